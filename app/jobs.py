@@ -1,7 +1,4 @@
-"""Work in a background thread: progress that pages poll, cancel, and an end when nobody watches any more.
-
-No Streamlit here: a thread has no session to draw into, so pages read `Job` and draw themselves.
-"""
+"""Work in a background thread: pages poll its progress and may cancel it, and it ends when nobody watches any more."""
 
 from __future__ import annotations
 
@@ -40,22 +37,14 @@ _jobs: weakref.WeakSet[Job] = weakref.WeakSet()
 
 
 class Job:
-    """One piece of work, watched by any number of browser sessions.
-
-    Attributes:
-        status: "running", "done", "cancelled", "failed", or "kept" until it is started.
-        message: what went wrong, as one sentence, where it failed; else what the work is doing.
-        progress: the latest `rose.Progress`, None before the first.
-        abandoned: whether it was cancelled because nobody watched it any more.
-        waited: seconds that it has waited for other work, see `holding`.
-    """
+    """One piece of work, watched by any number of browser sessions."""
 
     def __init__(self, work: Callable[[Job], None]) -> None:
         self.status: Status = "running"
-        self.message = "Starting"
-        self.progress: Progress | None = None
-        self.abandoned = False
-        self.waited = 0.0
+        self.message = "Starting"  # what the work is doing, or what went wrong, as one sentence
+        self.progress: Progress | None = None  # the latest
+        self.abandoned = False  # cancelled because nobody watched it any more
+        self.waited = 0.0  # seconds for other work, see `holding`
         self._work = work
         self._cancelled = threading.Event()
         self._watchers: dict[str, float] = {}
@@ -84,16 +73,14 @@ class Job:
     def may_stop(self, viewer: str) -> bool:
         """Whether a person may cancel it for all: who started it may, and others where nobody else has it open."""
         with self._lock:
-            now = time.monotonic()
-            looking = {_browser(watcher) for watcher, seen in self._watchers.items() if now - seen < ABANDONED_AFTER}
-        return self.is_by(viewer) or looking <= {_browser(viewer)}
+            return self.is_by(viewer) or self._browsers(ABANDONED_AFTER) <= {_browser(viewer)}
 
     def leave(self, viewer: str) -> bool:
         """A session cancels; the work stops unless another session is watching it too. Says whether it stops."""
         with self._lock:
             self._watchers.pop(viewer, None)
             # A page that was reloaded leaves its former self among the watchers; that must not outvote a cancel.
-            if not self._anybody(LOOKING):
+            if not self._browsers(LOOKING):
                 self.stop()
         return self.is_cancelled
 
@@ -101,6 +88,11 @@ class Job:
     def is_cancelled(self) -> bool:
         """Whether it stops, or has stopped, because somebody cancelled it."""
         return self._cancelled.is_set()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it ended early, or will: whoever joined a job that is being cancelled would see it end."""
+        return self.is_cancelled or self.status in ("failed", "cancelled")
 
     def tell(self, progress: Progress) -> None:
         """Progress callback for `rose`; stops the work by raising where it was cancelled or abandoned."""
@@ -123,7 +115,7 @@ class Job:
     def check(self) -> None:
         """Raises `Cancelled` where nobody wants the work any more."""
         with self._lock:
-            alone = not self._anybody(ABANDONED_AFTER) and time.monotonic() - self._started > ABANDONED_AFTER
+            alone = not self._browsers(ABANDONED_AFTER) and self.seconds > ABANDONED_AFTER
         if self._cancelled.is_set():
             raise Cancelled
         if alone:
@@ -137,9 +129,10 @@ class Job:
         """Blocks until the work has ended, or for `timeout` seconds."""
         self._thread.join(timeout)
 
-    def _anybody(self, within: float) -> bool:
+    def _browsers(self, within: float) -> set[str]:
+        """The browsers that asked in the last `within` seconds."""
         now = time.monotonic()
-        return any(now - seen < within for seen in self._watchers.values())
+        return {_browser(watcher) for watcher, asked in self._watchers.items() if now - asked < within}
 
     def _run(self) -> None:
         try:
@@ -168,16 +161,12 @@ def _told(problem: Exception) -> str:
 
 
 def is_busy() -> bool:
-    """Whether any work is at hand."""
     return any(job.status == "running" for job in list(_jobs))
 
 
 @atexit.register
 def stop_everything() -> None:
-    """Cancels all work and waits until it has stopped.
-
-    A thread that the end of the program finds inside torch brings the process down with SIGABRT.
-    """
+    """Cancels all work and waits for its end: a thread inside torch at the program's end brings SIGABRT."""
     jobs = list(_jobs)
     for job in jobs:
         job.stop()
@@ -195,12 +184,10 @@ def return_memory() -> None:
 
 def run_to_end(job: Job, describe: Callable[[], str]) -> None:
     """Runs a job without a page, printing its progress. Raises RoseError unless it finishes."""
-    viewer = "terminal"
-    job.watch(viewer)
     job.start()
     while job.status == "running":
+        job.watch("terminal")
         job.wait(LOOKING)
-        job.watch(viewer)
         print(describe(), flush=True)
     if job.status != "done":
         raise RoseError(job.message)
@@ -222,11 +209,9 @@ def holding(lock: threading.Lock, job: Job) -> Iterator[None]:
 
 
 class Run:
-    """Work in the background, and what it has found so far; a subclass does it in `_run`.
+    """Work in the background, and its results so far; a subclass does it in `_run`.
 
-    Attributes:
-        job: the thread; its message is the step at work.
-        fraction: share of the work done, 0 to 1.
+    `fraction` is the share of the work done, 0 to 1; the job's message is the step at work.
     """
 
     CANCEL = "Cancel"
@@ -234,7 +219,7 @@ class Run:
 
     def __init__(self) -> None:
         self.fraction = 0.0
-        self._folder: Path | None = None
+        self._folder: Path | None = None  # without one, nothing is lost with it but its numbers
         self._opened = contextlib.ExitStack()
         weakref.finalize(self, self._opened.close)
         self.job = Job(self._run)
@@ -264,10 +249,7 @@ class Run:
         self.job.check()
 
     def _follow(self, start: float = 0.0, end: float = 1.0) -> ProgressCallback:
-        """Progress callback of a step, which moves the fraction of the whole from `start` to `end`.
-
-        The time left includes the steps after this step.
-        """
+        """Progress callback of a step from the fraction `start` to `end`; the time left includes later steps."""
 
         def tell(progress: Progress) -> None:
             self.fraction, left = start + (end - start) * progress.fraction, progress.remaining
@@ -285,14 +267,8 @@ class Run:
     def _temporary(self) -> Path:
         """A folder, created on first use; it goes with this object, at the latest when the program ends."""
         if self._folder is None:
-            private = temporary_folder(Path(tempfile.gettempdir()), 0o700)
-            self._folder = self._opened.enter_context(private)
+            self._folder = self._opened.enter_context(temporary_folder(Path(tempfile.gettempdir()), 0o700))
         return self._folder
-
-    @property
-    def has_files(self) -> bool:
-        """Whether anything is lost with it but its numbers."""
-        return self._folder is not None
 
     def discard(self) -> None:
         self._opened.close()
@@ -300,11 +276,7 @@ class Run:
 
 
 class SerialRun(Run):
-    """Pieces of work one after another.
-
-    Attributes:
-        total, done: how many there are, and how many are finished.
-    """
+    """Pieces of work one after another: `done` of `total` are finished."""
 
     def __init__(self, pieces: Sequence[Callable[[], Any]]) -> None:
         super().__init__()

@@ -28,8 +28,7 @@ def read_modules() -> None:
 def accept_own_pages_only() -> None:
     """Lets only pages of the server's own address, port included, or of named addresses talk to it.
 
-    Streamlit (1.67) takes pages from every port of this machine, and of its addresses on other networks, for which it
-    asks a web service.
+    Streamlit (1.67) takes pages of every port of this machine, and asks a web service for its other addresses.
     """
     from streamlit.web.server import server_util
     from streamlit.web.server.starlette import starlette_websocket

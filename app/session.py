@@ -20,7 +20,7 @@ import rose
 from app import shared, words
 from app.jobs import Job, Run
 from app.runs.copies import CopyRun, Tuning
-from app.runs.damage import DamageRequest, DamageRun
+from app.runs.damage import DamageRequest
 from app.runs.kept_copies import FileRun
 from app.runs.pruning import PruneRequest, PruningRun
 from app.study.setup import Setup
@@ -52,7 +52,7 @@ def follow(job: Job, tell: Callable[[], str]) -> None:
 
 
 def follow_run(run: Run, label: str) -> None:
-    """As `follow`; `what` it is begins with the name of an icon."""
+    """As `follow`; `label` begins with the name of an icon."""
     follow(run.job, lambda: f":material/{label}, {100 * run.fraction:.0f}\u202f% done")
 
 
@@ -63,6 +63,10 @@ def start_run(slot: str, run: Run, label: str) -> None:
         leave(earlier.job)
         earlier.discard()
     st.session_state[slot] = run
+    _begin(run, label)
+
+
+def _begin(run: Run, label: str) -> None:
     follow_run(run, label)
     run.job.start()
 
@@ -79,8 +83,7 @@ def leave(job: Job) -> bool:
 
 
 def begin() -> None:
-    """Loads plugins, and reads the URL when a session starts, or a layer from it when the browser went back; call it
-    first on every run."""
+    """Comes first on every run: loads plugins, and reads the URL of a new session, or its layer if it has changed."""
     shared.set_imports_apart()
     shared.seen()
     try:
@@ -94,8 +97,8 @@ def begin() -> None:
         _read_link(texts)
     elif there and there != st.session_state.get("published_layer", there):
         choose_layer(there)  # the browser's Back and Forward: a URL other than the one last written
-    elif not there and _went_back():
-        st.session_state.chosen_layer = None  # as before one was chosen
+    elif not there and (context := get_script_run_ctx()) is not None and context.is_history_navigation:
+        st.session_state.chosen_layer = None  # the browser went back to before one was chosen
 
 
 def _read_link(texts: dict[str, str]) -> None:
@@ -104,8 +107,9 @@ def _read_link(texts: dict[str, str]) -> None:
     st.session_state.setup, problems = Setup.read(texts)
     st.session_state.draft, further = Setup.read(edits, st.session_state.setup)
     st.session_state.chosen_layer = st.session_state.linked_layer = texts.get("layer")
-    st.session_state.pruning = texts.get("run") or _latest_own()
-    st.session_state.own_pruning = None
+    # Without a run in the link, the latest that this browser has started: its results are in front after a reload.
+    own = (name for name, run in reversed(list(shared.prunings().items())) if run.job.is_by(viewer()))
+    st.session_state.pruning, st.session_state.own_pruning = texts.get("run") or next(own, None), None
     text = texts.get("threshold", str(THRESHOLD))
     try:
         read = float(text)
@@ -115,24 +119,13 @@ def _read_link(texts: dict[str, str]) -> None:
         problems.append(f"The link has threshold={text!r}, which is not a number.")
         read = THRESHOLD
     st.session_state.chosen_threshold = min(1.0, max(0.0, read))
-    name, run = st.session_state.pruning, _pruning("pruning")
+    name, run = st.session_state.pruning, pruning()
     if name is not None and run is None:
         problems.append(f"This server no longer has the run {name!r} of the link.")
         st.session_state.pruning = None
     elif run is not None and run.job.is_by(viewer()):
         st.session_state.own_pruning = name  # the page was reloaded
     st.session_state.link_problem = " ".join([*problems, *further])
-
-
-def _latest_own() -> str | None:
-    """The latest run that this browser has started, so that its results are in front after a reload without a link."""
-    return next((name for name, run in reversed(list(shared.prunings().items())) if run.job.is_by(viewer())), None)
-
-
-def _went_back() -> bool:
-    """Whether this run was asked for by the browser's Back or Forward."""
-    context = get_script_run_ctx()
-    return context is not None and context.is_history_navigation
 
 
 def publish() -> None:
@@ -160,7 +153,7 @@ def edits() -> dict[str, str]:
         draft().check()
     except rose.RoseError:
         return {}
-    return draft().changes(setup())
+    return draft().to_texts(setup())
 
 
 def setup() -> Setup:
@@ -170,7 +163,8 @@ def setup() -> Setup:
 def choose_setup(chosen: Setup) -> None:
     """Looks at another set-up; its study is started by `start`."""
     st.session_state.setup = st.session_state.draft = chosen
-    st.session_state.recent = [chosen, *(other for other in recent_setups() if other != chosen)][:RECENT]
+    recent = st.session_state.get("recent", [])
+    st.session_state.recent = [chosen, *(other for other in recent if other != chosen)][:RECENT]
 
 
 def draft() -> Setup:
@@ -179,10 +173,7 @@ def draft() -> Setup:
 
 
 def use_draft() -> None:
-    """Looks at the edited set-up without measuring its layers: pruning a model needs none measured.
-
-    A study that is being measured goes on; the start page offers it among the recent ones.
-    """
+    """Looks at the edited set-up without measuring its layers: pruning needs none. A study at work goes on."""
     former, edited = study(), draft()
     if former is not None:
         choose_setup(former.setup)  # among the recent ones
@@ -218,42 +209,27 @@ def start(*, go_on: bool = False) -> None:
     shared.start(setup(), viewer(), go_on=go_on)
 
 
-def recent_setups() -> list[Setup]:
-    return st.session_state.get("recent", [])
-
-
 def study() -> Study | None:
     """The study of the current set-up, running, finished by any session, or kept on disk; None without one."""
     return shared.find(setup())
 
 
 def sees_at_work(run: Run | None) -> bool:
-    """Whether a run, or the tuning of its copies, goes on; `ended_meanwhile` remembers what a page was told."""
+    """Whether a run, or the tuning of its copies, goes on; the app's `main` draws the page again once it has ended."""
     both = (run, getattr(run, "tuning", None))
     seen = [work for work in both if work is not None and work.job.status == "running"]
     st.session_state.setdefault("seen_at_work", []).extend(seen)
     return bool(seen)
 
 
-def ended_meanwhile() -> bool:
-    """Whether a run that was drawn as at work has ended since: nothing would ever enable the page's buttons again."""
-    return any(run.job.status != "running" for run in st.session_state.pop("seen_at_work", []))
-
-
-def pruning() -> PruningRun | None:
-    """The pruning run that this session started or its link names; the server keeps it."""
-    run = _pruning("pruning")
-    if run is not None and run.job.status == "running":
-        follow_run(run, PRUNING)  # after a reload, or a link
-    if run is not None and run.tuning is not None and run.is_tuning:
-        follow_run(run.tuning, TUNING)
-    if run is not None and run.file is not None and run.file.job.status == "running":
-        follow_run(run.file, WRITING)
+def pruning(slot: str = "pruning") -> PruningRun | None:
+    """The server's pruning run that the page shows, or, in the slot "own_pruning", that this session started."""
+    run = shared.prunings().get(st.session_state.get(slot) or "")
+    if run is not None:  # after a reload, or a link, it is not followed yet
+        for work, label in ((run, PRUNING), (run.tuning, TUNING), (run.file, WRITING)):
+            if work is not None and work.job.status == "running":
+                follow_run(work, label)
     return run
-
-
-def _pruning(key: str) -> PruningRun | None:
-    return shared.prunings().get(st.session_state.get(key) or "")
 
 
 def follow_pruning(name: str) -> None:
@@ -262,25 +238,21 @@ def follow_pruning(name: str) -> None:
     st.session_state.link_problem = ""
 
 
-def own_pruning() -> PruningRun | None:
-    return _pruning("own_pruning")
-
-
 def start_pruning(request: PruneRequest) -> None:
     """Prunes copies of the current set-up's model; its own earlier run is stopped, and its temporary files go."""
-    earlier = own_pruning()
+    earlier = pruning("own_pruning")
     if earlier is not None and (leave(earlier.job) or earlier.job.status != "running"):
         earlier.discard()
-    run = new_pruning(setup(), request)
+    chosen = setup()
+    run = PruningRun(chosen, request, lambda: shared.load(chosen.model, chosen.dtype), shared.reports().append)
     name = st.session_state.own_pruning = shared.keep_pruning(run)
     follow_pruning(name)
-    follow_run(run, PRUNING)
-    run.job.start()
+    _begin(run, PRUNING)
 
 
 def start_tuning(run: CopyRun, name: str, minutes: float) -> None:
     """Tunes a kept copy of a finished run, unless a session tunes a copy of it already."""
-    with shared.start_lock():
+    with shared.start_lock:
         if run.is_tuning:
             return
         try:
@@ -289,33 +261,19 @@ def start_tuning(run: CopyRun, name: str, minutes: float) -> None:
             st.toast(words.plain(problem), icon=":material/warning:")
             return
         run.tuning = tuning
-    follow_run(tuning, TUNING)
-    tuning.job.start()
+    _begin(tuning, TUNING)
 
 
 def start_file(run: PruningRun, folder: Path, form: str) -> None:
-    """Writes the checkpoint of a kept copy in another form, see `FileRun`; the earlier file of this run goes.
-
-    One file at a time, over all sessions.
-    """
-    with shared.start_lock():
+    """Writes the checkpoint of a kept copy in another form, one at a time; the run's earlier file goes."""
+    with shared.start_lock:
         earlier = run.file
         if earlier is not None and earlier.job.status == "running":
             return
         run.file = file = FileRun(folder, form)
     if earlier is not None:
         earlier.discard()
-    follow_run(file, WRITING)
-    file.job.start()
-
-
-def new_pruning(chosen: Setup, request: PruneRequest) -> PruningRun:
-    return PruningRun(chosen, request, lambda: shared.load(chosen.model, chosen.dtype), shared.publish)
-
-
-def damage(request: DamageRequest) -> DamageRun | None:
-    """The measurement of damage with the current set-up that some session has started, or None."""
-    return shared.damages().get(shared.damage_key(setup(), request))
+    _begin(file, WRITING)
 
 
 def start_damage(request: DamageRequest) -> None:
@@ -328,9 +286,9 @@ def layer() -> str | None:
 
 
 def choose_layer(name: str, *, by_default: bool = False) -> None:
-    """Chooses a layer for all pages. Inside a callback, or before the sidebar is drawn, or followed by a rerun.
+    """Chooses a layer for all pages: in a callback, before the sidebar is drawn, or before a rerun.
 
-    One that is chosen `by_default` may be replaced once more has been measured; to choose it again changes nothing.
+    A layer chosen `by_default` may be replaced once more has been measured; to choose it again changes nothing.
     """
     if not by_default:
         st.session_state.link_problem = ""  # has been read

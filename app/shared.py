@@ -8,14 +8,14 @@ import uuid
 import weakref
 from collections import deque
 from collections.abc import Callable, Hashable
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import streamlit as st
 from torch import nn
 
 import rose
-from app.jobs import Job, Run, is_busy, return_memory
+from app.jobs import Run, is_busy, return_memory
 from app.runs.checked import CheckpointRun, CheckRequest
 from app.runs.damage import DamageRequest, DamageRun
 from app.runs.diffusion import DenseModel
@@ -37,6 +37,17 @@ KEPT_REPORTS = 40
 ASKED_ON_START = "; the page Start has a button that asks the Hub for it"
 R = TypeVar("R", bound=Run)
 K = TypeVar("K", bound=Hashable)
+DamageKey = tuple[Setup, DamageRequest, tuple[str | None, ...]]
+CheckKey = tuple[CheckRequest, tuple[str | None, ...]]
+
+# What sessions have started, the latest at the end: one object for all of them.
+studies: Callable[[], dict[Setup, Study]] = cache(dict)
+prunings: Callable[[], dict[str, PruningRun]] = cache(dict)  # by the name that links use
+damages: Callable[[], dict[DamageKey, DamageRun]] = cache(dict)
+checks: Callable[[], dict[CheckKey, CheckpointRun]] = cache(dict)
+reports: Callable[[], deque[rose.RunReport]] = cache(partial(deque, maxlen=KEPT_REPORTS))  # of pruned copies
+start_lock = threading.Lock()  # held while it is decided whether work begins: two sessions may ask at one moment
+_calibrations: weakref.WeakValueDictionary[tuple, Calibration] = weakref.WeakValueDictionary()  # studies hold them
 
 
 @st.cache_resource(max_entries=KEPT_MODELS, show_spinner=False)
@@ -56,25 +67,6 @@ def load(name: str, dtype: str, *, stream: bool = False) -> LoadedModel:
     return loaded
 
 
-@st.cache_resource(show_spinner=False)
-def _calibrations() -> weakref.WeakValueDictionary[tuple, Calibration]:
-    return weakref.WeakValueDictionary()  # studies hold them: an unused calibration is gone
-
-
-def _calibration(key: tuple, files: disk.Files) -> Calibration:
-    """The calibration of these files; studies of earlier files keep their own calibration."""
-    calibration = _calibrations().get(key)
-    if calibration is None or calibration.files not in (None, files):
-        calibration = _calibrations()[key] = Calibration()
-    return calibration
-
-
-@st.cache_resource(show_spinner=False)
-def studies() -> dict[Setup, Study]:
-    """Every study that somebody started, the one started or joined last at the end."""
-    return {}
-
-
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _skeleton(name: str, identity: str | None) -> nn.Module:
     return load_skeleton(name, offline=True)
@@ -92,20 +84,16 @@ def skeleton(name: str) -> nn.Module:
     return _skeleton(name, identity)
 
 
-@st.cache_resource(show_spinner=False)
-def start_lock() -> threading.Lock:
-    """To be held while it is decided whether work begins: two sessions may ask for it at one moment."""
-    return threading.Lock()
-
-
 def is_outdated(finished: Study) -> bool:
     """Whether the files of its model or text have been replaced since it was begun."""
     return finished.job.status in ("done", "kept") and finished.files != disk.files_of(finished.setup)
 
 
 def _new(chosen: Setup) -> Study:
-    files = disk.files_of(chosen)
-    calibration = _calibration(chosen.calibration_key, files)
+    files, key = disk.files_of(chosen), chosen.calibration_key
+    calibration = _calibrations.get(key)
+    if calibration is None or calibration.files not in (None, files):  # studies of earlier files keep theirs
+        calibration = _calibrations[key] = Calibration()
     return Study(chosen, lambda: load(chosen.model, chosen.dtype, stream=chosen.stream), calibration, files)
 
 
@@ -113,7 +101,7 @@ def find(chosen: Setup) -> Study | None:
     """This set-up's study, running or finished by any session; else what is on disk of it; else None."""
     measured = studies()
     if chosen not in measured and disk.recall(chosen, disk.files_of(chosen)) is not None:
-        with start_lock():
+        with start_lock:
             restored = _new(chosen)
             if chosen not in measured and restored.restore():
                 measured[chosen] = restored
@@ -137,13 +125,7 @@ def let_go_when_idle(
     wait: Callable[[float], Any] = time.sleep,
     goes_on: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Gives memory back whenever nobody has asked for a page for `after` seconds and nothing runs.
-
-    Args:
-        clock: tells the time of `seen`, in seconds.
-        wait: waits for this many seconds.
-        goes_on: whether to look once more.
-    """
+    """Gives memory back whenever nothing runs and nobody has asked for a page for `after` seconds."""
     given_back = -math.inf
     while goes_on():
         wait(min(after, 30.0))
@@ -153,11 +135,11 @@ def let_go_when_idle(
 
 
 def let_go() -> None:
-    """Drops the models, and the studies that come back from disk, or that ended early, when somebody looks again.
+    """Drops the models, and the studies that ended early or come back from disk when somebody looks again.
 
-    A page that is open in a browser may hold such a study; it keeps the numbers that it shows. See `components.live`.
+    An open page may hold such a study; it keeps its numbers. See `components.live`.
     """
-    with start_lock():
+    with start_lock:
         for chosen, study in list(studies().items()):
             is_kept = study.job.status == "done" and disk.recall(chosen, disk.files_of(chosen)) is not None
             if is_kept or study.job.status in ("failed", "cancelled"):
@@ -165,23 +147,17 @@ def let_go() -> None:
                 study.let_go()
     _times_let_go[0] += 1
     _loaded_model.clear()
-    # The first session was there when imports were frozen: what it has left is no garbage before they are thawed.
-    gc.unfreeze()
+    gc.unfreeze()  # what the first session, there when imports were frozen, has left is garbage only now
     return_memory()
     gc.freeze()
 
 
-def _is_over(job: Job) -> bool:
-    """Whether it ended early, or will: whoever joined a job that is being cancelled would see it end."""
-    return job.is_cancelled or job.status in ("failed", "cancelled")
-
-
 def start(chosen: Setup, viewer: str, *, go_on: bool = False) -> None:
     """Starts this set-up's study for a session, or joins a running or finished study; see `Study.go_on`."""
-    with start_lock():
+    with start_lock:
         running = studies()
         current = running.pop(chosen, None)
-        if current is None or _is_over(current.job) or is_outdated(current):
+        if current is None or current.job.is_over or is_outdated(current):
             current, fresh = _new(chosen), True
         else:
             fresh = current.job.status == "kept"
@@ -194,54 +170,34 @@ def start(chosen: Setup, viewer: str, *, go_on: bool = False) -> None:
 
 
 def _forget(studies: dict[Setup, Study]) -> None:
-    """Drops the studies that were started longest ago: each holds a model and the statistics of all its layers.
-
-    A dropped study is on the disk and is read again when a page needs it.
-    """
+    """Drops the oldest studies, which hold a model and statistics; they are read from disk when a page needs them."""
     newest: list[Study] = []
     for study in reversed(list(studies.values())):
         if study.job.status == "kept":
             continue  # it holds neither
         models = {(recent.setup.model, recent.setup.dtype, recent.files.model) for recent in [*newest, study]}
-        large = newest and held_by([*newest[1:], study]) > OLDER_BYTES
-        if study.job.status != "running" and (len(newest) >= KEPT_STUDIES or len(models) > KEPT_MODELS or large):
+        is_large = newest and held_by([*newest[1:], study]) > OLDER_BYTES
+        if study.job.status != "running" and (len(newest) >= KEPT_STUDIES or len(models) > KEPT_MODELS or is_large):
             del studies[study.setup]
         else:
             newest.append(study)
 
 
-@st.cache_resource(show_spinner=False)
-def prunings() -> dict[str, PruningRun]:
-    """The pruning runs by the name that links use, the latest last."""
-    return {}
-
-
 def keep_pruning(run: PruningRun) -> str:
     """Keeps a run where all sessions find it, and drops those that ended longest ago; returns its name."""
     runs, name = prunings(), uuid.uuid4().hex[:8]
-    with start_lock():  # none may be tuned from now on that is dropped
+    with start_lock:  # none may be tuned from now on that is dropped
         runs[name] = run
-        dropped = _drop_ended(runs, KEPT_RUNS)
-    for run_dropped in dropped:
-        run_dropped.discard()
+        _drop_ended(runs, KEPT_RUNS)
     return name
 
 
-def _drop_ended(runs: dict[Any, R], limit: int) -> list[R]:
-    """Drops and returns runs beyond `limit`: runs without files first, then the oldest."""
-    ended = [(run.has_files, key) for key, run in list(runs.items()) if not run.is_at_work]
+def _drop_ended(runs: dict[Any, R], limit: int) -> None:
+    """Drops runs beyond `limit`: runs without files first, then the oldest."""
+    ended = [(run._folder is not None, key) for key, run in list(runs.items()) if not run.is_at_work]
     ended.sort(key=lambda entry: entry[0])
-    dropped = [runs.pop(key, None) for _, key in ended[: max(0, len(runs) - limit)]]
-    return [run for run in dropped if run is not None]  # another session may have dropped it
-
-
-DamageKey = tuple[Setup, DamageRequest, tuple[str | None, ...]]
-
-
-@st.cache_resource(show_spinner=False)
-def damages() -> dict[DamageKey, DamageRun]:
-    """Every measurement of damage that somebody started, the latest at the end; see `damage_key`."""
-    return {}
+    for _, key in ended[: max(0, len(runs) - limit)]:
+        runs.pop(key).discard()
 
 
 def damage_key(chosen: Setup, request: DamageRequest) -> DamageKey:
@@ -253,32 +209,22 @@ def start_damage(chosen: Setup, request: DamageRequest, viewer: str) -> DamageRu
     """Starts a measurement for a session, joins a running or finished one, or continues a stopped measurement."""
 
     def make(earlier: DamageRun | None) -> DamageRun:
-        records = () if earlier is None else earlier.records
-        return DamageRun(chosen, request, lambda: load(chosen.model, chosen.dtype), records)
+        return DamageRun(chosen, request, partial(load, chosen.model, chosen.dtype), earlier.records if earlier else ())
 
     return _join(damages(), damage_key(chosen, request), make, viewer, KEPT_DAMAGES)
 
 
 def _join(runs: dict[K, R], key: K, make: Callable[[R | None], R], viewer: str, limit: int) -> R:
     """Starts a run for a session, or joins a running or finished run; `make` gets a run that ended early."""
-    with start_lock():
+    with start_lock:
         current = runs.pop(key, None)
-        if current is None or _is_over(current.job):
+        if current is None or current.job.is_over:
             current = make(current)
             current.job.watch(viewer)
             current.job.start()
         runs[key] = current
         _drop_ended(runs, limit)
     return current
-
-
-CheckKey = tuple[CheckRequest, tuple[str | None, ...]]
-
-
-@st.cache_resource(show_spinner=False)
-def checks() -> dict[CheckKey, CheckpointRun]:
-    """Every check of a checkpoint that somebody started, the latest at the end; see `check_key`."""
-    return {}
 
 
 def check_key(request: CheckRequest) -> CheckKey:
@@ -289,30 +235,15 @@ def check_key(request: CheckRequest) -> CheckKey:
 def start_check(request: CheckRequest, viewer: str) -> CheckpointRun:
     """Checks a checkpoint for a session, or joins who does, or did."""
     setup = request.setup
-
-    def make(_earlier: CheckpointRun | None) -> CheckpointRun:
-        return CheckpointRun(request, lambda: load(setup.model, setup.dtype, stream=setup.stream))
-
-    return _join(checks(), check_key(request), make, viewer, KEPT_CHECKS)
-
-
-@st.cache_resource(show_spinner=False)
-def reports() -> deque[rose.RunReport]:
-    """Copies pruned on this server, the latest last."""
-    return deque(maxlen=KEPT_REPORTS)
-
-
-def publish(report: rose.RunReport) -> None:
-    """Lets every session see the report of a copy that is finished; called by the thread that pruned it."""
-    reports().append(report)
+    load_dense = partial(load, setup.model, setup.dtype, stream=setup.stream)
+    return _join(checks(), check_key(request), lambda _: CheckpointRun(request, load_dense), viewer, KEPT_CHECKS)
 
 
 @cache
 def set_imports_apart() -> None:
     """Takes the 400 000 objects of torch and transformers out of garbage collection, once per process.
 
-    A collection that looks at them takes 0.3 s in which no other thread runs. Without them it takes milliseconds, and
-    comes often enough to clear away what an ended session has left.
+    A collection that looks at them stops all threads for 0.3 s; without them it takes milliseconds, and comes often.
     """
     gc.collect()
     gc.freeze()

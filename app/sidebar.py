@@ -1,6 +1,7 @@
 """Beside every page: the current set-up, the run in progress, and where it counts the chosen layer and the sparsity."""
 
 from dataclasses import replace
+from typing import Any
 
 import streamlit as st
 
@@ -32,7 +33,9 @@ def draw(page: str) -> None:
             return
         if study.layer_names:
             _follow_layer(study)
-            if chooses or (page == "prune" and _races()):
+            # The page Prune shows the race of solvers on the chosen layer.
+            view = st.session_state.get("prune_view", st.query_params.get("prune_view"))
+            if chooses or (page == "prune" and view == race_of_solvers.TITLE):
                 _choose_layer(study)
         if chooses:
             _choose_sparsity(study)
@@ -43,20 +46,13 @@ def draw(page: str) -> None:
             _status(study)
 
 
-def _races() -> bool:
-    """Whether the page Prune shows the race of solvers, which is run on the chosen layer."""
-    return st.session_state.get("prune_view", st.query_params.get("prune_view")) == race_of_solvers.TITLE
-
-
 def _setup(setup: Setup, *, is_measured: bool, with_sparsity: bool) -> None:
     model, sparsity = f"**{words.plain(setup.model)}**", f", sparsity {setup.sparsity}" if with_sparsity else ""
     text = words.plain(words.text_name(setup.text))
-    summary = (
-        f"{model}, {text}, {setup.samples} × {setup.length} tokens, seed {setup.seed}{sparsity}, "
-        f"block size {setup.block_size}"
-    )
+    summary = f"{model}, {text}, {setup.samples} × {setup.length} tokens, seed {setup.seed}{sparsity}"
+    unmeasured = f"The layers of {model} are not measured with the chosen set-up."
     with st.container(gap=None):
-        st.caption(summary if is_measured else f"The layers of {model} are not measured with the chosen set-up.")
+        st.caption(f"{summary}, block size {setup.block_size}" if is_measured else unmeasured)
         st.page_link(components.START_PAGE, label="Change", icon=":material/tune:", help="Leads to the page Start.")
 
 
@@ -107,15 +103,9 @@ def _choose_sparsity(study: Study) -> None:
     )
     if not study.calibration.complete:
         study_form.say_hub(other)
-    st.button(
-        f"Measure at {words.plain(sparsity)}",
-        icon=":material/play_arrow:",
-        key="measure-sparsity",
-        on_click=_measure,
-        args=(other,),
-        disabled=not estimate.fits,
-        width="stretch",
-    )
+    begin: dict[str, Any] = {"on_click": _measure, "args": (other,), "disabled": not estimate.fits}
+    look: dict[str, Any] = {"icon": ":material/play_arrow:", "width": "stretch"}
+    st.button(f"Measure at {words.plain(sparsity)}", key="measure-sparsity", **begin, **look)
 
 
 def _ask_sparsity() -> None:
@@ -152,9 +142,8 @@ def _status(study: Study) -> None:
         layers = words.sentence(words.count(len(study.expected), "layer"))
         st.caption(f":material/check_circle: {layers} measured")
         if shared.is_outdated(study):
-            st.warning(
-                "Its files have changed since: measure the layers again on the start page.", icon=":material/update:"
-            )
+            changed = "Its files have changed since: measure the layers again on the start page."
+            components.warning(changed, ":material/update:")
     if study.job.status == "running":
         with st.container(key="sidebar-progress"):
             components.while_running(study.job, lambda: components.study_status(study, "study"))

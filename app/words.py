@@ -35,10 +35,7 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def because(plan: OrderPlan, outlier: Outlier | None) -> str:
-    """Why a layer is columnar, or why not, from its plan and the block that stands out; without a full stop.
-
-    "Columnar because block 4 (head 8) loses 25 % of block 0's loss: its inputs are weak".
-    """
+    """Why a layer is columnar, or why not, by its plan and the block that stands out; without a full stop."""
     if outlier is None:
         return "Not columnar: it is a single block" if len(plan.block_width) < 2 else "Not columnar: no block loses"
     numbers = [str(head) for head in outlier.heads]
@@ -118,9 +115,5 @@ def short_layer(layer: str) -> str:
 
 
 def unused(name: str, used: Container[str]) -> str:
-    free = name
-    for again in itertools.count(2):
-        if free not in used:
-            break
-        free = f"{name}, run {again}"
-    return free
+    names = itertools.chain([name], (f"{name}, run {again}" for again in itertools.count(2)))
+    return next(free for free in names if free not in used)

@@ -2,11 +2,10 @@
 
 # ruff: noqa: F401  pages name all of them `components.…`
 from app.components.choices import URL, choose, edited_setup, keep_choice, pick_layer, pick_row, section, select_layer
-from app.components.figure import SHARE, as_html, continued, in_percent, look, look_over, show, table
+from app.components.figure import SHARE, continued, follow_theme, in_percent, look, look_over, recipe, show, table
 from app.components.needs import (
     START_PAGE,
     begin_restored,
-    can_have_inputs,
     example,
     left_out,
     require_layer,
@@ -16,19 +15,18 @@ from app.components.needs import (
     wait_for,
     while_measured,
 )
-from app.components.recipe import recipe
-from app.components.said import cautions, error, info, success, warning
-from app.components.theme import follow_theme
 from app.components.work import (
     UNASKED,
+    cautions,
     ended,
+    error,
     finished,
-    follow,
-    how_far,
+    info,
     job_status,
     lasting,
     live,
     may_begin,
-    progress,
+    success,
+    warning,
     while_running,
 )

@@ -6,7 +6,7 @@ from typing import Any, Final
 import streamlit as st
 
 from app import session, words
-from app.components.said import info
+from app.components.work import info
 from app.study.setup import FIELDS, NUMBERS
 
 URL: Final = "query-params"  # a widget bound to it keeps its choice in the URL
@@ -15,7 +15,7 @@ URL: Final = "query-params"  # a widget bound to it keeps its choice in the URL
 def choose(label: str, options: Mapping[Any, str], key: str, **widget: Any) -> Any:
     """One of a few, as buttons in a row; the choice is in the URL.
 
-    `options`: what the code knows -> what people read, which is also what the URL carries; the first is the default.
+    `options`: value -> text on screen and in the URL; the first is the default.
     """
     return st.segmented_control(
         label,
@@ -64,21 +64,15 @@ def edited_setup() -> None:
     changes = ", ".join(f"{labels.get(name, words.sentence(name))} {value}" for name, value in edits.items())
     with st.container(horizontal=True, vertical_alignment="center", key="edited-setup"):
         info(f"Edited on the start page, and not in use yet: {changes}.", icon=":material/edit:", width="stretch")
-        st.button(
-            "Use it here",
-            icon=":material/check:",
-            on_click=session.use_draft,
-            key="use-draft",
-            help="Without measuring layers. Pages about layers stay empty until they are measured on the start page.",
-        )
+        help = "Without measuring layers. Pages about layers stay empty until they are measured on the start page."
+        st.button("Use it here", icon=":material/check:", on_click=session.use_draft, key="use-draft", help=help)
 
 
 def keep_choice(key: str, offered: Mapping[str, Any]) -> list[str]:
-    """Lets a widget's choice, of one name or of several, follow what it names when names change; returns former names.
+    """Lets a widget's choice, of one name or several, follow renamed objects, and drops what is not offered any more.
 
-    Names change when runs arrive that would have the same ones. What is not offered any more is not chosen either.
-    Call it before the widget. What has been offered before under another name is one object, or an equal tuple; the
-    names returned are those that it has now.
+    Call it before the widget. Names change when runs arrive that would have the same ones. Returns the present names of
+    what was offered before: the same object, or an equal tuple.
     """
     state = st.session_state
     before, chosen = state.get(f"{key}-offered", {}), state.get(key)

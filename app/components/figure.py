@@ -1,10 +1,11 @@
-"""A figure with its computed caption and its downloads, tables, and the report of finished runs."""
+"""Figures with their computed captions and downloads, small tables, and recipes."""
 
 import html
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,29 +14,11 @@ import streamlit as st
 from app import session, words
 from app.figures import style
 from app.figures.style import Drawing
+from rose.recipe import Recipe
 from rose.rows import csv_text, json_rows
 
-# Presses the camera of the figure that a button names, after telling it the format: Plotly itself is out of reach here.
-PICTURES = """<script>
-if (!window.rosePictures) {
-  window.rosePictures = true;
-  document.addEventListener("click", (event) => {
-    const button = event.target.closest("button.picture");
-    if (!button) return;
-    const figure = document.querySelector(`.st-key-${button.dataset.figure} .js-plotly-plot`);
-    const camera = figure && figure.querySelector('.modebar-btn[data-title^="Download plot"]');
-    if (!camera) return;
-    const options = figure._context.toImageButtonOptions, usual = options.format;
-    options.format = button.dataset.format;
-    camera.dispatchEvent(new MouseEvent("click"));  // it does not bubble, so it closes no menu
-    setTimeout(() => { options.format = usual; }, 0);
-  });
-  // Plotly saves by a link in the page, which it presses: no press outside the menu, which stays open.
-  document.body.addEventListener("click", (event) => {
-    if (!event.isTrusted && event.target.matches("a[download]")) event.stopPropagation();
-  });
-}
-</script>"""
+REDRAW, STEP_BY_KEY = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("theme.js", "steps.js"))
+_redraw = st.components.v2.component("redraw_in_another_theme", js=REDRAW, isolate_styles=False)
 SHARE = "%.1f\u202f%%"  # of a column of a table, in per cent
 SVG = {"displaylogo": False, "toImageButtonOptions": {"format": "svg"}}  # of the figure as an HTML file
 
@@ -60,8 +43,7 @@ def show(
 ) -> None:
     """A figure with its computed caption and its downloads.
 
-    `on_select` is called with the key for clicks on marks. `fill` lets it grow on a large screen: pixels above and
-    below it, and the most that it may have, as a length of CSS.
+    Clicks on marks call `on_select` with the key. `fill` lets it grow: pixels above and below it, and its limit.
     """
     figure = style.untitled(drawing.figure)
     layout = figure.layout
@@ -103,19 +85,17 @@ def show(
 
 def downloads(drawing: Drawing, key: str) -> None:
     """The figure and its data as files, which work without a network; PNG and SVG are drawn by the browser."""
-    table = drawing.data
+    table, script = drawing.data, STEP_BY_KEY if drawing.figure.frames else None
+    page = drawing.figure.to_html(include_plotlyjs=True, config=SVG, auto_play=False, post_script=script)
     files = {
         "Table, CSV": ("csv", csv_text(table)),
         "Table, JSON": ("json", json.dumps(json_rows(table), indent=1)),
-        "Figure, HTML": ("html", as_html(drawing)),
+        "Figure, HTML": ("html", page),
     }
     for label, (kind, content) in files.items():
         st.download_button(label, content, f"{key}.{kind}", on_click="ignore", key=f"{key}-{kind}")
-    buttons = "".join(
-        f'<button class="picture" data-figure="{key}" data-format="{form}">Figure, {form.upper()}</button>'
-        for form in ("png", "svg")
-    )
-    st.html(buttons + PICTURES, unsafe_allow_javascript=True)
+    pressed = '<button class="picture" data-figure="{}" data-format="{}">Figure, {}</button>'  # see `page.js`
+    st.html("".join(pressed.format(key, form, form.upper()) for form in ("png", "svg")))
 
 
 def in_percent(table: pd.DataFrame, shares: Sequence[str]) -> pd.DataFrame:
@@ -154,22 +134,17 @@ def continued(name: str, summary: Mapping[str, Any]) -> None:
     st.code(summary.get("continuation") or "(nothing: the text ended)", language=None, wrap_lines=True)
 
 
-# Arrows step through the frames of an animation in its HTML file; Plotly itself only plays them.
-STEP_BY_KEY = """
-const plot = document.getElementById("{plot_id}"), frames = plot._transitionData._frames.map((one) => one.name);
-const now = {mode: "immediate", frame: {duration: 0, redraw: true}, transition: {duration: 0}};
-let at = 0;
-plot.on("plotly_animatingframe", (event) => { at = frames.indexOf(event.name); });
-document.addEventListener("keydown", (event) => {
-  const by = {ArrowRight: 1, ArrowLeft: -1}[event.key];
-  if (!by) return;
-  at = Math.min(Math.max(at + by, 0), frames.length - 1);
-  Plotly.animate(plot, [frames[at]], now);
-});
-"""
+def follow_theme() -> None:
+    """Asks for another run where the page is shown in another theme: figures have their colours from the server."""
+    _redraw(key="theme", data={"drawn": session.theme()}, on_changed_change=lambda: None)
 
 
-def as_html(drawing: Drawing) -> str:
-    """The figure as one file that needs no network; an animation in it plays, and arrow keys step through it."""
-    script = STEP_BY_KEY if drawing.figure.frames else None
-    return drawing.figure.to_html(include_plotlyjs=True, config=SVG, auto_play=False, post_script=script)
+def recipe(steps: Recipe, name: str) -> None:
+    """A recipe as text and as a file, with the command that runs it."""
+    st.code(str(steps), language="yaml")
+    st.download_button("Download", str(steps), f"{name}.yaml", icon=":material/download:", key=f"recipe-of-{name}")
+    st.caption(
+        f"`rose run {name}.yaml output=FOLDER` does this again; in Python, "
+        f'`rose.Recipe.read("{name}.yaml", "output=FOLDER").run()`. On the same machine the weights are the same to '
+        "the bit."
+    )

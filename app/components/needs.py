@@ -5,8 +5,7 @@ from collections.abc import Callable
 import streamlit as st
 
 from app import session
-from app.components.said import error, info, warning
-from app.components.work import job_status, live, while_running
+from app.components.work import error, info, job_status, live, warning, while_running
 from app.jobs import Job
 from app.runs import example as packaged
 from app.study.preflight import asked_of_hub
@@ -56,16 +55,8 @@ def example(subject: str, of: str = "") -> None:
 def begin_restored(study: Study) -> None:
     """Collects the input statistics that a study from disk lacks, for pages that need more than its numbers.
 
-    Where that was cancelled, or has failed, it ends the page and offers to try again.
-    """
-    if not can_have_inputs(study):
-        st.stop()
-
-
-def can_have_inputs(study: Study) -> bool:
-    """Begins to collect inputs as `begin_restored`; Says why, and returns False, where that ended early.
-
-    Where it ended because nobody watched, it begins anew. What the Hub would be asked for waits for a click.
+    Where that was cancelled, or has failed, it ends the page and offers to try again; where nobody watched, it begins
+    anew. What the Hub would be asked for waits for a click.
     """
     hub_names = asked_of_hub(study.setup)
     if study.job.status == "kept" or (study.is_restored and study.job.abandoned):
@@ -73,16 +64,16 @@ def can_have_inputs(study: Study) -> bool:
             session.start()
             st.rerun()
     elif not study.is_restored or study.job.status not in ("failed", "cancelled"):
-        return True
+        return
     ended = {"cancelled": "was cancelled.", "failed": f"failed: {study.job.message}"}
     why = ended.get(study.job.status, f"asks the Hub for {' and '.join(hub_names)}.")
     warning(f"This needs the inputs of layers. Collecting them {why}", ":material/input:")
     st.button("Collect the inputs", icon=":material/input:", on_click=session.start, key="collect-inputs")
-    return False
+    st.stop()
 
 
 def require_layer(purpose: str, numbers: Callable[[Study, str], None] | None = None) -> tuple[Study, str]:
-    """The current study and the chosen layer, measured; or a sentence that says what is missing.
+    """The current study and the chosen layer, measured; else the page ends with a sentence that says what is missing.
 
     `numbers` draws what a measured layer's numbers tell while its inputs are still collected.
     """
@@ -90,34 +81,33 @@ def require_layer(purpose: str, numbers: Callable[[Study, str], None] | None = N
     layer = session.layer()
     if layer is None or layer not in study.layer_names:
         st.info("Choose a layer in the sidebar.")
-        st.stop()
-    if layer in study.failed:
+    elif layer in study.failed:
         error(f"This layer could not be measured: {study.failed[layer]}")
-        st.stop()
-    if layer in study.left_dense:
+    elif layer in study.left_dense:
         st.info("No calibration token was routed to this expert, so it stays dense; more samples may reach it.")
-        st.stop()
-    if study.has(layer):
+    elif study.has(layer):
         return study, layer
+    else:
+        _wait_for_layer(study, layer, numbers)
+    st.stop()
+
+
+def _wait_for_layer(study: Study, layer: str, numbers: Callable[[Study, str], None] | None) -> None:
     begin_restored(study)
     if study.job.status != "running":
         warning(f"The run ended before it reached {layer}; start it again on the start page.")
-        st.stop()
-    if any(record.layer == layer for record in study.all_records()):
+        return
+    if any(record.layer == layer for record in study.measurements.records):
         if numbers:
             numbers(study, layer)
         info(f"Pictures of {short_layer(layer)} appear here as soon as its inputs are collected.")
     else:
         info(f"{short_layer(layer)} has not been measured yet; it appears here as soon as it is.")
     wait_for(study, lambda: study.has(layer))
-    st.stop()
 
 
 def wait_for(study: Study, ready: Callable[[], bool], shown: bool = True) -> None:
-    """Redraws the page once `ready()` holds or the run has ended, and shows how far it is until then.
-
-    The page must not call this again then, or it would be redrawn forever.
-    """
+    """Shows progress, and redraws the page once the run has ended or `ready()` holds, when it must not call this."""
 
     def poll() -> None:
         if shown:
@@ -129,10 +119,7 @@ def wait_for(study: Study, ready: Callable[[], bool], shown: bool = True) -> Non
 
 
 def while_measured(job: Job, draw: Callable[[], None]) -> None:
-    """A part of the page that fills while a job measures.
-
-    The whole page is redrawn once that has ended, or after a layer was chosen in this part by `select_layer`.
-    """
+    """A part of the page that fills while a job measures; `select_layer` in it, and the job's end, redraw the page."""
 
     def follow() -> None:
         if st.session_state.pop("layer_picked", False):
@@ -146,7 +133,7 @@ def while_measured(job: Job, draw: Callable[[], None]) -> None:
 
 
 def left_out(study: Study) -> None:
-    """Why layers could not be measured: of the first few, as hundreds of experts may fail alike."""
+    """Why the first few layers could not be measured: hundreds of experts may fail alike."""
     for layer, why in list(study.failed.items())[:FAILED_NAMED]:
         error(f"{short_layer(layer)} could not be measured: {why}")
     if (rest := len(study.failed) - FAILED_NAMED) > 0:

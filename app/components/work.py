@@ -1,4 +1,7 @@
-"""Work in progress: live parts of a page, how far a job is, and how to cancel it."""
+"""Sentences in a box, and work in progress: live parts of a page, how far a job is, and how to cancel it.
+
+Whatever a sentence quotes, a link, a file or an exception, stays text: see `words.plain`.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,7 +9,6 @@ from typing import Any
 import streamlit as st
 
 from app import session, shared, words
-from app.components.said import error, info, warning
 from app.jobs import ABANDONED_AFTER, Job, Run, SerialRun
 from app.words import duration
 from rose.model.estimate.duration import Cost
@@ -14,21 +16,48 @@ from rose.model.estimate.duration import Cost
 KEPT = ". Layers measured so far are shown; nothing was changed."
 UNASKED = 15.0  # seconds of work that a page begins by itself
 PATIENCE = 1.5  # seconds a page waits for a batch before it shows progress instead
+SHORT = 200  # characters of cautions that are shown unfolded
+
+
+def error(text: object, icon: str = ":material/error:") -> None:
+    st.error(words.plain(text), icon=icon)
+
+
+def warning(text: object, icon: str = ":material/warning:") -> None:
+    st.warning(words.plain(text), icon=icon)
+
+
+def info(text: object, icon: str | None = None, **options: Any) -> None:
+    st.info(words.plain(text), icon=icon, **options)
+
+
+def success(text: object, icon: str | None = None) -> None:
+    st.success(words.plain(text), icon=icon)
+
+
+def cautions(sentences: Sequence[str]) -> None:
+    """How far the numbers above can be trusted; long cautions are folded behind their number."""
+    text = " ".join(sentences)
+    if len(text) <= SHORT:
+        if text:
+            st.caption(f":material/warning: {words.plain(text)}")
+        return
+    with st.expander(
+        f"{words.sentence(words.count(len(sentences), 'caution'))} on these numbers", icon=":material/warning:"
+    ):
+        st.markdown("\n".join(f"- {words.plain(sentence)}" for sentence in sentences))
 
 
 def live(draw: Callable[[], None], every: float | None) -> None:
     """A part of the page that is redrawn every few seconds, or, for None, by its own widgets only.
 
     It has a container to itself. When its redraw follows a redraw of the whole page at once, Streamlit (1.67) drops
-    what the page has sent for it: the elements that follow would move up by one place, and the redraw would then
-    overwrite the first of them.
-
-    What it draws from may have been given back since: then the whole page is drawn anew, which brings it back.
+    what the page has sent for it: the redraw would then overwrite the element that follows.
     """
     whole = shared.seen()
 
     def again() -> None:
-        if shared.seen() != whole:
+        if shared.seen() != whole:  # memory was given back: the whole page brings it back
             st.rerun()
         draw()
 
@@ -49,32 +78,26 @@ def while_running(job: Job, draw: Callable[[], None], every: float = 1.0) -> Non
 
 
 def job_status(job: Job, key: str, rest: str = KEPT, doing: str = "") -> None:
-    """Progress with rate and time left, and a cancel button; to be drawn by a live part.
-
-    `rest` is for `ended`; `doing` says what it does where that is not measuring.
-    """
-    if job.status == "running":
-        job.watch(session.viewer())
-        progress = job.progress
-        if progress is None:
-            how_far(job, 0.0, f"{words.plain(job.message)} …, {duration(job.seconds)} so far", key)
-        else:
-            since = job.since_progress  # a large block takes long; the clock must not stand still meanwhile
-            left = "" if progress.remaining is None else f", about {duration(max(1, progress.remaining - since))} left"
-            where = f"decoder block {progress.block_index} (0 to {progress.blocks - 1})"
-            where = f"{doing}, {where}" if doing else where.capitalize()
-            rate = ""
-            if progress.layers_done and progress.seconds:
-                rate = f", {progress.layers_done / progress.seconds:.1f} layers a second"
-            text = f"{where}, {duration(job.seconds)} so far{left}{rate}"
-            how_far(job, progress.fraction, text, key)
-    else:
+    """Progress and a cancel button, in a live part. `rest` is for `ended`; `doing` names work other than measuring."""
+    if job.status != "running":
         ended(job, rest)
+        return
+    job.watch(session.viewer())
+    progress = job.progress
+    if progress is None:
+        how_far(job, 0.0, f"{words.plain(job.message)} …, {duration(job.seconds)} so far", key)
+        return
+    since = job.since_progress  # a large block takes long; the clock must not stand still meanwhile
+    left = "" if progress.remaining is None else f", about {duration(max(1, progress.remaining - since))} left"
+    where = f"decoder block {progress.block_index} (0 to {progress.blocks - 1})"
+    where = f"{doing}, {where}" if doing else where.capitalize()
+    is_timed = progress.layers_done and progress.seconds
+    rate = f", {progress.layers_done / progress.seconds:.1f} layers a second" if is_timed else ""
+    how_far(job, progress.fraction, f"{where}, {duration(job.seconds)} so far{left}{rate}", key)
 
 
 def ended(job: Job, rest: str) -> None:
-    """Why a job did not finish: it failed, or was cancelled, by somebody or because nobody watched it; `rest` ends the
-    sentence on that."""
+    """Why a job did not finish; `rest` ends the sentence on a cancelled job."""
     if job.status == "failed":
         error(job.message)
     elif job.status == "cancelled":
@@ -83,29 +106,20 @@ def ended(job: Job, rest: str) -> None:
 
 
 def may_begin(seconds: float, reason: str, verb: str, key: str, signature: object) -> bool:
-    """Whether work of this length may begin: long work waits for a button.
-
-    `verb` begins the button's label; another signature needs another press.
-    """
+    """Whether work of this length may begin: long work waits for a button, again for another signature."""
     slot = f"{key}-asked"
     if seconds <= UNASKED or st.session_state.get(slot) == signature:
         return True
     info(reason)
-    st.button(
-        f"{verb}, about {duration(seconds)}",
-        type="primary",
-        icon=":material/play_arrow:",
-        key=f"{key}-begin",
-        on_click=lambda: st.session_state.update({slot: signature}),
-    )
+    begin: dict[str, Any] = {"on_click": lambda: st.session_state.update({slot: signature}), "key": f"{key}-begin"}
+    st.button(f"{verb}, about {duration(seconds)}", type="primary", icon=":material/play_arrow:", **begin)
     return False
 
 
 def finished(pieces: Sequence[Callable[[], Any]], key: str, signature: object, noun: str = "sweep") -> bool:
     """Runs the pieces in the background and says whether all are finished; draws progress where not.
 
-    What the pieces return must be remembered elsewhere: nothing is run again for the same signature only because
-    the page is drawn again. `noun` is what one piece makes.
+    The pieces remember their results elsewhere; they run once for a signature. `noun` is what one piece makes.
     """
     slot = f"{key}-batch"
     former, batch = st.session_state.get(slot, (None, None))
@@ -157,8 +171,8 @@ def how_far(
 ) -> None:
     """A running job's progress, a text that gives way to "Cancelling" in every session, and a button to cancel it.
 
-    By a callback, which runs before anything else does: a fragment's next poll may interrupt the run that a click has
-    started, and an `if st.button` further down would never see the click.
+    The button has a callback: a fragment's next poll may interrupt the run that a click has started, and an
+    `if st.button` would never see the click.
     """
     st.progress(min(fraction, 1.0), text="Cancelling …" if job.is_cancelled else text)
     if job.is_cancelled:  # it stops once the step at work is done
@@ -172,10 +186,6 @@ def _cancel(job: Job, stop: Callable[[], None]) -> None:
         stop()
     else:
         st.toast("Others watch this too, so it goes on for them.", icon=":material/group:")
-
-
-def lasting(cost: Cost) -> str:
-    return duration(max(1.0, cost.seconds))
 
 
 def progress(run: Run, key: str) -> None:
@@ -192,6 +202,10 @@ def progress(run: Run, key: str) -> None:
     how_far(job, run.fraction, text, key, run.CANCEL, run.cancel)
 
 
+def lasting(cost: Cost) -> str:
+    return duration(max(1.0, cost.seconds))
+
+
 def follow(
     run: Run,
     key: str,
@@ -201,10 +215,7 @@ def follow(
     extra: Callable[[], None] = lambda: None,
     every: float = 1.0,
 ) -> None:
-    """Shows progress and what `more` draws, or why a run did not finish, in a sentence that `rest` ends.
-
-    Draws the page again when it has ended, or when what `found` gives has changed.
-    """
+    """Shows progress and draws `extra`, or says why a run did not finish; a changed `state` draws the page again."""
     if run.job.status != "running":
         ended(run.job, rest)
         return

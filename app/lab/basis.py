@@ -1,54 +1,57 @@
-"""The order lab's section that makes a layer columnar, or less so: heads rotated, the model unchanged."""
+"""The order lab's section that makes an output projection columnar, or less so: heads rotated, the model unchanged.
+
+`rose.layer.basis` explains the bases. What pruning costs in each is measured once and kept with the study.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
+import pandas as pd
 import streamlit as st
+from torch import Tensor
 
 import rose
 from app import components, session, words
 from app.figures import losses, palette, weights
-from app.figures import orders as figures
-from app.lab.bases import (
-    BASES,
-    METHODS,
-    at_risk,
-    knows_heads,
-    measure,
-    missing,
-    picture,
-    rotatable,
-    seconds,
-    table,
-)
-from app.study.study import Study
+from app.figures.orders import basis_errors, sentence_of_bases
+from app.study.study import Study, error_on
+from rose.interrupt import stop_point
+from rose.layer.basis import STEPS, HeadLayout, find_rotations, rotate_columns, rotate_statistics
+from rose.layer.pattern import THRESHOLD, parse_sparsity
+from rose.model.estimate.duration import SWEEP_EFFICIENCY, matmul_rate, sweeps_of
+from rose.model.run.rotation import value_heads
 
+BASES = {"random": "Random", "given": "As given", "gathered": "Gathered", "learned": "Learned"}
+METHODS = ("sparsegpt", "rose", "rose_global", rose.RECOMMENDED)
+LEARNING = 1.5e-7  # seconds of a step of the learned basis for each weight, on one thread; measured
+HEADS = ("heads that can be rotated",)  # as the study remembers them
 # The slider stays in sight beside pictures that are taller than a screen.
-WIDE = "@media (min-width: 641px)"
-STAYS = f"<style>{WIDE} {{ :has(> .st-key-lab-basis-controls) {{ position: sticky; top: 4rem; }} }}</style>"
+STAYS = (
+    "<style>@media (min-width: 641px) { :has(> .st-key-lab-basis-controls) { position: sticky; top: 4rem; } }</style>"
+)
 PICTURES = {"importance": "Importance S", "weights": "|W|", "loss": "Potential loss L"}
 
 
 def draw(study: Study, layer: str) -> None:
     if not _knows_heads(study):
         return
-    rotatable_layers = rotatable(study)
-    if layer not in rotatable_layers.layouts:
-        _offer_nearest(study, layer)
+    layouts, why_none = rotatable(study)
+    if why_none:
+        components.info(why_none)
         return
-    layout = rotatable_layers.layouts[layer]
+    if layer not in layouts:
+        _offer_nearest(study, layer, layouts)
+        return
+    layout = layouts[layer]
     left, stage = st.columns((1, 2.7))
     with left.container(key="lab-basis-controls"):
         st.html(STAYS)
-        basis = st.select_slider(
-            "Basis of the heads",
-            list(BASES),
-            "given",
-            format_func=BASES.__getitem__,
-            key="lab_basis",
-            bind=components.URL,
-        )
+        look: dict[str, Any] = {"format_func": BASES.__getitem__, "key": "lab_basis", "bind": components.URL}
+        basis = st.select_slider("Basis of the heads", list(BASES), "given", **look)
         shown = components.choose("Picture", PICTURES, "lab_basis_picture")
         seed = st.number_input("Seed of the random basis", 0, 9999, 0, key="lab_basis_seed", bind=components.URL)
         groups = words.count(layout.groups, "rotation")
@@ -63,32 +66,52 @@ def draw(study: Study, layer: str) -> None:
             f"steps from there towards less potential loss. {palette.method_style(METHODS[-1]).label} is the "
             "recommended method."
         )
-    every = [f"random:{seed}" if name == "random" else name for name in BASES]
+    every = {name: f"random:{seed}" if name == "random" else name for name in BASES}
     with stage:
-        if not _measured(study, layer, every):
-            return
-        results, look = table(study, layer, every, session.threshold()), components.look(layer)
-        st.markdown(f"**{figures.sentence_of_bases(results)}**")
-        components.show(figures.basis_errors(results, BASES, basis, **look), "lab-bases")
-        pictures = {
-            name: picture(study, layer, basis_name, session.threshold())
-            for name, basis_name in zip(BASES, every, strict=True)
+        _draw_bases(study, layer, every, basis, shown)
+
+
+def _draw_bases(study: Study, layer: str, bases: dict[str, str], basis: str, shown: str) -> None:
+    """Errors of all bases, and a picture of the layer in one of them, once all are measured."""
+    threshold, look = session.threshold(), components.look(layer)
+    pairs = [(basis, method) for basis in bases.values() for method in METHODS]
+    if not _measured(study, layer, pairs, threshold):
+        return
+    rows = [
+        (basis.partition(":")[0], method, *measure(study, layer, basis, method, threshold)) for basis, method in pairs
+    ]
+    errors = pd.DataFrame(rows, columns=["basis", "method", "relative_error", "held_out_error"])
+    st.markdown(f"**{sentence_of_bases(errors)}**")
+    components.show(basis_errors(errors, BASES, basis, **look), "lab-bases")
+    pictures = {name: _picture(study, layer, name_and_seed, threshold) for name, name_and_seed in bases.items()}
+    weight, plan = pictures[basis]
+    where = look | {"layer": f"{look['layer']}, {BASES[basis].lower()}"}
+    drawn = {
+        "importance": partial(weights.importance_map, plan),
+        "weights": partial(weights.weight_map, weight, widths=plan.block_width),
+        "loss": partial(weights.potential_loss_map, plan),
+    }
+    components.show(drawn[shown](**where), f"lab-basis-{shown}")
+    components.show(losses.block_loss_bars(plan, **where), "lab-basis-blocks")
+    ranges = [
+        {
+            "Basis": BASES[name],
+            "Relative range": f"{plan.relative_range:.3f}",
+            "Columnar": "yes" if plan.is_columnar else "no",
+            "Error before compensation": words.number(_at_risk(plan)),
         }
-        weight, plan = pictures[basis]
-        where = look | {"layer": f"{look['layer']}, {BASES[basis].lower()}"}
-        drawn = {
-            "importance": partial(weights.importance_map, plan),
-            "weights": partial(weights.weight_map, weight, widths=plan.block_width),
-            "loss": partial(weights.potential_loss_map, plan),
-        }
-        components.show(drawn[shown](**where), f"lab-basis-{shown}")
-        components.show(losses.block_loss_bars(plan, **where), "lab-basis-blocks")
-        _ranges({name: drawing for name, (_, drawing) in pictures.items()})
+        for name, (_, plan) in pictures.items()
+    ]
+    components.table(ranges, "Relative range of each basis, and the error before compensation")
+    st.caption(
+        "Error before compensation: the share of Σ S² that pre-pruning would remove. Learning makes that small "
+        "wherever the weights are, so the best basis need not be the most columnar one."
+    )
 
 
 def _knows_heads(study: Study) -> bool:
     """Whether the heads that can be rotated are listed; if not, looks for them once the model is free."""
-    if knows_heads(study):
+    if study.knows(HEADS) or (study.kept and study.kept.heads):
         return True
     if study.job.status == "running":
         st.info("Once this run has ended, a few tokens run through the model to find which heads can be rotated.")
@@ -97,51 +120,101 @@ def _knows_heads(study: Study) -> bool:
     return components.finished([partial(rotatable, study)], "lab-heads", study.created, "search for heads")
 
 
-def _offer_nearest(study: Study, layer: str) -> None:
-    """Says that nothing can be rotated here, and where it can."""
-    rotatable_layers = rotatable(study)
-    if rotatable_layers.why_none:
-        components.info(rotatable_layers.why_none)
-        return
-    other = rotatable_layers.nearest(study, layer)
+def _offer_nearest(study: Study, layer: str, layouts: Iterable[str]) -> None:
+    """Says that nothing can be rotated here, and offers the measured layer of the nearest decoder block."""
+    block = words.place_of(layer)[0] or 0
+    measured = [name for name in layouts if study.has(name)]
+    other = min(measured, key=lambda name: abs((words.place_of(name)[0] or 0) - block), default=None)
     components.info(
         f"The heads of {words.short_layer(layer)} cannot be rotated: it is not a suitable output projection."
         + ("" if other else " No suitable layer has been measured; measure one on the start page.")
     )
     if other:
-        st.button(
-            f"Show {words.plain(words.short_layer(other))}",
-            icon=":material/arrow_forward:",
-            key="lab-basis-nearest",
-            on_click=session.choose_layer,
-            args=(other,),
-        )
+        label = f"Show {words.plain(words.short_layer(other))}"
+        press: dict[str, Any] = {"key": "lab-basis-nearest", "on_click": session.choose_layer, "args": (other,)}
+        st.button(label, icon=":material/arrow_forward:", **press)
 
 
-def _measured(study: Study, layer: str, bases: list[str]) -> bool:
-    """Prunes in every basis in the background; what takes long waits for a press of the button."""
-    left, subject = missing(study, layer, bases, session.threshold()), (study.created, layer)
-    needed = seconds(study, layer, left)
+def _measured(study: Study, layer: str, pairs: list[tuple[str, str]], threshold: float) -> bool:
+    """Prunes by each (basis, method) in the background; what takes long waits for a press of the button."""
+    shelf, subject, weight = _shelf(study, layer), (study.created, layer), study.weight(layer)
+    left = [pair for pair in pairs if _key(*pair, threshold) not in shelf]
+    sweeps = sweeps_of([method for _, method in left]) * weight.numel() * weight.shape[1]
+    learns = any(basis == "learned" for basis, _ in left) and ("learned",) not in shelf
+    seconds = sweeps / SWEEP_EFFICIENCY / matmul_rate() + learns * STEPS * LEARNING * weight.numel()
     notice = f"This prunes the layer {words.count(len(left), 'time')}: by {len(METHODS)} methods in every basis."
-    if not components.may_begin(needed, notice, "Measure it", "lab-bases", subject):
+    if not components.may_begin(seconds, notice, "Measure it", "lab-bases", subject):
         return False
-    pieces = [partial(measure, study, layer, basis, method, session.threshold()) for basis, method in left]
-    return components.finished(pieces, "lab-bases", (*subject, *bases, session.threshold()), "pruning")
+    pieces = [partial(measure, study, layer, basis, method, threshold) for basis, method in left]
+    return components.finished(pieces, "lab-bases", (*subject, *pairs, threshold), "pruning")
 
 
-def _ranges(plans: dict[str, rose.OrderPlan]) -> None:
-    """Relative range of each basis, and what pre-pruning would remove there."""
-    rows = [
-        {
-            "Basis": BASES[name],
-            "Relative range": f"{plan.relative_range:.3f}",
-            "Columnar": "yes" if plan.is_columnar else "no",
-            "Error before compensation": words.number(at_risk(plan)),
-        }
-        for name, plan in plans.items()
-    ]
-    components.table(rows, "Relative range of each basis, and the error before compensation")
-    st.caption(
-        "Error before compensation: the share of Σ S² that pre-pruning would remove. Learning makes that small "
-        "wherever the weights are, so the best basis need not be the most columnar one."
-    )
+def rotatable(study: Study) -> tuple[dict[str, HeadLayout], str]:
+    """Output projections whose heads can be rotated, or why none can. The first call may run a few tokens."""
+    return study.remember(HEADS, lambda: _look_for_heads(study))
+
+
+def _look_for_heads(study: Study) -> tuple[dict[str, HeadLayout], str]:
+    if study.kept and study.kept.heads:
+        return study.kept.heads, ""
+    assert study.loaded is not None
+    while not study.loaded.lock.acquire(timeout=0.2):
+        stop_point()
+    try:
+        return {heads.output.name: heads.layout for heads in value_heads(study.loaded.network)}, ""
+    except rose.RoseError as problem:
+        return {}, str(problem)
+    finally:
+        study.loaded.lock.release()
+
+
+def _in_basis(study: Study, layer: str, basis: str) -> tuple[Tensor, rose.InputStatistics, rose.InputStatistics | None]:
+    """An output projection, (out, in), its inputs, and its held-out inputs, if any, in a basis, or "random:SEED"."""
+    weight, statistics, held_out = study.weight(layer), study.statistics(layer), study.held_out_statistics(layer)
+    if basis == "given":
+        return weight, statistics, held_out
+    layout, shelf = rotatable(study)[0][layer], _shelf(study, layer)
+    if (basis,) not in shelf:
+        pattern, block_size = parse_sparsity(study.setup.sparsity), study.setup.block_size
+        options: dict[str, Any] = {"pattern": pattern, "block_size": block_size}
+        shelf[(basis,)] = find_rotations(weight, statistics.hessian, layout, basis, **options)
+    turned = [stream and rotate_statistics(stream, layout, shelf[(basis,)]) for stream in (statistics, held_out)]
+    assert turned[0] is not None
+    return rotate_columns(weight, layout, shelf[(basis,)]).to(weight.dtype), turned[0], turned[1]
+
+
+def _picture(study: Study, layer: str, basis: str, threshold: float) -> tuple[Tensor, rose.OrderPlan]:
+    """W, (out, in), and its plan in this basis; remembered."""
+
+    def compute() -> tuple[Tensor, rose.OrderPlan]:
+        weight, statistics, _ = _in_basis(study, layer, basis)
+        setup = study.setup
+        return weight, rose.plan_order(weight, statistics, sparsity=setup.sparsity, block_size=setup.block_size)
+
+    weight, plan = study.remember(("basis", layer, basis), compute)
+    return weight, replace(plan, threshold=threshold)
+
+
+def measure(study: Study, layer: str, basis: str, method: str, threshold: float = THRESHOLD) -> tuple[float, float]:
+    """Relative errors of a method in this basis on calibration and held-out inputs, NaN without any; remembered."""
+    shelf, key = _shelf(study, layer), _key(basis, method, threshold)
+    if key not in shelf:
+        weight, statistics, held_out = _in_basis(study, layer, basis)
+        options = study.layer_options() | {"method": method, "threshold": threshold}
+        result = rose.prune_layer(weight, statistics, **options)
+        shelf[key] = (result.relative_error, error_on(held_out, weight, result.weight))
+    return shelf[key]
+
+
+def _at_risk(plan: rose.OrderPlan) -> float:
+    """Share of Σ S² that pre-pruning would remove: the error without compensation, were inputs uncorrelated."""
+    whole = float(plan.importance.double().square().sum())
+    return float(plan.potential_loss.double().square().sum()) / whole if whole else 0.0
+
+
+def _key(basis: str, method: str, threshold: float) -> tuple[Any, ...]:
+    return (basis, method, threshold) if method == "rose" else (basis, method)
+
+
+def _shelf(study: Study, layer: str) -> dict[tuple[Any, ...], Any]:
+    return study.remember(("bases", layer), dict)

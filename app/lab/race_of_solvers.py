@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+import pandas as pd
 import streamlit as st
 
 from app import components, words
 from app.components import URL
 from app.figures import sweeps as figures
-from app.lab.controls import label
+from app.lab.sections import label, single_orders
 from app.runs.pruning import PruningRun
-from app.study.solvers import LABELS, Watched, offered, watched
-from app.study.study import Study
-from rose.layer.registry import order_names
+from app.study.study import Study, error_on
+from rose.layer.pattern import parse_sparsity
+from rose.layer.solvers import SOLVERS, watch_solver
 
+LABELS = {"sweep": "One sweep", "refit": "Sweep and refit", "stages": "Five stages", "admm": "ADMM"}
 TITLE = "How the methods get there"
 STEP = 1.0  # products
 
@@ -23,10 +27,10 @@ STEP = 1.0  # products
 def draw(run: PruningRun | None) -> None:
     """`run` is the one on the page, which may have pruned other layers than the study has."""
     study, layer = components.require_layer("Here the solvers behind the methods race each other on one layer")
-    solvers = offered(study)
+    is_grouped = parse_sparsity(study.setup.sparsity).is_grouped
+    solvers = [name for name in SOLVERS if not (is_grouped and name == "stages")]  # stages cannot reach N:M
     st.caption(description(layer, solvers, run))
     left, stage = st.columns((1, 2.7))
-    orders = [name for name in order_names() if name != "random"]
     with left:
         names = st.pills(
             "Solvers", solvers, selection_mode="multi", default=solvers, key="race_solvers", bind=URL,
@@ -34,7 +38,7 @@ def draw(run: PruningRun | None) -> None:
         )  # fmt: skip
         order = st.selectbox(
             "Order of the sweeps",
-            orders,
+            single_orders(),
             format_func=label,
             key="race_solver_order",
             bind=URL,
@@ -47,7 +51,7 @@ def draw(run: PruningRun | None) -> None:
         pieces = [partial(watched, study, layer, name, order) for name in names]
         if not components.finished(pieces, "solvers", (study.created, layer, order, tuple(names)), "solver"):
             return
-    ways, called = {name: watched(study, layer, name, order) for name in names}, labels(order)
+    ways = {name: watched(study, layer, name, order) for name in names}
     most = max(float(way.table["work"].iloc[-1]) for way in ways.values())
     last = round(most / STEP + 0.5) * STEP
     with left:
@@ -57,16 +61,13 @@ def draw(run: PruningRun | None) -> None:
         shown = components.choose("Mask of", {name: LABELS[name] for name in names}, "race_mask_of", default=names[-1])
         since = components.choose("Changed since", {"step": "Its last step", "sweep": "The sweep"}, "race_mask_since")
     with stage:
-        tables = {solver: (called[solver], way.table) for solver, way in ways.items()}
+        # Order decides the error of the solvers that sweep, so their labels name it.
+        swept = f", {label(order).lower()} order"
+        tables = {name: (LABELS[name] + (swept if name != "admm" else ""), way.table) for name, way in ways.items()}
         has_held_out = study.held_out_statistics(layer) is not None
         drawn = figures.solver_race(tables, work, held_out=has_held_out, **components.look(layer))
         components.show(drawn, "solver-race")
         _mask(study, layer, ways[shown], shown, order, since, work)
-
-
-def labels(order: str) -> dict[str, str]:
-    """Labels of the solvers; solvers that sweep have their order in the label, as it decides their error."""
-    return {name: text if name == "admm" else f"{text}, {label(order).lower()} order" for name, text in LABELS.items()}
 
 
 def description(layer: str, solvers: Sequence[str], run: PruningRun | None) -> str:
@@ -91,3 +92,43 @@ def _mask(study: Study, layer: str, way: Watched, solver: str, order: str, since
         before, since_label = watched(study, layer, "sweep", order).mask(0), "the sweep"
     options = components.look(layer, solver=LABELS[solver], step=str(way.table["step"].iloc[state]), since=since_label)
     components.show(figures.mask_changes(way.mask(state), before, **options), "mask-changes")
+
+
+@dataclass(frozen=True)
+class Watched:
+    """One solver's way."""
+
+    table: pd.DataFrame  # a row for each state; "changed": mask entries that differ from the state before
+    masks: list[np.ndarray]  # of each state, bits packed along columns, (out, ⌈in/8⌉) uint8
+    columns: int  # of the layer
+
+    def mask(self, state: int) -> np.ndarray:
+        """True = removed, (out, in) bool; nothing is removed before the first state, -1."""
+        if state < 0:
+            return np.zeros((len(self.masks[0]), self.columns), dtype=bool)
+        return np.unpackbits(self.masks[state], axis=1, count=self.columns).astype(bool)
+
+    def at(self, work: float) -> int:
+        """The last state reached with so much work; -1 where none is."""
+        return int((self.table["work"] <= work + 1e-9).sum()) - 1
+
+
+def watched(study: Study, layer: str, solver: str, order: str) -> Watched:
+    """Runs the solver, unless it has been run before."""
+    order = "" if solver == "admm" else order  # it has none
+    return study.remember(("solver", layer, solver, order), lambda: _watch(study, layer, solver, order or "natural"))
+
+
+def _watch(study: Study, layer: str, solver: str, order: str) -> Watched:
+    weight, statistics, held_out = study.weight(layer), study.statistics(layer), study.held_out_statistics(layer)
+    states = watch_solver(solver, weight, statistics, order=order, **study.layer_options())
+    rows, masks, last = [], [], None
+    for state in states:
+        mask = state.mask.cpu().numpy()
+        masks.append(np.packbits(mask, axis=1))
+        counts = int(mask.sum()), int((mask if last is None else mask != last).sum())
+        errors = [error_on(inputs, weight, state.weight) for inputs in (statistics, held_out)]
+        rows.append((state.step, state.work, state.is_complete, *counts, *errors))
+        last = mask
+    columns = ["step", "work", "is_complete", "removed", "changed", "relative_error", "held_out_error"]
+    return Watched(pd.DataFrame(rows, columns=columns), masks, weight.shape[1])

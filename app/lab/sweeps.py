@@ -1,7 +1,6 @@
-"""Sweeps of one layer by many orders and budgets: what to sweep, and what comes out, kept small.
+"""Sweeps of one layer by many orders and budgets: what to sweep, and the results.
 
-No Streamlit here. A `rose.LayerResult` holds several matrices of the layer's size; to compare sweeps, their numbers are
-enough; these are kept with the study, one shelf a layer.
+Results hold numbers, not matrices of the layer's size; the study keeps them, one shelf a layer.
 """
 
 from __future__ import annotations
@@ -42,23 +41,12 @@ class PlannedSweep:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """The result of a sweep.
-
-    Attributes:
-        result: without weight and mask; its trace holds the errors alone.
-        held_out_error: relative; NaN where the study has no held-out inputs.
-        curve: relative error before the sweep and after each block, (blocks + 1,).
-        is_held_out: whether the curve is on held-out inputs. It is on calibration inputs if the study has no held-out
-            inputs or the weights of all stages do not fit into memory.
-        shares: the part of the layer's weights that each visited block gave up, (blocks,).
-    """
-
     sweep: PlannedSweep
-    result: rose.LayerResult
-    held_out_error: float
-    curve: np.ndarray
-    is_held_out: bool
-    shares: tuple[float, ...]
+    result: rose.LayerResult  # without weight and mask; its trace holds the errors alone
+    held_out_error: float  # relative; NaN where the study has no held-out inputs
+    curve: np.ndarray  # relative error before the sweep and after each block, (blocks + 1,)
+    is_held_out: bool  # of the curve, which needs the weights of all stages in memory for that
+    shares: tuple[float, ...]  # of the layer's weights, that each visited block gave up, (blocks,)
 
     @property
     def error(self) -> float:
@@ -79,23 +67,18 @@ def outcome(study: Study, layer: str, sweep: PlannedSweep) -> SweepResult:
         if stages:
             assert held_out is not None
             assert trace.weights is not None
-            curve = errors_of_stages(trace.weights, held_out.hessian)
+            first, *others = trace.weights
+            energy = quadratic_form(first, held_out.hessian) or 1.0
+            errors = [quadratic_form(weights - first, held_out.hessian) / energy for weights in others]
+            curve = np.array([0.0, *errors])
         else:
             so_far = trace.error_so_far(result.added_damping)
             curve = (so_far / (dense_energy(study, layer) or 1.0)).double().numpy()
         empty = torch.empty(0)
-        slim = replace(
-            result, weight=empty, mask=empty.bool(), plan=study.plan(layer), trace=replace(trace, weights=empty)
-        )
+        trace = replace(trace, weights=empty)
+        slim = replace(result, weight=empty, mask=empty.bool(), plan=study.plan(layer), trace=trace)
         shelf[sweep.key] = SweepResult(sweep, slim, other, curve, stages, tuple(result.shares.tolist()))
     return shelf[sweep.key]
-
-
-def errors_of_stages(stages: Tensor, hessian: Tensor) -> np.ndarray:
-    """Relative errors of the weights at every stage, (stages, out, in), against the first."""
-    first = stages[0]
-    energy = quadratic_form(first, hessian) or 1.0
-    return np.array([0.0, *(quadratic_form(stage - first, hessian) / energy for stage in stages[1:])])
 
 
 def missing(study: Study, layer: str, sweeps: Sequence[PlannedSweep]) -> list[PlannedSweep]:
@@ -117,16 +100,13 @@ def dense_energy(study: Study, layer: str) -> float:
 
 def frame(outcomes: Sequence[SweepResult]) -> pd.DataFrame:
     """One row per sweep: order (all random ones have one name), budget, relative_error, held_out_error."""
-    rows = [
-        (
-            outcome.result.order.name.partition(":")[0],
-            outcome.sweep.budget,
-            outcome.result.relative_error,
-            outcome.held_out_error,
-        )
-        for outcome in outcomes
-    ]
-    return pd.DataFrame(rows, columns=["order", "budget", "relative_error", "held_out_error"])
+    columns = {
+        "order": [outcome.result.order.name.partition(":")[0] for outcome in outcomes],
+        "budget": [outcome.sweep.budget for outcome in outcomes],
+        "relative_error": [outcome.result.relative_error for outcome in outcomes],
+        "held_out_error": [outcome.held_out_error for outcome in outcomes],
+    }
+    return pd.DataFrame(columns)
 
 
 def times(error: float, base: float) -> float:

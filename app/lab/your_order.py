@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from math import isnan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import streamlit as st
+import torch
 
 import rose
 from app import components, session, words
@@ -16,19 +20,11 @@ from app.figures import orders as figures
 from app.figures import palette
 from app.figures.shapes import to_numpy
 from app.figures.style import Drawing
-from app.lab.controls import BUDGETS, WHO_IS_WHO, label, outcomes
-from app.lab.own_order import (
-    LONGEST_LINK,
-    OwnOrder,
-    read_columns,
-    read_shares,
-    sorted_by,
-    write_columns,
-    write_shares,
-)
+from app.lab.sections import BUDGETS, WHO_IS_WHO, label, outcomes
 from app.lab.sweeps import BASELINE, PlannedSweep, SweepResult, outcome, times
 from app.study.study import Study
 from rose import verdicts
+from rose.layer.loss import block_widths
 from rose.layer.registry import order_names
 
 STRIP = st.components.v2.component(
@@ -37,6 +33,8 @@ STRIP = st.components.v2.component(
     css="canvas { display: block; width: 100%; height: 232px; touch-action: none; }",
     js=Path(__file__).with_name("strip.js").read_text(encoding="utf-8"),
 )
+LONGEST_LINK = 400  # characters of an order in a link
+NUMBERS = re.compile(r"[\s,;\[\]]+")
 KEY = "lab-own-strip"
 OWN, BEST = "own", "best"
 CANDIDATES = (("pivot", "layer"), ("pivot_weighted", "layer"), ("global", "layer"))  # candidates for "Best known"
@@ -44,15 +42,14 @@ CANDIDATES = (("pivot", "layer"), ("pivot_weighted", "layer"), ("global", "layer
 
 def own_state(study: Study, layer: str, plan: rose.OrderPlan) -> OwnOrder:
     """The current order and budget: the link's at first, a fresh one for every other layer."""
-    place, state = (study.created, layer), st.session_state
+    place, state, columns = (study.created, layer), st.session_state, len(plan.column_loss)
     if state.get("lab_own_place") != place:
-        draft = OwnOrder(tuple(range(len(plan.column_loss))))
+        draft = OwnOrder(tuple(range(columns)))
         if "lab_own_place" not in state and (linked := st.query_params.get("own")):
-            try:
-                draft = OwnOrder(read_columns(linked, len(plan.column_loss)))
-                draft.order(plan)
-            except rose.RoseError:  # of another layer
-                draft = OwnOrder(tuple(range(len(plan.column_loss))))
+            with contextlib.suppress(rose.RoseError):  # of another layer
+                other = OwnOrder(read_columns(linked, columns))
+                other.order(plan)
+                draft = other
         state.lab_own_place, state.lab_own = place, draft
     return state.lab_own
 
@@ -77,22 +74,21 @@ def _draw(study: Study, layer: str) -> None:
     every = outcomes(study, layer, planned(order, draft.budget), "lab-own")
     if every is None:
         return
-    mine, rose_sweep, base, best = leading(every)
+    four, shown = leading(every), session.plan(study, layer)
+    mine = four[0]
     strip, table = st.columns([2.6, 1])
     with strip:
         _strip(plan, mine, draft, layer)
     with table:
-        _errors(session.plan(study, layer), (mine, rose_sweep, base, best))
+        _errors(shown, four)
     _controls(study, layer, plan, draft, mine)
-    lines = curves(session.plan(study, layer), (mine, rose_sweep, base, best), **components.look(layer))
-    components.show(lines, "lab-own-curve")
+    components.show(curves(shown, four, **components.look(layer)), "lab-own-curve")
     st.caption(WHO_IS_WHO)
 
 
-def leading(every: Sequence[SweepResult]) -> tuple[SweepResult, SweepResult, SweepResult, SweepResult]:
+def leading(every: Sequence[SweepResult]) -> tuple[SweepResult, ...]:
     """One's own sweep, ROSE's, SparseGPT's, and the best of the others."""
-    mine, ordered, base, *rest = every
-    return mine, ordered, base, min(rest, key=lambda result: result.error)
+    return (*every[:3], min(every[3:], key=lambda result: result.error))
 
 
 def planned(order: rose.Order | str, budget: str | tuple[float, ...]) -> list[PlannedSweep]:
@@ -147,15 +143,13 @@ def _strip(plan: rose.OrderPlan, mine: SweepResult, draft: OwnOrder, layer: str)
 
 
 def _moved() -> None:
-    moved = st.session_state[KEY].moved
-    if moved:
-        change(columns=tuple(int(column) for column in moved))
+    if moved := st.session_state[KEY].moved:
+        change(columns=tuple(map(int, moved)))
 
 
 def _shared() -> None:
-    shared = st.session_state[KEY].shared
-    if shared:
-        change(budget=tuple(float(share) for share in shared))
+    if shares := st.session_state[KEY].shared:
+        change(budget=tuple(map(float, shares)))
 
 
 def _errors(plan: rose.OrderPlan, every: tuple[SweepResult, ...]) -> None:
@@ -183,9 +177,7 @@ def _second(plan: rose.OrderPlan) -> str:
 
 def against(error: float, base: float) -> str:
     change = times(error, base) - 1
-    if verdicts.is_same(error, base):
-        return "the same"
-    return f"{words.percent(change)}" if change < 0 else f"+{words.percent(change)}"
+    return "the same" if verdicts.is_same(error, base) else ("" if change < 0 else "+") + words.percent(change)
 
 
 def _controls(study: Study, layer: str, plan: rose.OrderPlan, draft: OwnOrder, mine: SweepResult) -> None:
@@ -198,7 +190,7 @@ def _controls(study: Study, layer: str, plan: rose.OrderPlan, draft: OwnOrder, m
             placeholder="a rule",
             key="lab_own_rule",
             format_func=label,
-            on_change=_tried(lambda: change(columns=_sorted(plan)), "lab_own_rule"),
+            on_change=_tried(lambda: change(columns=sorted_by(plan, st.session_state.lab_own_rule)), "lab_own_rule"),
             width=190,
         )
         if not grouped:
@@ -216,27 +208,13 @@ def _controls(study: Study, layer: str, plan: rose.OrderPlan, draft: OwnOrder, m
             )
         with st.popover("Paste or upload", icon=":material/content_paste:"):
             _paste(plan, draft, mine, widths)
-        st.button(
-            "Undo",
-            icon=":material/undo:",
-            key="lab-own-undo",
-            disabled=not draft.past,
-            on_click=lambda: st.session_state.update(lab_own=draft.undone()),
-        )
-        natural = tuple(range(len(draft.columns)))
-        st.button(
-            "Reset",
-            icon=":material/restart_alt:",
-            key="lab-own-reset",
-            disabled=(draft.columns, draft.budget) == (natural, "block"),
-            on_click=lambda: change(columns=natural, budget="block"),
-        )
+        back, undo = not draft.past, lambda: st.session_state.update(lab_own=draft.undone())
+        st.button("Undo", icon=":material/undo:", key="lab-own-undo", disabled=back, on_click=undo)
+        fresh = {"columns": tuple(range(len(draft.columns))), "budget": "block"}
+        is_fresh, reset = (draft.columns, draft.budget) == tuple(fresh.values()), lambda: change(**fresh)
+        st.button("Reset", icon=":material/restart_alt:", key="lab-own-reset", disabled=is_fresh, on_click=reset)
     if problem := st.session_state.pop("lab_own_problem", ""):
         components.error(problem)
-
-
-def _sorted(plan: rose.OrderPlan) -> tuple[int, ...]:
-    return sorted_by(plan, st.session_state.lab_own_rule)
 
 
 def _budget(study: Study, layer: str, draft: OwnOrder, mine: SweepResult) -> Any:
@@ -290,3 +268,87 @@ def _use_columns(plan: rose.OrderPlan, draft: OwnOrder, text: str, file: Any) ->
     columns = read_columns(content, len(draft.columns))
     draft.to(columns=columns).order(plan)  # N:M groups must be whole
     change(columns=columns)
+
+
+@dataclass(frozen=True)
+class OwnOrder:
+    """The columns as visited, and the budget: "block", "layer", or the part of the layer's weights by visited block."""
+
+    columns: tuple[int, ...]
+    budget: str | tuple[float, ...] = "block"
+    past: tuple[OwnOrder, ...] = ()
+
+    def to(self, **changes: object) -> OwnOrder:
+        """A changed state; its `undone` leads back here."""
+        other = replace(self, **changes)  # type: ignore[arg-type]
+        if (other.columns, other.budget) == (self.columns, self.budget):
+            return self
+        return replace(other, past=(*self.past[-50:], replace(self, past=())))
+
+    def undone(self) -> OwnOrder:
+        return replace(self.past[-1], past=self.past[:-1]) if self.past else self
+
+    def order(self, plan: rose.OrderPlan) -> rose.Order:
+        """For a sweep; raises RoseError as `rose.layer.order.make_order`."""
+        if list(self.columns) == list(range(len(self.columns))):
+            return rose.make_order(plan, "natural")
+        widths = block_widths(len(self.columns), plan.block_size)
+        return rose.make_order(plan, rose.Order(torch.tensor(self.columns), widths, "custom"))
+
+
+def sorted_by(plan: rose.OrderPlan, name: str) -> tuple[int, ...]:
+    return tuple(rose.make_order(plan, name).permutation.tolist())
+
+
+def read_columns(text: str, columns: int) -> tuple[int, ...]:
+    """Columns as numbers, or ranges such as 128-255, by spaces or commas; RoseError unless each is there once."""
+    order: list[int] = []
+    for part in filter(None, NUMBERS.split(text)):
+        ends = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
+        if ends is None:
+            raise rose.RoseError(f"{part[:40]!r} is no column number and no range such as 0-127; correct it.")
+        first, last = int(ends[1]), int(ends[2] or ends[1])
+        if max(first, last) >= columns:
+            raise rose.RoseError(f"{part} is beyond the last column, {columns - 1}; columns are counted from 0.")
+        order += range(first, last + 1) if last >= first else range(first, last - 1, -1)
+        if len(order) > 2 * columns:
+            break
+    if len(set(order)) < len(order):
+        twice = next(column for column in order if order.count(column) > 1)
+        raise rose.RoseError(f"Column {twice} is there twice; name each column once.")
+    if missing := sorted(set(range(columns)) - set(order)):
+        raise rose.RoseError(f"{len(missing)} of {columns} columns are missing, such as {missing[0]}; name each once.")
+    return tuple(order)
+
+
+def write_columns(columns: Sequence[int]) -> str:
+    """The text that `read_columns` reads, neighbours as ranges."""
+    parts: list[list[int]] = []
+    for column in columns:
+        if parts and column == parts[-1][1] + 1:
+            parts[-1][1] = column
+        else:
+            parts.append([column, column])
+    return ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in parts)
+
+
+def read_shares(text: str, widths: Sequence[int], ratio: float) -> tuple[float, ...]:
+    """Shares of visited blocks, 0.7 or 70 % of their own weights, as parts of the layer's weights; or RoseError."""
+    parts = [part for part in NUMBERS.split(text.replace(" %", "%")) if part]
+    if len(parts) != len(widths):
+        raise rose.RoseError(f"There are {len(parts)} shares for {len(widths)} blocks; give one for each.")
+    try:
+        parts_of_blocks = [float(part.removesuffix("%")) / (100 if part.endswith("%") else 1) for part in parts]
+    except ValueError:
+        raise rose.RoseError("A share is a number from 0 to 1 or a percentage, such as 0.7 or 70 %.") from None
+    if not all(0 <= share <= 1 for share in parts_of_blocks):
+        raise rose.RoseError("A block can give up between 0 and all of its weights: shares lie between 0 and 1.")
+    shares = tuple(share * width / sum(widths) for share, width in zip(parts_of_blocks, widths, strict=True))
+    if abs(sum(shares) - ratio) > 0.005:
+        raise rose.RoseError(f"Together these shares remove {sum(shares):.3f} of the layer, but sparsity is {ratio:g}.")
+    return tuple(share * ratio / sum(shares) for share in shares)
+
+
+def write_shares(shares: Sequence[float], widths: Sequence[int]) -> str:
+    """The text that `read_shares` reads."""
+    return ", ".join(f"{share * sum(widths) / width:.4f}" for share, width in zip(shares, widths, strict=True))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import rose
-from app.lab.bases import BASES
+from app.lab.basis import BASES
 from rose.layer.basis import HeadLayout, find_rotations, rotate_columns
 from rose.layer.error import relative_error
 from rose.layer.pattern import Pattern

@@ -19,7 +19,7 @@ from jinja2 import Environment, StrictUndefined
 from app.figures import lessons as figures
 from app.figures.lessons import signed
 from app.figures.style import Drawing
-from app.lab.bases import BASES
+from app.lab.basis import BASES
 from app.lessons import basis, example, whole_models
 from app.words import apart, number, percent, word
 

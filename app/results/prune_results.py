@@ -49,7 +49,7 @@ def sections(run: PruningRun, models: list[RunReport]) -> dict[str, Section]:
 def of_another_setup(run: PruningRun) -> None:
     """Says which set-up these results have, where another set-up is chosen now."""
     setup = run.setup
-    if setup.changes(session.setup()).keys() <= {"sparsity", "layers", "stream"}:  # which a run names itself
+    if setup.to_texts(session.setup()).keys() <= {"sparsity", "layers", "stream"}:  # which a run names itself
         return
     components.info(
         f"Below is a run of {setup.model} in {setup.dtype}, calibrated on {setup.samples} × {setup.length} tokens of "

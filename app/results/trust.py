@@ -1,5 +1,6 @@
 """Can these numbers be trusted? A line for all layers, their table, and the checks of one layer."""
 
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -16,7 +17,7 @@ from app.study import checking
 from app.study.checking import Findings, LayerCheckRequest, LayerChecks
 from app.study.study import Study
 from rose import verdicts
-from rose.layer.checks import AGREE, check_overfitting
+from rose.layer.checks import AGREE, check_inputs, check_overfitting
 from rose.layer.registry import label_of
 from rose.model.measure.layer_checks import CHECKS, check_layers
 
@@ -96,13 +97,14 @@ def _start(study: Study, request: LayerCheckRequest) -> None:
 
 def _checks(study: Study, layer: str, methods: list[str], findings: Findings | None) -> None:
     """A row a check, the worst first; before a run, over-fitting is judged for the chosen methods of the study."""
-    checks = [("calibration", check) for check in checking.input_checks(study, layer)]
+    compute = partial(check_inputs, study.statistics(layer), study.setup.damping)
+    checks = [("calibration", check) for check in study.remember(("input checks", layer), compute)]
     if findings is not None:
         checks += [(label_of(method), check) for method, check in findings.checks()]
     else:
         is_columnar = bool(session.plan(study, layer).is_columnar)
         measured = {("two_level" if is_columnar else "sparsegpt") if name == "rose" else name for name in methods}
-        for record in study.all_records():
+        for record in study.measurements.records:
             if record.layer == layer and record.method in measured:
                 check = check_overfitting(record.relative_error, record.held_out_error)
                 checks += [(method_style(record.method).label, check)] if check else []

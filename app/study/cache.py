@@ -9,24 +9,21 @@ there is ever removed)
 
 Files hold digests of themselves: a damaged file counts as missing, and its content is computed again.
 
-One finished study comes with the app, `example.safetensors` beside this file: records of all layers of the
-packaged model on the start page's settings, statistics of its most columnar layers, and the heads that can be rotated.
+`example.safetensors` beside this file is a finished study in the same format; `tests/benchmarks/examples.py` makes it.
 """
 
-import contextlib
-import dataclasses
-import hashlib
 import json
 import logging
 import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -49,41 +46,40 @@ VARIABLE = "ROSE_CACHE"
 EXAMPLE = Path(__file__).with_name("example.safetensors")
 LIMIT = 3 * 10**9  # bytes of everything that is kept; the least recently used calibrations go first
 DIGITS = 32  # of a digest in a name
-_FOLDER = re.compile(f"[0-9a-f]{{{DIGITS}}}")
+BLOCK = "block-{:05d}.safetensors"
+STREAMS = ("calibration", "held_out")
+FACTS = ("records", "condition", "forecast", "heads", "leaders")  # JSON in the header of a file
 _FILE = re.compile(rf"(block-\d{{5,}}|study-[0-9a-f]{{{DIGITS}}})\.safetensors({TEMPORARY})?")
+LayerStatistics = dict[str, rose.InputStatistics]  # by layer, of one stream
 
 
 @dataclass(frozen=True)
 class Files:
-    """Identities of a model's and a text's files at one moment; None for a file that is not on this machine.
-
-    Results belong to files, not to names, under which a file may be replaced.
-    """
+    """Identities of a model's and a text's files, as names may get other files; None for a file that is not here."""
 
     model: str | None
     text: str | None
 
 
-STREAMS = ("calibration", "held_out")
-LayerStatistics = dict[str, rose.InputStatistics]  # by layer, of one stream
-
-
 @dataclass(frozen=True)
 class Kept:
-    """What was measured of one set-up before.
+    """The content of a file: a study, or the statistics of a decoder block."""
 
-    `is_exact`: on exactly the text that the set-up's name stands for here. The packaged text comes with Python, and
-    changes a little from one release to the next.
-    """
-
-    records: list[rose.LayerRecord]  # one per layer and method
-    condition: dict[str, float]  # of the damped Hessian, by layer
-    forecast: dict[str, dict[str, float]]  # errors foretold before any sweep, by layer and name in `setup.FORETOLD`
-    calibration: LayerStatistics = dataclasses.field(default_factory=dict)  # of some layers, for the example
-    held_out: LayerStatistics = dataclasses.field(default_factory=dict)
-    heads: dict[str, HeadLayout] = dataclasses.field(default_factory=dict)  # that can be rotated, for the example
-    is_exact: bool = True
+    records: list[rose.LayerRecord] = field(default_factory=list)  # one per layer and method
+    condition: dict[str, float] = field(default_factory=dict)  # of the damped Hessian, by layer
+    # Errors forecast before any sweep, by layer and name in `setup.FORETOLD`.
+    forecast: dict[str, dict[str, float]] = field(default_factory=dict)
+    # Of a decoder block, or of some layers of the example; then the heads that can be rotated in the example.
+    calibration: LayerStatistics = field(default_factory=dict)
+    held_out: LayerStatistics = field(default_factory=dict)
+    heads: dict[str, HeadLayout] = field(default_factory=dict)
+    text: str = ""  # digest of the packaged text that the example was measured on
     made_with: str = ""  # versions, for people
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the text is the set-up's: the packaged text comes with Python and changes a little with it."""
+        return self.text in ("", text_digest())
 
 
 def files_of(setup: Setup) -> Files:
@@ -104,8 +100,7 @@ def folder_of(setup: Setup, files: Files) -> Path | None:
     chosen = os.environ.get(VARIABLE)
     if chosen == "" or files.model is None or files.text is None:
         return None
-    usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "rose-explorer"
-    root = expand(chosen or usual)
+    root = expand(chosen or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "rose-explorer")
     if str(root).startswith("~"):  # nobody's home: in a container, a user may have none
         return None
     return root / _digest(_version(), files.model, files.text, *map(str, setup.calibration_key))
@@ -114,80 +109,74 @@ def folder_of(setup: Setup, files: Files) -> Path | None:
 def recall(setup: Setup, files: Files) -> Kept | None:
     """The results on disk for this set-up and these files: the user's own, else the packaged example."""
     folder = folder_of(setup, files)
-    return (read_study(folder, setup) if folder else None) or read_example(setup)
+    study = read(_study_path(folder, setup)) if folder else None
+    if folder and study:
+        with suppress(OSError):  # it may be there to be read only
+            folder.touch()  # used just now
+    return study or read_example(setup)
 
 
-def read_study(folder: Path, setup: Setup) -> Kept | None:
+def read(path: Path) -> Kept | None:
+    """The content of a file from `write`; None where it is missing or damaged."""
     try:
-        _, facts = read_tensors(_study_path(folder, setup))
+        tensors, facts = read_tensors(path)
     except DamagedFile:
         return None
-    with contextlib.suppress(OSError):  # it may be there to be read only
-        folder.touch()  # used just now
-    return Kept(*_read_records(facts))
+    records, condition, forecast, heads, leaders = (json.loads(facts.get(name, "{}")) for name in FACTS)
+    packed: dict[str, dict[str, Tensor]] = {}  # by stream and leader
+    for name, tensor in tensors.items():
+        place, _, part = name.rpartition(".")
+        packed.setdefault(place, {})[part] = tensor
+    streams: dict[str, LayerStatistics] = {stream: {} for stream in STREAMS}
+    for place, parts in packed.items():
+        stream, _, layer = place.partition(".")
+        streams[stream][layer] = rose.InputStatistics.unpack(parts)
+    for of in streams.values():
+        of |= {layer: of[leader] for layer, leader in leaders.items() if leader in of}
+    return Kept(
+        [rose.LayerRecord(**record) for record in records],
+        condition,
+        forecast,
+        heads={layer: HeadLayout(width, tuple(group)) for layer, (width, group) in heads.items()},
+        text=facts.get("text", ""),
+        made_with=facts.get("made_with", ""),
+        **streams,
+    )
 
 
-def write_study(
-    folder: Path,
-    setup: Setup,
-    records: Sequence[rose.LayerRecord],
-    condition: Mapping[str, float],
-    forecast: Mapping[str, dict[str, float]],
-) -> None:
-    """Keeps what was measured; if it cannot be written, logs that and goes on."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(_study_path(folder, setup), {}, **_write_records(records, condition, forecast))
-    except (OSError, SafetensorError) as problem:
-        logger.warning("Results are not kept for the next start: %s", problem)
+def write(path: Path, kept: Kept) -> None:
+    """Writes whatever there is; layers that share their statistics share tensors, under the name of the first layer."""
+    tensors: dict[str, Tensor] = {}
+    leaders: dict[str, str] = {}
+    for stream in STREAMS:
+        leader_of: dict[int, str] = {}
+        for layer, statistics in getattr(kept, stream).items():
+            leader = leader_of.setdefault(id(statistics), layer)
+            if leader != layer:
+                leaders[layer] = leader
+            else:
+                tensors |= {f"{stream}.{layer}.{part}": tensor for part, tensor in statistics.pack().items()}
+    heads = {layer: (layout.width, layout.group) for layer, layout in kept.heads.items()}
+    parts = [asdict(record) for record in kept.records], kept.condition, kept.forecast, heads, leaders
+    texts = {name: json.dumps(part) for name, part in zip(FACTS, parts, strict=True)}
+    write_tensors(path, tensors, text=kept.text, made_with=kept.made_with, **texts)
 
 
-def _write_records(
-    records: Sequence[rose.LayerRecord], condition: Mapping[str, float], forecast: Mapping[str, dict[str, float]]
-) -> dict[str, str]:
-    texts = {"records": [dataclasses.asdict(record) for record in records]}
-    return {name: json.dumps(part) for name, part in (texts | {"condition": condition, "forecast": forecast}).items()}
-
-
-def _read_records(facts: Mapping[str, str]) -> tuple[list[rose.LayerRecord], dict[str, float], dict[str, Any]]:
-    records = [rose.LayerRecord(**record) for record in json.loads(facts["records"])]
-    return records, json.loads(facts["condition"]), json.loads(facts.get("forecast", "{}"))
+def keep_study(folder: Path, setup: Setup, study: Kept) -> None:
+    with _written_in(folder):
+        write(_study_path(folder, setup), study)
 
 
 @cache
-def _example() -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    try:
-        return read_tensors(EXAMPLE)
-    except DamagedFile as problem:
-        logger.warning("The example cannot be shown: %s", problem)
-        return None
+def _example() -> Kept | None:
+    if (study := read(EXAMPLE)) is None:
+        logger.warning("The example %s is missing or damaged, so it cannot be shown", EXAMPLE)
+    return study
 
 
 def read_example(setup: Setup) -> Kept | None:
     """The study that comes with the app; None for any other set-up, or where its file is damaged."""
-    if setup != Setup() or (example := _example()) is None:
-        return None
-    tensors, facts = example
-    if Setup(**json.loads(facts["setup"])) != setup:
-        return None
-    layers = json.loads(facts["layers"])
-    streams = _unpack(tensors, dict(zip(layers, layers, strict=True)))  # no two of them read the same tensor
-    heads = {name: HeadLayout(width, tuple(group)) for name, (width, group) in json.loads(facts["heads"]).items()}
-    return Kept(*_read_records(facts), *streams, heads, facts["text"] == text_digest(), facts["made_with"])
-
-
-def write_example(study: Kept, path: Path) -> None:
-    """Writes what `read_example` reads."""
-    write_tensors(
-        path,
-        _pack(study.calibration, study.held_out)[0],
-        setup=json.dumps(dataclasses.asdict(Setup())),
-        layers=json.dumps(list(study.calibration)),
-        heads=json.dumps({name: (layout.width, layout.group) for name, layout in study.heads.items()}),
-        text=text_digest(),
-        made_with=study.made_with,
-        **_write_records(study.records, study.condition, study.forecast),
-    )
+    return _example() if setup == Setup() else None
 
 
 @cache
@@ -198,63 +187,42 @@ def text_digest() -> str:
 def read_blocks(folder: Path, layers: Sequence[PrunableLayer]) -> list[BlockStatistics] | None:
     """Statistics of these layers by decoder block; None where they are missing or damaged."""
     blocks = []
-    try:
-        for index, chosen in by_block(layers).items():
-            tensors, facts = read_tensors(_block_path(folder, index))
-            blocks.append(BlockStatistics(index, chosen, *_unpack(tensors, json.loads(facts["leaders"]))))
-    except DamagedFile:
-        return None
+    for index, chosen in by_block(layers).items():
+        if (kept := read(folder / BLOCK.format(index))) is None:
+            return None
+        blocks.append(BlockStatistics(index, chosen, kept.calibration, kept.held_out))
     return blocks
 
 
-def write_blocks(folder: Path, blocks: Sequence[BlockStatistics]) -> None:
-    """Keeps statistics, and makes room for them; if they cannot be written, logs that and goes on."""
-    size = sum(tensor.nbytes for block in blocks for tensor in _pack(block.calibration, block.held_out)[0].values())
+def keep_blocks(folder: Path, blocks: Sequence[BlockStatistics]) -> None:
+    """Keeps statistics, and makes room for them."""
+    streams = [stream for block in blocks for stream in (block.calibration, block.held_out)]
+    every = {id(statistics): statistics for stream in streams for statistics in stream.values()}
+    size = sum(tensor.nbytes for statistics in every.values() for tensor in statistics.pack().values())
     if size > LIMIT:
         logger.info("Statistics of %.1f GB are too large to be kept for the next start", size / 1e9)
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with _written_in(folder):
         _make_room(folder, size)
         for block in blocks:
-            tensors, leaders = _pack(block.calibration, block.held_out)
-            write_tensors(_block_path(folder, block.block_index), tensors, leaders=json.dumps(leaders))
+            kept = Kept(calibration=block.calibration, held_out=block.held_out)
+            write(folder / BLOCK.format(block.block_index), kept)
+
+
+@contextmanager
+def _written_in(folder: Path) -> Iterator[None]:
+    """Makes the folder; if it or a file in it cannot be written, logs that and goes on."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
     except (OSError, SafetensorError) as problem:
-        logger.warning("Statistics are not kept for the next start: %s", problem)
-
-
-def _pack(*streams: LayerStatistics) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors of both streams, and by layer the first that reads the same tensor, under whose name they are."""
-    tensors: dict[str, Tensor] = {}
-    leaders: dict[str, str] = {}
-    for stream, statistics in zip(STREAMS, streams, strict=True):
-        leader_of: dict[int, str] = {}
-        for layer, statistics_of_layer in statistics.items():
-            leaders[layer] = leader_of.setdefault(id(statistics_of_layer), layer)
-        for layer in leader_of.values():
-            tensors |= {f"{stream}.{layer}.{part}": tensor for part, tensor in statistics[layer].pack().items()}
-    return tensors, leaders
-
-
-def _unpack(tensors: Mapping[str, Tensor], leaders: Mapping[str, str]) -> tuple[LayerStatistics, LayerStatistics]:
-    """Both streams, as `_pack` was given them: layers that shared their statistics go on sharing them."""
-
-    def read(stream: str) -> LayerStatistics:
-        parts: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            layer, _, part = name.removeprefix(f"{stream}.").rpartition(".")
-            if name.startswith(stream):
-                parts.setdefault(layer, {})[part] = tensor
-        shared = {leader: rose.InputStatistics.unpack(packed) for leader, packed in parts.items()}
-        return {layer: shared[leader] for layer, leader in leaders.items() if leader in shared}
-
-    return read(STREAMS[0]), read(STREAMS[1])
+        logger.warning("Results are not kept for the next start: %s", problem)
 
 
 def _make_room(folder: Path, size: int) -> None:
     """Removes whole calibrations, the least recently used first, until this many more bytes fit within the limit."""
     folders = [other for other in folder.parent.iterdir() if other != folder and _is_calibration(other)]
-    folders.sort(key=lambda other: other.stat().st_mtime)  # see `read_study`
+    folders.sort(key=lambda other: other.stat().st_mtime)  # see `recall`
     sizes = {other: sum(file.stat().st_size for file in other.iterdir()) for other in folders}
     for other in folders:
         if sum(sizes.values()) + size <= LIMIT:
@@ -265,7 +233,7 @@ def _make_room(folder: Path, size: int) -> None:
 
 def _is_calibration(folder: Path) -> bool:
     """Whether this is a folder of ours, and holds nothing else: people name folders that hold their own things too."""
-    if folder.is_symlink() or not folder.is_dir() or not _FOLDER.fullmatch(folder.name):
+    if folder.is_symlink() or not folder.is_dir() or not re.fullmatch(f"[0-9a-f]{{{DIGITS}}}", folder.name):
         return False
     names = [file.name for file in folder.iterdir()]
     return bool(names) and all(map(_FILE.fullmatch, names))
@@ -282,7 +250,7 @@ def model_identity(name: str) -> str | None:
 @cache
 def _version() -> str:
     """A digest of all code that results depend on, and of the versions of torch and transformers."""
-    digest = hashlib.sha256(f"{torch.__version__} {transformers.__version__}".encode())
+    digest = sha256(f"{torch.__version__} {transformers.__version__}".encode())
     for path in _sources():
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -294,12 +262,8 @@ def _sources() -> list[Path]:
 
 
 def _digest(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:DIGITS]
+    return sha256("\n".join(parts).encode()).hexdigest()[:DIGITS]
 
 
 def _study_path(folder: Path, setup: Setup) -> Path:
     return folder / f"study-{_digest(repr(setup))}.safetensors"
-
-
-def _block_path(folder: Path, index: int) -> Path:
-    return folder / f"block-{index:05d}.safetensors"

@@ -1,16 +1,13 @@
-"""The checks of one layer, run in the background: prune by several methods, then look at the layer's own inputs.
-
-No Streamlit here. Only numbers are kept; inputs are processed batch by batch.
-"""
+"""The checks of one layer, run in the background: prune by several methods, then read the layer's inputs in batches."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 import rose
 from app.jobs import Job, Run, holding
-from app.study.study import Study
-from rose.layer import error
+from app.study.study import Study, error_on
 from rose.layer.checks import (
     CalibrationCurve,
     Check,
@@ -18,7 +15,6 @@ from rose.layer.checks import (
     DirectError,
     ErrorMeasures,
     RealisedSparsity,
-    check_inputs,
     check_overfitting,
     measure_error,
     prefix_lengths,
@@ -50,11 +46,11 @@ class Findings:
     seconds: float
 
     def checks(self) -> list[tuple[str, Check]]:
+        """Every check, with its method."""
         checks = []
         for measures, sparsity, held_out in zip(self.measures, self.sparsity, self.held_out, strict=True):
-            overfitting = check_overfitting(measures.relative_error, held_out)
-            every = [measures.check, sparsity.check, *([overfitting] if overfitting else [])]
-            checks += [(measures.method, check) for check in every]
+            every = measures.check, sparsity.check, check_overfitting(measures.relative_error, held_out)
+            checks += [(measures.method, check) for check in every if check is not None]
         return checks
 
 
@@ -78,34 +74,13 @@ class LayerChecks(Run):
             self._say(f"Pruning {request.layer} by {rose.METHODS[method].label}")
             results[method] = study.prune(request.layer, method=method, threshold=request.threshold)
         direct = DirectError(weight, {method: result.weight for method, result in results.items()})
-        curve = CalibrationCurve(
-            weight,
-            held_out,
-            prefix_lengths(study.setup.samples, study.setup.length),
-            method=request.curve_method,
-            threshold=request.threshold,
-            **study.layer_options(),
-        )
-        self._pass(study, job, direct, curve)
-        self.findings = Findings(
-            measures=tuple(
-                measure_error(weight, statistics, result, direct.errors[method]) for method, result in results.items()
-            ),
-            sparsity=tuple(realised_sparsity(result, study.setup.sparsity) for result in results.values()),
-            held_out=tuple(
-                None if held_out is None else error.relative_error(weight, result.weight, held_out.hessian)
-                for result in results.values()
-            ),
-            curve=tuple(curve.points),
-            tokens=direct.tokens,
-            seconds=job.worked,
-        )
-
-    def _pass(self, study: Study, job: Job, direct: DirectError, curve: CalibrationCurve) -> None:
+        lengths = prefix_lengths(study.setup.samples, study.setup.length)
+        options = study.layer_options() | {"method": request.curve_method, "threshold": request.threshold}
+        curve = CalibrationCurve(weight, held_out, lengths, **options)
         loaded, tokens = study.loaded, study.calibration.tokens
         assert loaded is not None
         assert tokens is not None
-        self._say(f"Running the model up to {self.request.layer}")
+        self._say(f"Running the model up to {request.layer}")
 
         def visit(inputs: Tensor) -> None:
             for sample in inputs.split(tokens.shape[1]):
@@ -114,22 +89,23 @@ class LayerChecks(Run):
                 job.check()
 
         with holding(loaded.lock, job):
-            visit_inputs(loaded.model, tokens, self.request.layer, visit, job.tell)
-
-
-def input_checks(study: Study, layer: str) -> list[Check]:
-    """Checks of this layer's calibration; they need no run."""
-    return study.remember(("input checks", layer), lambda: check_inputs(study.statistics(layer), study.setup.damping))
+            visit_inputs(loaded.model, tokens, request.layer, visit, job.tell)
+        pruned = [result.weight for result in results.values()]
+        errors = [None if held_out is None else error_on(held_out, weight, each) for each in pruned]
+        self.findings = Findings(
+            tuple(measure_error(weight, statistics, results[name], direct.errors[name]) for name in results),
+            tuple(realised_sparsity(result, study.setup.sparsity) for result in results.values()),
+            tuple(errors),
+            tuple(curve.points),
+            direct.tokens,
+            job.worked,
+        )
 
 
 def estimate(study: Study, request: LayerCheckRequest) -> Cost:
     assert study.loaded is not None
     setup = study.setup
     points = len(prefix_lengths(setup.samples, setup.length))
-    return estimate_cost(
-        study.loaded.model,
-        samples=setup.samples,
-        length=setup.length,
-        layers=[request.layer],
-        sweeps=sweeps_of([*request.methods, *[request.curve_method] * points]),
-    )
+    sweeps = sweeps_of([*request.methods, *[request.curve_method] * points])
+    sizes: dict[str, Any] = {"samples": setup.samples, "length": setup.length, "layers": [request.layer]}
+    return estimate_cost(study.loaded.model, sweeps=sweeps, **sizes)

@@ -1,7 +1,4 @@
-"""Before a run: which layers a choice means, whether they can be pruned as asked, and what it will take.
-
-No Streamlit here.
-"""
+"""Before a run: which layers a choice means, whether they can be pruned as asked, and what it will take."""
 
 import re
 from collections.abc import Sequence
@@ -46,23 +43,19 @@ class Preflight:
 
 
 def preflight(setup: Setup, skeleton: nn.Module, *, has_inputs: bool = False) -> Preflight:
-    """Checks a set-up against a model's structure and estimates its cost; RoseError if no run is possible.
-
-    `has_inputs`: the statistics of all layers are in memory already, with the model; only sweeps are still to be done.
-    """
+    """Checks a set-up and estimates its cost, of sweeps alone if it `has_inputs`; RoseError if no run is possible."""
     setup.check()
     check_text(setup.text, setup.held_out, setup.length)
     network = Network(skeleton)
     network.check_length(setup.length)
     layers = network.select(setup.layer_patterns)
     check_widths(layers, parse_sparsity(setup.sparsity), setup.block_size)
-    windows: dict[str, Any] = {"samples": setup.samples + setup.held_out, "length": setup.length}
-    windows["layers"] = setup.layer_patterns
+    samples = setup.samples + setup.held_out
+    windows: dict[str, Any] = {"samples": samples, "length": setup.length, "layers": setup.layer_patterns}
     cost = estimate_cost(skeleton, sweeps=len(MEASURED), keep_statistics=True, **windows)
     if has_inputs:
         before = estimate_cost(skeleton, sweeps=0, keep_statistics=True, **windows)
         return Preflight(replace(cost, seconds=cost.seconds - before.seconds), 0, psutil.virtual_memory().available)
-    widths = [layer.weight.shape[1] for layer in layers]
     needed = weights_size(cost, setup.dtype) + cost.memory
     if setup.stream:  # one decoder block at a time, and the statistics of all layers
         if not can_stream(setup.model):
@@ -74,7 +67,8 @@ def preflight(setup: Setup, skeleton: nn.Module, *, has_inputs: bool = False) ->
         statistics_bytes = sum(4 * columns**2 for columns in statistics_groups(layers))
         at_once = estimate_memory(skeleton, dtype=dtype, held_out=has_held_out, **windows)
         needed = at_once.peak + statistics_bytes * (2 if has_held_out else 1)
-    return Preflight(cost, needed, psutil.virtual_memory().available, tuple(warnings(setup, widths)))
+    texts = warnings(setup, [layer.weight.shape[1] for layer in layers])
+    return Preflight(cost, needed, psutil.virtual_memory().available, tuple(texts))
 
 
 def can_stream(model: str) -> bool:
@@ -90,12 +84,9 @@ def warnings(setup: Setup, widths: Sequence[int]) -> list[str]:
     texts = []
     share = parse_sparsity(setup.sparsity).ratio
     if share in (0, 1):
-        effect = (
-            "nothing, so every error will be 0" if share == 0 else "every weight, so every relative error will be 1"
-        )
-        texts.append(f"Sparsity {share:g} removes {effect}. Choose a sparsity between 0 and 1.")
-    narrow = sum(width <= setup.block_size for width in widths)
-    if narrow:
+        effect = ("nothing, so every error", "every weight, so every relative error")[int(share)]
+        texts.append(f"Sparsity {share:g} removes {effect} will be {share:g}. Choose a sparsity between 0 and 1.")
+    if narrow := sum(width <= setup.block_size for width in widths):
         texts.append(
             f"With a block size of {setup.block_size}, {words.count(narrow, 'layer has', 'layers have')} a single "
             "block and cannot be columnar: relative range compares blocks. Choose a block size below "

@@ -20,8 +20,8 @@ from rose.model.load.tokens import Warn, load_calibration
 from rose.recipe.parts import as_sparsity
 from rose.recipe.steps import Analyze, Prune
 
-# What every layer is measured with: name in the table -> arguments of `rose.prune_layer`. Two-level order is measured
-# on all layers, columnar or not, so that the threshold can move without pruning anything again.
+# What measures every layer: name in the table -> arguments of `rose.prune_layer`. Two-level order is measured on all
+# layers, columnar or not, so that the threshold can move without pruning anything again.
 MEASURED: dict[str, dict[str, Any]] = {
     "sparsegpt": {"method": "sparsegpt"},
     "two_level": {"method": "rose", "threshold": 0.0},
@@ -40,7 +40,7 @@ LARGEST = 2**53 - 1  # that a browser takes for a whole number
 
 @dataclass(frozen=True)
 class Setup:
-    """A user's choices on the start page, as for `load_model`, `load_tokens` and `prune_layer` of rose."""
+    """A user's choices on the start page; their limits are those of the recipe `Analyze`."""
 
     model: str = OFFLINE
     dtype: str = "float32"
@@ -82,25 +82,16 @@ class Setup:
                 problems.append(f"{problem} {former} is used instead.")
         return setup, problems
 
-    def to_texts(self) -> dict[str, str]:
-        """For a URL: only what differs from the defaults."""
-        return self.changes(Setup())
-
-    def changes(self, other: Setup) -> dict[str, str]:
-        """The differences from another set-up, as texts for a URL."""
-        former = asdict(other)
+    def to_texts(self, base: Setup | None = None) -> dict[str, str]:
+        """The differences from another set-up, or from the defaults, as texts for a URL."""
+        former = asdict(base or Setup())
         return {name: str(value) for name, value in asdict(self).items() if value != former[name]}
 
     @property
     def drawn(self) -> dict[str, Any]:
         """The calibration text, as reports name it."""
-        return {
-            "calibration": self.text,
-            "samples": self.samples,
-            "length": self.length,
-            "seed": self.seed,
-            "held_out_samples": self.held_out,
-        }
+        sizes = {"samples": self.samples, "length": self.length, "seed": self.seed}
+        return {"calibration": self.text, **sizes, "held_out_samples": self.held_out}
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -109,23 +100,15 @@ class Setup:
         return facts | {"made_with": versions()}
 
     def draw(self, tokenizer: PreTrainedTokenizerBase, warn: Warn | None = None) -> tuple[Tensor, Tensor | None]:
-        return load_calibration(
-            self.text,
-            tokenizer,
-            samples=self.samples,
-            held_out=self.held_out,
-            length=self.length,
-            seed=self.seed,
-            warn=warn,
-        )
+        sizes: dict[str, Any] = {name: getattr(self, name) for name in ("samples", "held_out", "length", "seed")}
+        return load_calibration(self.text, tokenizer, **sizes, warn=warn)
 
     def recipe(self, methods: Sequence[str] = ("sparsegpt", "rose"), threshold: float = THRESHOLD) -> Analyze:
         """The recipe for the same numbers on the command line; raises RoseError for values that no run can use."""
         parse_dtype(self.dtype)
         options = {RECIPE_NAMES.get(name, name): value for name, value in asdict(self).items()}
-        options["layers"] = self.layer_patterns
-        # Forward passes of a study are float32.
-        return Analyze.of(**options, methods=tuple(methods), threshold=threshold, compute="float32")
+        options |= {"layers": self.layer_patterns, "compute": "float32"}  # as a study's forward passes
+        return Analyze.of(**options, methods=tuple(methods), threshold=threshold)
 
     @classmethod
     def of(cls, recipe: Analyze | Prune) -> Setup:
@@ -154,14 +137,11 @@ def patterns_of(layers: str) -> list[str] | None:
 
 
 def _read(name: str, text: str, kind: type) -> Any:
-    if kind is bool:
-        if text not in ("True", "False"):
-            raise rose.RoseError(f"The link has {name}={text!r}; it must be True or False.")
-        return text == "True"
+    """A value of a URL; raises RoseError for a text of another kind."""
     try:
-        return kind(text)
-    except ValueError:
-        expected = "a whole number" if kind is int else "a number"
+        return {"True": True, "False": False}[text] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        expected = {bool: "True or False", int: "a whole number", float: "a number"}[kind]
         raise rose.RoseError(f"The link has {name}={text!r}, which is not {expected}.") from None
 
 

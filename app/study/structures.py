@@ -1,6 +1,7 @@
-"""The cost of heads and channels, on the statistics of a study. No Streamlit here."""
+"""The cost of heads and channels, on the statistics of a study."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import pandas as pd
 from torch import nn
@@ -26,10 +27,7 @@ def collecting(setup: Setup, model: nn.Module) -> float:
 class Structures:
     """Heads and channels of a finished study. Costs are relative to the projection's own output.
 
-    Attributes:
-        kinds: that this model can do without.
-        parts: those whose output projection was measured.
-        missing: output projections of the others.
+    `kinds` can go from this model; the output projections of `parts` were measured, those in `missing` were not.
     """
 
     def __init__(self, study: Study) -> None:
@@ -41,12 +39,9 @@ class Structures:
         parts = find_parts(model, self.kinds)
         every = [part for of_block in parts for part in of_block]
         self.missing = [part.output.name for part in every if not study.has(part.output.name)]
-        measured = [part for part in every if study.has(part.output.name)]
-        self.parts = {(part.kind, part.block_index): part for part in measured}
-        self.biased = study.remember(
-            "structures that may have a bias",
-            lambda: tuple(kind for kind in self.kinds if can_bias(model, parts, kind)),
-        )
+        self.parts = {(part.kind, part.block_index): part for part in every if study.has(part.output.name)}
+        can_go = partial(can_bias, model, parts)
+        self.biased = study.remember("structures that may have a bias", lambda: tuple(filter(can_go, self.kinds)))
 
     def blocks(self, kind: str | None = None) -> list[int]:
         """Decoder blocks with a part of this kind, or of any."""
@@ -64,11 +59,9 @@ class Structures:
         return make_problem(part, statistics, part.kind in self.biased, self.study.setup.damping)
 
     def priced(self, part: Part) -> PartSurvey:
-        statistics, damping = self.study.statistics(part.output.name), self.study.setup.damping
-        return self.study.remember(
-            ("structure", part.output.name),
-            lambda: price_part(part, statistics, part.kind in self.biased, damping),
-        )
+        name, damping = part.output.name, self.study.setup.damping
+        compute = partial(price_part, part, self.study.statistics(name), part.kind in self.biased, damping)
+        return self.study.remember(("structure", name), compute)
 
     def pricing(self, parts: Sequence[Part]) -> float:
         """Estimated seconds until all of these are priced: updates of an inverse of all columns, one for each."""

@@ -1,7 +1,6 @@
 """A study: one model, one calibration, every layer measured. Filled in the background, read by all pages.
 
-No Streamlit here. `session` caches these objects; they are shared by all browser sessions and the model in them
-is never changed.
+`shared` keeps these objects for all browser sessions; the model in them is never changed.
 """
 
 import threading
@@ -42,20 +41,18 @@ KEPT_RESULTS = 96
 KEPT_LATEST = 8
 KEPT_BYTES = 5 * 10**8
 HOME = torch.device("cpu")  # where models of the app rest
+TwoBlocks = tuple[BlockStatistics, BlockStatistics]  # where its weights are now, which may be a GPU; as it is kept
 T = TypeVar("T")
 
 
 @dataclass
 class LoadedModel:
-    """A model in the shared cache. Take the lock to run it; never change it.
-
-    `identity` tells which files it was read from, see `cache.model_identity`; None where nobody has looked.
-    """
+    """A model in the shared cache. Take the lock to run it; never change it."""
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     lock: threading.Lock
-    identity: str | None = None
+    identity: str | None = None  # of the files that it was read from, see `cache.model_identity`
 
     @cached_property
     def network(self) -> Network:
@@ -74,46 +71,32 @@ class Calibration:
         self.held_out: Tensor | None = None
         self.cautions: list[str] = []  # on the text that the tokens were drawn from
 
-    def iterate(
-        self, setup: Setup, files: cache.Files, loaded: LoadedModel, job: Job
-    ) -> Iterator[tuple[BlockStatistics, BlockStatistics]]:
-        """Block by block: from memory where complete, else from the disk, else by running the model.
-
-        Yields each where its weights are now, which may be a GPU, and as it is kept: where they will be.
-        """
+    def iterate(self, setup: Setup, files: cache.Files, loaded: LoadedModel, job: Job) -> Iterator[TwoBlocks]:
+        """Block by block: from memory where complete, else from the disk, else by running the model."""
         with holding(self.lock, job):
-            if self.complete and self.files in (None, files):
+            folder = cache.folder_of(setup, files)
+            if not self.complete or self.files not in (None, files):
+                self.complete, self.files, self.cautions = False, files, []
+                self.tokens, self.held_out = setup.draw(loaded.tokenizer, self.cautions.append)
+                layers = loaded.network.select(setup.layer_patterns)
+                blocks = cache.read_blocks(folder, layers) if folder else None
+                self.blocks, self.complete = blocks or [], blocks is not None
+            if self.complete:
                 yield from _again(self.blocks, loaded, job)
                 return
-            self.complete, self.files, self.blocks = False, files, []
-            self.cautions = []
-            self.tokens, self.held_out = setup.draw(loaded.tokenizer, self.cautions.append)
-            folder = cache.folder_of(setup, files)
-            layers = loaded.network.select(setup.layer_patterns)
-            blocks = cache.read_blocks(folder, layers) if folder else None
-            if blocks is not None:
-                self.blocks, self.complete = blocks, True
-                yield from _again(blocks, loaded, job)
-                return
+            assert self.tokens is not None
+            options: dict[str, Any] = {"layers": setup.layer_patterns, "held_out": self.held_out}
             with holding(loaded.lock, job):
-                for block in rose.visit_blocks(
-                    loaded.model,
-                    self.tokens,
-                    layers=setup.layer_patterns,
-                    held_out=self.held_out,
-                    progress=job.tell,
-                ):
+                for block in rose.visit_blocks(loaded.model, self.tokens, progress=job.tell, **options):
                     self.blocks.append(block.to(HOME))
                     yield block, self.blocks[-1]
             self.complete = True
             if folder:
                 job.message = "Keeping statistics for the next start"
-                cache.write_blocks(folder, self.blocks)
+                cache.keep_blocks(folder, self.blocks)
 
 
-def _again(
-    blocks: list[BlockStatistics], loaded: LoadedModel, job: Job
-) -> Iterator[tuple[BlockStatistics, BlockStatistics]]:
+def _again(blocks: list[BlockStatistics], loaded: LoadedModel, job: Job) -> Iterator[TwoBlocks]:
     """Known statistics of each decoder block, while its weights are in memory."""
     # Not the layers of the model that was read then: its weights may have been left on disk.
     layers = {layer.name: layer for layer in loaded.network.layers}
@@ -164,6 +147,12 @@ class Study:
         self.job = Job(self._run)
 
     @property
+    def measurements(self) -> cache.Kept:
+        with self._lock:
+            records = [record for records in self._records.values() for record in records]
+            return cache.Kept(records, dict(self._condition), dict(self._forecast))
+
+    @property
     def is_example(self) -> bool:
         return self.kept is not None and bool(self.kept.made_with)
 
@@ -211,17 +200,17 @@ class Study:
         for block, kept_block in self.calibration.iterate(self.setup, self.files, self.loaded, job):
             self._measure(block, kept_block, job)
         if not self.is_restored and not self.failed and (folder := cache.folder_of(self.setup, self.files)):
-            cache.write_study(folder, self.setup, self.all_records(), self._condition, self._forecast)
+            cache.keep_study(folder, self.setup, self.measurements)
 
     def _recall(self) -> bool:
         """Shows what was kept for these files, and says whether anything was."""
         self.kept = cache.recall(self.setup, self.files) if self._may_recall else None
+        known = self.kept or cache.Kept()
         with self._lock:
             self._records = {}
-            for record in self.kept.records if self.kept else []:
+            for record in known.records:
                 self._records.setdefault(record.layer, []).append(record)
-            self._condition = dict(self.kept.condition) if self.kept else {}
-            self._forecast = dict(self.kept.forecast) if self.kept else {}
+            self._condition, self._forecast = dict(known.condition), dict(known.forecast)
             self.layer_names = list(self._records)
             self._version += 1
         return self.kept is not None
@@ -249,7 +238,8 @@ class Study:
             if layer.name not in measured:
                 try:
                     records = self._measure_layer(layer, statistics, held_out)
-                    forecast = self._foretell(layer, statistics)
+                    pairs, options = list(FORETOLD.values()), self.layer_options()
+                    forecasts = rose.forecasts(layer.weight, statistics, pairs, **options)
                     if id(statistics) not in conditions:  # layers that share an input share its Hessian
                         conditions[id(statistics)] = condition_number(statistics.hessian, self.setup.damping)
                 except rose.RoseError as problem:
@@ -264,7 +254,8 @@ class Study:
                         self._memory = OrderedDict((k, v) for k, v in self._memory.items() if layer.name not in k)
                     self._records[layer.name] = records
                     self._condition[layer.name] = conditions[id(statistics)]
-                    self._forecast[layer.name] = forecast
+                    errors = [float(f"{forecast.error:.6g}") for forecast in forecasts]
+                    self._forecast[layer.name] = dict(zip(FORETOLD, errors, strict=True))
             with self._lock:
                 self._layers[layer.name] = (layer, stored.calibration[layer.name], stored.held_out.get(layer.name))
                 self._version += 1
@@ -279,10 +270,6 @@ class Study:
             records.append(replace(measure_layer(layer, statistics, held_out, **options, **how), method=name))
         return records
 
-    def _foretell(self, layer: PrunableLayer, statistics: rose.InputStatistics) -> dict[str, float]:
-        forecasts = rose.forecasts(layer.weight, statistics, list(FORETOLD.values()), **self.layer_options())
-        return {name: float(f"{forecast.error:.6g}") for name, forecast in zip(FORETOLD, forecasts, strict=True)}
-
     def layer_options(self, sparsity: str | None = None) -> dict[str, Any]:
         """Keyword arguments for `rose.prune_layer` that this set-up implies; `sparsity` replaces the set-up's."""
         setup = self.setup
@@ -294,15 +281,8 @@ class Study:
             self.loaded, self.calibration = None, Calibration()
             self._layers, self._memory = {}, OrderedDict()
 
-    def all_records(self) -> list[rose.LayerRecord]:
-        with self._lock:
-            return [record for records in self._records.values() for record in records]
-
     def _latest(self, kind: str, key: Any, compute: Callable[[], T]) -> T:
-        """As `remember`, for tables that every page draws; computed anew after each measurement.
-
-        With thousands of experts each takes a second. Only the last is kept: all would fill the memory.
-        """
+        """As `remember`, for tables that every page draws: anew after each measurement, the latest of each kind."""
         made_of = (self._version, key)  # before it is made: a layer may be measured meanwhile
         entry = self._tables.get(kind)
         if entry is None or entry[0] != made_of:
@@ -311,19 +291,17 @@ class Study:
 
     def records(self) -> pd.DataFrame:
         """All measurements so far; do not change the table, which others see too."""
-        return self._latest("records", None, lambda: records_table(self.all_records()))
+        return self._latest("records", None, lambda: records_table(self.measurements.records))
 
     def overview(self, threshold: float) -> pd.DataFrame:
-        """One row per layer so far: relative range, columnar or not under this threshold, variation of column losses,
-        condition, errors, gain.
+        """One row per layer so far. Do not change the table: pages share it.
 
-        `error_NAME` is the relative error on calibration inputs, `held_out_NAME` on held-out inputs. NAME stands
-        for SparseGPT, two-level order on all layers, ROSE (two-level on layers columnar under this threshold), and ROSE
-        global.
+        `error_NAME` is the relative error on calibration inputs, `held_out_NAME` on held-out inputs. NAME is in
+        `MEASURED`, or rose: two-level order on layers columnar under this threshold.
         `gain` and `global_gain` are the shares of SparseGPT's error that two-level order and ROSE global save (above 0:
-        better), `held_out_gain` and `held_out_global_gain` the same on held-out inputs. `live_range` is the relative
-        range without dead columns, NaN where a layer has none. `cautions` come from `rose.verdicts`. Do not change
-        the table: pages share it.
+        better), `held_out_gain` and `held_out_global_gain` the same on held-out inputs, `forecast_gain` and
+        `forecast_global_gain` as forecast. `live_range` is the relative range without dead columns, NaN where a layer
+        has none.
         """
         return self._latest("overview", threshold, lambda: self._overview(threshold))
 
@@ -338,18 +316,15 @@ class Study:
         with self._lock:  # a layer that was finished since `records` has no row; an empty table would take it for one
             wide["condition"] = pd.Series(self._condition, dtype=float).reindex(wide.index)
             forecast = pd.DataFrame.from_dict(self._forecast, orient="index").reindex(wide.index)
-        for name, which in (("two_level", ""), ("rose_global", "global_")):
-            if name in forecast:
-                wide[f"forecast_{which}gain"] = 1 - forecast[name] / forecast["sparsegpt"].where(
-                    forecast["sparsegpt"] > 0
-                )
         wide["is_columnar"] = wide["relative_range"] > threshold
         for kind in ("error", "held_out"):
             wide[f"{kind}_rose"] = wide[f"{kind}_two_level"].where(wide["is_columnar"], wide[f"{kind}_sparsegpt"])
-        for kind, tokens in (("error", ""), ("held_out", "held_out_")):
-            natural = wide[f"{kind}_sparsegpt"]
+        kinds = {"forecast_": forecast.add_prefix("forecast_"), "": wide, "held_out_": wide}
+        for (tokens, errors), kind in zip(kinds.items(), ("forecast", "error", "held_out"), strict=True):
             for name, which in (("two_level", ""), ("rose_global", "global_")):
-                wide[f"{tokens}{which}gain"] = 1 - wide[f"{kind}_{name}"] / natural.where(natural > 0)
+                if f"{kind}_{name}" in errors:
+                    natural = errors[f"{kind}_sparsegpt"]
+                    wide[f"{tokens}{which}gain"] = 1 - errors[f"{kind}_{name}"] / natural.where(natural > 0)
         dead = [name for name in wide.index[wide["dead_columns"] > 0] if self.has(name)]
         wide["live_range"] = pd.Series({name: self.live_range(name) for name in dead}, dtype=float)
         # Only over-fitting depends on the method: the longest has them all.
@@ -358,10 +333,7 @@ class Study:
         return wide.reset_index()
 
     def cautions(self, layer: str | None = None) -> list[str]:
-        """How far the numbers of the layers so far, or of one, can be trusted; see `rose.verdicts.cautions`.
-
-        Cautions about the calibration text come first.
-        """
+        """Cautions about the calibration text, then about the layers so far, or about one: `rose.verdicts.cautions`."""
 
         def compute() -> list[str]:
             table = self.records()
@@ -370,7 +342,7 @@ class Study:
         return [*self.calibration.cautions, *self._latest("cautions", layer, compute)]
 
     def most_columnar(self) -> str | None:
-        records = self.all_records()
+        records = self.measurements.records
         return max(records, key=lambda record: record.relative_range).layer if records else None
 
     def has(self, layer: str) -> bool:
@@ -417,14 +389,7 @@ class Study:
         return self._live_ranges[layer]
 
     def _plan(self, layer: str, sparsity: str | None = None) -> rose.OrderPlan:
-        setup, statistics = self.setup, self.statistics(layer)
-        return rose.plan_order(
-            self.weight(layer),
-            statistics,
-            sparsity=sparsity or setup.sparsity,
-            block_size=setup.block_size,
-            damping=setup.damping,
-        )
+        return rose.plan_order(self.weight(layer), self.statistics(layer), **self.layer_options(sparsity))
 
     def heads(self, layer: str) -> int:
         """Attention heads whose outputs are this layer's inputs, side by side; 0 where it is no output projection."""
@@ -434,22 +399,11 @@ class Study:
         width, columns = head_width(text_config(self.loaded.model)), self.statistics(layer).columns
         return columns // width if width and columns % width == 0 else 0
 
-    def prune(
-        self,
-        layer: str,
-        *,
-        method: str = METHOD,
-        order: str | None = None,
-        budget: str | None = None,
-        threshold: float = THRESHOLD,
-        trace: bool = False,
-    ) -> rose.LayerResult:
+    def prune(self, layer: str, *, method: str = METHOD, **options: Any) -> rose.LayerResult:
         """Prunes one layer by one sweep or method on this study's statistics; remembered."""
-        options = self.layer_options() | {"method": method, "budget": budget, "threshold": threshold}
-        return self.remember(
-            ("prune", layer, order, trace, *options.values()),
-            lambda: rose.prune_layer(self.weight(layer), self.statistics(layer), order=order, trace=trace, **options),
-        )
+        options |= self.layer_options() | {"method": method}
+        key = ("prune", layer, *sorted(options.items()))
+        return self.remember(key, lambda: rose.prune_layer(self.weight(layer), self.statistics(layer), **options))
 
     def knows(self, key: Any) -> bool:
         """Whether `remember` would compute nothing for this key."""

@@ -15,7 +15,6 @@ from app.results import naming, trust
 from app.results.downloads import csv_button, report_button
 from app.results.pairs import differences
 from app.study import tables
-from app.study.own_numbers import read_numbers
 from app.study.study import Study
 from rose.layer.checks import OVERFIT
 from rose.layer.pattern import THRESHOLD
@@ -141,7 +140,9 @@ def with_own(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     if not source:
         return table
     try:
-        numbers, unknown = read_numbers(source if isinstance(source, str) else source.getvalue(), study.layer_names)
+        numbers, unknown = tables.read_numbers(
+            source if isinstance(source, str) else source.getvalue(), study.layer_names
+        )
     except rose.RoseError as problem:
         components.error(problem)
         return table

@@ -1,20 +1,20 @@
 """Order lab: can you do better? What the order of pruning and its budget do to one layer's error."""
 
-from types import ModuleType
+from collections.abc import Callable
 
 import streamlit as st
 
 import rose
 from app import components, first, session, words
-from app.lab import basis, inside_sweep, order_and_budget, prices, race_of_solvers, your_order
+from app.lab import basis, race_of_solvers, sections, your_order
 from app.study.study import Study
 
-SECTIONS: dict[str, tuple[str, ModuleType]] = {
-    "own": ("Your order", your_order),
-    "prices": ("Prices", prices),
-    "sweep": ("Inside a sweep", inside_sweep),
-    "budget": ("Order × budget", order_and_budget),
-    "basis": ("Basis", basis),
+SECTIONS: dict[str, tuple[str, Callable[[Study, str], None]]] = {
+    "own": ("Your order", your_order.draw),
+    "prices": ("Prices", sections.prices),
+    "sweep": ("Inside a sweep", sections.inside_sweep),
+    "budget": ("Order × budget", sections.order_and_budget),
+    "basis": ("Basis", basis.draw),
 }
 
 
@@ -34,7 +34,7 @@ def draw() -> None:
     if section != "own" and "own" in st.query_params:
         del st.query_params["own"]
     try:
-        SECTIONS[section][1].draw(study, layer)
+        SECTIONS[section][1](study, layer)
     except rose.RoseError as problem:
         components.error(problem)
     if not session.setup().stream:  # or the page Prune is shut

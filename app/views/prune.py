@@ -72,7 +72,7 @@ def _recipes(setup: Setup, request: PruneRequest) -> None:
 
 def _offer(setup: Setup, request: PruneRequest, run: PruningRun | None) -> None:
     cost, problem = priced(setup, request)
-    own_run = session.own_pruning()
+    own_run = session.pruning("own_pruning")
     if not problem and own_run is not run and own_run is not None and own_run.job.status == "running":
         problem = "Your own run goes on; choose it under the other runs below to cancel it first."
     running = session.sees_at_work(run)

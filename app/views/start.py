@@ -173,7 +173,7 @@ def beside(study: Study, table: pd.DataFrame) -> None:
 
 
 def recent() -> None:
-    for place, setup in enumerate(other for other in session.recent_setups() if other != session.setup()):
+    for place, setup in enumerate(other for other in st.session_state.get("recent", []) if other != session.setup()):
         label, icon = words.plain(study_form.describe(setup)), ":material/history:"
         st.button(label, key=f"recent-{place}", icon=icon, type="tertiary", on_click=begin, args=(setup,))
 

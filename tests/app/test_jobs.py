@@ -12,14 +12,13 @@ from app.jobs import Job, Run, SerialRun, holding
 from rose.output import PARTIAL
 
 SOON = 240.0  # seconds; an upper bound, not a delay
+WAITS = "Waiting for another run on this model to finish"
 
 
 def endless(job: Job) -> None:
     """Work that only a cancel ends."""
-    pause = threading.Event()
-    while True:
+    while not threading.Event().wait(0.002):
         job.check()
-        pause.wait(0.002)
 
 
 def started(*viewers: str) -> Job:
@@ -60,7 +59,7 @@ def test_progress_is_kept_and_raises_after_a_cancel():
 
 
 def test_time_left_includes_later_steps():
-    """Half of a step from 0.2 to 0.8 took 30 s: 30 s are left of it, and 20 s of what comes after."""
+    """Half of a step from 0.2 to 0.8 took 30 s: 30 s are left of it, and 20 s of the later steps."""
     run = Run()
     run._follow(0.2, 0.8)(rose.Progress("calibrate", 0, 1, None, None, 3, 6, 0.5, 30.0, 30.0))
     assert run.fraction == pytest.approx(0.5)
@@ -69,20 +68,13 @@ def test_time_left_includes_later_steps():
     assert (run.job.message, run.job.progress) == ("Writing", None)
 
 
-def test_work_goes_on_for_another_viewer():
-    job = started("ann", "bob")
+def test_work_goes_on_for_another_viewer(monkeypatch):
+    job = started("ann", "bob", "bob before a reload")
     assert not job.leave("ann")
     job.check()  # as the work itself does
     assert job.status == "running"
+    monkeypatch.setattr(jobs, "LOOKING", 0.0)  # the page before the reload polled last a while ago
     assert job.leave("bob")
-    job.wait(SOON)
-    assert job.status == "cancelled"
-
-
-def test_reloaded_page_does_not_prevent_a_cancel(monkeypatch):
-    job = started("before reload", "after reload")
-    monkeypatch.setattr(jobs, "LOOKING", 0.0)  # the former page polled last a while ago
-    job.leave("after reload")
     job.wait(SOON)
     assert job.status == "cancelled"
 
@@ -118,7 +110,8 @@ def taking(lock: threading.Lock) -> Callable[[Job], None]:
     return work
 
 
-def test_waiting_for_a_lock_is_shown():
+@pytest.mark.parametrize(("is_left", "ends"), [(False, ("done", "Starting")), (True, ("cancelled", WAITS))])
+def test_waiting_for_a_lock_is_shown_and_can_be_cancelled(is_left, ends):
     lock, told = threading.Lock(), threading.Event()
 
     class Telling(Job):
@@ -127,24 +120,17 @@ def test_waiting_for_a_lock_is_shown():
             super().check()
 
     job = Telling(taking(lock))
-    with lock:
-        job.start()
-        assert told.wait(SOON)
-        assert job.message == "Waiting for another run on this model to finish"
-    job.wait(SOON)
-    assert (job.status, job.message) == ("done", "Starting")
-    assert job.waited > 0
-
-
-def test_waiting_for_a_lock_can_be_cancelled():
-    lock = threading.Lock()
-    job = Job(taking(lock))
     job.watch("ann")
     with lock:
         job.start()
-        job.leave("ann")
-        job.wait(SOON)
-    assert job.status == "cancelled"
+        assert told.wait(SOON)
+        assert job.message == WAITS
+        if is_left:
+            job.leave("ann")
+            job.wait(SOON)
+    job.wait(SOON)
+    assert (job.status, job.message) == ends
+    assert is_left or job.waited > 0
     assert not lock.locked()
 
 

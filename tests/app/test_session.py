@@ -2,11 +2,9 @@
 
 import contextlib
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -100,22 +98,21 @@ def test_link_omits_the_default_layer():
     assert "layer" not in app.query_params
 
 
-def test_running_work_is_not_started_twice(monkeypatch):
+def test_a_copy_that_went_is_not_tuned(monkeypatch):
     told: list[str] = []
     monkeypatch.setattr(session.st, "toast", lambda text, **_look: told.append(text))
-    at_work = SimpleNamespace(job=SimpleNamespace(status="running"))
-    run: Any = SimpleNamespace(is_tuning=True, tuning=at_work, file=at_work, tunable={})
-    session.start_tuning(run, "SparseGPT at 0.7", 3.0)
-    session.start_file(run, Path("copy"), "packed")
-    assert run.tuning is at_work
-    assert run.file is at_work
-    run.is_tuning = False
-    session.start_tuning(run, "SparseGPT at 0.7", 3.0)  # its copy went meanwhile
+    session.start_tuning(SimpleNamespace(is_tuning=False, tunable={}), "SparseGPT at 0.7", 3.0)
     assert "SparseGPT at 0.7 is not there any more" in told[0]
 
 
-@pytest.mark.parametrize("maker", ["Tuning", "FileRun"])
-def test_two_sessions_start_one_run(maker, monkeypatch):
+@pytest.mark.parametrize(
+    ("maker", "slot", "start"),
+    [
+        ("Tuning", "tuning", lambda run: session.start_tuning(run, "ROSE at 0.5", 3.0)),
+        ("FileRun", "file", lambda run: session.start_file(run, Path("copy"), "packed")),
+    ],
+)
+def test_two_sessions_start_one_run(maker, slot, start, monkeypatch):
     both, made, started = threading.Barrier(2), [], []
 
     class Slow(Run):
@@ -128,14 +125,10 @@ def test_two_sessions_start_one_run(maker, monkeypatch):
     monkeypatch.setattr(session, maker, Slow)
     monkeypatch.setattr(session, "follow_run", lambda run, _what: started.append(run))
     monkeypatch.setattr(Job, "start", lambda job: job)
-    run: Any = PruningRun(Setup(), PruneRequest(("rose",), ("0.5",)), Mock())
-    ways: dict[str, Callable[[], None]] = {
-        "Tuning": lambda: session.start_tuning(run, "ROSE at 0.5", 3.0),
-        "FileRun": lambda: session.start_file(run, Path("copy"), "packed"),
-    }
-    sessions = [threading.Thread(target=ways[maker]) for _ in range(2)]
-    for one in sessions:
-        one.start()
-    for one in sessions:
-        one.join()
-    assert made == started == [run.file if maker == "FileRun" else run.tuning]
+    run = PruningRun(Setup(), PruneRequest(("rose",), ("0.5",)), Mock())
+    sessions = [threading.Thread(target=start, args=(run,)) for _ in range(2)]
+    for each in sessions:
+        each.start()
+    for each in sessions:
+        each.join()
+    assert made == started == [getattr(run, slot)]

@@ -1,21 +1,16 @@
 """What all sessions share: which studies are kept."""
 
 import gc
-import threading
 import weakref
 from unittest.mock import Mock
-
-from streamlit.runtime.scriptrunner_utils import script_run_context
 
 from app import shared
 from app.jobs import Run, Status
 from app.runs.pruning import PruneRequest, PruningRun
-from app.study.cache import Files
 from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study, held_by
 from rose import InputStatistics
 from rose.model.walk.walk import BlockStatistics
-from tests.app.results.made_reports import made_report
 from tests.app.tiny_study import COLUMNAR, measured_study
 
 
@@ -34,14 +29,13 @@ def kept(*studies: Study) -> list[Study]:
     return list(by_setup.values())
 
 
-def test_oldest_studies_are_dropped():
+def test_oldest_studies_are_dropped_unless_they_run():
     studies = [unfinished("a", seed) for seed in range(6)]
     assert kept(*studies) == studies[-shared.KEPT_STUDIES :]
-
-
-def test_no_more_than_two_models_are_held():
     a, b, c = (unfinished(model, 0) for model in "abc")
-    assert kept(a, b, c) == [b, c]
+    assert kept(a, b, c) == [b, c]  # no more than two models are held
+    running = unfinished("b", 0, "running")
+    assert kept(running, *studies)[0] is running
 
 
 def test_older_studies_share_a_budget_of_bytes(monkeypatch):
@@ -55,51 +49,33 @@ def test_older_studies_share_a_budget_of_bytes(monkeypatch):
 
 
 def test_calibration_is_freed_with_its_studies():
-    key, files = ("a model",), Files("identity", "text")
-    calibration = shared._calibration(key, files)
-    assert shared._calibration(key, files) is calibration
-    gone = weakref.ref(calibration)
-    del calibration
+    study = shared._new(Setup(seed=96))
+    assert shared._new(Setup(seed=96, sparsity="0.3")).calibration is study.calibration
+    gone = weakref.ref(study.calibration)
+    del study
     gc.collect()
     assert gone() is None
 
 
-def test_running_study_is_never_dropped():
-    running = unfinished("a", 0, "running")
-    others = [unfinished("b", seed) for seed in range(5)]
-    assert kept(running, *others)[0] is running
-
-
-def test_busy_runs_are_not_dropped(monkeypatch):
-    known: dict[str, PruningRun] = {}
-    monkeypatch.setattr(shared, "prunings", lambda: known)
+def test_busy_runs_are_not_dropped_and_runs_without_files_go_first(monkeypatch):
+    runs: dict[str, PruningRun] = {}
+    monkeypatch.setattr(shared, "prunings", lambda: runs)
 
     def begin(status: Status = "done", **more: Run) -> PruningRun:
         run = PruningRun(Setup(), PruneRequest(("rose",), ("0.5",)), Mock())
         run.job.status = status
         vars(run).update(more)
-        shared.keep_pruning(run)
         return run
 
     ended, at_work = Run(), Run()
     ended.job.status = "done"
-    kept = [begin("running"), begin(tuning=at_work), begin(file=at_work)]
+    stay = [begin("running"), begin(tuning=at_work), begin(file=at_work), begin()]
+    folder = stay[-1]._temporary()
     others = [begin(tuning=ended, file=ended) for _ in range(shared.KEPT_RUNS)]
-    assert list(known.values()) == [*kept, *others[-(shared.KEPT_RUNS - len(kept)) :]]
-
-
-def test_runs_without_files_are_dropped_first(monkeypatch):
-    known: dict[str, PruningRun] = {}
-    monkeypatch.setattr(shared, "prunings", lambda: known)
-    for number in range(shared.KEPT_RUNS + 3):
-        run = PruningRun(Setup(), PruneRequest(("rose",), ("0.5",)), Mock())
-        run.job.status = "done"
-        if number == 0:
-            first, kept = run, run._temporary()
+    for run in [*stay, *others]:
         shared.keep_pruning(run)
-    assert next(iter(known.values())) is first
-    assert len(known) == shared.KEPT_RUNS
-    assert kept.exists()
+    assert list(runs.values()) == [*stay, *others[-(shared.KEPT_RUNS - len(stay)) :]]
+    assert folder.exists()
 
 
 def test_memory_is_freed_when_idle(monkeypatch):
@@ -131,18 +107,5 @@ def test_studies_on_disk_are_released(monkeypatch):
     assert shared.seen() > drawn  # pages that hold the others are drawn anew
     for gone in (kept, failed):  # and meanwhile hold only their numbers
         assert (gone.loaded, gone.calibration.blocks, gone.has(COLUMNAR)) == (None, [], False)
-        assert gone.all_records()
+        assert gone.measurements.records
     assert unkept.has(COLUMNAR)
-
-
-def test_report_is_published_from_a_thread(monkeypatch):
-    before, said = list(shared.reports()), []
-    monkeypatch.setattr(script_run_context._LOGGER, "warning", lambda *text: said.append(text))
-    shared.reports.clear()  # the first call would show a spinner
-    thread = threading.Thread(target=shared.publish, args=(made_report(),))
-    thread.start()
-    thread.join()
-    assert len(shared.reports()) == 1
-    assert not said
-    shared.reports.clear()
-    shared.reports().extend(before)

@@ -15,6 +15,7 @@ import json
 import platform
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +55,16 @@ def make_study() -> Path:
     table = study.overview(THRESHOLD)
     narrow = table[table["columns"] <= WIDEST].sort_values("relative_range", ascending=False, kind="stable")
     layers = narrow["layer"].head(LAYERS)
-    kept = cache.Kept(
-        study.all_records(),
-        dict(zip(table["layer"], table["condition"], strict=True)),
-        study._forecast,
-        {name: study.statistics(name) for name in layers},
-        {name: held_out for name in layers if (held_out := study.held_out_statistics(name)) is not None},
-        {heads.output.name: heads.layout for heads in value_heads(study.loaded.network)},
+    kept = replace(
+        study.measurements,
+        calibration={name: study.statistics(name) for name in layers},
+        held_out={name: held_out for name in layers if (held_out := study.held_out_statistics(name)) is not None},
+        heads={heads.output.name: heads.layout for heads in value_heads(study.loaded.network)},
+        text=cache.text_digest(),
         made_with=f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}",
     )
-    cache.write_example(kept, cache.EXAMPLE)
+    cache.write(cache.EXAMPLE, kept)
     return cache.EXAMPLE
 
 

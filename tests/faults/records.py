@@ -15,7 +15,7 @@ import pandas as pd
 from app.results import pairs
 from app.results.html_report import run_findings
 from app.results.naming import labelled, name_apart
-from app.study.own_numbers import read_numbers
+from app.study.tables import read_numbers
 from rose.model.measure.comparison import (
     ComparisonFolder,
     ComparisonRow,

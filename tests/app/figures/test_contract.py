@@ -18,7 +18,7 @@ import app.figures
 import rose
 from app.figures import drift, losses, maps, methods, orders, palette, sensitivity, shapes, sweeps, trust, weights
 from app.figures.style import Drawing
-from app.lab.bases import BASES
+from app.lab.basis import BASES
 from rose.layer.checks import CurvePoint, ErrorMeasures
 from rose.layer.pattern import Pattern
 from rose.rows import json_rows

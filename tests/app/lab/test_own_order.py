@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import rose
-from app.lab.own_order import OwnOrder, read_columns, read_shares, sorted_by, write_columns, write_shares
+from app.lab.your_order import OwnOrder, read_columns, read_shares, sorted_by, write_columns, write_shares
 
 
 def test_columns_round_trip():
@@ -23,32 +23,22 @@ def test_shares_are_converted_from_blocks_to_the_layer():
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("read", "text", "says"),
     [
-        ("0 x", "'x' is no column number"),
-        ("0-1 9", "9 is beyond the last column, 3"),
-        ("0 1 1 2 3", "Column 1 is there twice"),
-        ("0-1", "2 of 4 columns are missing, such as 2"),
+        (read_columns, "0 x", "'x' is no column number"),
+        (read_columns, "0-1 9", "9 is beyond the last column, 3"),
+        (read_columns, "0 1 1 2 3", "Column 1 is there twice"),
+        (read_columns, "0-1", "2 of 4 columns are missing, such as 2"),
+        (read_shares, "0.5", "There are 1 shares for 2 blocks"),
+        (read_shares, "0.5 a", "A share is a number from 0 to 1"),
+        (read_shares, "1.5 0", "shares lie between 0 and 1"),
+        (read_shares, "nan 0.5", "shares lie between 0 and 1"),
+        (read_shares, "0.2 0.2", "Together these shares remove 0.200 of the layer, but sparsity is 0.5"),
     ],
 )
-def test_incomplete_orders_are_refused(text, says):
+def test_bad_orders_and_shares_are_refused(read, text, says):
     with pytest.raises(rose.RoseError, match=re.escape(says)):
-        read_columns(text, 4)
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("0.5", "There are 1 shares for 2 blocks"),
-        ("0.5 a", "A share is a number from 0 to 1"),
-        ("1.5 0", "shares lie between 0 and 1"),
-        ("nan 0.5", "shares lie between 0 and 1"),
-        ("0.2 0.2", "Together these shares remove 0.200 of the layer, but sparsity is 0.5"),
-    ],
-)
-def test_bad_shares_are_refused(text, says):
-    with pytest.raises(rose.RoseError, match=re.escape(says)):
-        read_shares(text, (2, 2), 0.5)
+        read(text, *((4,) if read is read_columns else ((2, 2), 0.5)))
 
 
 def test_undo_restores_order_and_shares():

@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 
 import rose
-from app.lab.race_of_solvers import description
-from app.study.solvers import LABELS, watched
+from app.lab.race_of_solvers import LABELS, description, watched
 from rose.layer.error import relative_error
 from tests.app.tiny_study import COLUMNAR, figures, open_page, texts
 

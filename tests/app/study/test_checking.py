@@ -12,14 +12,13 @@ from tests.app.tiny_study import COLUMNAR, finish, measured_study
 METHODS = ("sparsegpt", "rose", "rose_global", "wanda")
 
 
+def checked(study: Study, request: LayerCheckRequest) -> Findings:
+    return finish(LayerChecks(study, request)).findings
+
+
 @pytest.fixture(scope="module")
 def findings(study: Study) -> Findings:
     return checked(study, LayerCheckRequest(COLUMNAR, METHODS, "rose", 0.5))
-
-
-def checked(study: Study, request: LayerCheckRequest) -> Findings:
-    findings = finish(LayerChecks(study, request)).findings
-    return findings
 
 
 def test_direct_error_matches_the_inputs(study, findings):
@@ -51,14 +50,9 @@ def test_cancelled_check_frees_the_model(study):
     assert not study.loaded.lock.locked()
 
 
-def test_reported_time_excludes_waiting(study):
-    assert study.loaded is not None
-    run = LayerChecks(study, LayerCheckRequest(COLUMNAR, ("rose",), "rose", 0.5))
+def test_n_of_m_is_checked_in_its_groups_and_waiting_is_not_counted():
+    run = LayerChecks(measured_study(sparsity="2:4"), LayerCheckRequest(COLUMNAR, ("rose", "wanda"), "rose", 0.5))
     run.job.waited = 1000.0  # as if for a survey that is collecting inputs
     findings = finish(run).findings
+    assert [(check.unit, check.units, check.deviation) for check in findings.sparsity] == [("group", 1024, 0)] * 2
     assert findings.seconds == pytest.approx(run.job.seconds - run.job.waited, abs=100)
-
-
-def test_n_of_m_is_checked_in_its_groups():
-    found = checked(measured_study(sparsity="2:4"), LayerCheckRequest(COLUMNAR, ("rose", "wanda"), "rose", 0.5))
-    assert [(one.unit, one.units, one.deviation) for one in found.sparsity] == [("group", 1024, 0)] * 2

@@ -60,16 +60,11 @@ def test_fresh_measurement_matches_the_example(kept, packaged):
     assert record.relative_range == pytest.approx(result.plan.relative_range, rel=near, abs=0 if kept.is_exact else 0.1)
 
 
-def test_other_setups_and_damaged_files_have_no_example(tmp_path, monkeypatch):
+def test_other_setups_and_damaged_files_have_no_example(tmp_path):
     assert cache.read_example(Setup(seed=1)) is None
     damaged = tmp_path / "example.safetensors"
     damaged.write_bytes(cache.EXAMPLE.read_bytes()[:-1])
-    monkeypatch.setattr(cache, "EXAMPLE", damaged)
-    cache._example.cache_clear()
-    try:
-        assert cache.read_example(Setup()) is None
-    finally:
-        cache._example.cache_clear()
+    assert cache.read(damaged) is None
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +75,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Setup, LoadedModel]:
 
 
 def errors(study: Study) -> list[tuple[str, str, float]]:
-    return [(record.layer, record.method, record.relative_error) for record in study.all_records()]
+    return [(record.layer, record.method, record.relative_error) for record in study.measurements.records]
 
 
 def test_another_text_is_measured_again(tiny, monkeypatch):
     setup, loaded = tiny
     fresh = finish(Study(setup, lambda: loaded, Calibration()))
-    wrong = [replace(record, relative_error=9.0) for record in fresh.all_records()]
+    wrong = [replace(record, relative_error=9.0) for record in fresh.measurements.records]
     conditions = dict.fromkeys(fresh.layer_names, 1.0)
-    monkeypatch.setattr(cache, "recall", lambda *_: cache.Kept(wrong, conditions, {}, is_exact=False, made_with="then"))
+    monkeypatch.setattr(cache, "recall", lambda *_: cache.Kept(wrong, conditions, text="another", made_with="then"))
     study = Study(setup, lambda: loaded, Calibration())
     assert study.restore()
     assert study.job.status == "kept"

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -43,21 +44,17 @@ def study(setup: Setup, load: Callable[[], LoadedModel]) -> Study:
     return finish(Study(setup, load, Calibration()))
 
 
-def test_every_layer_is_measured_by_every_method(study):
+def test_every_layer_is_measured_by_every_method_as_prune_layer_would(study, setup):
     records = study.records()
     assert records.groupby("method")["layer"].nunique().to_dict() == dict.fromkeys(MEASURED, LAYERS)
     assert study.layer_names == list(records["layer"].unique())
     assert len(records) == LAYERS * len(MEASURED)
-
-
-def test_errors_match_prune_layer(study, setup):
     model, tokenizer = study.loaded.model, study.loaded.tokenizer
     tokens = rose.load_tokens(setup.text, tokenizer, samples=8, length=32, seed=0)
     statistics = rose.collect_statistics(model, tokens[:6], layers=[LAYER])[LAYER]
     weight = model.get_submodule(LAYER).weight
     for name, how in MEASURED.items():
         expected = rose.prune_layer(weight, statistics, **how, sparsity="0.6", block_size=16)
-        records = study.records()
         row = records[(records["layer"] == LAYER) & (records["method"] == name)].iloc[0]
         assert row["relative_error"] == pytest.approx(expected.relative_error, rel=1e-4)
         assert row["relative_range"] == pytest.approx(expected.plan.relative_range, rel=1e-4)
@@ -85,27 +82,20 @@ def test_damping_and_spectrum_match_the_measurement(study):
     assert float(eigenvalues.sum()) == pytest.approx(float(study.statistics(LAYER).diagonal.sum()), rel=1e-4)
 
 
-def test_results_are_cached_by_their_arguments(study):
+def test_results_are_remembered_by_their_arguments(study):
     assert study.prune(LAYER) is study.prune(LAYER)
     assert study.prune(LAYER, order="natural") is not study.prune(LAYER, order="two_level")
     assert study.plan(LAYER, 0.2) is study.plan(LAYER, 0.2)
     assert study.plan(LAYER, 0.2) is not study.plan(LAYER, 0.3)
 
 
-def test_oldest_results_are_forgotten_first(setup, load, monkeypatch):
+def test_oldest_results_are_forgotten_by_number_and_size(setup, load, monkeypatch):
     monkeypatch.setattr(study_module, "KEPT_RESULTS", 2)
     study = Study(setup, load, Calibration())
-    computed: list[str] = []
-
-    def ask(key: str) -> str:
-        return study.remember(key, lambda: computed.append(key) or key)  # type: ignore[func-returns-value]
-
-    for key in ("a", "b", "a", "c", "a", "b"):  # asking for a again keeps it; b goes when c comes
-        assert ask(key) == key
-    assert computed == ["a", "b", "c", "b"]
-
-
-def test_results_are_forgotten_by_size(setup, load, monkeypatch):
+    for key in ("a", "b", "a", "c"):  # asking for a again keeps it
+        study.remember(key, lambda: "a text")
+    assert list(study._memory) == ["a", "c"]
+    monkeypatch.setattr(study_module, "KEPT_RESULTS", 9)
     monkeypatch.setattr(study_module, "KEPT_BYTES", 1000)
     monkeypatch.setattr(study_module, "KEPT_LATEST", 1)
     study = Study(setup, load, Calibration())
@@ -174,12 +164,8 @@ def test_tables_are_cached_until_they_change(study, setup, load, monkeypatch):
 
 
 def test_two_setups_share_a_calibration(study, setup, load, monkeypatch):
-    def never(*arguments: object, **options: object) -> None:
-        raise AssertionError("the model was run again")
-
-    monkeypatch.setattr(rose, "visit_blocks", never)
-    other = Setup(**{**setup.__dict__, "sparsity": "0.3", "block_size": 32})
-    assert other.calibration_key == setup.calibration_key
+    monkeypatch.setattr(rose, "visit_blocks", Mock(side_effect=AssertionError("the model was run again")))
+    other = replace(setup, sparsity="0.3", block_size=32)
     second = finish(Study(other, load, study.calibration))
     assert len(second.overview(0.5)) == LAYERS
     assert (second.overview(0.5)["error_sparsegpt"] < study.overview(0.5)["error_sparsegpt"]).all()

@@ -13,8 +13,8 @@ from streamlit.testing.v1 import AppTest
 import rose
 from app import shared, words
 from app.results.pairs import difference, differences
-from app.study.own_numbers import read_numbers
 from app.study.study import Study
+from app.study.tables import read_numbers
 from rose.model.walk.walk import BlockStatistics
 from tests.app.results.made_reports import made_report, made_tuning
 from tests.app.tiny_study import COLUMNAR, figures, measured_study, open_page, texts, tiny_model, titles

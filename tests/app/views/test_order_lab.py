@@ -10,7 +10,7 @@ from streamlit.testing.v1 import AppTest
 from torch import Tensor
 
 import rose
-from app.lab.bases import measure, rotatable
+from app.lab.basis import measure, rotatable
 from app.lab.sweeps import PlannedSweep, outcome
 from app.study.study import Study
 from rose.layer.basis import HeadLayout, find_rotations, rotate_columns, rotate_statistics

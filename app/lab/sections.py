@@ -1,0 +1,179 @@
+"""The order lab's sections on prices, on one sweep from inside, and on order and budget apart; what they all share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+import rose
+from app import components, words
+from app.components import URL
+from app.figures import orders, palette
+from app.figures.orders import forecast_scatter, price_lines
+from app.figures.sweeps import sweep_film
+from app.lab.sweeps import (
+    LARGEST_TRACE,
+    PlannedSweep,
+    SweepResult,
+    dense_energy,
+    frame,
+    inside,
+    missing,
+    outcome,
+    trace_bytes,
+)
+from app.study.study import Study
+from rose.layer.registry import order_names
+
+BUDGETS = {"block": "Equal shares", "layer": "One threshold"}
+SEEDS = 10  # random orders that are compared with others: one alone may be luck, good or bad
+FORECAST = [
+    (order, budget) for order in ("natural", "two_level", "dealt", "random:0", "global", "pivot") for budget in BUDGETS
+]
+YOURS = "custom"
+WHO_IS_WHO = (
+    "SparseGPT: natural order, an equal share from every block. ROSE: two-level order (columns within blocks, then "
+    "blocks, costliest first) where a layer is columnar, else SparseGPT. ROSE global: columns by loss over the whole "
+    "layer, and one threshold that decides how much each block gives up."
+)
+
+
+def label(order: str) -> str:
+    return palette.order_style(order).label
+
+
+def single_orders() -> list[str]:
+    """Orders without random order, which stands for many."""
+    return [name for name in order_names() if name != "random"]
+
+
+def outcomes(study: Study, layer: str, sweeps: Sequence[PlannedSweep], key: str) -> list[SweepResult] | None:
+    """The results of these sweeps in their order; None while they are made, with the progress drawn.
+
+    Another layer or other sweeps at this key, a place on the page, stop those at work.
+    """
+    pieces = [partial(outcome, study, layer, sweep) for sweep in missing(study, layer, sweeps)]
+    if not components.finished(pieces, key, (study.created, layer, tuple(sweep.key for sweep in sweeps))):
+        return None
+    return [outcome(study, layer, sweep) for sweep in sweeps]
+
+
+def order_and_budget(study: Study, layer: str) -> None:
+    """The effects of order and budget apart."""
+    chosen = st.multiselect(
+        "Orders",
+        order_names(),
+        default=["natural", "two_level", "dealt", "random", "global", "pivot"],
+        format_func=lambda name: f"{label(name)}, {SEEDS} seeds" if name == "random" else label(name),
+        key="lab_matrix_orders",
+        bind=URL,
+        wrap=True,
+    )
+    pattern = study.plan(layer).pattern
+    if pattern.is_grouped:
+        st.caption(f"Under {pattern} every group gives up the same number of weights, so both budgets agree.")
+    seeds = [f"random:{seed}" for seed in range(SEEDS)]
+    others = [order for name in chosen if name != "natural" for order in (seeds if name == "random" else [name])]
+    sweeps = [PlannedSweep(order, budget) for order in ["natural", *others] for budget in BUDGETS]
+    results = outcomes(study, layer, sweeps, "lab-budget")
+    if results is None:
+        return
+    table, look = frame(results), components.look(layer)
+    held_out = table["held_out_error"].notna().all()
+    look["layer"] += f" on {'held-out' if held_out else 'calibration'} tokens"
+    table = table.assign(relative_error=table["held_out_error"]) if held_out else table
+    components.show(orders.order_budget_matrix(table, **look), "lab-matrix")
+
+
+def inside_sweep(study: Study, layer: str) -> None:
+    """One sweep played, or two side by side, and what each block costs."""
+    pairs, show = _choose_sweeps()
+    needed = len(pairs) * trace_bytes(study, layer)
+    if needed > LARGEST_TRACE:
+        components.warning(
+            f"Recording this would take {words.size(needed)}; choose a larger block size on the start page, or a "
+            "smaller layer."
+        )
+        return
+    pieces = [partial(inside, study, layer, order, budget) for order, budget in pairs]
+    if not components.finished(pieces, "lab-sweep", (study.created, layer, *pairs)):
+        return
+    results = {pair: study.prune(layer, order=pair[0], budget=pair[1], trace=True) for pair in pairs}
+    look = components.look(layer)
+    components.show(sweep_film(list(results.values()), dense_energy(study, layer), show=show, **look), "lab-sweep")
+    for (order, budget), result in results.items():
+        share, energy = inside(study, layer, order, budget), dense_energy(study, layer)
+        drawn = orders.damage_split(result, share, energy=energy, **look)
+        components.show(drawn, f"lab-damage-{budget}-{order.partition(':')[0]}")
+
+
+def _choose_sweeps() -> tuple[list[tuple[str, str]], Any]:
+    """Order and budget of the sweep, and of the sweep chosen to compare; and what is shown of weights."""
+    places = iter(st.columns(4))
+
+    def choose(title: str, options: dict[str, str], key: str, index: int = 0) -> Any:
+        shown = options.__getitem__
+        return next(places).selectbox(title, list(options), index, format_func=shown, key=key, bind=URL)
+
+    names = single_orders()
+    order = choose("Order", {name: label(name) for name in names}, "lab_sweep_order", names.index("two_level"))
+    budget = choose("Shares of blocks", BUDGETS, "lab_sweep_budget")
+    comparisons = {"none": "Nothing", "order": "Natural order", "budget": "The other shares"}
+    beside = choose("Beside it", comparisons, "lab_sweep_beside")
+    show = choose("Show", {"weights": "|W|", "change": "Change"}, "lab_show")
+    other = {"order": ("natural", budget), "budget": (order, "layer" if budget == "block" else "block")}
+    return list(dict.fromkeys([(order, budget), *([other[beside]] if beside in other else [])])), show
+
+
+def prices(study: Study, layer: str) -> None:
+    """How orders deal out one total of prices, and how well a forecast knows what follows."""
+    plan = study.plan(layer)
+    draft = st.session_state.get("lab_own") if st.session_state.get("lab_own_place") == (study.created, layer) else None
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        chosen = st.multiselect(
+            "Orders",
+            [*single_orders(), *([YOURS] if draft else [])],
+            default=["natural", "two_level", "pivot", *([YOURS] if draft and draft.past else [])],
+            format_func=label,
+            key="lab_price_orders",
+        )
+        blocks = ["none", *map(str, range(len(plan.block_width)))]
+        if st.session_state.get("lab_price_block") not in blocks:
+            st.session_state.lab_price_block = "none"
+        block = st.selectbox(
+            "Columns of block", blocks, key="lab_price_block", bind=URL, help="Marked on every line.", width=150
+        )
+    lines = {name: study.prices(layer, draft.order(plan) if name == YOURS and draft else name) for name in chosen}
+    if not lines:
+        st.info("Choose at least one order.")
+        return
+    look = components.look(layer, marked_block=None if block in (None, "none") else int(block))
+    components.show(price_lines(lines, widths=plan.block_width, **look), "lab-prices")
+    _forecast(study, layer)
+
+
+def _forecast(study: Study, layer: str) -> None:
+    """Forecasts of six orders under both budgets, against their sweeps."""
+    pairs, key = FORECAST[:: 2 if study.plan(layer).pattern.is_grouped else 1], ("forecast", layer)
+
+    def compute() -> list[float]:
+        forecasts = rose.forecasts(study.weight(layer), study.statistics(layer), pairs, **study.layer_options())
+        return [forecast.error for forecast in forecasts]
+
+    recall = partial(study.remember, key, compute)
+    if not components.finished([] if study.knows(key) else [recall], "lab-forecast", (study.created, *key)):
+        return
+    results = outcomes(study, layer, [PlannedSweep(*pair) for pair in pairs], "lab-forecast-sweeps")
+    if results is None:
+        return
+    rows = [
+        (order.partition(":")[0], budget, forecast, sweep.error)
+        for (order, budget), forecast, sweep in zip(pairs, recall(), results, strict=True)
+    ]
+    table = pd.DataFrame(rows, columns=["order", "budget", "forecast", "measured"])
+    tokens = "calibration" if study.held_out_statistics(layer) is None else "held-out"
+    components.show(forecast_scatter(table, tokens=tokens, **components.look(layer)), "lab-forecast")
