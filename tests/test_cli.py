@@ -57,14 +57,6 @@ def prune(checkpoint: str, output: Path, *more: str) -> int:
     return run("prune", "--model", checkpoint, *CALIBRATION, "--output", output, *more)
 
 
-def test_models_lists_the_packaged_model_and_every_method(capsys):
-    assert run("models") == 0
-    shown = capsys.readouterr().out
-    assert "smollm2-135m" in shown
-    for method in rose.METHODS:
-        assert method in shown
-
-
 @pytest.mark.parametrize("method", list(rose.METHODS))
 def test_prune_writes_a_loadable_checkpoint_and_a_true_report(checkpoint, tmp_path, method):
     output = tmp_path / "pruned"
@@ -167,12 +159,10 @@ def test_evaluate_measures_tasks(checkpoint, tmp_path, capsys):
     assert "Mean accuracy 0.5000 over 1 tasks" in capsys.readouterr().out
     written = pd.read_csv(tmp_path / "accuracy.csv")
     assert written[["task", "questions", "accuracy"]].values.tolist() == [["water", 4, 0.5]]
-    assert run(*asked, "--output", tmp_path / "missing" / "accuracy.csv") == 2
-    assert "in a folder that exists" in capsys.readouterr().err
-    assert run(*asked, "--output", tmp_path) == 2
-    assert "in a folder that exists" in capsys.readouterr().err
-    assert run(*asked, "--output", tmp_path / "accuracy.csv") == 2
-    assert "accuracy.csv already exists; choose another name, or remove it." in capsys.readouterr().err
+    exists = "accuracy.csv already exists; choose another name, or remove it."
+    for place, message in (("missing/a.csv", "folder that exists"), (".", "that exists"), ("accuracy.csv", exists)):
+        assert run(*asked, "--output", tmp_path / place) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_compare_resumes(checkpoint, text, tmp_path, capsys, monkeypatch):
@@ -199,8 +189,7 @@ def test_compare_resumes(checkpoint, text, tmp_path, capsys, monkeypatch):
     assert "| sparsegpt@random:1/layer |" in (output / "summary.md").read_text()
     shown = capsys.readouterr().out
     assert "…" not in shown  # a terminal of 80 columns shows every number whole
-    for line in summary.reset_index().itertuples():
-        assert f"{line.perplexity:.1f} ± {line.spread:.1f}" in shown
+    assert all(f"{line.perplexity:.1f} ± {line.spread:.1f}" in shown for line in summary.itertuples())
     assert run(*common, *methods, "--seeds", "0", "--damping", "0.1") == 2
     assert "other settings" in capsys.readouterr().err
 
@@ -225,31 +214,14 @@ def test_launched_processes_share_a_comparison(checkpoint, text, tmp_path, monke
 
 
 def test_rows_of_two_processes_are_kept_once(tmp_path):
+    (tmp_path / "settings.jsonabc.tmp").write_text("{")  # half-written by a process that was killed
     folders = [ComparisonFolder(tmp_path, {"model": "tiny"}) for _ in range(2)]
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "settings.json"}
     for seed, folder in [*enumerate([*folders, *folders]), (3, folders[0])]:
         folder.add(ComparisonRow("rose", "0.5", seed, 4 / 3, 1.1 + 2.2, 0.2, None, 0.5, 1.5, 100))
     rows = ComparisonFolder(tmp_path, {"model": "tiny"}).rows
     assert [row.seed for row in rows] == [0, 1, 2, 3]
     assert {(row.perplexity, row.dense_perplexity) for row in rows} == {(4 / 3, 1.1 + 2.2)}
-
-
-BAD = {
-    "calibration": (["--calibration", "missing.txt"], "There is no file missing.txt"),
-    "source": (["--calibration", "shakespeare"], "Unknown text"),
-    "length": (["--length", "1"], "length must be a whole number from 2 to 1048576"),
-    "too long": (["--length", "300"], "longer than the model"),
-    "held out": (["--held-out", "-1"], "held_out must be a whole number from 0 to 65536"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_sentence_and_status_2(checkpoint, tmp_path, capsys, case):
-    arguments, expected = BAD[case]
-    assert prune(checkpoint, tmp_path / "out", *arguments) == 2
-    shown = capsys.readouterr().err
-    assert expected in shown
-    assert "Traceback" not in shown
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -341,8 +313,7 @@ def test_prune_resumes_from_a_checkpoint(checkpoint, tmp_path, monkeypatch, caps
 def test_long_runs_print_an_estimate_first(checkpoint, tmp_path, capsys, monkeypatch, command, what):
     sizes = ["--model", checkpoint, "--samples", "4", "--length", "48", "--held-out", "2"]
     assert run(*command, *sizes, "--output", tmp_path / "short") == 0
-    said = capsys.readouterr()
-    assert "by estimate" not in said.err
+    assert "by estimate" not in capsys.readouterr().err
     monkeypatch.setattr(duration, "matmul_rate", lambda: 1e5)
     monkeypatch.setattr(plan, "matmul_rate", lambda: 1e5)
     assert run(*command, *sizes, "--output", tmp_path / "long") == 0
@@ -376,14 +347,10 @@ def test_runs_that_need_too_much_memory_are_refused(checkpoint, tmp_path, capsys
 
 
 def test_python_dash_m_rose_reports_bad_input_in_one_line():
-    done = subprocess.run(
-        [sys.executable, "-m", "rose", "evaluate", "--model", "./nowhere", "--text", "packaged"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
+    command = [sys.executable, "-m", "rose", "evaluate", "--model", "./nowhere", "--text", "packaged"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "rose: There is no folder or file ./nowhere; check the path.\n"
-    assert done.stdout == ""
 
 
 COMPARE = ["compare", "--evaluate", "packaged"]
@@ -392,36 +359,26 @@ CHEAP = {  # refused before a model is loaded: the command's options, what is sa
     "allocation of N:M": (["prune", "--allocation", "owl", "--sparsity", "2:4"], "2:4 fixes the ratio"),
     "allocation": (["prune", "--allocation", "random"], "must be one of uniform, owl, sensitivity"),
     "checkpoint": (["prune", "--checkpoint", "out"], "--checkpoint must not be inside --output"),
+    "length": (["prune", "--length", "1"], "length must be a whole number from 2 to 1048576"),
+    "held out": (["prune", "--held-out", "-1"], "held_out must be a whole number from 0 to 65536"),
     "text": (["prune", "--calibration", "absent.txt"], "There is no file absent.txt"),
     "short text": (["prune", "--calibration", "short.txt"], "short.txt has 5 bytes, too few to calibrate"),
     "kind of text": (["analyze", "--calibration", "notes.md"], "Unknown text 'notes.md'"),
-    "methods of nothing": (
-        ["check", "smollm2-135m", "x", "--methods", "wanda"],
-        "Without --calibration TEXT, a check looks at weights",
-    ),
+    "methods of nothing": (["check", "x", "y", "--methods", "wanda"], "Without --calibration TEXT, a check looks at"),
     "windows of no check": (["check", "x", "y", "--samples", "64", "--seed", "1"], "leave --samples and --seed out"),
     "two that say what to draw": (["diffuse", "sample", "--prompts", "a", "--classes", "Bag"], "both say what to draw"),
-    "samples that judge": (
-        ["prune", "--samples", "1", "--rotate", "heads"],
-        "give at least 2 calibration samples, not 1",
-    ),
+    "samples that judge": (["prune", "--samples", "1", "--rotate", "heads"], "give at least 2 calibration samples"),
     "one of the patterns": ([*COMPARE, "--allocation", "owl", "--sparsity", "0.5,2:4"], "2:4"),
     "order of one method": ([*COMPARE, "--methods", "rose@natural:5"], "no order named"),
     "limit": (["evaluate", "--text", "packaged", "--limit", "3"], "--limit and --task-folder need --tasks"),
     "task folder": (["evaluate", "--text", "packaged", "--task-folder", "x"], "--limit and --task-folder need --tasks"),
-    "windows of no text": (
-        ["evaluate", "--tasks", "--windows", "2", "--length", "8"],
-        "--windows and --length belong to the perplexity on --text",
-    ),
+    "windows of no text": (["evaluate", "--tasks", "--windows", "2", "--length", "8"], "--windows and --length belong"),
     "format of no text": (["evaluate", "--tasks", "--compute", "auto"], "--compute belong to the perplexity on --text"),
     "nothing to measure": (["evaluate"], "Say what to measure"),
     "damping of target layer": (["slim", "--target", "layer", "--target-damping", "1"], "Only target dense"),
     "multiple": (["slim", "--prune", "8:16", "--multiple", "8"], "needs widths divisible by 16; give --multiple 16."),
     "depth": (["slim", "--method", "depth", "--parts", "heads", "--target", "dense"], "leave out --parts, --target."),
-    "widths of depth": (
-        ["slim", "--method", "depth", "--multiple", "16", "--damping", "1"],
-        "out --damping, --multiple.",
-    ),
+    "widths of depth": (["slim", "--method", "depth", "--multiple", "16", "--damping", "1"], "--damping, --multiple."),
     "prune method alone": (["slim", "--prune-method", "wanda"], "--prune-method needs --prune"),
 }
 
@@ -434,7 +391,9 @@ def test_bad_options_are_refused_before_a_model_is_loaded(tmp_path, monkeypatch,
     (tmp_path / "short.txt").write_text("short")
     output = [] if arguments[0] in ("evaluate", "check") else ["--output", "out"]
     assert run(*arguments, *output) == 2
-    assert message in " ".join(capsys.readouterr().err.split())
+    shown = capsys.readouterr().err
+    assert message in " ".join(shown.split())
+    assert "Traceback" not in shown
     assert not (tmp_path / "out").exists()
 
 
@@ -466,12 +425,6 @@ def test_impossible_runs_are_refused_before_a_text_is_read(
     monkeypatch.setattr(shared, "calibration", lambda *_args: pytest.fail("has read a text first"))
     assert run(command, "--model", checkpoint, "--length", "48", *more, "--output", "out") == 2
     assert message in " ".join(capsys.readouterr().err.split())
-
-
-def test_half_written_files_do_not_stop_a_comparison(tmp_path):
-    (tmp_path / "settings.jsonabc.tmp").write_text("{")
-    assert ComparisonFolder(tmp_path, {"model": "tiny"}).rows == []
-    assert {path.name for path in tmp_path.iterdir()} == {".lock", "settings.json"}
 
 
 def slim(checkpoint: str, output: Path, *more: str) -> int:
@@ -510,8 +463,6 @@ def test_slim_and_prune_in_one_report(checkpoint, tmp_path, capsys, chosen, targ
     for layer in rose.prunable_layers(model):
         assert layer.weight.reshape(-1, 4).eq(0).sum(1).eq(2).all()
 
-
-# ---- damage
 
 WINDOWS = ["--samples", "2", "--length", "32", "--held-out", "2"]
 DAMAGE = [*WINDOWS, "--block-size", "16", "--method", "sparsegpt"]
@@ -554,11 +505,9 @@ def test_damage_writes_rows_as_they_come_and_resumes(checkpoint, tmp_path, capsy
 
 
 def test_folders_with_other_files_are_refused_unchanged(tmp_path):
-    settings = {"settings.json": '{"editor": "mine"}'}
-    others = {"launch.json": "{}", "important.tmp": "data", "summary.md": "mine"}
+    settings, data, mine = {"settings.json": '{"editor": "mine"}'}, {"important.tmp": "data"}, {"summary.md": "mine"}
     damage = {"settings.json": '{"model": "tiny", "units": "blocks"}'}
-    cases = [settings, {"important.tmp": "data"}, {"summary.md": "mine"}, settings | others, damage]
-    for number, files in enumerate(cases):
+    for number, files in enumerate([settings, data, mine, settings | data | mine | {"launch.json": "{}"}, damage]):
         folder = tmp_path / str(number)
         folder.mkdir()
         for name, content in files.items():
@@ -570,18 +519,9 @@ def test_folders_with_other_files_are_refused_unchanged(tmp_path):
 
 def test_tilde_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    commands = [
-        ["report", "x"],
-        ["pack", "x"],
-        ["export", "x"],
-        ["evaluate"],
-        ["prune"],
-        ["slim"],
-        ["diffuse", "sample"],
-    ]
-    for command in [*commands, ["diffuse", "evaluate"]]:
-        needed = ["--tasks"] if command == ["evaluate"] else []
-        assert cli._read([*command, *needed, "--output=~/x"])[0].output == tmp_path / "x"
+    diffuse = ("diffuse sample", "diffuse evaluate")
+    for command in ("report x", "pack x", "export x", "evaluate --tasks", "prune", "slim", *diffuse):
+        assert cli._read([*command.split(), "--output=~/x"])[0].output == tmp_path / "x"
     assert cli._read(["check", "x", "y", "--json=~/x"])[0].json_file == tmp_path / "x"
     asked, _ = cli._read(["prune", "--output=~/x", "--checkpoint=~/x/kept"])
     with pytest.raises(rose.RoseError, match="must not be inside --output"):

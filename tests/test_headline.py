@@ -24,14 +24,11 @@ def left(one: Table) -> list[tuple[int, str]]:
     return [(seed, way.name) for seed, way in one.lacks("here")]
 
 
-def test_what_was_begun_here_goes_on_after_what_is_there(tmp_path: Path) -> None:
-    begun = table(tmp_path / "a.csv", OTHER, (HALF.name, "wanda", 0, "here"))
+def test_rows_from_here_stay_and_a_comparison_from_elsewhere_is_begun_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    begun = table(path, OTHER, (HALF.name, "wanda", 0, "here"))
     assert begun.begin()
     assert left(begun) == [(0, "rose"), (1, "wanda"), (1, "rose")]
-
-
-def test_what_was_begun_elsewhere_is_begun_again_and_other_comparisons_stay(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
     begun = table(path, OTHER, (HALF.name, "wanda", 0, "there"), (HALF.name, "rose", 0, "here"))
     assert begun.begin()
     assert pd.read_csv(path)["comparison"].tolist() == [OTHER[0], HALF.name]

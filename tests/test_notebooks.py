@@ -128,11 +128,7 @@ def run_cells(path: Path) -> str:
     return printed.getvalue()
 
 
-def by_name(path: Path) -> str:
-    return path.stem
-
-
-@pytest.fixture(params=NOTEBOOKS, ids=by_name)
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
 def path(request: pytest.FixtureRequest) -> Path:
     return request.param
 

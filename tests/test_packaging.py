@@ -17,16 +17,8 @@ from rose import cli
 from rose.commands import app
 
 ROOT = Path(__file__).parents[1]
-SOURCES = (
-    "rose",
-    "app",
-    ".streamlit",  # which app/.streamlit points to
-    "pyproject.toml",
-    "setup.py",
-    "README.md",
-    "LICENSE",
-    *(path.name for path in ROOT.glob("requirements*.txt")),
-)
+SOURCES = ["rose", "app", "pyproject.toml", "setup.py", "README.md", "LICENSE"]
+SOURCES += [".streamlit", *(path.name for path in ROOT.glob("requirements*.txt"))]  # app/.streamlit points to the first
 BUILD = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
 
 

@@ -114,16 +114,13 @@ def test_an_order_from_a_plugin_is_checked_each_time() -> None:
     plan = rose.plan_order(layer.weight, layer.hessian, block_size=8, sparsity="2:4")
     rose.register_order("torn")(lambda plan, ascending: torch.arange(24).view(8, 3).T.flatten())
     rose.register_order("short")(lambda plan, ascending: torch.arange(23))
-    with pytest.raises(rose.RoseError, match="keep each group of 4"):
-        rose.make_order(plan, "torn")
-    with pytest.raises(rose.RoseError, match="The order short must name each of the 24 columns exactly once"):
-        rose.make_order(plan, "short")
     rose.register_order("nothing")(lambda plan, ascending: None)  # type: ignore[arg-type, return-value]
-    with pytest.raises(rose.RoseError, match="The order nothing must name each of the 24 columns"):
-        rose.make_order(plan, "nothing")
     rose.register_order("broken")(lambda plan, ascending: {}["x"])
-    with pytest.raises(rose.RoseError, match="The order broken failed: KeyError: 'x'"):
-        rose.make_order(plan, "broken")
+    each = "must name each of the 24 columns exactly once"
+    refusals = {"torn": "must keep each group of 4", "short": each, "nothing": each, "broken": "failed: KeyError: 'x'"}
+    for name, message in refusals.items():
+        with pytest.raises(rose.RoseError, match=f"The order {name} {message}"):
+            rose.make_order(plan, name)
 
 
 @pytest.fixture(scope="module")
@@ -134,14 +131,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_command_line_knows_it(named: Path, checkpoint: str, tmp_path: Path, capsys) -> None:
     assert cli.main(["models"]) == 0
     shown = capsys.readouterr().out
-    assert "largest" in shown
-    assert "backwards" in shown
+    assert all(name in shown for name in ("smollm2-135m", "largest", "backwards", *METHODS))
     common = ["--model", checkpoint, "--samples", "4", "--length", "48", "--held-out", "2", "--block-size", "16"]
     analyze = [*common, "--methods", "largest,wanda", "--output", str(tmp_path / "analysis")]
     assert cli.main(["analyze", *analyze]) == 0
-    errors = pd.read_csv(tmp_path / "analysis" / "layers.csv").pivot(
-        index="layer", columns="method", values="relative_error"
-    )
+    table = pd.read_csv(tmp_path / "analysis" / "layers.csv")
+    errors = table.pivot(index="layer", columns="method", values="relative_error")
     assert (errors["largest"] > errors["wanda"]).all()
     prune = [*common, "--method", "rose", "--order", "backwards", "--output", str(tmp_path / "pruned")]
     assert cli.main(["prune", *prune]) == 0

@@ -233,8 +233,8 @@ def apparent_grid(weight: Tensor) -> FoundGrid | None:
         columns = weight.shape[1] if group == "row" else int(group)
         if weight.shape[1] % columns == 0 and (group == "row" or columns < weight.shape[1]):
             # Most weights lie on none, which few rows show.
-            few, more = (some_rows(weight, most).reshape(-1, columns) for most in (FEW_ROWS, SAMPLED_ROWS))
-            levels = (_multiples(few) or _few_values(few)) and (_multiples(more) or _few_values(more))
+            groups, sample = (some_rows(weight, most).reshape(-1, columns) for most in (FEW_ROWS, SAMPLED_ROWS))
+            levels = (_multiples(groups) or _few_values(groups)) and (_multiples(sample) or _few_values(sample))
             grids += [FoundGrid(levels, None if group == "row" else columns)] if levels else []
     return min(grids, key=lambda grid: grid.levels, default=None)
 

@@ -33,7 +33,7 @@ class Outlier:
     block: int  # its loss per column lies furthest from the median block's, as a ratio
     is_strong: bool  # whether it loses more than the median block; else less
     other: int  # the block at the other end
-    ratio: float  # loss per column of `block` over that of `other`
+    ratio: float  # of losses per column, `block` over `other`
     # mean norm of its weight columns and inputs, over the median of the other blocks' means
     weight_norm: float
     input_norm: float
@@ -121,13 +121,6 @@ class PaperFigures:
     bars: list[tuple[str, float, float]]  # order, sparsity and final error of every bar
 
 
-def positions(plan: OrderPlan, base: str, block: int) -> list[Order]:
-    """`base`, an order that keeps blocks whole, with this original block moved to every position in turn."""
-    order = make_order(plan, base)
-    step = visited_blocks(plan, order).index(block)
-    return [move_block(plan, order, step, to) for to in range(len(order.widths))]
-
-
 def paper_figures(layer: str, weight: Tensor, statistics: InputStatistics, settings: Settings) -> PaperFigures:
     """Makes some forty sweeps of one layer, W (out, in), by the pattern, block size and damping of the settings."""
     plan = plan_order(weight, statistics, sparsity=settings.pattern, block_size=settings.block_size)
@@ -150,7 +143,7 @@ def paper_figures(layer: str, weight: Tensor, statistics: InputStatistics, setti
         assert result.trace is not None
         return [ratio(error, energy) for error in result.trace.error_so_far(result.added_damping).tolist()]
 
-    moved = positions(plan, "natural", block)
+    moved = [move_block(plan, "natural", block, to) for to in range(len(plan.block_width))]
     count = min(len(moved), MOST_POSITIONS)
     tried = torch.linspace(0, len(moved) - 1, count, dtype=torch.float32).round().int().tolist()
     return PaperFigures(

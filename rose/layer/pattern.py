@@ -1,4 +1,4 @@
-"""What can be asked of a layer, without torch: sparsity patterns, grids of few bits, and defaults of all settings."""
+"""Sparsity patterns, grids of few bits, and the defaults of all settings; needs no torch."""
 
 from __future__ import annotations
 

@@ -106,8 +106,8 @@ class Method:
     def check_request(
         self, pattern: Pattern, *, options: Mapping[str, Value] | None, orders: bool, rounds: bool
     ) -> dict[str, Value]:
-        """All options of a run by this method, with their values or defaults, checked beside its pattern; `orders`:
-        whether an order or a budget is asked for, `rounds`: whether kept weights will be rounded."""
+        """All options of a run by this method, with their values or defaults, checked beside its pattern. `orders`:
+        whether there is an order or a budget; `rounds`: whether kept weights will be rounded."""
         if orders and not self.sweeps:
             raise RoseError(f"{self.label} does not sweep over columns, so order and budget do not apply to it.")
         values = {} if options is None else options
@@ -175,13 +175,12 @@ _DECLARED = (
         "wanda",
         "Wanda",
         "Smallest |W|·‖x‖ of every output row, no compensation (Sun et al. 2024).",
-        module="magnitude_and_wanda",
     ),
     Method(
         "magnitude",
         "Magnitude",
         "Smallest |W| of the layer, no calibration, no compensation (Han et al. 2015).",
-        module="magnitude_and_wanda",
+        module="wanda",
     ),
     Method(
         "alps",
@@ -195,6 +194,7 @@ _DECLARED = (
         "DSnoT",
         "A mask of Wanda, magnitude or SparseGPT, refined row by row without updating weights (Zhang et al. 2024).",
         options={"start": Option("wanda", "saliency of the start mask", choices=("wanda", "magnitude", "sparsegpt"))},
+        module="wanda",
     ),
     Method(
         "measured",
@@ -234,6 +234,7 @@ _DECLARED = (
         sweeps=True,
         work=4,
         matrices=((4, 12),),
+        module="sparsegpt",
     ),
 )
 METHODS: dict[str, Method] = {method.name: method for method in _DECLARED}

@@ -15,7 +15,7 @@ from rose.errors import RoseError
 from rose.layer.hessian import DampedHessian, damped_hessian, solve_on_support
 from rose.layer.methods import Settings, make_settings, prune_with
 from rose.layer.methods.rose_admm import FINAL_STEPS, find_mask, penalties, shrunk_correlations
-from rose.layer.methods.rose_dealt import STEPS as REFIT_STEPS
+from rose.layer.methods.sparsegpt import REFIT_STEPS
 from rose.layer.methods.toolkit import mask_by_score
 from rose.layer.pattern import BLOCK_SIZE, DAMPING, SPARSITY, parse_sparsity
 from rose.layer.statistics import InputStatistics, as_statistics

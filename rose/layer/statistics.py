@@ -140,7 +140,7 @@ class InputStatistics:
     def hessian(self) -> Tensor:
         """H = XᵀX, float32 (in, in), the weighted sum over tokens. Do not change it."""
         if self._hessian is None:
-            # In place, as a model's statistics fill most of the memory; panel by panel, so that both the row and the
+            # A model's statistics fill most of the memory, hence in place; panel by panel, so that both the row and the
             # column read stay in the cache: a tenth of the time of `upper.T`.
             self._hessian = upper = self._upper
             for start in range(0, len(upper), PANEL):

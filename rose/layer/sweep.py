@@ -71,9 +71,9 @@ class Sweep:
 def visited_budget(
     budget: str | Sequence[float], weight: Tensor, divisor: Tensor, pattern: Pattern, order: Order
 ) -> list[int]:
-    """How many weights each visited block gives up: under "block" the same ratio of each (SparseGPT, ROSE); under
-    "layer" those of its weights that fall under one threshold on the saliency over the layer, set before the sweep; or
-    by shares. `weight` is W, (out, in), in original column order; `divisor` as in `sweep`."""
+    """How many weights each visited block gives up: the same ratio of each for "block" (SparseGPT, ROSE). Under
+    "layer", one threshold on the saliency over the whole layer, set before the sweep, decides; else the shares do. W,
+    (out, in), is in original column order; `divisor` as in `sweep`."""
     if not isinstance(budget, str):
         return own_budget(budget, weight.shape[0], order.widths, pattern)
     if budget == "block" or pattern.is_grouped:  # N:M fixes how many weights every group gives up

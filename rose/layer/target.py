@@ -153,8 +153,9 @@ def corrected_weight(
 def target_error(weight: Tensor, pruned: Tensor, gap: Gap, *, change_energy: float, dense_energy: float) -> float:
     """‖T − X_p Ŵᵀ‖² / ‖T‖² for W, Ŵ (out, in), from tr((W − Ŵ) H (W − Ŵ)ᵀ) and tr(W H Wᵀ), H of the pruned inputs; 0
     where target and output are 0."""
-    missed = gap.square + 2 * _inner(gap.cross, difference(weight, pruned)) + change_energy
-    return ratio(missed, gap.square + 2 * _inner(gap.cross, weight) + dense_energy)
+    both = (difference(weight, pruned), weight.float())
+    missed, whole = (gap.square + 2 * float((gap.cross * part).sum(dtype=torch.float64)) for part in both)
+    return ratio(missed + change_energy, whole + dense_energy)
 
 
 def target_error_with_bias(
@@ -167,7 +168,3 @@ def target_error_with_bias(
         missed = gap.total + change @ (statistics.mean * statistics.tokens)  # the sum of T − X_p Ŵᵀ over tokens
         energy += float((bias * (statistics.tokens * bias - 2 * missed)).sum(dtype=torch.float64))
     return target_error(weight, pruned, gap, change_energy=energy, dense_energy=quadratic_form(weight, hessian))
-
-
-def _inner(first: Tensor, other: Tensor) -> float:
-    return float((first * other.float()).sum(dtype=torch.float64))

@@ -196,7 +196,7 @@ class Bench:
         for other in self.ways:
             if other.key not in keys:
                 shutil.rmtree(self.folder / other.key, ignore_errors=True)
-        if llama_bench() and (self.folder / way.key).exists():
+        if (self.folder / way.key).exists():
             self.know([replace(self.row(way.key), **_llama_speed(self.folder / way.key, self.row(way.key)))])
 
     def row(self, key: str) -> Row:
@@ -240,15 +240,11 @@ def _timed(model: Any, ids: Tensor) -> tuple[float, float]:
     return middle - start, time.perf_counter() - middle
 
 
-def llama_bench() -> str | None:
-    """The program of llama.cpp that measures speed, where it is installed."""
-    return shutil.which("llama-bench")
-
-
 def _llama_speed(folder: Path, row: Row) -> dict[str, Any]:
-    """Tokens a second in llama.cpp, of the smallest GGUF file that holds the layers exactly; {} where it fails."""
+    """Tokens a second in llama.cpp, of the smallest GGUF file that holds the layers exactly; {} where its program
+    that measures speed is not installed, or fails."""
     kinds = [name for name in ("q4_0", "q8_0", "f16") if name in row.exact]
-    program = llama_bench()
+    program = shutil.which("llama-bench")
     if not kinds or program is None:
         return {}
     with tempfile.TemporaryDirectory() as place:

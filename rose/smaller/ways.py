@@ -160,26 +160,16 @@ def estimated_rows(spec: Smaller, model: nn.Module, ways: Sequence[Way], dense: 
     rest = [tensor for tensor in every if tensor.untyped_storage().data_ptr() not in layers]
     # Packed bytes of what no way changes: embeddings, norms and biases.
     untouched = sum(tensor.nbytes if (packed := encode(tensor)) is None else packed.size for tensor in rest)
-    return [_row(spec, model, way, dense, untouched) for way in ways]
-
-
-def _row(spec: Smaller, model: nn.Module, way: Way, dense: Mapping[str, int | None], untouched: int) -> Row:
-    seconds, memory = _cost(spec, model, way)
-    low, high = way.times
-    return Row(
-        way.key,
-        way.name,
-        ESTIMATE,
-        way.bits,
-        **_sizes(model, way, dense, untouched),
-        loads=programs(way.bits),
-        minutes=seconds / 60,
-        memory=0 if memory is None else memory.besides_weights,
-        times=math.sqrt(low * high),
-        times_low=low,
-        times_high=high,
-        prefill_gain=1 / (1 - way.slim) if way.slim else None,
-    )
+    rows = []
+    for way in ways:
+        seconds, memory = _cost(spec, model, way)
+        low, high = way.times
+        quality = {"times": math.sqrt(low * high), "times_low": low, "times_high": high}
+        cost = {"minutes": seconds / 60, "memory": 0 if memory is None else memory.besides_weights}
+        facts: Any = _sizes(model, way, dense, untouched) | cost | quality
+        gain = 1 / (1 - way.slim) if way.slim else None
+        rows.append(Row(way.key, way.name, ESTIMATE, way.bits, loads=programs(way.bits), prefill_gain=gain, **facts))
+    return rows
 
 
 def _sizes(model: nn.Module, way: Way, dense: Mapping[str, int | None], untouched: int) -> dict[str, Any]:

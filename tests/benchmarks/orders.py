@@ -31,7 +31,7 @@ import rose
 from rose.files import write_atomically
 from rose.layer import error
 from rose.layer.methods import LayerResult
-from rose.layer.methods.rose_dealt import refit
+from rose.layer.methods.sparsegpt import refit
 from rose.layer.statistics import InputStatistics
 from rose.model.load.tokens import load_calibration, load_text
 from rose.model.network.heads import ATTENTION_OUTPUTS

@@ -59,12 +59,8 @@ class Layer:
 def make_layer(
     rows: int = 6, columns: int = 32, tokens: int = 96, seed: int = 0, dead: Sequence[int] = (), loud: int = 0
 ) -> Layer:
-    """Correlated inputs whose channels differ in size.
-
-    Args:
-        dead: input channels that are always zero.
-        loud: this many neighbouring columns at the end are much more important, which makes a layer columnar.
-    """
+    """Correlated inputs whose channels differ in size; `dead` ones are always zero. As many neighbouring columns at the
+    end as `loud` says are much more important, which makes a layer columnar."""
     generator = torch.Generator().manual_seed(seed)
     mixed = torch.randn(tokens, columns, generator=generator) @ (
         torch.eye(columns) + 0.3 * torch.randn(columns, columns, generator=generator) / columns**0.5

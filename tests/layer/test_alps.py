@@ -7,7 +7,7 @@ import torch
 import rose
 from rose.layer.methods.alps import find_support
 from rose.layer.pattern import parse_sparsity
-from tests.layer.test_least_squares import case, damped_hessian, error_of, least_of_all_masks, smallest_of_runs
+from tests.layer.test_hessian import case, damped_inputs, error_of, least_of_all_masks, smallest_of_runs
 
 
 def literal_admm(weight: np.ndarray, gram: np.ndarray, count: int, of: int) -> np.ndarray:
@@ -48,7 +48,7 @@ def literal_admm(weight: np.ndarray, gram: np.ndarray, count: int, of: int) -> n
 @pytest.mark.parametrize("seed", range(3))
 def test_support_is_that_of_a_literal_loop(sparsity, count, of, seed):
     weight, inputs = case(seed)
-    matrix = damped_hessian(inputs)
+    matrix = damped_inputs(inputs)
     scale = matrix.diagonal().sqrt()
     gram = matrix / scale / scale[:, None]
     expected = literal_admm((weight * scale).numpy(), gram.numpy(), count, of)
@@ -73,7 +73,7 @@ def test_is_near_the_best_of_all_masks():
     ratios = []
     for seed in range(5):
         weight, inputs = case(30 + seed, rows=1, columns=10, tokens=40)
-        best = least_of_all_masks(weight, damped_hessian(inputs), 5)
+        best = least_of_all_masks(weight, damped_inputs(inputs), 5)
         found = error_of(rose.prune_layer(weight, inputs.T @ inputs, method="alps", sparsity=0.5))
         ratios.append(found / best)
     assert min(ratios) > 0.999  # nothing is below the optimum

@@ -23,10 +23,7 @@ def found(block: int, *, weights: float = 1.0, inputs: float = 1.0, heads: int =
     plan = rose.plan_order(weight, statistics, sparsity=0.7, block_size=BLOCK)
     made = outlier(plan, weight, statistics.mean_square.sqrt(), heads)
     assert made.ratio == pytest.approx(float(plan.loss_per_column[made.block] / plan.loss_per_column[made.other]))
-    if made.is_strong:
-        assert plan.relative_range == pytest.approx(1 - 1 / made.ratio)
-    else:
-        assert plan.relative_range == pytest.approx(1 - made.ratio)
+    assert plan.relative_range == pytest.approx(1 - (1 / made.ratio if made.is_strong else made.ratio))
     return made
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 import rose
 from rose.layer.loss import smallest_per_group, smallest_per_row
-from rose.layer.methods.dsnot import CYCLES, TOLERANCE, refine_mask
+from rose.layer.methods.wanda import CYCLES, TOLERANCE, refine_mask
 from rose.layer.pattern import parse_sparsity
 from tests.layer.helpers import statistics_of
 

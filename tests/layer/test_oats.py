@@ -52,14 +52,8 @@ def test_oats_is_the_plain_loop(sparsity, rank_ratio, rank, keep, of, transposed
     if transposed and of == 32:
         keep, of = keep * 3 // 4, 24
     weight, statistics = case(0, rows, columns)
-    result = rose.prune_layer(
-        weight,
-        statistics,
-        method="oats",
-        sparsity=sparsity,
-        block_size=8,
-        options={"rank_ratio": rank_ratio, "iterations": 12},
-    )
+    options = {"rank_ratio": rank_ratio, "iterations": 12}
+    result = rose.prune_layer(weight, statistics, method="oats", sparsity=sparsity, block_size=8, options=options)
     norm = np.sqrt(statistics.mean_square.double().numpy())
     expected = plain_loop(weight.double().numpy(), norm, rank, keep, of, 12)
     torch.testing.assert_close(result.weight, torch.from_numpy(expected).float(), rtol=1e-3, atol=1e-4)

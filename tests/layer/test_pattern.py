@@ -43,9 +43,9 @@ def test_bad_sparsities_are_refused(text):
         parse_sparsity(text)
 
 
-@pytest.mark.parametrize("text", ["0.7", "0.123456", "2:4", "1", "0"])
-def test_spelling_reads_back(text):
-    assert str(parse_sparsity(text)) == text
+def test_spelling_reads_back():
+    for text in ("0.7", "0.123456", "2:4", "1", "0"):
+        assert str(parse_sparsity(text)) == text
 
 
 def test_pattern_must_fit_the_layer():

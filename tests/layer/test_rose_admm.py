@@ -11,7 +11,7 @@ from rose.layer.methods import make_settings, prune_with
 from rose.layer.methods.rose_admm import SAMPLE, _keep_largest, find_mask, penalties, shrunk_correlations
 from rose.layer.pattern import parse_sparsity
 from tests.layer.helpers import Layer, make_layer
-from tests.layer.test_least_squares import case, damped_hessian, error_of, least_of_all_masks, smallest_of_runs
+from tests.layer.test_hessian import case, damped_inputs, error_of, least_of_all_masks, smallest_of_runs
 
 
 def literal_admm(weight: np.ndarray, gram: np.ndarray, count: int, of: int, schedule: list[float]) -> np.ndarray:
@@ -42,10 +42,8 @@ def test_search_in_bfloat16_ends_as_low(sparsity):
     weight, inputs = case(20, rows=64, columns=64, tokens=1600)
     layer = Layer(weight, inputs)
     settings = make_settings("rose_admm", sparsity=sparsity)
-    exact, rounded = (
-        prune_with(layer.weight, layer.hessian, replace(settings, products=dtype))
-        for dtype in (torch.float32, torch.bfloat16)
-    )
+    each = (replace(settings, products=dtype) for dtype in (torch.float32, torch.bfloat16))
+    exact, rounded = (prune_with(layer.weight, layer.hessian, settings) for settings in each)
     assert int(rounded.mask.sum()) == int(exact.mask.sum())
     assert rounded.weight.dtype == torch.float32
     assert 0 < float((rounded.mask != exact.mask).float().mean()) < 0.05  # it was rounded, and hardly anything moved
@@ -88,7 +86,7 @@ def test_is_near_the_best_of_all_masks():
     ratios: dict[int, list[float]] = {1: [], 3: []}
     for seed in range(4):
         layer = make_layer(rows=2, columns=6, tokens=4000, seed=30 + seed)
-        best = least_of_all_masks(layer.weight, damped_hessian(layer.inputs), 6)
+        best = least_of_all_masks(layer.weight, damped_inputs(layer.inputs), 6)
         for effort, found in ratios.items():
             found.append(error_of(layer.prune(method="rose_admm", sparsity=0.5, options={"effort": effort})) / best)
     for found in ratios.values():

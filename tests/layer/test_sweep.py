@@ -1,4 +1,5 @@
-"""The sweep against Optimal Brain Surgeon done the slow way, its errors, and its trace."""
+"""The sweep against Optimal Brain Surgeon done the slow way, its errors and its trace; other saliencies, measured
+orders, and compensation inside a block against a sweep that sees nothing else."""
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ import rose
 from rose.layer.error import column_error, direct_error, quadratic_form, relative_error, sweep_error
 from rose.layer.hessian import damp
 from rose.layer.loss import smallest, smallest_per_group
+from rose.layer.methods.sparsegpt import CANDIDATES
 from rose.layer.pattern import Pattern, parse_sparsity
 from rose.layer.statistics import PANEL
-from rose.layer.sweep import TILE, _tile_at_once, _tile_by_column, sweep
+from rose.layer.sweep import TILE, _tile_at_once, _tile_by_column, error_inside, sweep
 from tests.layer.helpers import (
     ORDERS,
     SWEEPERS,
@@ -38,9 +40,6 @@ def counts_of(result: rose.LayerResult) -> list[int]:
 def live_change(layer: Layer, result: rose.LayerResult) -> Tensor:
     """ΔW without dead columns, whose weights go before the sweep and cost nothing."""
     return (layer.weight - result.weight).masked_fill(layer.statistics.dead, 0)
-
-
-# ---- against the reference
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -131,9 +130,6 @@ def test_tiles_are_one_column_at_a_time(sparsity, rows, columns, solver, monkeyp
     torch.testing.assert_close(swept.column_error.double(), errors.square().sum(0), rtol=1e-4, atol=1e-5)
 
 
-# ---- three ways to measure an error
-
-
 @every_method()
 @given(
     layer=layers(),
@@ -181,9 +177,6 @@ def test_relative_error_of_a_silent_layer():
     assert relative_error(zero, zero, torch.eye(3)) == 0.0
     assert relative_error(zero, one, torch.eye(3)) == float("inf")
     assert relative_error(one, zero, torch.eye(3)) == 1.0
-
-
-# ---- trace
 
 
 @pytest.mark.parametrize("method", SWEEPERS)
@@ -274,9 +267,6 @@ def test_a_trace_is_made_where_asked_for_and_changes_nothing():
         assert torch.equal(getattr(whole.trace, name), getattr(errors.trace, name))
 
 
-# ---- blocks
-
-
 def test_moved_narrow_block_keeps_its_width_in_the_sweep():
     layer = make_layer(columns=20, loud=4)
     plan = rose.plan_order(layer.weight, layer.statistics, block_size=8)
@@ -289,3 +279,128 @@ def test_moved_narrow_block_keeps_its_width_in_the_sweep():
     assert result.block_error[0] == pytest.approx(float(result.column_error[16:].sum()), rel=1e-5)
     early = relative_error(layer.weight, result.weight, layer.hessian)
     assert early < layer.prune(order="natural", sparsity=0.5).relative_error
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.7, "2:4", "1:4"])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("inverse", ["layer", "remaining"])
+def test_masks_by_both_saliencies(sparsity, seed, inverse):
+    layer = make_layer(rows=6, columns=32, seed=seed)
+    result = layer.prune(method="isc", sparsity=sparsity, options={"inverse": inverse})
+    hessian = damped_by_hand(layer, result.added_damping)
+    weight = layer.weight.double().clone()
+    mask = torch.zeros_like(weight, dtype=torch.bool)
+    inverses = [torch.linalg.inv(hessian[j:, j:]) for j in range(32)]
+    heads = torch.stack([found[0, 0] for found in inverses])
+    factor = hessian.diagonal() + 1 / (torch.linalg.inv(hessian).diagonal() if inverse == "layer" else heads)
+    for j in range(32):
+        if isinstance(sparsity, str) and j % 4 == 0:
+            for row in range(6):
+                saliency = weight[row, j : j + 4].square() * factor[j : j + 4]
+                mask[row, j + saliency.argsort()[: 4 - int(sparsity[0])]] = True
+        if isinstance(sparsity, float) and j % 8 == 0:  # block size 8
+            saliency = (weight[:, j : j + 8].square() * factor[j : j + 8]).flatten()
+            chosen = torch.zeros(48, dtype=torch.bool)
+            chosen[saliency.argsort()[: round(sparsity * 48)]] = True
+            mask[:, j : j + 8] = chosen.view(6, 8)
+        removed = torch.where(mask[:, j], weight[:, j], 0) / inverses[j][0, 0]
+        weight[:, j:] -= torch.outer(removed, inverses[j][0])
+        weight[mask[:, j], j] = 0
+    assert torch.equal(result.mask, mask)
+    torch.testing.assert_close(result.weight.double(), weight, rtol=1e-3, atol=1e-3)
+
+
+def test_with_the_whole_inverse_the_order_does_not_matter():
+    """One block of all columns: the mask is chosen before anything is compensated."""
+    layer = make_layer(rows=20, columns=32, seed=6)
+    reverse = torch.arange(31, -1, -1)
+    for inverse, same in (("layer", True), ("remaining", False)):
+        options = {"method": "isc", "sparsity": 0.6, "options": {"inverse": inverse}, "block_size": 128}
+        assert torch.equal(*(layer.prune(order=order, **options).mask for order in (None, reverse))) == same
+
+
+def case(seed: int) -> tuple[Layer, Tensor]:
+    """A layer with few tokens, and as many others; some neighbouring columns are loud, so that order matters."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(32, 32, generator=generator) / 32**0.5 + 0.5 * torch.eye(32)
+    mixing[:, 20:24] *= 4
+    calibration, held_out = (torch.randn(48, 32, generator=generator) @ mixing for _ in range(2))
+    return Layer(torch.randn(24, 32, generator=generator), calibration), held_out
+
+
+def errors_by_hand(layer: Layer, judge: Tensor, sparsity: float | str) -> dict[tuple[str, str], float]:
+    return {
+        (order, budget): direct_error(
+            layer.weight, layer.prune(method="sparsegpt", sparsity=sparsity, order=order, budget=budget).weight, judge
+        )
+        for order, budget in CANDIDATES
+    }
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.8, "2:4"])
+def test_measured_returns_the_least_error_of_all_candidates(sparsity):
+    differ = 0
+    for seed in range(6):
+        layer, others = case(seed)
+        plain = layer.prune(method="measured", sparsity=sparsity)
+        held = layer.prune(method="measured", sparsity=sparsity, held_out=others.T @ others)
+        for found, judge in ((plain, layer.inputs), (held, others)):
+            by_hand = errors_by_hand(layer, judge, sparsity)
+            assert direct_error(layer.weight, found.weight, judge) == pytest.approx(min(by_hand.values()), rel=1e-5)
+            assert by_hand[found.order.name, found.budget] == pytest.approx(min(by_hand.values()), rel=1e-5)
+        differ += held.order.name != plain.order.name or held.budget != plain.budget
+    assert differ  # held-out inputs were looked at
+
+
+def test_settings_narrow_the_candidates():
+    layer, _ = case(7)
+    by_hand = errors_by_hand(layer, layer.inputs, 0.7)
+    blocks = layer.prune(method="measured", sparsity=0.7, budget="block")
+    assert blocks.budget == "block"
+    assert blocks.order.name in ("natural", "two_level", "global", "hessian")
+    least = min(by_hand[order, "block"] for order in ("natural", "two_level"))
+    assert direct_error(layer.weight, blocks.weight, layer.inputs) <= least * (1 + 1e-5)
+    fixed = layer.prune(method="measured", sparsity=0.7, order="two_level")
+    assert fixed.order.name == "two_level"
+    least = min(by_hand["two_level", budget] for budget in ("block", "layer"))
+    assert direct_error(layer.weight, fixed.weight, layer.inputs) == pytest.approx(least, rel=1e-5)
+
+
+def test_measured_is_traced_like_any_sweep():
+    layer, _ = case(8)
+    plain, traced = (layer.prune(method="measured", sparsity=0.7, trace=trace) for trace in (False, True))
+    assert torch.equal(plain.weight, traced.weight)
+    assert (plain.order.name, plain.budget) == (traced.order.name, traced.budget)
+    assert torch.equal(traced.trace.weights[-1], traced.weight)
+
+
+def test_held_out_statistics_must_fit_the_layer():
+    with pytest.raises(rose.RoseError, match="32 input columns but H has 16"):
+        case(9)[0].prune(method="measured", held_out=torch.eye(16))
+
+
+@pytest.mark.parametrize("sparsity", ["0.5", "2:4"])
+@pytest.mark.parametrize("order", ["natural", "two_level", "random:1"])
+def test_compensation_within_a_block_lies_between_none_and_all(order, sparsity):
+    layer = make_layer(rows=12, loud=8)
+    result = layer.prune(order=order, sparsity=sparsity, trace=True)
+    trace = result.trace
+    inside = error_inside(trace, result.order, result.mask, layer.hessian, result.added_damping)
+    assert inside[-1] == pytest.approx(float(trace.error[-1]), rel=1e-4)  # nobody else is left
+    assert (inside[:-1] > trace.error[:-1]).all()
+    assert (inside < trace.lost).all()
+
+
+def test_the_first_block_is_a_layer_of_its_own():
+    """By the definition of U, in float64, from H of these columns alone."""
+    layer = make_layer(rows=12)
+    result = layer.prune(order="natural", sparsity=0.5, trace=True)
+    inside = error_inside(result.trace, result.order, result.mask, layer.hessian, result.added_damping)
+    own = layer.hessian[:8, :8]
+    first = torch.linalg.cholesky(torch.linalg.inv(own.double() + result.added_damping * torch.eye(8)), upper=True)
+    weight, total = layer.weight[:, :8].double().clone(), 0.0
+    for j in range(8):
+        error = weight[:, j] * result.mask[:, j] / first[j, j]
+        weight -= error[:, None] * first[j]
+        total += float(error.square().sum())
+    assert float(inside[0]) == pytest.approx(total, rel=1e-4)

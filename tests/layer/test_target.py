@@ -47,7 +47,10 @@ def gaps(
     return ours, streamed, target, target + case["lost"]
 
 
-@pytest.mark.parametrize("kind", [0, 1], ids=["input gap", "output gap"])
+EACH_GAP = pytest.mark.parametrize("kind", [0, 1], ids=["input gap", "output gap"])
+
+
+@EACH_GAP
 @pytest.mark.parametrize("parts", [1, 3])
 def test_error_against_the_target_is_that_on_tokens(case, kind, parts):
     found = gaps(case, parts)
@@ -60,7 +63,7 @@ def test_error_against_the_target_is_that_on_tokens(case, kind, parts):
     assert error == pytest.approx(float(direct), rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", [0, 1], ids=["input gap", "output gap"])
+@EACH_GAP
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_error_against_the_target_with_a_bias(case, kind, with_bias):
     case |= {"pruned": case["pruned"] + 0.5, "dense": case["dense"] + 0.8}  # or a bias would hardly matter
@@ -74,7 +77,7 @@ def test_error_against_the_target_with_a_bias(case, kind, with_bias):
     assert error == pytest.approx(float(direct), rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", [0, 1], ids=["input gap", "output gap"])
+@EACH_GAP
 def test_without_damping_it_is_the_least_squares_solution(case, kind):
     found = gaps(case)
     corrected, used = corrected_weight(case["weight"], statistics_of(case["pruned"]), found[kind], 0.0)
@@ -122,7 +125,7 @@ def test_without_a_gap_the_weight_stays(case):
     assert torch.equal(corrected, case["weight"])
 
 
-@pytest.mark.parametrize("kind", [0, 1], ids=["input gap", "output gap"])
+@EACH_GAP
 def test_rounding_of_products_is_far_below_sampling_noise(case, kind):
     exact, rounded = (gaps(case, 3, dtype)[kind] for dtype in (torch.float32, torch.bfloat16))
     assert rounded.cross.dtype == torch.float32

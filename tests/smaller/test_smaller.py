@@ -50,10 +50,8 @@ def row(key: str, size: int, times: float, **more: object) -> Row:
     losses = " ".join(str(math.log(10 * times) + window) for window in (0.0, 0.1, 0.2))
     quality = {"times": times, "times_low": times, "times_high": times, "second_times": times, "second_high": times}
     quality |= {"perplexity": 10 * times, "second_perplexity": 10 * times}
-    whole = Row(
-        key, key, "measured", None, size, None, None, None, None, "", 1.0, 0, losses=losses, second_losses=losses
-    )
-    return replace(whole, **quality | more)
+    quality |= {"losses": losses, "second_losses": losses}
+    return Row(key, key, "measured", None, size, None, None, None, None, "", 1.0, 0, **quality | more)
 
 
 def test_the_table_has_measured_rows_with_sizes_speed_and_both_texts(made: Path, checkpoint: str) -> None:
@@ -178,11 +176,9 @@ def test_sizes_are_those_of_written_files(tmp_path: Path) -> None:
     rose.save_model(model, tokenizer, tmp_path / "copy")
     assert sizes["safetensors"] == (tmp_path / "copy" / "model.safetensors").stat().st_size
     for kind in ("f16", "q8_0", "q4_0"):
-        assert (
-            cli.main(["export", str(tmp_path / "copy"), "--type", kind, "--output", str(tmp_path / f"{kind}.gguf")])
-            == 0
-        )
-        assert sizes[kind] == (tmp_path / f"{kind}.gguf").stat().st_size
+        file = tmp_path / f"{kind}.gguf"
+        assert cli.main(["export", str(tmp_path / "copy"), "--type", kind, "--output", str(file)]) == 0
+        assert sizes[kind] == file.stat().st_size
 
 
 def test_llama_cpp_is_timed_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
-"""DSnoT: a start mask, refined without touching the weights (Zhang et al. 2024, "Dynamic Sparse No Training").
-Removed weights shift a row's mean output by e = Σ D, D = W · mean input; each cycle swaps two weights to push e
-towards 0."""
+"""Masks without compensation: magnitude, Wanda, and DSnoT, which refines a start mask without touching the weights
+(Zhang et al. 2024, "Dynamic Sparse No Training"). Removed weights shift a row's mean output by e = Σ D, D = W · mean
+input; each cycle swaps two weights to push e towards 0."""
 
 from __future__ import annotations
 
@@ -12,12 +12,23 @@ from rose.interrupt import stop_point
 from rose.layer.hessian import damped_hessian
 from rose.layer.loss import importance
 from rose.layer.methods import LayerResult, Settings
-from rose.layer.methods.toolkit import mask_by_score, prune_by_mask
+from rose.layer.methods.toolkit import mask_by_score, prune_by_mask, prune_by_score
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 
 CYCLES = 50
 TOLERANCE = 0.1  # of |e|, in units of the layer's output
+
+
+def wanda(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+    """|W|·sqrt(mean x_j²), compared within each output row (Sun et al. 2024, section 3)."""
+    score = importance(weight, statistics.mean_square)
+    return prune_by_score(weight, statistics, settings, score, budget="row")
+
+
+def magnitude(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+    """|W|, compared over the whole layer."""
+    return prune_by_score(weight, statistics, settings, weight.float().abs(), budget="layer")
 
 
 def dsnot(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
