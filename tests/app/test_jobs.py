@@ -48,14 +48,13 @@ def test_failures_have_a_message(problem, said):
 
 
 def test_progress_is_kept_and_raises_after_a_cancel():
-    told = rose.Progress("calibrate", 0, 1, None, None, 0, 7, 0.5, 1.0, 1.0)
-    job = Job(endless)
+    progress, job = rose.Progress("calibrate", 0, 1, None, None, 0, 7, 0.5, 1.0, 1.0), Job(endless)
     job.watch("ann")
-    job.tell(told)
-    assert job.progress is told
+    job.tell(progress)
+    assert job.progress is progress
     job.leave("ann")
     with pytest.raises(rose.Cancelled):
-        job.tell(told)
+        job.tell(progress)
 
 
 def test_time_left_includes_later_steps():
@@ -135,22 +134,11 @@ def test_waiting_for_a_lock_is_shown_and_can_be_cancelled(is_left, ends):
 
 
 def test_batch_stops_between_two_pieces():
-    started, go_on, made = threading.Event(), threading.Event(), []
-
-    def first() -> None:
-        started.set()
-        assert go_on.wait(240)
-        made.append(1)
-
-    batch = SerialRun([first, lambda: made.append(2)])
+    made: list[int] = []
+    batch = SerialRun([lambda: batch.job.stop(), lambda: made.append(2)])
     batch.job.watch("test")
-    batch.job.start()
-    assert started.wait(240)
-    batch.job.leave("test")
-    go_on.set()
-    batch.job.wait(240)
-    assert batch.job.status == "cancelled"
-    assert (made, batch.done) == ([1], 1)
+    batch.job.start().wait(SOON)
+    assert (batch.job.status, batch.done, made) == ("cancelled", 1, [])
 
 
 def test_temporary_folders_are_removed(tmp_path, monkeypatch):

@@ -188,8 +188,7 @@ def test_streamed_study_matches(setup, tmp_path):
     layer = next(one for one in rose.prunable_layers(streamed.model) if one.name == LAYER)
     with Network(streamed.model).residence.visit(1, HOME):  # its decoder block is in memory
         assert torch.equal(Network(streamed.model).residence.read_weight(layer), whole.weight(LAYER))
-    other = finish(
-        Study(replace(chosen, stream=True, sparsity="0.3"), lambda: streamed, calibration)
-    )  # same statistics
+    sparser = replace(chosen, stream=True, sparsity="0.3")  # the same statistics
+    other = finish(Study(sparser, lambda: streamed, calibration))
     assert len(other.records()) == len(whole.records())
     assert other.records()["relative_error"].mean() < study.records()["relative_error"].mean()
