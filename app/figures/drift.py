@@ -31,26 +31,25 @@ WEIGHTINGS = {  # one style for each step weighting, everywhere
 # Along decoder blocks
 
 
-def _curves(chart: Chart, table: pd.DataFrame, column: str, place: str, form: str, unit: str = "") -> None:
+def _curves(chart: Chart, table: pd.DataFrame, column: str, form: str, unit: str = "") -> None:
     """One line a run over decoder blocks."""
     runs = table.drop_duplicates("run")
     looks = palette.run_styles(list(zip(runs["run"], runs["method"], runs["target"], strict=True)))
     for name, rows in table.groupby("run", sort=False):
-        hover = f"{name}<br>{place} %{{x}}: %{{y:{form}}}{unit}"
+        hover = f"{name}<br>decoder block %{{x}}: %{{y:{form}}}{unit}"
         chart.line(rows["block_index"], rows[column], looks[str(name)], hover, width=2.2)
     chart.block_axis(table["block_index"])
 
 
-def drift_curves(table: pd.DataFrame, *, place: str = "decoder block", finding: str, theme: Theme = "light") -> Drawing:
-    """Drift after every decoder block, or whatever `place` is, one line a run; `finding` is the title.
-
-    The table has columns run, method, sparsity, target, block_index, drift.
-    """
-    chart = Chart(x=place, y=DRIFT, height=HEIGHT, legend=True, theme=theme)
-    _curves(chart, table, "drift", place, ".4g")
-    note = f"Squared distance of hidden states, pruned (p) from dense (d), after every {place}; mean over held-out "
+def drift_curves(table: pd.DataFrame, *, finding: str, theme: Theme = "light") -> Drawing:
+    """Drift after every decoder block, a line a run: run, method, sparsity, target, block_index, drift."""
+    chart = Chart(x="decoder block", y=DRIFT, height=HEIGHT, legend=True, theme=theme)
+    _curves(chart, table, "drift", ".4g")
+    note = (
+        "Squared distance of hidden states, pruned (p) from dense (d), after every decoder block; mean over held-out "
+    )
     note += "tokens"
-    alt = f"Line chart of drift by {place}, one line a run"
+    alt = "Line chart of drift by decoder block, one line a run"
     return chart.done(finding, note, "", alt, table.reset_index(drop=True))
 
 
@@ -70,9 +69,7 @@ def drift_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
         share = percent(source["arisen"] / total, 0)
         finding = f"Decoder block {source['block_index']} adds most: {share} of all that arises"
     note = f"{table['run'].iloc[0]}: a stack above the line: the two partly cancel; below it: they reinforce each other"
-    caption = (
-        "Passed on: drift that the block would hand on with its dense weights. Arisen: what pruning its layers changes."
-    )
+    caption = "Passed on: drift that a block hands on with its dense weights. Arisen: what pruning its layers changes."
     alt = "Stacked bars of drift passed on and arisen, and a line of drift, by decoder block"
     return chart.done(finding, note, caption, alt, table.reset_index(drop=True))
 
@@ -85,7 +82,7 @@ def cancelled_shares(table: pd.DataFrame, *, problem: str = "", theme: Theme = "
     share = table["cancelled"] / table["passed_on"].where(table["passed_on"] > 0)
     table = table.assign(cancelled_share=share)  # of the first pruned block, which has received nothing, none
     chart = Chart(x="decoder block", y="share cancelled", height=HEIGHT, legend=True, theme=theme)
-    _curves(chart, table.assign(shown=100 * share), "shown", "decoder block", ".1f", "\u2009%")
+    _curves(chart, table.assign(shown=100 * share), "shown", ".1f", "\u2009%")
     chart.y(**PERCENT)
     received = table[table["passed_on"] > 0]
     means = received.groupby("run", sort=False)["cancelled_share"].mean()
@@ -93,20 +90,20 @@ def cancelled_shares(table: pd.DataFrame, *, problem: str = "", theme: Theme = "
     note += "add"
     shares = [f"{mean} %" for mean in apart(*(100 * means))] if len(means) else []
     caption = "Target dense changes weights so that the drift that arises in a block works against the drift passed on."
-    finding = f"Not ranked: {problem}" if problem else _cancelled_finding(means, shares)
+    if problem:
+        finding = f"Not ranked: {problem}"
+    elif means.empty:
+        finding = "No decoder block has received drift that it could cancel"
+    elif not means.max() > 0:
+        do = "leave incoming drift as it is" if means.max() == 0 else "add to incoming drift"
+        finding = f"No run cancels drift: on average, pruned layers {do}"
+    else:
+        best, (most, end) = int(means.argmax()), ("", "")
+        if len(means) > 1:
+            most, end = " the most", "; chance is not ruled out"
+        finding = f"{means.index[best]} cancels{most}: {shares[best]} of the drift passed on{end}"
     alt = "Line chart of the share of passed-on drift that is cancelled, by decoder block"
     return chart.done(finding, note, caption, alt, table.reset_index(drop=True))
-
-
-def _cancelled_finding(means: pd.Series, shares: list[str]) -> str:
-    if means.empty:
-        return "No decoder block has received drift that it could cancel"
-    if not means.max() > 0:
-        do = "leave incoming drift as it is" if means.max() == 0 else "add to incoming drift"
-        return f"No run cancels drift: on average, pruned layers {do}"
-    best = int(means.argmax())
-    most, end = (" the most", "; chance is not ruled out") if len(means) > 1 else ("", "")
-    return f"{means.index[best]} cancels{most}: {shares[best]} of the drift passed on{end}"
 
 
 # Pictures

@@ -88,10 +88,9 @@ def block_loss_bars(plan: OrderPlan, **shared: Unpack[Marked]) -> Drawing:
 def order_picture(
     plan: OrderPlan, order: Order | str, *, marked_column: int | None = None, **shared: Unpack[Marked]
 ) -> Drawing:
-    """A line for each column from natural order above to pruning order below.
+    """A line for each column, in the colour of its block's loss, from natural order above to pruning order below.
 
-    Lines have the colour of their block's loss. A layer wider than 640 columns shows a ribbon per block where blocks
-    stay whole, else every k-th column. One column may be followed.
+    A layer wider than 640 columns shows a ribbon per block where blocks stay whole, else every k-th column.
     """
     visited, widths = make_order(plan, order), plan.block_width
     step, columns = to_numpy(visited.inverse), len(visited.permutation)
@@ -104,7 +103,11 @@ def order_picture(
         finding = f"{label}: pruning starts in block {block_of(widths, first)}, with column {first}"
     subtitle = f"Columns{chart.of} before (top) and in pruning order (bottom), {drawn}; brighter: more loss per column"
     if marked_column is not None:
-        _draw_column(chart, marked_column, int(step[marked_column]), columns)
+        end, look = int(step[marked_column]), Style(palette.MARK, f"column {marked_column}")
+        chart.line([marked_column, end], [1, 0], look, "", width=4, size=11)
+        middle = (marked_column + end) / 2
+        shift, anchor = (-8, "right") if middle > columns / 2 else (8, "left")
+        chart.note(f"column {marked_column} → step {end}", x=middle, y=0.5, xshift=shift, xanchor=anchor)
     chart.x(**BARE, range=[-0.5 - 0.01 * columns, columns - 0.5 + 0.01 * columns])
     names = {"tickvals": [1, 0], "ticktext": ["natural", "pruning"]}
     chart.y(**BARE, **names, range=[-0.28, 1.28], showline=False)
@@ -128,37 +131,26 @@ def _draw_blocks(chart: Chart, plan: OrderPlan, step: np.ndarray) -> str:
         if ribbons:
             fill = {"fill": "toself", "fillcolor": colour, "hoveron": "fills", "hoverinfo": "text"}
             behind = {"mode": "lines", "opacity": 0.75, "text": f"block {block}"}
-            x, y = _ribbon(step[members], members)
+            above, steps = (members[0] - 0.5, members[-1] + 0.5), step[members]
+            x = np.array([*above, steps.max() + 0.5, steps.min() - 0.5, above[0]], np.float32)
+            y = np.array([0.93, 0.93, 0.07, 0.07, 0.93], np.float32)
             chart.line(x, y, look, "", width=1, **behind, **fill)
         else:
-            hover = f"block {block}<br>column or step %{{x:.0f}}"
-            x, y = _column_lines(step, members[members % every == 0])
-            chart.line(x, y, look, hover, width=2 if is_marked else 1.2, mode="lines", opacity=0.75)
+            hover, shown = f"block {block}<br>column or step %{{x:.0f}}", members[members % every == 0]
+            x = np.stack([shown, step[shown], np.full(len(shown), np.nan)], axis=1)  # a gap after each line
+            y = np.tile([0.93, 0.07, np.nan], len(shown))
+            chart.line(
+                x.ravel().astype(np.float32),
+                y.astype(np.float32),
+                look,
+                hover,
+                width=2 if is_marked else 1.2,
+                mode="lines",
+                opacity=0.75,
+            )
     if ribbons:
         return "a ribbon for each block"
     return "a line for each column" if every == 1 else f"a line for one column in {every}"
-
-
-def _draw_column(chart: Chart, column: int, step: int, columns: int) -> None:
-    """Follows one column from its place to the step at which it is pruned."""
-    chart.line([column, step], [1, 0], Style(palette.MARK, f"column {column}"), "", width=4, size=11)
-    middle = (column + step) / 2
-    shift, anchor = (-8, "right") if middle > columns / 2 else (8, "left")
-    chart.note(f"column {column} → step {step}", x=middle, y=0.5, xshift=shift, xanchor=anchor)
-
-
-def _column_lines(step: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Line from (column, 1) to (step, 0) for each column; NaN between lines."""
-    gap = np.full(len(columns), np.nan)
-    x, y = np.stack([columns, step[columns], gap], axis=1), np.tile([0.93, 0.07, np.nan], len(columns))
-    return x.ravel().astype(np.float32), y.astype(np.float32)
-
-
-def _ribbon(steps: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The band from a block's place above to its place below."""
-    top, bottom = (columns[0] - 0.5, columns[-1] + 0.5), (steps.min() - 0.5, steps.max() + 0.5)
-    x = np.array([top[0], top[1], bottom[1], bottom[0], top[0]], np.float32)
-    return x, np.array([0.93, 0.93, 0.07, 0.07, 0.93], np.float32)
 
 
 def _draw_block_rows(chart: Chart, plan: OrderPlan, visited: Order) -> None:

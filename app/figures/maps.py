@@ -34,8 +34,8 @@ class Metric:
     who: str = ""  # of a change: what SparseGPT is compared with
     meaning: str = ""  # how it is measured
 
-    def text(self, value: float, digits: int = 3) -> str:
-        return percent(value, digits - 2) if self.kind == "change" else number(value, digits)
+    def text(self, value: float) -> str:
+        return percent(value) if self.kind == "change" else number(value)
 
 
 TWO_LEVEL, GLOBAL = "two-level order", "ROSE global"
@@ -130,14 +130,21 @@ def model_map(
     which = f"every expert's {experts.rpartition('.')[2]}" if experts else every_layer(placed, cells)
     subtitle = f"{measure.label} of {which}"
     if name == "relative_range" and every["value"].notna().any():
-        subtitle += _ring(chart, placed, threshold, 11 if grid.shape[1] <= 20 else 8)
+        ringed = placed[placed["value"] > threshold].drop_duplicates(["block_index", "projection"])
+        if len(ringed):
+            where, size = (ringed["block_index"], ringed["projection"]), 11 if grid.shape[1] <= 20 else 8
+            chart.rings(*where, "columnar", size=size, showlegend=False)
+        subtitle += f"; ringed: columnar, above {threshold:g}"
     if "dead_columns" in table and len(dead := table.assign(projection=row_of.tolist()).query("dead_columns > 0")):
         cross = Style(palette.MARK, "dead columns", symbol="x")
         chart.signs(dead.drop_duplicates(["block_index", "projection"]), cross, 7)
         subtitle += "; ×: dead columns"
     chart.outline_layer(grid, placed, marked_layer)
-    waiting = max(0, len(set(layers) - set(left_out)) - len(every))
-    subtitle += _blanks(every, waiting, len(set(layers) & set(left_out)))
+    waiting, without = max(0, len(set(layers) - set(left_out)) - len(every)), len(set(layers) & set(left_out))
+    blanks = [f"not yet ({waiting} of {waiting + len(every)})"] if waiting else []
+    blanks += [f"no value ({missing})"] if (missing := int(every["value"].isna().sum())) else []
+    blanks += [f"left out ({without})"] if without else []
+    subtitle += f"; blank: {', '.join(blanks)}" if blanks else ""
     alt = f"Map of {measure.label.lower()} by {block} and {kind}"
     caption = f"{sentence(measure.meaning)}." if measure.meaning else ""
     return chart.done(_map_finding(every, measure), subtitle, caption, alt, every.rename(columns={"value": name}))
@@ -180,20 +187,10 @@ def _largest(placed: pd.DataFrame) -> pd.DataFrame:
 
 
 def _scaled(grid: pd.DataFrame, kind: str) -> pd.DataFrame:
-    """Values as the colour scale takes them."""
+    """Values as the colour scale takes them, changes in per cent."""
     if kind == "log":
         return np.log10(grid.where(grid > 0))
-    if kind == "change":
-        return 100 * grid  # per cent
-    return np.sqrt(grid.clip(lower=0)) if kind == "root" else grid
-
-
-def _ring(chart: Chart, rows: pd.DataFrame, threshold: float, size: int) -> str:
-    """Rings columnar layers, and says so."""
-    cells = rows[rows["value"] > threshold].drop_duplicates(["block_index", "projection"])
-    if len(cells):
-        chart.rings(cells["block_index"], cells["projection"], "columnar", size=size, showlegend=False)
-    return f"; ringed: columnar, above {threshold:g}"
+    return {"change": 100 * grid, "root": np.sqrt(grid.clip(lower=0))}.get(kind, grid)
 
 
 def _grid(rows: pd.DataFrame, places: Sequence[tuple[int | None, str]]) -> pd.DataFrame:
@@ -234,15 +231,6 @@ def _colours(measure: Metric, values: pd.Series, name: str, theme: Theme) -> dic
     return {"colorscale": palette.SEQUENTIAL, "zmin": low, "zmax": high, "colorbar": bar}
 
 
-def _blanks(every: pd.DataFrame, waiting: int, without: int) -> str:
-    """Why cells are blank."""
-    no_value = int(every["value"].isna().sum())
-    texts = [f"not yet ({waiting} of {waiting + len(every)})"] if waiting else []
-    texts += [f"no value ({no_value})"] if no_value else []
-    texts += [f"left out ({without})"] if without else []
-    return f"; blank: {', '.join(texts)}" if texts else ""
-
-
 def _map_finding(rows: pd.DataFrame, measure: Metric) -> str:
     measured = rows.dropna(subset=["value"])
     if measured.empty:
@@ -259,18 +247,19 @@ def _map_finding(rows: pd.DataFrame, measure: Metric) -> str:
     if not measured["value"].any():
         return f"{measure.label} is 0 in {out_of(layers, layers, 'layer')}"
     verb = "are" if measure.label.endswith("numbers") else "is"
-    return f"{measure.label} {verb} highest in {short_layer(top['layer'])}: {measure.text(top['value'], 2)}"
+    value = number(top["value"], 3 if measure.unit == "relative range" else 2)
+    return f"{measure.label} {verb} highest in {short_layer(top['layer'])}: {value}"
 
 
-def where_layers(rows: pd.DataFrame, kind: str, block: str = "decoder block") -> str:
+def where_layers(rows: pd.DataFrame, kind: str) -> str:
     """ "columnar layers lie in decoder blocks 4, 5 and 18", or "… 4 to 25" where they are many."""
     if rows.empty:
         return f"no layer is {kind}"
     places = sorted(int(index) for index in rows["block_index"].unique())
     lie = f"the {kind} layer lies" if len(rows) == 1 else f"{kind} layers lie"
     if len(places) > LISTED_BLOCKS:
-        return f"{lie} in {len(places)} {block}s from {places[0]} to {places[-1]}"
-    return f"{lie} in {block}{'s' if len(places) > 1 else ''} {listing(list(map(str, places)), LISTED_BLOCKS)}"
+        return f"{lie} in {len(places)} decoder blocks from {places[0]} to {places[-1]}"
+    return f"{lie} in decoder block{'s' if len(places) > 1 else ''} {listing(list(map(str, places)), LISTED_BLOCKS)}"
 
 
 # Does order matter there?
@@ -284,8 +273,7 @@ def gain_scatter(
 ) -> Drawing:  # fmt: skip
     """A measure of each layer before a sweep, from `FORETELL`, against the error that an order saves there.
 
-    Held-out where that was measured; of ROSE global where its forecast is drawn, else of two-level order. All experts
-    look alike: hundreds of colours would tell nothing.
+    Held-out where that was measured; of ROSE global where its forecast is drawn, else of two-level order.
     """
     predictor, which = metric(x), "global_" if "global" in x else ""
     held = f"held_out_{which}gain" in table and table[f"held_out_{which}gain"].notna().any()
@@ -302,13 +290,10 @@ def gain_scatter(
         shown = np.stack([part["layer"], part[x].map(predictor.text)], axis=1)
         behind = {"marker": {"opacity": 0.85}, "customdata": shown}
         chart.points(along * part[x], 100 * part[column], looks[str(projection)], hover, size=9, **behind)
-    dead = rows[rows["dead_columns"] > 0] if "dead_columns" in rows else rows.head(0)
-    rings = (
-        (dead, "dead columns", 18, chart.ink.text),
-        (rows[rows["layer"] == marked_layer], "chosen", 22, palette.MARK),
-    )
-    for part, name, size, colour in rings:
+    dead, chosen = rows[rows.get("dead_columns", rows[x] * 0) > 0], rows[rows["layer"] == marked_layer]
+    for part, look in ((dead, ("dead columns", 18, chart.ink.text)), (chosen, ("chosen", 22, palette.MARK))):
         if len(part):
+            name, size, colour = look
             chart.rings(along * part[x], 100 * part[column], name, size=size, colour=colour)
     if x == "relative_range":
         chart.figure.add_vline(x=threshold, line=chart.dashed)
@@ -377,17 +362,17 @@ def run_maps(rows: pd.DataFrame, names: tuple[str, str], measure: str, *, theme:
     means = [number(rows[which].mean()) for which in ("first", "second")]
     caption = f"Mean over {count(len(rows), 'layer')}: {names[0]} {means[0]}, {names[1]} {means[1]}."
     alt = f"Two maps of {measure} by decoder block and projection"
-    return chart.done(finding, subtitle, caption, alt, _named(rows, names))
+    table = rows[["layer", "block_index", "projection", "first", "second"]]
+    return chart.done(finding, subtitle, caption, alt, table.rename(columns={"first": names[0], "second": names[1]}))
 
 
 def maps_apart(
     rows: tuple[pd.DataFrame, pd.DataFrame], names: tuple[str, str], measure: str, *,
     why: str = "", theme: Theme = "light",
 ) -> Drawing:  # fmt: skip
-    """The same number of every layer of two runs that are not compared: two maps with axes of their own, on one scale.
+    """As `run_maps`, of two runs that are not compared: each map has axes of its own.
 
-    The rows of each have layer, block_index, projection, value. `why`: a sentence, unless it is that they are of
-    different models.
+    The rows of each have layer, block_index, projection, value. `why`: a sentence; "" for two models.
     """
     maps = [folded(part) for part in rows]
     tall = [max(3, part["projection"].nunique()) for part in maps]
@@ -398,7 +383,7 @@ def maps_apart(
     which = every_layer(pd.concat(rows), pd.concat(maps))
     subtitle = f"{sentence(measure)} of {which} of two {'runs' if why else 'models'}, on one scale from 0 to {top}"
     means = [f"{number(part['value'].mean())} over {count(len(part), 'layer')}" for part in rows]
-    why = why or (f"The two models share no layers: compare where in each model the {measure} is high, and how high.")
+    why = why or f"The two models share no layers: compare where in each model the {measure} is high, and how high."
     caption = f"{why} Mean: {names[0]} {means[0]}; {names[1]} {means[1]}."
     alt = f"Two maps of {measure} by decoder block and projection, one above the other"
     table = pd.concat([part.assign(run=name) for part, name in zip(rows, names, strict=True)], ignore_index=True)
@@ -419,11 +404,6 @@ def _on_one_scale(
     chart.figure.update_layout(coloraxis=scale)
     chart.figure.update_annotations(font={"size": FONT_SIZE + 1, "color": chart.ink.text})
     return chart, number(top)
-
-
-def _named(rows: pd.DataFrame, names: tuple[str, str]) -> pd.DataFrame:
-    rows = rows[["layer", "block_index", "projection", "first", "second"]]
-    return rows.rename(columns={"first": names[0], "second": names[1]})
 
 
 def run_difference(
@@ -448,7 +428,7 @@ def run_difference(
         if beyond:
             low, high = (number(100 * math.expm1(end)) for end in (-limit, limit))
             ends += f"; the scale ends at {low} % and +{high} %, {count(beyond, 'layer')} beyond"
-    apart = rows.assign(value=gap, text=[_signed(change, text(change)) for change in gap])
+    apart = rows.assign(value=gap, text=["+" * (change > 0) + text(change) for change in gap])
     cells = folded(apart.assign(value=shown))
     ends += "; of experts the largest" if len(cells) < len(rows) else ""
     height = 180 + ROW * max(3, cells["projection"].nunique())
@@ -457,7 +437,9 @@ def run_difference(
     chart.layer_map(layer_grid(cells).clip(-limit, limit), cells, unit, colorbar=bar, **scale)
     caption = "Averages over layers are geometric means of ratios."
     alt = f"Map of the difference in {measure} by decoder block and projection"
-    table = _named(rows, names).assign(difference=rows["second"] - rows["first"])
+    table = rows[["layer", "block_index", "projection", "first", "second"]]
+    table = table.assign(difference=rows["second"] - rows["first"])
+    table = table.rename(columns={"first": names[0], "second": names[1]})
     return chart.done(verdicts.says_layers(rows, names, measure), subtitle + ends, caption, alt, table)
 
 
@@ -467,7 +449,7 @@ def _log_ratios(ratios: pd.Series) -> tuple[pd.Series, float, int]:
         logs = np.log(ratios)
     sizes = logs.abs()[np.isfinite(logs)].to_numpy(np.float64)
     limit = float(sizes.max(initial=0.0))
-    # An order statistic: between the largest and the next one, the largest of few layers would still set the scale.
+    # An order statistic: interpolated, the largest of few layers would still set the scale.
     if len(sizes) and limit > 3 * (common := float(np.percentile(sizes, BULK, method="lower"))) > 0:
         limit = common
     limit = limit or 1.0
@@ -482,9 +464,5 @@ def _share_ticks(limit: float) -> dict[str, Any]:
     for side in (rises, falls):
         for part in (0.5, 1.0):
             shares |= set([share for share in side if abs(math.log1p(share)) <= part * limit][-1:])
-    texts = {s: _signed(s, f"{100 * s:,.6g} %".replace(",", " ").replace("-", "−")) for s in sorted(shares)}
+    texts = {s: "+" * (s > 0) + f"{100 * s:,.6g} %".replace(",", " ").replace("-", "−") for s in sorted(shares)}
     return {"tickvals": [math.log1p(share) for share in texts], "ticktext": list(texts.values())}
-
-
-def _signed(change: float, text: str) -> str:
-    return f"{'+' if change > 0 else ''}{text}"

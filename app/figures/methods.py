@@ -52,35 +52,26 @@ def method_errors(records: pd.DataFrame, *, column: str = "relative_error", them
         hover = f"%{{customdata}}<br>{look.label} %{{y:.4g}}"
         chart.bars(names, wide[method], look, hover, customdata=wide.index, **text)
     labels = {method: look.label for method, look in looks.items()}
-    finding = layers_finding(wide, labels) if many else _error_finding(wide, labels)
-    if not many:
+    mean, base = wide.mean().sort_values(), BASELINE
+    best = str(mean.index[0])
+    if many and len(mean) == 1:
+        finding = f"{labels[best]}: mean error {number(mean.iloc[0])}"
+    elif many:  # the lowest against SparseGPT, or without SparseGPT against the next method
+        base = base if base in mean else mean.index[1]
+        other = next(method for method in mean.index if method != base)
+        rows = wide[[base, other]].set_axis(["first", "second"], axis=1).dropna()
+        finding = f"Against {labels[base]}: {verdicts.says_layers(rows, (labels[base], labels[other]), 'error')}"
+    else:
         chart.figure.update_layout(bargap=0.5)
+        same = [m for m in labels if np.allclose(wide[m], wide[best], rtol=verdicts.SAME, atol=0)]
+        finding = f"{listing([labels[m] for m in same])} {'have' if len(same) > 1 else 'has'} "
+        if base in labels and base not in same and mean[base] > 0:
+            finding += verdicts.says_change(mean[best], mean[base], labels[base])
+        else:
+            finding += "the same error" if len(same) == len(labels) > 1 else "the lowest error"
     tokens = "held-out" if column == "held_out_error" else "calibration"
     note = f"Relative error on {tokens} tokens, {f'{len(wide)} layers' if many else names[0]}"
     return chart.done(finding, note, "", "Bar chart of relative error by method", wide.reset_index())
-
-
-def layers_finding(wide: pd.DataFrame, labels: dict[str, str]) -> str:
-    """What `rose.verdicts` says of several layers: the method of the lowest mean error against SparseGPT, or without
-    SparseGPT against the next method."""
-    mean = wide.mean().sort_values()
-    if len(mean) == 1:
-        return f"{labels[mean.index[0]]}: mean error {number(mean.iloc[0])}"
-    base = BASELINE if BASELINE in mean else mean.index[1]
-    other = next(method for method in mean.index if method != base)
-    rows = wide[[base, other]].set_axis(["first", "second"], axis=1).dropna()
-    return f"Against {labels[base]}: {verdicts.says_layers(rows, (labels[base], labels[other]), 'error')}"
-
-
-def _error_finding(wide: pd.DataFrame, labels: dict[str, str]) -> str:
-    """The method of the lowest error in one layer, against SparseGPT where that is there."""
-    mean, base = wide.mean(), BASELINE
-    best = str(mean.idxmin())
-    lowest = [labels[method] for method in labels if np.allclose(wide[method], wide[best], rtol=verdicts.SAME, atol=0)]
-    subject = f"{listing(lowest)} {'have' if len(lowest) > 1 else 'has'}"
-    if base in labels and labels[base] not in lowest and mean[base] > 0:
-        return f"{subject} {verdicts.says_change(mean[best], mean[base], labels[base])}"
-    return f"{subject} the same error" if len(lowest) == len(labels) > 1 else f"{subject} the lowest error"
 
 
 def layer_map(
@@ -252,21 +243,16 @@ def tuning_curve(curve: pd.DataFrame, steps: int, *, dense: float | None, theme:
     low, high = min(rows["perplexity"].min(), unpruned or start), rows["perplexity"].max()
     room = 0.1 * (high - low) or 0.1 * high
     chart.y(range=[low - room, high + room])
-    finding = _tuning_finding(best, last, start, end)
+    value, step = number(best["perplexity"]), int(best["step"])
+    finding = f"Held-out perplexity is {value} at the start"
+    if step:
+        after = f"after {whole(step)} of {count(end, 'step')}" if end > 1 else "after the one step"
+        change = verdicts.says_change(best["perplexity"], start, "the start", "")
+        finding = f"Held-out perplexity is {value} {after}, {change}"
+    elif last["step"]:
+        so_far = " so far" if last["step"] < end else ""
+        finding = f"No step{so_far} is better than the start, {value}, on held-out windows"
     finding += "" if unpruned is None else f"; the dense model has {number(unpruned)}"
     caption = f"The step with the lowest perplexity is kept; {duration(last['seconds'])} so far."
     note = "Perplexity on held-out windows; the axis does not begin at 0"
     return chart.done(finding, note, caption, "Line chart of perplexity on held-out windows by step", rows)
-
-
-def _tuning_finding(best: pd.Series, last: pd.Series, start: float, end: int) -> str:
-    """The lowest perplexity so far against the start's."""
-    value, step = number(best["perplexity"]), int(best["step"])
-    if step:
-        after = f"after {whole(step)} of {count(end, 'step')}" if end > 1 else "after the one step"
-        change = verdicts.says_change(best["perplexity"], start, "the start", "")
-        return f"Held-out perplexity is {value} {after}, {change}"
-    if last["step"]:
-        so_far = " so far" if last["step"] < end else ""
-        return f"No step{so_far} is better than the start, {value}, on held-out windows"
-    return f"Held-out perplexity is {value} at the start"

@@ -108,10 +108,7 @@ def sweep_style(result: LayerResult) -> Style:
 
 
 def run_style(name: str) -> Style:
-    """A sweep named by its order, with the block budget, or "global + layer": the order's colour, with another dash.
-
-    It has the name of the method that makes this sweep, where one does.
-    """
+    """A sweep by name, "global" or "global + layer", under the name of the method that makes this sweep, if any."""
     order, _, budget = name.partition(" + ")
     look = palette.order_style(order)
     label = NAME_OF_RUN.get((order, budget or "block"), f"{look.label}, {SHARES[budget or 'block']}")
@@ -167,8 +164,7 @@ def price_lines(
 ) -> Drawing:  # fmt: skip
     """log d over the steps of a sweep, a line an order, with the level that all of them have and that without help.
 
-    `prices` are of one layer, by order. `widths` are of its blocks in natural order; the columns of a marked block are
-    dots on each line. `labels`: for orders shown under another name.
+    `prices` are of one layer, by order; the columns of a marked block, of these `widths`, are dots on each line.
     """
     if not prices:
         raise RoseError("No order is chosen; choose at least one.")
@@ -214,10 +210,7 @@ def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def forecast_scatter(table: pd.DataFrame, *, tokens: str = "held-out", **shared: Unpack[Marked]) -> Drawing:
-    """The error that was foretold before any sweep against the measured one, a mark an order and budget.
-
-    The table has columns order, budget, forecast and measured, errors relative to the output's energy.
-    """
+    """The error that was foretold before any sweep against the measured one: order, budget, forecast, measured."""
     chart = Chart(x="forecast error", y=f"{tokens} error", height=460, legend=True, **shared)
     for (order, budget), rows in table.groupby(["order", "budget"], sort=False):
         look = palette.order_style(str(order))
@@ -268,10 +261,7 @@ def position_curve(table: pd.DataFrame, *, block: int, base: str, place: int, **
 
 
 def order_bars(table: pd.DataFrame, **shared: Unpack[Look]) -> Drawing:
-    """Final error by sparsity for several orders with equal shares, natural order as a baseline (the paper's bars).
-
-    The table has columns `order`, `sparsity` and `relative_error`.
-    """
+    """Final error by sparsity (the paper's bars), natural order as a baseline; order, sparsity, relative_error."""
     chart = Chart(x="sparsity (fraction of weights removed)", y=ERROR, height=460, legend=True, **shared)
     labels = {name: run_style(name).label for name in dict.fromkeys(table["order"])}
     spread = _random_seeds(labels, table, "sparsity")
@@ -359,8 +349,7 @@ def basis_errors(
 ) -> Drawing:
     """Held-out error of each method in each basis as bars, calibration error as a line in each; the chosen is outlined.
 
-    Without held-out errors bars are of calibration. `labels`: by basis, "given" among them, in the order of the groups.
-    The table has a row per basis and method: basis, method, relative_error, held_out_error (NaN if not measured).
+    Without held-out errors, NaN, bars are of calibration. `labels`: by basis, in the order of the groups.
     """
     column, tokens = judged(table)
     wide, fitted = (

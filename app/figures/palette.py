@@ -133,10 +133,9 @@ def order_style(name: str) -> Style:
 
 
 def method_style(name: str) -> Style:
-    """Any method name; one from a plugin gets a colour from its name, always the same, long dashes and open marks.
+    """Any method name, with its target or without ("sparsegpt:layer"), or an order that a study lists as a method.
 
-    A study measures two-level order beside the methods, in layers of every kind, and lists it as one. A comparison may
-    name a method with its target, such as "sparsegpt:layer".
+    One from a plugin gets a colour from its name, always the same, long dashes and open marks.
     """
     base, _, target = name.rpartition(":")
     if target in TARGETS:
@@ -151,10 +150,9 @@ def method_style(name: str) -> Style:
 
 
 def run_styles(runs: Sequence[tuple[str, str, str]]) -> dict[str, Style]:
-    """How runs of a whole model are drawn, by name: a colour for the method, a line for the target.
+    """How runs of a whole model are drawn, by name: a colour for the method, dashes and open marks for target layer.
 
-    Target dense is a solid line with filled marks, target layer a dashed one with open marks. Runs that differ in
-    nothing but sparsity or tokens differ in their marks. `runs`: (name, method, target).
+    Runs of the same method and target differ in their marks. `runs`: (name, method, target).
     """
     styles: dict[str, Style] = {}
     seen: dict[tuple[str, str], int] = {}

@@ -14,7 +14,7 @@ import pandas as pd
 
 from app.figures import maps, palette
 from app.figures.palette import Style, Theme
-from app.figures.shapes import BARE, CHOSEN, Chart, colourbar
+from app.figures.shapes import BARE, CHOSEN, Chart, colourbar, whole_step
 from app.figures.style import LOG, Drawing, spread
 from app.words import count, number, percent, place_of, sentence, short_layer, whole, word
 from rose import RoseError, verdicts
@@ -50,7 +50,9 @@ def damage_map(
 ) -> Drawing:  # fmt: skip
     """Damage of layers, or a predictor, by decoder block and projection, with an empty place for `units` to come."""
     drawing = maps.model_map(as_layers(table), value, layers=list(units), marked_layer=marked, theme=theme)
-    drawing.figure.update_layout(height=max(300, drawing.figure.layout.height))
+    # Half as wide as other maps: with as many numbers they would stand upright.
+    step = whole_step(2 * len(drawing.figure.data[0].x))
+    drawing.figure.update_layout(height=max(300, drawing.figure.layout.height), xaxis_dtick=step)
     return drawing
 
 
@@ -88,8 +90,7 @@ def damage_scatter(
 ) -> Drawing:  # fmt: skip
     """A predictor against damage, one mark a unit; the title states their rank correlation, and outliers have labels.
 
-    Both axes are logarithmic; the caption counts units without a place there. With `restore` units were given their
-    dense weights back in a pruned model.
+    With `restore` units were given their dense weights back in a pruned model.
     """
     name, axis = PREDICTORS[predictor]
     rows = as_layers(table)

@@ -37,28 +37,20 @@ class Look(TypedDict, total=False):
 
 
 class Marked(Look, total=False):
-    """The same with a block to be marked, counted from 0."""
-
-    marked_block: int | None
+    marked_block: int | None  # counted from 0
 
 
 class Chart:
     """A figure under way: shapes and axes are added to it, and `done` puts the words around it.
 
-    `hover` is plotly's template; an empty one shows nothing; `more` goes to plotly's trace.
+    `height` is in pixels; `headroom` of them lie between title and plot. `subplots` are as of plotly's `make_subplots`.
+    `hover` is plotly's template; an empty one shows nothing; `properties` go to plotly's trace.
     """
 
     def __init__(
         self, *, x: str = "", y: str = "", height: int = 420, legend: bool = False, headroom: int = 0,
         layer: str = "", theme: Theme = "light", marked_block: int | None = None, **subplots: Any,
     ) -> None:  # fmt: skip
-        """Begins with empty axes.
-
-        Args:
-            height: pixels; `headroom` of them lie between title and plot, for marks above the plot.
-            legend: whether to show one, below the plot.
-            subplots: as of plotly's `make_subplots`.
-        """
         self.figure = make_subplots(**subplots) if subplots else go.Figure()
         self.x(title_text=x or None)
         self.y(title_text=y or None)
@@ -72,11 +64,9 @@ class Chart:
         self.dashed = {"color": self.ink.text, "dash": "dash", "width": 2}
 
     def done(self, finding: str, subtitle: str, caption: str, alt: str, data: pd.DataFrame) -> Drawing:
-        """Frames the figure with a title that states the finding, and puts what belongs to it beside it.
+        """Frames the figure with a title, the finding, over a subtitle: the quantity, its object and its units.
 
-        Args:
-            subtitle: the line below the title: the quantity, its object and its units.
-            alt: the kind of picture and what it is of, without a full stop; the finding follows it.
+        `alt` is the kind of picture and what it is of, without a full stop; the finding follows it.
         """
         title, lines = style.heading(finding, subtitle, self.ink.muted)
         freed = 10 + round(1.35 * style.TITLE_SIZE * lines)
@@ -109,9 +99,8 @@ class Chart:
 
     def bars(self, x: Any, y: Any, look: Style, hover: str, **properties: Any) -> None:
         """One series of bars in its colour and pattern; `text`, where given, stands above them."""
-        marker = {"color": look.colour, "pattern": {"shape": look.pattern, "solidity": 0.35}} | properties.pop(
-            "marker", {}
-        )
+        marker = {"color": look.colour, "pattern": {"shape": look.pattern, "solidity": 0.35}}
+        marker |= properties.pop("marker", {})
         if "text" in properties:
             properties |= {"textposition": "outside", "cliponaxis": False}
         self.figure.add_bar(x=x, y=y, name=look.label, marker=marker, **_hover(hover), **properties)
@@ -130,10 +119,7 @@ class Chart:
         self.line(list(span), [y, y], Style(self.ink.text, name, dash), "", width=1.5, mode="lines")
 
     def points(self, x: Any, y: Any, look: Style, hover: str, *, size: Any = 9, **properties: Any) -> None:
-        """Marks in their colour and symbol; WebGL draws more than `SVG_MARKS`, as SVG would be slow.
-
-        So is what comes after them, which would else lie below.
-        """
+        """Marks in their colour and symbol; WebGL draws more than `SVG_MARKS`, and all after these: SVG lies below."""
         marker = {"color": look.colour, "symbol": look.symbol, "size": size} | properties.pop("marker", {})
         is_gl = len(x) > SVG_MARKS or any(trace.type == "scattergl" for trace in self.figure.data)
         add = self.figure.add_scattergl if is_gl else self.figure.add_scatter
@@ -161,10 +147,8 @@ class Chart:
     def layer_map(self, grid: pd.DataFrame, rows: pd.DataFrame, unit: str, *, at: Any = None, **heat: Any) -> None:
         """A map of decoder block × projection whose invisible marks answer the pointer and clicks, which cells do not.
 
-        Args:
-            grid: as of `layer_grid`, in units of the colour scale.
-            rows: layer, block_index, projection and `text`, the value as the pointer shows it.
-            at: row and col of a subplot.
+        `grid` is as of `layer_grid`, in units of the colour scale; `rows` has layer, block_index, projection and text,
+        the value as the pointer shows it; `at` is row and col of a subplot.
         """
         place = at or {}
         projections, blocks = list(grid.index), np.array(grid.columns, np.int32)
@@ -312,7 +296,9 @@ def shrink(array: Any, limit: int = MAX_CELLS, how: Literal["max", "sum"] = "max
         small = values
         for axis, step in enumerate(steps):  # rows first: whole rows are contiguous, so this is the fast direction
             small = _reduce(small, axis, step, how)
-        if small.dtype.kind != "f" or _wire_size(small) <= MAX_WIRE:
+        # In a figure's JSON plotly writes every "/" of the base64 as six characters.
+        text = base64.b64encode(np.ascontiguousarray(small, np.float32).tobytes())
+        if small.dtype.kind != "f" or len(text) + 5 * text.count(b"/") <= MAX_WIRE:
             break
         steps[0] *= 2
     if steps == [1, 1]:
@@ -332,13 +318,6 @@ def _reduce(values: np.ndarray, axis: int, step: int, how: str) -> np.ndarray:
     if rest:
         parts.append(reduce(values[groups * step :], axis=0, keepdims=True))
     return np.concatenate(parts)
-
-
-def _wire_size(values: np.ndarray) -> int:
-    """Bytes of an array of float32 in a figure's JSON, where plotly writes every "/" of the base64 as six
-    characters."""
-    text = base64.b64encode(np.ascontiguousarray(values, np.float32).tobytes())
-    return len(text) + 5 * text.count(b"/")
 
 
 def frame(shrunk: Shrunk) -> pd.DataFrame:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Unpack
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from app.words import count, number, percent, sentence, whole
 from rose import LayerResult, verdicts
 
 Show = Literal["weights", "change"]
+UNITS: dict[Show, str] = {"weights": "|W|", "change": "|change|"}
 
 FILM_CELLS = 1_100_000  # of all frames of a film together: 8 bits each, 4/3 of that as base64
 MAX_FRAMES = 33
@@ -34,17 +35,6 @@ LOOKS = {"sweep": "sparsegpt", "refit": "rose_dealt", "stages": "rose_global", "
 # Sweeps
 
 
-class _View(NamedTuple):
-    """How a matrix is drawn: |W| or its change, and the number of cells a side."""
-
-    show: Show
-    cells: int
-
-    @property
-    def unit(self) -> str:
-        return "|W|" if self.show == "weights" else "|change|"
-
-
 def sweep_film(
     results: Sequence[LayerResult], dense_energy: float, *, show: Show = "weights", **shared: Unpack[Look]
 ) -> Drawing:
@@ -55,8 +45,7 @@ def sweep_film(
     blocks = len(results[0].order.widths)
     steps = sorted(set(np.linspace(0, blocks, min(blocks + 1, MAX_FRAMES)).round().astype(int).tolist()))
     cells = min(256, math.isqrt(FILM_CELLS // (len(results) * len(steps))))
-    view = _View(show, cells)
-    drawn = {step: _draw(results, step, dense_energy, view, shared) for step in steps}
+    drawn = {step: _draw(results, step, dense_energy, (show, cells), shared) for step in steps}
     figure, last = drawn[0].figure, drawn[blocks]
     traces = list(range(len(figure.data)))
     frames = []
@@ -73,24 +62,29 @@ def sweep_film(
     return Drawing(figure, caption, alt, last.data)
 
 
-def _draw(results: Sequence[LayerResult], step: int, energy: float, view: _View, shared: Look) -> Drawing:
-    """The sweeps after `step` blocks: the matrices above, error so far below."""
+def _draw(results: Sequence[LayerResult], step: int, energy: float, view: tuple[Show, int], shared: Look) -> Drawing:
+    """The sweeps after `step` blocks: the matrices above, error so far below. `view`: what is shown, cells a side."""
     blocks, sweeps = len(results[0].order.widths), len(results)
     curves = [so_far(result) / (energy or 1.0) for result in results]
     looks = [sweep_style(result) for result in results]
+    # A title names the line below as well; in ink, as colours are too light to read.
+    titles = [f'<span style="color:{k.colour}">{"┅" if k.dash == "dot" else "━"}</span> {k.label}' for k in looks]
     spots = [[{}] * sweeps, [{"colspan": sweeps}, *[None] * (sweeps - 1)]]
     grid: dict[str, Any] = {"rows": 2, "cols": sweeps, "specs": spots, "row_heights": [0.64, 0.36]}
-    grid |= {"vertical_spacing": 0.12, "horizontal_spacing": 0.05, "subplot_titles": [_named(look) for look in looks]}
+    grid |= {"vertical_spacing": 0.12, "horizontal_spacing": 0.05, "subplot_titles": titles}
     chart = Chart(height=TALL, headroom=20, **grid, **shared)
     chart.figure.update_annotations(font_size=FONT_SIZE + 1, yshift=2)
     (top, note), *_ = [_matrix(chart, column, result, step, view) for column, result in enumerate(results, 1)]
     for curve, look in zip(curves, looks, strict=True):
-        _line(chart, curve, step, look)
+        hover = f"{look.label}<br>%{{x}} blocks pruned<br>error so far %{{y:.4g}}"
+        chart.line(np.arange(step + 1), curve[: step + 1], look, hover, width=3, size=9, row=2, col=1)
     now, final = [float(curve[step]) for curve in curves], [float(curve[-1]) for curve in curves]
     below = {"row": 2, "col": 1}
     chart.x(title_text="pruned blocks", range=[-0.1, blocks + 0.1], count=blocks, zeroline=False, **below)
     chart.y(top=max(final) * 1.08, title_text="error so far", **below)
-    subtitle = f"{view.unit}{chart.of} from 0 to {number(top)}, columns as visited; dimmed: pruned; pink: just pruned; "
+    subtitle = (
+        f"{UNITS[view[0]]}{chart.of} from 0 to {number(top)}, columns as visited; dimmed: pruned; pink: just pruned; "
+    )
     subtitle += "bright: free"
     caption = f"{sentence(note)}." if "maximum" in note else ""
     columns = dict(zip(map(run_name, results), curves, strict=True))
@@ -98,43 +92,35 @@ def _draw(results: Sequence[LayerResult], step: int, energy: float, view: _View,
     finding = _finding(looks, now, final, step, blocks)
     if sweeps == 1 and step == blocks and final[0] > 0:  # what a film is called too, which opens on its first frame
         adds = np.diff(curves[0])
-        finding = (
-            f"Pruned block {adds.argmax() + 1} of {blocks} adds most: {percent(adds.max() / final[0], 0)} of the error"
-        )
-    return chart.done(
-        finding,
-        subtitle,
-        caption,
-        f"Heatmaps of the weights during {count(sweeps, 'sweep')}, with the error as it grows",
-        table,
-    )
+        share = percent(adds.max() / final[0], 0)
+        finding = f"Pruned block {adds.argmax() + 1} of {blocks} adds most: {share} of the error"
+    alt = f"Heatmaps of the weights during {count(sweeps, 'sweep')}, with the error as it grows"
+    return chart.done(finding, subtitle, caption, alt, table)
 
 
-def _named(look: Style) -> str:
-    """The title of a matrix, which names the line below as well; in ink, as colours are too light to read."""
-    return f'<span style="color:{look.colour}">{"┅" if look.dash == "dot" else "━"}</span> {look.label}'
-
-
-def _matrix(chart: Chart, column: int, result: LayerResult, step: int, view: _View) -> tuple[float, str]:
+def _matrix(chart: Chart, column: int, result: LayerResult, step: int, view: tuple[Show, int]) -> tuple[float, str]:
     """Adds one heatmap, and a veil on the columns that are pruned; where its colours end, and what its cells are."""
-    trace, order, at = trace_of(result), result.order, {"row": 1, "col": column}
+    trace, order, at, (show, cells) = trace_of(result), result.order, {"row": 1, "col": column}, view
     first, now = (to_numpy(trace.weights[k]) for k in (0, step))
-    values = np.abs(now if view.show == "weights" else now - first)
+    values = np.abs(now if show == "weights" else now - first)
     done, place = np.zeros(values.shape[1], np.uint8), to_numpy(order.permutation)
     end = sum(order.widths[:step])
     done[place[:end]] = 1
     if step:
         done[place[end - order.widths[step - 1] : end]] = 2
     values, done = values[:, place], done[place]
-    shrunk = shrink(values, view.cells)
+    shrunk = shrink(values, cells)
     # From the dense weights for both, so that a change has the scale of the weights.
-    top = ceiling(shrink(np.abs(first), view.cells).array)[0] * (1.0 if view.show == "weights" else 0.5)
+    top = ceiling(shrink(np.abs(first), cells).array)[0] * (1.0 if show == "weights" else 0.5)
     levels = np.ceil(np.clip(shrunk.array / top, 0, 1) * 255).astype(np.uint8)
     shrunk, least = shrunk._replace(array=levels), 0.5 / 255
     look: dict[str, Any] = {"zmax": 255, "showscale": False, "hoverinfo": "skip", "hovertemplate": None}
-    if view.show == "weights":
-        look["colorscale"] = _with_removed(least, chart.theme)
-    chart.cells(shrunk, view.unit, **look, **at)
+    if show == "weights":
+        # 0 is set apart, as all below `least` of the scale's length: only pruned cells have its colour.
+        colours, removed = sample_colorscale(palette.SEQUENTIAL, np.linspace(0, 1, 12).tolist()), REMOVED[chart.theme]
+        rest = [[least + (1 - least) * i / 11, c] for i, c in enumerate(colours)]
+        look["colorscale"] = [[0.0, removed], [least, removed], *rest]
+    chart.cells(shrunk, UNITS[show], **look, **at)
     rows, columns = values.shape
     # Cells are maxima, which rarely show a zero: what is done must be seen by its shade.
     shades = [(0.5, _clear(chart.ink.hover, DIMMED)), (1, _clear(palette.MARK, TINTED))]
@@ -149,19 +135,6 @@ def _matrix(chart: Chart, column: int, result: LayerResult, step: int, view: _Vi
 
 def _clear(colour: str, opacity: float) -> str:
     return f"rgba({','.join(map(str, hex_to_rgb(colour)))},{opacity})"
-
-
-def _with_removed(least: float, theme: Theme) -> list[list[Any]]:
-    """The sequential scale with 0 set apart, as all below `least` of its length: only pruned cells have it."""
-    colours = sample_colorscale(palette.SEQUENTIAL, np.linspace(0, 1, 12).tolist())
-    rest = [[least + (1 - least) * i / 11, c] for i, c in enumerate(colours)]
-    return [[0.0, REMOVED[theme]], [least, REMOVED[theme]], *rest]
-
-
-def _line(chart: Chart, curve: np.ndarray, step: int, look: Style) -> None:
-    """The error so far; the rest of the curve is not shown."""
-    hover = f"{look.label}<br>%{{x}} blocks pruned<br>error so far %{{y:.4g}}"
-    chart.line(np.arange(step + 1), curve[: step + 1], look, hover, width=3, size=9, row=2, col=1)
 
 
 def _finding(looks: list[Style], now: list[float], final: list[float], step: int, blocks: int) -> str:

@@ -33,8 +33,7 @@ def background(value: float, end: float, theme: Theme, *, change: bool) -> str:
     """The colour behind a token: the page's own at 0 or for NaN."""
     if not np.isfinite(value):
         return INKS[theme].page
-    ends = ENDS[theme]
-    towards = (ends["more"] if value > 0 else ends["less"]) if change else ends["magnitude"]
+    towards = ENDS[theme]["magnitude" if not change else "more" if value > 0 else "less"]
     share = min(abs(value) / end, 1.0)
     pairs = zip(hex_to_rgb(INKS[theme].page), hex_to_rgb(towards), strict=True)
     mixed = [round((1 - share) * a + share * b) for a, b in pairs]
@@ -42,14 +41,9 @@ def background(value: float, end: float, theme: Theme, *, change: bool) -> str:
 
 
 def coloured_text(
-    pieces: Sequence[str],
-    values: np.ndarray,
-    *,
-    end: float,
-    theme: Theme,
-    change: bool = True,
+    pieces: Sequence[str], values: np.ndarray, *, end: float, theme: Theme, change: bool = True,
     marked: int | None = None,
-) -> str:
+) -> str:  # fmt: skip
     """The text, each token on its colour, with the number in its tooltip; the `marked` token is outlined.
 
     Values are nats, (tokens,), NaN if unknown: changes, centred on 0, or magnitudes. See `scale_end`.

@@ -97,20 +97,18 @@ def held_out_curve(points: Sequence[CurvePoint], *, method: str = METHOD, **shar
     on = f" on {chart.layer}" if chart.layer else ""
     note = f"Relative error of {look.label}{on} by calibration length; log scale"
     alt = f"Line chart of error against calibration tokens, up to {ticks[-1]}"
-    return chart.done(_overfitting_finding(table), note, caption, alt, table)
+    held_out_error, fitted_error = table.iloc[-1][["held_out_error", "calibration_error"]]
+    finding = f"With {ticks[-1]} tokens"
+    if np.isnan(held_out_error):
+        finding += f" the error on them is {number(fitted_error)}; nothing was held out"
+    elif not fitted_error > 0:
+        finding += f" the calibration error is 0 and the held-out error {number(held_out_error)}"
+    else:
+        finding += f", held-out error is {number(held_out_error / fitted_error)} times the calibration error"
+    return chart.done(finding, note, caption, alt, table)
 
 
-def _overfitting_finding(table: pd.DataFrame) -> str:
-    last = table.iloc[-1]
-    tokens, held_out, fitted = whole(int(last["tokens"])), last["held_out_error"], last["calibration_error"]
-    if np.isnan(held_out):
-        return f"With {tokens} tokens the error on them is {number(fitted)}; nothing was held out"
-    if not fitted > 0:
-        return f"With {tokens} tokens the calibration error is 0 and the held-out error {number(held_out)}"
-    return f"With {tokens} tokens, held-out error is {number(held_out / fitted)} times the calibration error"
-
-
-# A checkpoint
+# A checkpoint# A checkpoint
 
 
 def verdict_map(
@@ -122,11 +120,10 @@ def verdict_map(
     """
     present = [look for name, look in LOOKS.items() if name in set(table["verdict"])]
     rank = {look.label: place for place, look in enumerate(present)}
-    rows = table.assign(
-        projection=table["projection"].map(maps.map_row),
-        value=table["verdict"].map(rank),
-        text=table["verdict"] + table["reason"].map(_hover),
-    )
+    why = table["reason"].map(lambda reason: [html.escape(line) for line in textwrap.wrap(reason, HOVER_LINE)])
+    text = ["<br>".join([verdict, *lines]) for verdict, lines in zip(table["verdict"], why, strict=True)]
+    places = table["projection"].map(maps.map_row)
+    rows = table.assign(projection=places, value=table["verdict"].map(rank), text=text)
     worst = rows.sort_values("value", kind="stable").sort_values("is_wrong", ascending=False, kind="stable")
     cells = worst.drop_duplicates(["block_index", "projection"]).sort_index()
     grid = layer_grid(cells.reset_index(drop=True))
@@ -149,10 +146,6 @@ def verdict_map(
     note = f"Verdict on every layer{which}; a mark where something is wrong, or to be reviewed"
     alt = f"Map of verdicts by decoder block and projection: {'; '.join(counts)}"
     return chart.done(finding, note, "", alt, table[["layer", "verdict", "reason"]])
-
-
-def _hover(reason: str) -> str:
-    return "".join(f"<br>{html.escape(line)}" for line in textwrap.wrap(reason, HOVER_LINE))
 
 
 @dataclass(frozen=True)

@@ -43,10 +43,7 @@ def _matrix(shared: Marked, widths: Sequence[int] = ()) -> Chart:
 def _cells(
     chart: Chart, shrunk: Shrunk, shape: Sequence[int], unit: str, texts: tuple[str, str, str, str], **properties: Any
 ) -> Drawing:
-    """A heatmap of one value per weight.
-
-    `texts`: title, what is drawn (which a note on the cells follows), caption, and what the picture is of.
-    """
+    """A heatmap of one value per weight. `texts`: title, subtitle, caption, and what the picture is of."""
     finding, subtitle, caption, alt = texts
     zmax, saturates = ceiling(shrunk.array)
     chart.cells(shrunk, unit, **({"zmax": zmax} | properties))
@@ -152,10 +149,7 @@ def potential_loss_map(plan: OrderPlan, **shared: Unpack[Marked]) -> Drawing:
 
 
 def prepruning_mask(plan: OrderPlan, **shared: Unpack[Marked]) -> Drawing:
-    """How many weights of each cell pre-pruning would remove.
-
-    Weights of no importance at all count as removed: L cannot tell them, and removing them costs nothing.
-    """
+    """How many weights of each cell pre-pruning would remove; weights without importance count, though L is 0 there."""
     loss, score, chart = to_numpy(plan.potential_loss), to_numpy(plan.importance), _matrix(shared, plan.block_width)
     mask = (loss > 0) | ((score == 0) & (plan.pattern.ratio > 0))
     shrunk, per_column, removed = shrink(mask, how="sum"), mask.mean(0), int(mask.sum())
@@ -179,11 +173,8 @@ def layer_strips(
 ) -> Drawing:  # fmt: skip
     """Four strips over the same columns: ‖W_j‖, ‖x_j‖, mean S and column loss; the cursor marks a column in all four.
 
-    Args:
-        weight: W, (out, in).
-        input_norm: root mean square of each input over calibration tokens, (in,).
-        heads: attention heads whose outputs are the columns, 0 for other inputs.
-        massive_errors: the layer's error with and without massive activations.
+    W is (out, in); `input_norm` the root mean square of each input over calibration tokens, (in,); `heads` those whose
+    outputs are the columns, 0 for other inputs; `massive_errors` the error with and without massive activations.
     """
     values = {
         "weight norm": np.linalg.norm(to_numpy(weight).astype(np.float64), axis=0),
@@ -333,10 +324,7 @@ def _log_floor(live: np.ndarray, added: float) -> float:
 
 
 def hessian_spectrum(eigenvalues: Any, *, added: float = 0.0, **shared: Unpack[Look]) -> Drawing:
-    """Eigenvalues of the undamped H, descending, on a logarithmic axis, with the damping level: λ, absolute, `added`.
-
-    They come in any order, (in,); rounding may have made some negative.
-    """
+    """Eigenvalues of the undamped H, (in,), descending, on a logarithmic axis, with the damping level `added`, λ."""
     values = np.sort(to_numpy(eigenvalues).astype(np.float64))[::-1]
     largest, positive = float(values[0]), values[values > 0]
     if largest <= 0:

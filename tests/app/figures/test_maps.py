@@ -31,7 +31,7 @@ def test_map_rings_columnar_layers_and_leaves_the_rest_blank(layers):
     drawing = maps.model_map(layers, layers=ALL, marked_layer="model.layers.2.mlp.down_proj")
     (box,) = drawing.figure.layout.shapes
     assert (box.x0, box.x1, box.y0, box.y1, box.line.color) == (1.5, 2.5, 1.5, 2.5, palette.MARK)
-    assert title(drawing) == "Relative range is highest in 3 · self_attn.o_proj: 0.90"
+    assert title(drawing) == "Relative range is highest in 3 · self_attn.o_proj: 0.900"
     assert "not yet (3 of 15)" in below(drawing)
     heat, marks, rings = drawing.figure.data
     assert heat.z.shape == (3, 5)
@@ -120,12 +120,6 @@ def test_each_metric_has_its_own_scale_and_name(layers):
     assert np.nanmax(drawing.figure.data[0].z) == pytest.approx(layers["error_rose"].max())
 
 
-def test_range_bars_are_sorted_and_answer_with_names(layers):
-    (bar,) = maps.range_bars(layers).figure.data
-    assert list(bar.customdata)[:2] == ["model.layers.3.self_attn.o_proj", "model.layers.1.self_attn.o_proj"]
-    assert bar.x.tolist() == sorted(layers["relative_range"], reverse=True)
-
-
 def test_outlier_layer_does_not_set_the_colour_scale():
     ratios = np.array([66.06, 1.2, 0.8, 1.0, 0.5, 0.0])
     rows = pd.DataFrame({"block_index": np.arange(6), "projection": "up", "first": 0.1, "second": 0.1 * ratios})
@@ -167,3 +161,9 @@ def test_experts_of_two_runs_share_a_row_with_the_largest():
         assert heat.z.shape == (2, 2)
         assert "layers.0.mlp.experts.6.up_proj" in marked.customdata
         assert len(drawing.data) >= len(rows)
+
+
+def test_range_bars_are_sorted_and_answer_with_names(layers):
+    (bar,) = maps.range_bars(layers).figure.data
+    assert list(bar.customdata)[:2] == ["model.layers.3.self_attn.o_proj", "model.layers.1.self_attn.o_proj"]
+    assert bar.x.tolist() == sorted(layers["relative_range"], reverse=True)

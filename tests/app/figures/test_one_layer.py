@@ -283,15 +283,6 @@ def test_solvers_are_compared_at_their_last_complete_state():
 # Checks
 
 
-def test_error_measures_are_relative_with_their_disagreement():
-    measures = [ErrorMeasures("sparsegpt", 2.0, 2.5, 2.0, 10.0), ErrorMeasures("wanda", 3.0, 3.0, None, 10.0)]
-    drawing = trust.error_measures(measures)
-    assert drawing.figure.data[0].y.tolist() == [0.2, 0.3]
-    assert np.isnan(drawing.figure.data[2].y[1])
-    assert title(drawing) == "Three measurements of the error differ by at most 0.200"
-    assert [note.text for note in drawing.figure.layout.annotations] == ["0.200 apart", "0 apart"]
-
-
 def test_held_out_curve_compares_both_errors():
     points = [CurvePoint(256, 0.02, 0.09, 0.10, True), CurvePoint(512, 0.03, 0.06, 0.01)]
     drawing = trust.held_out_curve(points, method="sparsegpt")
@@ -301,3 +292,12 @@ def test_held_out_curve_compares_both_errors():
     assert calibration.y.tolist() == [0.02, 0.03]
     assert drawing.caption.endswith("Damping had to be raised at one point.")
     assert "nothing was held out" in title(trust.held_out_curve([CurvePoint(256, 0.02, None, 0.01)]))
+
+
+def test_error_measures_are_relative_with_their_disagreement():
+    measures = [ErrorMeasures("sparsegpt", 2.0, 2.5, 2.0, 10.0), ErrorMeasures("wanda", 3.0, 3.0, None, 10.0)]
+    drawing = trust.error_measures(measures)
+    assert drawing.figure.data[0].y.tolist() == [0.2, 0.3]
+    assert np.isnan(drawing.figure.data[2].y[1])
+    assert title(drawing) == "Three measurements of the error differ by at most 0.200"
+    assert [note.text for note in drawing.figure.layout.annotations] == ["0.200 apart", "0 apart"]

@@ -2,22 +2,10 @@
 
 import numpy as np
 import pytest
-from plotly.colors import hex_to_rgb
 
 from app.figures import tokens as coloured
 from app.figures.palette import INKS
-
-
-def luminance(colour: str) -> float:
-    """WCAG 2.2."""
-    parts = [part / 255 for part in hex_to_rgb(colour)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(one: str, other: str) -> float:
-    high, low = sorted((luminance(one), luminance(other)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
+from tests.app.figures.test_palette import contrast
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -9,11 +9,7 @@ from app.figures import drift, maps, methods, sensitivity, trust
 from rose.diffusion.steps import STEP_WEIGHTS
 from rose.verdicts import Result
 from tests.app.figures.test_contract import BLOCK_DAMAGES, DAMAGES, HEADS, below, title
-
-
-def cells(trace: object) -> list[tuple[int, str]]:
-    return list(zip(trace.x, trace.y, strict=True))
-
+from tests.app.figures.test_maps import cells
 
 # Checks
 
@@ -108,8 +104,8 @@ def test_decoder_blocks_that_were_not_measured_stay_empty():
     assert list(heat.x) == list(range(19))
     assert np.flatnonzero(~np.isnan(heat.z).any(0)).tolist() == [0, 5, 18]
     assert axis.dtick == 2
-    (bars,) = sensitivity.damage_bars(BLOCK_DAMAGES.assign(block_index=[0, 5, 18])).figure.data
-    assert bars.width == 0.8
+    many = pd.concat([DAMAGES[:1].assign(block_index=block, unit=f"model.layers.{block}.up") for block in range(30)])
+    assert sensitivity.damage_map(many).figure.layout.xaxis.dtick == 4  # more numbers would stand upright
 
 
 # Drift
@@ -125,15 +121,6 @@ def test_pictures_stand_in_rows_with_a_gap():
     assert "25" in title(drawing)
     axis = drawing.figure.layout.xaxis
     assert (axis.ticktext, axis.ticklabeloverflow, min(axis.autotickangles)) == (("a", "b"), "allow", -45)
-
-
-def test_step_weights_that_favour_one_step_show_its_diagonal():
-    assert set(drift.WEIGHTINGS) == set(STEP_WEIGHTS)
-    diagonals = np.array([[1.0, 3.0], [3.0, 1.0]], np.float32)
-    drawing = drift.step_weighting({"uniform": (1, 1), "linear": (3, 1)}, diagonals, "linear")
-    assert list(drawing.data["diagonal_uniform"]) == [4, 4]
-    assert list(drawing.data["diagonal_linear"]) == [6, 10]
-    assert "25" in title(drawing)  # 6 and 10 against their mean 8
 
 
 # Nothing to show
@@ -154,3 +141,12 @@ def test_step_weights_that_favour_one_step_show_its_diagonal():
 def test_figures_without_data_are_refused(draw, problem, layers, records):
     with pytest.raises(rose.RoseError, match=problem):
         draw(layers, records)
+
+
+def test_step_weights_that_favour_one_step_show_its_diagonal():
+    assert set(drift.WEIGHTINGS) == set(STEP_WEIGHTS)
+    diagonals = np.array([[1.0, 3.0], [3.0, 1.0]], np.float32)
+    drawing = drift.step_weighting({"uniform": (1, 1), "linear": (3, 1)}, diagonals, "linear")
+    assert list(drawing.data["diagonal_uniform"]) == [4, 4]
+    assert list(drawing.data["diagonal_linear"]) == [6, 10]
+    assert "25" in title(drawing)  # 6 and 10 against their mean 8

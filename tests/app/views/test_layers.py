@@ -49,7 +49,7 @@ def test_table_and_findings_match_the_study(study):
     top = expected["relative_range"].max()
     better = words.word(int((expected["held_out_gain"] > 0).sum()))
     assert findings(app) == [
-        f"Relative range is highest in 1 · self_attn.o_proj: {words.number(top, 2)}",
+        f"Relative range is highest in 1 · self_attn.o_proj: {words.number(top)}",
         f"Two-level order gains on {better} of 21 layers",
     ]
     assert "**None of 21 layers is columnar** above 1. At 0.5, ROSE's own, one." in texts(numbers(study, threshold="1"))
