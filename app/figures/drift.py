@@ -120,10 +120,8 @@ def pictures(
 ) -> Drawing:  # fmt: skip
     """A row of grey pictures for each model, all from the same noise, after `step` denoising steps.
 
-    Args:
-        rows: label -> (n, height, width) between −1 and 1.
-        time: t that comes next; None after the last step.
-        drift: of the last row from the first, ‖x − x dense‖ / ‖x dense‖; None with one row.
+    `rows`: label -> (n, height, width) between −1 and 1. `time`: t that comes next; None after the last step.
+    `drift`: of the last row from the first, ‖x − x dense‖ / ‖x dense‖; None with one row.
     """
     chart = Chart(height=120 + 84 * len(rows), theme=theme)
     _draw_pictures(chart, rows, names)
@@ -164,12 +162,9 @@ def _draw_pictures(chart: Chart, rows: Mapping[str, np.ndarray], names: Sequence
 def drift_curve(
     drift: Sequence[float], times: Sequence[float], *, method: str, marked: int | None = None, theme: Theme = "light"
 ) -> Drawing:
-    """How far the pruned model's x_t has moved from the dense model's, after each step.
+    """How far the pruned model's x_t has moved from the dense model's after each step, with a line at `marked` steps.
 
-    Args:
-        drift: (steps + 1,); 0 at the start.
-        times: t before each step, (steps,).
-        marked: steps done, where a line stands.
+    `drift`: (steps + 1,), 0 at the start; `times`: t before each step, (steps,).
     """
     steps, values, look = np.arange(len(drift)), np.asarray(drift, np.float64), palette.method_style(method)
     chart = Chart(x=f"denoising steps done, of {len(times)}", y="drift", theme=theme)
@@ -193,9 +188,7 @@ def step_weighting(
 ) -> Drawing:
     """Step weights, and the Hessian diagonal that each leads to in one layer, `chosen` against uniform in the title.
 
-    Args:
-        weights: name -> α of each step, noisiest first; with uniform ones.
-        diagonals: each step's part of diag(H), (steps, in).
+    `weights`: name -> α of each step, noisiest first, with uniform ones; `diagonals`: each step's diag(H), (steps, in).
     """
     sums = {name: np.asarray(alpha, np.float64) @ diagonals.astype(np.float64) for name, alpha in weights.items()}
     # A factor common to all channels changes nothing in pruning, so it is taken out.

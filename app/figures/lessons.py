@@ -58,11 +58,7 @@ def removal(
 ) -> Drawing:  # fmt: skip
     """Three inputs as circles that overlap, the weights before and after a removal, and its cost.
 
-    Args:
-        overlaps: H₁₂ and H₂₃.
-        weights: "before" and "after", (3,) each.
-        costs: of the removal, by the way the other weights move.
-        column: the removed one.
+    `overlaps`: H₁₂ and H₂₃; `weights`: "before" and "after", (3,) each; `costs`: by the way the other weights move.
     """
     titles = ["the three inputs and their overlaps", "weights", "error"]
     grid: dict[str, Any] = {"rows": 2, "cols": 2, "specs": [[{"colspan": 2}, None], [{}, {}]]}
@@ -121,12 +117,8 @@ def number_matrix(
 ) -> Drawing:  # fmt: skip
     """A small matrix with all numbers printed, its blocks outlined, and rows of numbers below.
 
-    Args:
-        values: (out, in), in the order in which columns stand; so are all others.
-        removed: True for grey, struck cells.
-        columns: numbers of the columns, as headings; from left to right if not given.
-        below: a number a column, or a block; each row by its name.
-        marked: the block with a thick edge, by position.
+    `values`: (out, in), in the order in which columns stand; so are all others. `removed`: True for grey, struck cells.
+    `columns`: their numbers. `below`: a number a column or block. `marked`: the block with a thick edge, by position.
     """
     matrix = to_numpy(values).astype(np.float64)
     rows, width = matrix.shape
@@ -185,13 +177,9 @@ def _print(chart: Chart, x: float, y: float, text: str, colour: str) -> None:
 def early_late(
     results: Mapping[str, LayerResult], energy: float, block: int, *, answered: bool, theme: Theme
 ) -> Drawing:
-    """The cost of every block without compensation, and the error that remains, if a block goes first or last.
+    """The cost of every block without compensation, and once answered the error that remains, if `block` moves.
 
-    Args:
-        results: traced sweeps, by the block's label.
-        energy: the denominator of errors.
-        block: the block that moves.
-        answered: whether the error that stays is shown.
+    `results`: traced sweeps, by the block's label; `energy`: the denominator of errors.
     """
     grid: dict[str, Any] = {"rows": 1, "cols": 2, "shared_yaxes": True, "horizontal_spacing": 0.04}
     grid["subplot_titles"] = list(results)

@@ -110,11 +110,8 @@ def model_map(
     Experts share one row for each of their projections, with the value that is largest. `experts`, from
     `expert_kinds`, shows one such row in full, decoder block × expert.
 
-    Args:
-        table: may hold the layers done so far only.
-        layers: names of all layers to come, so that the map keeps its size while results arrive.
-        left_out: layers that stay dense or could not be measured.
-        block: the word for a block of the model.
+    `layers`: names of all layers to come, so that the map keeps its size while results arrive; `left_out`: those that
+    stay dense or could not be measured; `block`: the word for a block of the model.
     """
     measure, kind = metric(name), "expert" if experts else "projection"
     if experts is not None:

@@ -30,16 +30,11 @@ ERROR_OF = {
 # Errors of layers
 
 
-def by_method(records: pd.DataFrame, column: str) -> pd.DataFrame:
-    """One of the errors as layer × method, both in the order in which they come; without rows that do not have it."""
-    table = records.dropna(subset=[column])
-    wide = table.pivot_table(index="layer", columns="method", values=column, sort=False)
-    return wide.reindex(index=table["layer"].unique(), columns=table["method"].unique())
-
-
 def method_errors(records: pd.DataFrame, *, column: str = "relative_error", theme: Theme = "light") -> Drawing:
     """Relative or held-out error of several methods on one or several layers, as bars."""
-    wide = by_method(records, column)
+    table = records.dropna(subset=[column])
+    wide = table.pivot_table(index="layer", columns="method", values=column, sort=False)
+    wide = wide.reindex(index=table["layer"].unique(), columns=table["method"].unique())  # as they come
     if wide.empty:
         raise RoseError("No error has been measured yet; prune a layer first.")
     many = len(wide) > 1
@@ -219,10 +214,7 @@ def _accuracy_finding(means: dict[str, float], errors: dict[str, float], dense: 
 def tuning_curve(curve: pd.DataFrame, steps: int, *, dense: float | None, theme: Theme = "light") -> Drawing:
     """Perplexity on held-out windows after every measurement so far, with a ring at the lowest.
 
-    Args:
-        curve: step, seconds, held_out (loss of next tokens, nats a token); see `rose.TuneReport`.
-        steps: how many there will be; 0 if unknown.
-        dense: the dense model's loss, once measured.
+    `curve` has step, seconds, held_out, as of `rose.TuneReport`; `steps` are to come, 0 if unknown; `dense` is a loss.
     """
     rows = curve.dropna(subset=["held_out"])
     if rows.empty:

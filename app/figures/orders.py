@@ -176,7 +176,8 @@ def price_lines(
         look = palette.order_style(name)
         label = (labels or {}).get(name, look.label)
         logs = np.log(to_numpy(of_order.price))
-        smooth = _running_mean(logs, max(1, columns // SMOOTHED))
+        window = pd.Series(logs).rolling(max(1, columns // SMOOTHED), center=True, min_periods=1)
+        smooth = window.mean().to_numpy()
         chart.line(steps, smooth, look, f"{label}<br>step %{{x}}<br>ln d %{{y:.3g}}", mode="lines")
         table[name] = logs
         ends.append((float(smooth[-1]), label, look.colour, look.dash))
@@ -199,14 +200,6 @@ def price_lines(
     )
     chart.label_ends(columns, ends, high + 0.3, low - 0.1)
     return chart.done(finding, subtitle, caption, f"Lines of the log price over the sweep{chart.of}", table)
-
-
-def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """The mean of up to `width` values around each: fewer at the ends."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    at = np.arange(len(values))
-    start, end = np.maximum(0, at - width // 2), np.minimum(len(values), at + (width + 1) // 2)
-    return (sums[end] - sums[start]) / (end - start)
 
 
 def forecast_scatter(table: pd.DataFrame, *, tokens: str = "held-out", **shared: Unpack[Marked]) -> Drawing:

@@ -114,9 +114,9 @@ def held_out_curve(points: Sequence[CurvePoint], *, method: str = METHOD, **shar
 def verdict_map(
     table: pd.DataFrame, finding: str, *, marked_layer: str | None = None, theme: Theme = "light"
 ) -> Drawing:
-    """The verdict on each layer, decoder block × projection; of experts in one cell the worst.
+    """The verdict on each layer; of experts in one cell the worst. What `is_wrong` is marked.
 
-    The table has columns layer, block_index, projection, verdict (of `LOOKS`), reason and is_wrong, which is marked.
+    The table has columns layer, block_index, projection, verdict (of `LOOKS`), reason and is_wrong.
     """
     present = [look for name, look in LOOKS.items() if name in set(table["verdict"])]
     rank = {look.label: place for place, look in enumerate(present)}
