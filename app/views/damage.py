@@ -137,6 +137,8 @@ def _results(run: DamageRun, table: pd.DataFrame) -> None:
             components.show(scatter, "damage-scatter", on_select=pick)
         except rose.RoseError as problem:
             components.info(problem)
+    summary = run.report.summary
+    components.cautions([*summary.get("text_cautions", []), *summary["cautions"]])
     if changed := request.changed(run.setup, skeleton):
         st.caption(changed)
     _exact(run, table)
@@ -144,7 +146,6 @@ def _results(run: DamageRun, table: pd.DataFrame) -> None:
 
 def _together(run: DamageRun) -> None:
     summary = run.report.summary
-    components.cautions([*summary.get("text_cautions", []), *summary["cautions"]])
     base = f"Loss without a change: {summary['base_loss']:.3f} nats per token (perplexity "
     base += f"{words.number(summary['base_perplexity'])})."
     if summary["together"] is None:

@@ -13,8 +13,8 @@ from app.words import short_layer
 from tests.browser.conftest import COLUMNAR_LAYER, OpenPage, choose, chosen_layer, expect_finding, settle
 
 PAGES = (
-    *("Start", "Learn", "Layers", "Layer", "Order lab", "Prune", "Heads and channels", "Compare runs"),
-    *("Layer sensitivity", "Your text", "Check a checkpoint", "Diffusion"),
+    *("Start", "Learn", "Layers", "Layer", "Order lab", "Prune", "Make it smaller"),
+    *("Heads and channels", "Compare runs", "Layer sensitivity", "Your text", "Check a checkpoint", "Diffusion"),
 )
 
 

@@ -12,7 +12,7 @@ from app.session import DRAFT
 from app.study.setup import Setup
 from tests.browser.conftest import OpenPage
 
-PAGES = ("", "layers", "layer", "order_lab", "structures", "learn", "check", "prune", "depth", "damage", "runs")
+PAGES = ("", "layers", "layer", "order_lab", "structures", "learn", "check", "prune", "smaller", "damage", "runs")
 PAGES += ("text", "diffusion")
 HOSTILE = "![x](http://203.0.113.1/x.png)[Session expired](http://203.0.113.1/)<img src=http://203.0.113.1/y>"
 
