@@ -13,22 +13,19 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from rose import interrupt
-from rose.commands.console import Output
+from rose.commands import Output, command
 from rose.environment import launched_place, says_versions
 from rose.errors import RoseError, is_out_of_memory
 from rose.plugins import load_plugins
 from rose.recipe.file import Recipe
-from rose.recipe.options import add_options, read_options
 from rose.recipe.spec import Spec
-from rose.recipe.tools import COMMANDS
+from rose.recipe.tools import COMMANDS, RunRecipe
 
 UNFORESEEN = 70  # as in sysexits.h: not 1, which is a verdict of `check`
-MODULES = {"unpack": "pack", **dict.fromkeys((name for name in COMMANDS if name.startswith("diffuse ")), "diffuse")}
 DIVIDED = ("analyze", "prune", "slim", "tune", "run")  # commands on which the processes of a launcher work together
 
 
@@ -66,19 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(spec: Spec, unknown: Sequence[str], console: Output, rank: int) -> int | None:
     """Imports the command and does its work; of several processes only the first prints results."""
-    if spec.run == "run":
-        recipe = Recipe.read(spec.recipe, *spec.changes, is_placed=True)  # type: ignore[attr-defined]
-        command: Any = import_module("rose.commands.run")
-        work: Any = lambda: command.run(recipe, console)  # noqa: E731
-    else:
-        command = import_module(f"rose.commands.{MODULES.get(spec.run, spec.run)}")
-        work = lambda: command.run(spec, console, *([unknown] if spec.run == "app" else []))  # noqa: E731
+    asked_for: Any = spec
+    if isinstance(spec, RunRecipe):
+        asked_for = Recipe.read(spec.recipe, *spec.changes, is_placed=True)
+    work = command(spec.run)
     from rose.model.workers import choose_gpu, process_group
 
     choose_gpu()
     silence = redirect_stdout(io.StringIO()) if rank > 0 else nullcontext()
     with process_group() if spec.run in DIVIDED else nullcontext(), silence:
-        return work()
+        return work(asked_for, console, *([unknown] if spec.run == "app" else []))
 
 
 def _refuse(name: str, why: str) -> int:
@@ -98,7 +92,8 @@ def _read(arguments: list[str]) -> tuple[Spec, list[str]]:
             raise RoseError(f"The value after {name} is empty; give one, or check the variable there.")
     if unknown and options.command.run != "app":
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    return read_options(options.command, options), unknown
+    values = {name: value for name, value in vars(options).items() if name in options.command.fields()}
+    return options.command(**values), unknown
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
@@ -114,8 +109,8 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
             diffuse = group.add_subparsers(required=True, metavar="prune | slim | sample | evaluate")
         summary = str(spec.__doc__)
         into = diffuse if second else commands
-        command = into.add_parser(second or name, help=summary, description=summary)
-        command.set_defaults(command=spec, parser=command)
+        subparser = into.add_parser(second or name, help=summary, description=summary)
+        subparser.set_defaults(command=spec, parser=subparser)
         if not arguments or name.partition(" ")[0] in arguments:  # options of other commands are not needed
-            add_options(command, spec)
+            spec.add_options(subparser)
     return parser

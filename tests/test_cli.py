@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rose
 from rose import cli
-from rose.commands import saving, shared
+from rose.commands import shared
 from rose.model.estimate import duration
 from rose.model.measure import comparison
 from rose.model.measure import damage as damage_rows
@@ -102,14 +102,14 @@ def test_prune_measures_perplexity_before_and_after(checkpoint, text, tmp_path, 
 
 
 def test_a_model_is_saved_if_its_evaluation_fails(checkpoint, text, tmp_path, monkeypatch):
-    measure = saving.Outcome.measure
+    measure = shared.Outcome.measure
 
     def fails(outcome, model, stage, of=""):
         if stage == "after":
             raise rose.RoseError("no memory left")
         return measure(outcome, model, stage, of)
 
-    monkeypatch.setattr(saving.Outcome, "measure", fails)
+    monkeypatch.setattr(shared.Outcome, "measure", fails)
     assert prune(checkpoint, tmp_path / "out", "--evaluate", str(text), "--windows", "3") == 2
     rose.load_model(str(tmp_path / "out"))
     summary = rose.RunReport.load(tmp_path / "out").summary
@@ -372,13 +372,13 @@ CHEAP = {  # refused before a model is loaded: the command's options, what is sa
     "order of one method": ([*COMPARE, "--methods", "rose@natural:5"], "no order named"),
     "limit": (["evaluate", "--text", "packaged", "--limit", "3"], "--limit and --task-folder need --tasks"),
     "task folder": (["evaluate", "--text", "packaged", "--task-folder", "x"], "--limit and --task-folder need --tasks"),
-    "windows of no text": (["evaluate", "--tasks", "--windows", "2", "--length", "8"], "--windows and --length belong"),
-    "format of no text": (["evaluate", "--tasks", "--compute", "auto"], "--compute belong to the perplexity on --text"),
+    "windows of no text": (["evaluate", "--tasks", "--windows", "2", "--length", "8"], "text uses --length and --windows"),
+    "format of no text": (["evaluate", "--tasks", "--compute", "auto"], "Only the perplexity on --text uses --compute"),
     "nothing to measure": (["evaluate"], "Say what to measure"),
     "damping of target layer": (["slim", "--target", "layer", "--target-damping", "1"], "Only target dense"),
     "multiple": (["slim", "--prune", "8:16", "--multiple", "8"], "needs widths divisible by 16; give --multiple 16."),
-    "depth": (["slim", "--method", "depth", "--parts", "heads", "--target", "dense"], "leave out --parts, --target."),
-    "widths of depth": (["slim", "--method", "depth", "--multiple", "16", "--damping", "1"], "--damping, --multiple."),
+    "depth": (["slim", "--method", "depth", "--parts", "heads", "--target", "dense"], "out --parts and --target."),
+    "widths of depth": (["slim", "--method", "depth", "--multiple", "16", "--damping", "1"], "--damping and --multiple."),
     "prune method alone": (["slim", "--prune-method", "wanda"], "--prune-method needs --prune"),
 }
 
@@ -525,7 +525,7 @@ def test_tilde_is_expanded(tmp_path, monkeypatch):
     assert cli._read(["check", "x", "y", "--json=~/x"])[0].json_file == tmp_path / "x"
     asked, _ = cli._read(["prune", "--output=~/x", "--checkpoint=~/x/kept"])
     with pytest.raises(rose.RoseError, match="must not be inside --output"):
-        saving.check(asked)
+        shared.check_saving(asked)
 
 
 def test_empty_arguments_are_refused(tmp_path, monkeypatch, capsys):

@@ -14,7 +14,7 @@ import pytest
 import rose
 from app import server
 from rose import cli
-from rose.commands import app
+from rose.commands import tools
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ["rose", "app", "pyproject.toml", "setup.py", "README.md", "LICENSE"]
@@ -80,7 +80,7 @@ def test_the_app_starts_from_the_wheel(wheel: zipfile.ZipFile, tmp_path: Path) -
 import sys
 from pathlib import Path
 from streamlit.testing.v1 import AppTest
-from rose.commands.app import app_script
+from rose.commands.tools import app_script
 script = app_script()
 shown = AppTest.from_file(str(script), default_timeout=240).run()
 assert not shown.exception, shown.exception
@@ -119,7 +119,7 @@ def test_rose_app_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys) 
         return " ".join(capsys.readouterr().err.split())
 
     assert "from 1 to 65535" in said("--port", "0")
-    monkeypatch.setattr(app, "find_spec", lambda name: None)
+    monkeypatch.setattr(tools, "find_spec", lambda name: None)
     assert "The app needs streamlit and plotly; install them with `pip install 'rose-explorer[app]'`" in said()
-    monkeypatch.setattr(app, "__file__", "/nowhere/rose/commands/app.py")
+    monkeypatch.setattr(tools, "__file__", "/nowhere/rose/commands/tools.py")
     assert "run it from a checkout" in said()

@@ -16,7 +16,7 @@ from app.study.study import Study
 from rose import RunReport, verdicts
 from rose.layer.pattern import THRESHOLD
 from rose.layer.registry import label_of
-from rose.recipe.compared import settings_beside
+from rose.recipe.tools import settings_beside
 from rose.rows import ERRORS
 from rose.verdicts import EvaluationSetup, Result
 from rose.verdicts.comparison import Ranking

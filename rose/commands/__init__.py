@@ -1,4 +1,41 @@
-"""The commands, one file each; `shared`, `terminal` and `saving` serve several.
+"""The commands; `shared` and `terminal` serve several.
 
-`run` takes the specification of `rose.recipe`, and the console for progress; results go to standard output.
+A command is a function of its own name that takes its specification of `rose.recipe`, and the console for progress;
+results go to standard output.
 """
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from rich.console import Console
+
+MODULES = {
+    "changing": ("prune", "slim", "tune"),
+    "measuring": ("analyze", "compare", "damage", "evaluate", "check"),
+    "tools": ("models", "run", "inspect", "pack", "unpack", "export", "report", "app"),
+}  # other commands have a module of the same name
+
+
+def command(run: str) -> Callable[..., int | None]:
+    """The function that does what a specification of this name says; imported on demand, with torch and transformers.
+
+    It returns the exit status, None for 0.
+    """
+    name, _, second = run.partition(" ")
+    module = next((module for module, names in MODULES.items() if name in names), name)
+    return getattr(import_module(f"rose.commands.{module}"), second or name)
+
+
+class Output(Console):
+    """Standard output, or error, without markup. A broken pipe, as in `rose models | head`, drops the rest of the
+    output and leaves the exit status as it is."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(markup=False, emoji=False, **more)  # or N:M: would be a picture
+
+    def on_broken_pipe(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())

@@ -28,21 +28,9 @@ PER_ROW = 10  # pictures in a sheet
 Changing = DiffusePrune | DiffuseSlim
 
 
-def run(spec: Changing | DiffuseSample | DiffuseEvaluate, console: Console) -> None:
-    """Does what the specification is of."""
-    if isinstance(spec, DiffusePrune):
-        prune(spec, console)
-    elif isinstance(spec, DiffuseSlim):
-        slim(spec, console)
-    elif isinstance(spec, DiffuseSample):
-        sample(spec, console)
-    else:
-        evaluate(spec, console)
-
-
 def prune(spec: DiffusePrune, console: Console) -> None:
-    chosen = shared.run_options(spec)
-    report = _changed(spec, console, "Pruning", rose.prune_diffusion, chosen | {"layers": spec.layers})
+    chosen = shared.run_options(spec) | {"layers": spec.layers}
+    report = _changed(spec, console, "Pruning", rose.prune_diffusion, chosen)
     terminal.print_table(report.layers[["layer", "sparsity", "relative_range", "relative_error"]], "Layers")
     terminal.say(*report.remarks)
     summary = report.summary
@@ -74,11 +62,7 @@ def slim(spec: DiffuseSlim, console: Console) -> None:
 
 
 def _changed(
-    spec: Changing,
-    console: Console,
-    title: str,
-    change: Callable[..., rose.RunReport],
-    settings: Mapping[str, Any],
+    spec: Changing, console: Console, title: str, change: Callable[..., rose.RunReport], settings: Mapping[str, Any]
 ) -> rose.RunReport:
     """Loads the pipeline, changes it with a progress bar, and writes it with its report."""
     check_installed()
@@ -89,7 +73,7 @@ def _changed(
     how = shared.pick(spec, ("steps", "step_weights", "packages", "guidance", "seed"))
     with terminal.bar(console, title) as follow:
         report = change(pipeline, conditions, **how, progress=follow, **settings)
-    report = shared.signed(report, spec)
+    report = report.signed(spec)
     with console.status(escape(f"Writing {spec.output}")):
         rose.save_diffusion(pipeline.to("cpu"), spec.output, report=report)
     return report
@@ -113,9 +97,8 @@ def sample(spec: DiffuseSample, console: Console) -> None:
     above = f", those of {spec.beside} above" if spec.beside else ""
     drawn = ""
     if is_garments(pipeline):
-        names = [
-            GARMENTS[number] for number in conditions[:PER_ROW] if isinstance(number, int)
-        ]  # of a row, from left to right
+        # Of a row, from left to right.
+        names = [GARMENTS[number] for number in conditions[:PER_ROW] if isinstance(number, int)]
         drawn = f": {', '.join(names)}{', and so on' if len(conditions) > PER_ROW else ''}"
     terminal.say(f"{spec.output} has {count(len(rows[0]), 'picture')}{above}{drawn}")
 

@@ -1,17 +1,19 @@
-"""Shared steps of commands: load a model, draw tokens, estimate the cost."""
+"""Shared steps of commands: load a model, draw tokens, estimate the cost, evaluate before and after, save."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 import rose
+from rose import output, verdicts
 from rose.commands import terminal
 from rose.environment import versions
 from rose.layer.methods import Settings
@@ -20,15 +22,16 @@ from rose.model.estimate.duration import estimate_cost, sweeps_of
 from rose.model.estimate.memory import Memory, check_free, largest
 from rose.model.load.models import parse_dtype, read_as, stored_dtype
 from rose.model.load.tokens import check_text, check_windows, load_calibration, text_file
-from rose.model.measure.perplexity import window_losses
+from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.network import Network
 from rose.model.network.precision import name_of
 from rose.model.run.rotation import check_samples, rotate_heads
 from rose.model.workers import Workers
+from rose.recipe.file import Recipe
 from rose.recipe.parts import PruneSettings
 from rose.recipe.spec import Spec
-from rose.verdicts import mean_ratio
-from rose.wording import duration, listing, size
+from rose.recipe.steps import Prune, Slim, Tune
+from rose.wording import count, duration, listing, size
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,7 @@ LONG = 10.0  # seconds; a longer run prints its estimated time
 TEXTS = ("calibration", "evaluate", "text", "second")
 HEADER = ("model", "dtype", "calibration", "seed", "bos", "rotate")  # of a report's header, see `origin`
 Asked = TypeVar("Asked", bound=Spec)
+Saved = Prune | Slim | Tune
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Drawn:
 
     tokens: Tensor
     held_out: Tensor | None
-    cautions: tuple[str, ...] = ()
+    cautions: list[str] = field(default_factory=list)
 
 
 def pick(spec: Spec, names: Iterable[str]) -> dict[str, Any]:
@@ -56,11 +60,6 @@ def origin(spec: Spec) -> dict[str, Any]:
     """Model, text and versions, for the header of a file."""
     fields = spec.to_dict()
     return {name: fields[name] for name in HEADER if name in fields} | {"made_with": versions()}
-
-
-def signed(report: rose.RunReport, spec: Spec, drawn: Drawn | None = None) -> rose.RunReport:
-    """The report with its recipe and cautions on the text."""
-    return report.signed(spec, **({} if drawn is None else {"text_cautions": list(drawn.cautions)}))
 
 
 def load(spec: Any, console: Console, name: str | None = None, **options: Any) -> tuple[Any, Any]:
@@ -161,7 +160,7 @@ def calibration(spec: Any, tokenizer: Any, seed: int) -> Drawn:
 
     sizes = pick(spec, ("samples", "held_out", "length", "bos"))
     tokens, held_out = load_calibration(spec.calibration, tokenizer, seed=seed, warn=warn, **sizes)
-    return Drawn(tokens, held_out, tuple(cautions))
+    return Drawn(tokens, held_out, cautions)
 
 
 def rotate(spec: Any, model: Any, tokens: Tensor, settings: Sequence[Settings], console: Console) -> None:
@@ -172,7 +171,7 @@ def rotate(spec: Any, model: Any, tokens: Tensor, settings: Sequence[Settings], 
         tried = rotate_heads(model, tokens, by=settings, progress=follow, **pick(spec, ("layers", "compute")))
     turned = tried[tried["rotated"]]
     text = f"Rotated the heads of {len(turned)} of {len(tried)} output projections; the model's output is unchanged."
-    if (ratio := mean_ratio(turned["error"], turned["rotated_error"])) is not None:
+    if (ratio := verdicts.mean_ratio(turned["error"], turned["rotated_error"])) is not None:
         text += " On calibration samples kept back for this test, their error is on average "
         text += f"{ratio.value:.3f} times that before."
     console.print(text, soft_wrap=True)
@@ -193,3 +192,85 @@ def losses(model: Any, windows: Tensor, console: Console, doing: str, compute: s
 def run_options(spec: Spec) -> dict[str, Any]:
     """The keywords of `rose.prune_model` that the specification has."""
     return pick(spec, (name for name in PruneSettings.fields() if name != "layers"))
+
+
+def check_saving(spec: Saved) -> None:
+    """Raises RoseError, before a model is loaded, unless its copy can be written."""
+    output.check_output(spec.output)
+    # The output folder must still be empty once the run is over.
+    if spec.checkpoint:
+        output.check_folder(spec.checkpoint)
+    if spec.checkpoint and spec.checkpoint.resolve().is_relative_to(spec.output.resolve()):
+        raise rose.RoseError("--checkpoint must not be inside --output, which is empty until the end; choose another.")
+
+
+def check_room(spec: Saved, model: nn.Module, removed: float = 0.0) -> None:
+    """Raises RoseError unless the copy will fit on the disk; `removed`: parameters that will not be in it."""
+    parameters = list(model.parameters())
+    stored = sum(parameter.nbytes for parameter in parameters)
+    output.check_room(spec.output, round(stored - removed * parameters[0].itemsize))
+
+
+class Outcome:
+    """Evaluates a model on the text of --evaluate, if given, and saves it. `source` names the model to change.
+
+    Attributes:
+        before: entries for the report on the model before the change, see `measure`.
+    """
+
+    def __init__(self, spec: Saved, source: str, tokenizer: Any, console: Console) -> None:
+        self.spec, self.tokenizer, self.console = spec, tokenizer, console
+        self.windows = windows(spec, spec.evaluate, tokenizer) if spec.evaluate else None
+        self.before: dict[str, Any] = {}
+        stored = stored_dtype(source)
+        if stored.itemsize < parse_dtype(spec.dtype).itemsize:
+            keeps = f"--dtype {name_of(stored)} keeps {name_of(stored)}"
+            console.print(f"The copy will be in {spec.dtype}, twice the bytes; {keeps}", soft_wrap=True)
+
+    def measure(self, model: nn.Module, stage: str, of: str = "") -> dict[str, Any]:
+        """Perplexity and losses by window for a report; None without --evaluate. `of` replaces the stage on the bar."""
+        windows, doing = self.windows, f"Perplexity {of or stage}"
+        if windows is None:
+            return {f"perplexity_{stage}": None, f"losses_{stage}": None}
+        by_window = Workers.here().from_first(lambda: losses(model, windows, self.console, doing))
+        return {f"perplexity_{stage}": perplexity_of(by_window), f"losses_{stage}": by_window.tolist()}
+
+    def save(self, model: PreTrainedModel, report: rose.RunReport) -> rose.RunReport:
+        """Saves the model with its report, then evaluates it, and returns the report with what came out: a model whose
+        evaluation fails is there all the same."""
+        folder, workers = self.spec.output, Workers.here()
+        windows = 0 if self.windows is None else len(self.windows)
+        report = report.with_summary(
+            evaluated_on=self.spec.evaluate, windows=windows, **self.before, perplexity_after=None, losses_after=None
+        )
+        with self.console.status(escape(f"Writing {folder}")):
+            workers.from_first(lambda: self._write(model, report))
+        if not windows:
+            return report
+        evaluated = report.with_summary(**self.measure(model, "after"))
+        workers.from_first(lambda: evaluated.save(folder))
+        return evaluated
+
+    def _write(self, model: PreTrainedModel, report: rose.RunReport) -> None:
+        rose.save_model(model, self.tokenizer, self.spec.output, report=report)
+        Recipe((self.spec,)).write(self.spec.output)
+
+
+def say_targets(report: rose.RunReport) -> None:
+    """Prints the drift of the residual stream and the remarks."""
+    if report.last_drift is not None:
+        where = "after the last pruned decoder block, on held-out tokens"
+        terminal.say(f"Drift of the residual stream {where}: {report.last_drift:.4f}")
+    terminal.say(*report.remarks)
+
+
+def say_perplexity(summary: Mapping[str, Any]) -> None:
+    """Prints how perplexity moved from the dense model's, and for a tuned model from the pruned one's."""
+    if summary["perplexity_after"] is None:
+        return
+    moved, *odd = verdicts.says_perplexity(summary)
+    terminal.say(f"Perplexity on {summary['evaluated_on']}, {count(summary['windows'], 'window')}: {moved}")
+    if (tuned := summary.get("tuned", {})).get("perplexity_before") is not None:
+        terminal.say(f"Tuning took it {verdicts.says_perplexity(summary, tuned)[0]}")
+    if odd:
+        terminal.say(*odd, "With --bos always every window begins with one, if the tokenizer has one.")

@@ -28,7 +28,7 @@ from rose.wording import number, size
 KEYS = {goal.replace(" ", "-"): goal for goal in GOALS}  # of --write
 
 
-def run(spec: Smaller, console: Console) -> int:
+def smaller(spec: Smaller, console: Console) -> int:
     """Returns 130 where Ctrl-C has ended measuring; the table and the best copy so far are written all the same."""
     if launched_place()[1] > 1:
         raise rose.RoseError("smaller measures in one process; start it without torchrun.")
@@ -60,7 +60,9 @@ def run(spec: Smaller, console: Console) -> int:
     recommendations = recommend(bench.rows)
     terminal.say(*(recommendation.text for recommendation in recommendations))
     _write(spec, bench, recommendations, console)
-    _print_runtimes()
+    programs = runtimes()
+    usable = [f"{row.name} ({row.uses}): {row.gain}" for row in programs[programs["here"] == "yes"].itertuples()]
+    terminal.say(f"Programs on this machine that use zeros or N:M: {'; '.join(usable) or 'none'}.")
     terminal.say(f"Table, record and copies are in {spec.output}; the same command measures further rows.")
     return status
 
@@ -125,10 +127,3 @@ def _print(rows: Sequence[Row]) -> None:
 
 def _cell(row: Row, text: str) -> str:
     return text if row.is_measured else f"~{text}"
-
-
-def _print_runtimes() -> None:
-    usable = runtimes()
-    usable = usable[usable["here"] == "yes"]
-    usable_list = "; ".join(f"{row.name} ({row.uses}): {row.gain}" for row in usable.itertuples())
-    terminal.say(f"Programs on this machine that use zeros or N:M: {usable_list or 'none'}.")

@@ -16,18 +16,12 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 import rose
-from rose.commands.console import Output
+from rose.commands import Output
 from rose.wording import duration
 
 MINUTE = 60.0  # seconds between lines of progress
 MAX_ROWS = 40  # of a table on the terminal; files have them all
 NARROW: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0)}  # tables of numbers, to fit into 80 columns
-
-
-def show(*tables: Table) -> None:
-    """Prints tables to standard output."""
-    for table in tables:
-        Output().print(table)
 
 
 def say(*sentences: str) -> None:
@@ -57,37 +51,34 @@ def bar(console: Console, doing: str, total: int = 100) -> Iterator[Follow]:
         TextColumn("{task.fields[note]}", markup=False),
     )
     with Bar(*columns, console=console) as shown:
-        task = shown.add_task(doing, total=total, note="")
-        last = time.monotonic()
-
-        def tell() -> None:
-            """A line a minute where no bar can be seen, as in the log of a batch job."""
-            nonlocal last
-            if console.is_terminal or time.monotonic() - last < MINUTE:
-                return
-            last, task = time.monotonic(), shown.tasks[0]
-            passed, done, total = task.elapsed or 0.0, task.completed, task.total or 0.0
-            left = f", about {duration(passed * (total - done) / done)} left" if done else ""
-            console.print(f"{task.description}: {done} of {total}, {duration(passed)}{left}", soft_wrap=True)
+        shown.add_task(doing, total=total, note="")
+        (task,), last = shown.tasks, time.monotonic()
 
         def follow(progress: rose.Progress | float, doing: str = doing) -> None:
+            nonlocal last
             if isinstance(progress, rose.Progress):
                 note = ""
                 if progress.layer is not None and progress.relative_error is not None:
                     note = f"error {progress.relative_error:.4f} in {progress.layer}"
                 done = round(progress.fraction * progress.layers)
-                shown.update(task, description=doing, total=progress.layers, completed=done, note=note)
+                shown.update(task.id, description=doing, total=progress.layers, completed=done, note=note)
             else:
                 done = round(progress * total)
-                if done < shown.tasks[0].completed:  # another piece of work, with a clock of its own
-                    shown.reset(task, total=total)
-                shown.update(task, description=doing, completed=done)
-            tell()
+                if done < task.completed:  # another piece of work, with a clock of its own
+                    shown.reset(task.id, total=total)
+                shown.update(task.id, description=doing, completed=done)
+            if console.is_terminal or time.monotonic() - last < MINUTE:
+                return
+            # A line a minute where no bar can be seen, as in the log of a batch job.
+            last, passed, of = time.monotonic(), task.elapsed or 0.0, task.total or 0.0
+            left = f", about {duration(passed * (of - task.completed) / task.completed)} left" if task.completed else ""
+            line = f"{task.description}: {task.completed} of {of}, {duration(passed)}{left}"
+            console.print(line, soft_wrap=True)
 
         try:
             yield follow
         finally:
-            shown.live.transient = not shown.tasks[0].completed  # nothing to do, or refused: no bar stays
+            shown.live.transient = not task.completed  # nothing to do, or refused: no bar stays
 
 
 def print_table(table: pd.DataFrame, title: str) -> None:
@@ -97,10 +88,14 @@ def print_table(table: pd.DataFrame, title: str) -> None:
     title then has, and long names continue on the next line.
     """
     console = Output()
-    names, *columns = ([_cell(value) for value in table[name].head(MAX_ROWS)] for name in table.columns)
+    names, *columns = (
+        [f"{value:.3g}" if isinstance(value, float) else str(value) for value in table[name].head(MAX_ROWS)]
+        for name in table.columns
+    )
     first, *heads = (name.replace("_", " ") for name in table.columns)
     widths = [max(map(len, [*head.split(), *column])) for head, column in zip(heads, columns, strict=True)]
-    room = room_beside(widths)
+    # For the first column: a column has a space on both sides, the table one more.
+    room = console.width - sum(widths) - 2 * len(widths) - 3
     if max(map(len, names), default=0) > room and (shared := _shared(names)):
         names, title = [name.removeprefix(shared) for name in names], f"{title}, names without {shared}"
     wide = [max(len(head), width) for head, width in zip(heads, widths, strict=True)]
@@ -116,15 +111,6 @@ def print_table(table: pd.DataFrame, title: str) -> None:
     console.print(shown)
     if len(table) > MAX_ROWS:
         say(f"… and {len(table) - MAX_ROWS} more rows")
-
-
-def room_beside(widths: Sequence[int]) -> int:
-    """Width left for the first column."""
-    return Console().width - sum(widths) - 2 * len(widths) - 3  # a column has a space on both sides, the table one more
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _shared(names: Sequence[str]) -> str:

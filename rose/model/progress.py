@@ -71,7 +71,6 @@ class Meter:
         self.callback, self.blocks, self.layers = callback, blocks, layers
         self.layers_done = 0
         self.start = time.perf_counter()
-        self.before = 0.0  # share of the work that an earlier run has done
 
     def tell(
         self, stage: str, block_index: int, within: float, layer: str | None = None, error: float | None = None
@@ -84,5 +83,5 @@ class Meter:
     ) -> None:
         if self.callback is not None:
             seconds = time.perf_counter() - self.start
-            left, done = time_left(seconds, share, self.before), (self.layers_done, self.layers)
+            left, done = time_left(seconds, share, 0.0), (self.layers_done, self.layers)
             self.callback(Progress(stage, block_index, self.blocks, layer, error, *done, share, seconds, left))

@@ -1,10 +1,9 @@
 """One declared specification for each command: its fields, limits, help and file format; needs no torch.
 
-1. `spec`: what a specification is: fields with type, limits, unit and help; validation in one sentence.
+1. `spec`: what a specification is: fields with type, limits, unit and help, as options of the command line, too.
 2. `parts`: the fields that several specifications share.
-3. `steps`: the specifications, one for each command that runs something.
-4. `options`: a specification as options of the command line.
-5. `file`: recipes as files: one step or a list of steps.
+3. `steps`, `tools`: the specifications, one for each command.
+4. `file`: recipes as files: one step or a list of steps.
 """
 
 from rose.recipe.file import Recipe

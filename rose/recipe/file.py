@@ -75,9 +75,8 @@ class Recipe:
             raise RoseError(f"There is no recipe {place}; name a recipe.yaml, or a folder that has one.")
         if place.stat().st_size > LARGEST:
             raise RoseError(f"{place} is larger than {LARGEST} bytes, so it is not a recipe.")
-        return cls.parse(
-            place.read_text(encoding="utf-8", errors="replace"), *changes, name=str(place), is_placed=is_placed
-        )
+        text = place.read_text(encoding="utf-8", errors="replace")
+        return cls.parse(text, *changes, name=str(place), is_placed=is_placed)
 
     @classmethod
     def parse(cls, text: str, *changes: str, name: str = "This text", is_placed: bool = False) -> Recipe:
@@ -90,16 +89,14 @@ class Recipe:
             why = getattr(problem, "problem", None) or str(problem).partition("\n")[0][:100]
             raise RoseError(f"{name} is not a recipe{line}: {why}; write NAME: VALUE lines.") from None
         if not isinstance(data, dict) or not all(isinstance(field, str) for field in data):
-            raise RoseError(
-                f"{name} is not a recipe; it must have lines NAME: VALUE, the first of them recipe: {VERSION}."
-            )
+            lines = f"it must have lines NAME: VALUE, the first of them recipe: {VERSION}"
+            raise RoseError(f"{name} is not a recipe; {lines}.")
         version = data.pop("recipe", None)
         if type(version) is not int or version < 1:
             raise RoseError(f"{name} does not say which version of recipes it is; begin it with recipe: {VERSION}.")
         if version > VERSION:
-            raise RoseError(
-                f"{name} is a recipe of version {version}, and this program reads version {VERSION}; update it."
-            )
+            ours = f"this program reads version {VERSION}"
+            raise RoseError(f"{name} is a recipe of version {version}, and {ours}; update it.")
         steps = data.pop("steps", None)
         if steps is None:
             steps = [data]
@@ -121,7 +118,7 @@ class Recipe:
         return HEAD + yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1000)
 
     def run(self, **places: str | Path) -> Any:
-        """Does all that the recipe says, as the command line does, and returns the record of it.
+        """Does all that the recipe says, as the command line does; returns the written report, None without one.
 
         Args:
             places: `output` and `checkpoint`, which a recipe does not say.
@@ -129,15 +126,24 @@ class Recipe:
         Raises:
             RoseError: it cannot be done; one sentence says why.
         """
-        from rose.commands.run import run_recipe  # with torch and transformers
+        from rose.commands import Output, command  # with torch and transformers
+        from rose.report import RunReport
 
         changes = [f"{name}={place}" for name, place in places.items()]
-        return run_recipe(Recipe.parse(str(self), *changes, is_placed=True))
+        recipe = Recipe.parse(str(self), *changes, is_placed=True)
+        command("run")(recipe, Output(stderr=True, highlight=False))
+        output = getattr(recipe.steps[-1], "output", None)
+        return RunReport.load(output) if output and (output / "report.json").exists() else None
 
 
 def _change(steps: Sequence[dict[str, Any]], changes: Sequence[str], *, is_placed: bool) -> list[Spec]:
     """The steps with these changes, each checked."""
-    kinds = [_kind(step.pop("run", None)) for step in steps]
+    kinds = []
+    for step in steps:
+        run = step.pop("run", None)
+        if not isinstance(run, str) or run not in SPECS:
+            raise RoseError(f"A recipe needs a run: {', '.join(SPECS)}, not {run!r:.80}.")
+        kinds.append(SPECS[run])
     for change in changes:
         name, equals, value = change.partition("=")
         if not (name and equals):
@@ -164,12 +170,6 @@ def _change(steps: Sequence[dict[str, Any]], changes: Sequence[str], *, is_place
             step |= {"output": BETWEEN} if is_needed else {}
         checked.append(kind(**step))
     return checked
-
-
-def _kind(run: Any) -> type[Spec]:
-    if not isinstance(run, str) or run not in SPECS:
-        raise RoseError(f"A recipe needs a run: {', '.join(SPECS)}, not {run!r:.80}.")
-    return SPECS[run]
 
 
 def _value(kind: type[Spec], field: str, text: str) -> Any:

@@ -87,7 +87,6 @@ def number_in(value: Any) -> Any:
 
 
 Name = Annotated[str, AfterValidator(_not_empty)]
-ModelName = Annotated[Name, setting("packaged name, Hub id, folder or .gguf file", path=True)]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     setting(
@@ -113,13 +112,6 @@ HeldOut = Annotated[
         "further windows to measure errors on, 0 for none", label="Held-out samples", unit="windows", ge=0, le=65536
     ),
 ]
-Bos = Annotated[
-    Literal["auto", "always", "never"],
-    setting(
-        "begin windows with the beginning-of-sequence token: auto, where the tokenizer puts it in front of a user's "
-        "text"
-    ),
-]
 Sparsity = Annotated[str, BeforeValidator(as_sparsity), setting('ratio, or N:M such as "2:4"')]
 Layers = Annotated[
     tuple[str, ...],
@@ -129,17 +121,7 @@ Layers = Annotated[
 Method = Annotated[str, AfterValidator(_method), setting("a pruning method, see `rose models`")]
 BlockSize = Annotated[Whole, setting("columns per block", label="Block size, columns", unit="columns", ge=1)]
 Damping = Annotated[Real, setting("added to the Hessian's diagonal, as a share of its mean", ge=0)]
-Threshold = Annotated[Real, AfterValidator(_threshold), setting("a layer is columnar above this relative range")]
-Bits = Annotated[
-    Literal[3, 4, 8],
-    BeforeValidator(number_in),
-    setting("round kept weights to this many bits, on a grid with an exact zero; see docs/shipping.md"),
-]
-Group = Annotated[
-    Literal[32, 64, 128, "row"], BeforeValidator(number_in), setting("input columns that share a scale (default: 64)")
-]
 Order = Annotated[str, AfterValidator(_order), setting("override the method's order: a name, or random:SEED")]
-Budget = Annotated[Literal["block", "layer"], setting("override the method's budget")]
 Options = Annotated[
     dict[str, Value],
     BeforeValidator(_pairs),
@@ -176,27 +158,12 @@ TargetDamping = Annotated[
         ge=0,
     ),
 ]
-TrueSequential = Annotated[
-    bool,
-    setting(
-        "with target layer, calibrate each layer once those before it in its decoder block are pruned, as target dense "
-        "always does; faster, but needs more memory"
-    ),
-]
-MinExpertTokens = Annotated[
-    Whole,
-    setting(
-        "leave an expert dense if fewer calibration tokens than this are routed to it", unit="tokens", metavar="N", ge=1
-    ),
-]
 Windows = Annotated[
     Whole, setting("evaluate on the first N windows only (default: all)", unit="windows", metavar="N", ge=1)
 ]
 Minutes = Annotated[Real, setting("how long tuning may take", unit="minutes", metavar="MINUTES", gt=0)]
 Methods = Annotated[
-    tuple[str, ...],
-    BeforeValidator(names_of),
-    setting("methods to compare", form="commas", metavar="A,B"),
+    tuple[str, ...], BeforeValidator(names_of), setting("methods to compare", form="commas", metavar="A,B")
 ]
 Output = Annotated[
     Path, BeforeValidator(path_of), setting("new folder for the result", changes=False, kept=False, metavar="FOLDER")
@@ -216,9 +183,6 @@ Checkpoint = Annotated[
 ]
 
 
-SlimMethod = Annotated[
-    Literal["obs", "slimllm", "wanda", "magnitude", "depth"], setting("a structured method, see `rose models`")
-]
 Ratio = Annotated[Real, setting("share of their parameters to take out", gt=0, lt=1)]
 Parts = Annotated[
     tuple[Literal["heads", "channels"], ...],
@@ -233,7 +197,7 @@ Covariance = Annotated[Damping, Field(description="added to the inputs' covarian
 class ModelPart(Spec):
     """Which model, and how its weights are read."""
 
-    model: ModelName = OFFLINE
+    model: Annotated[Name, setting("packaged name, Hub id, folder or .gguf file", path=True)] = OFFLINE
     dtype: Dtype = STORED  # type: ignore[assignment]
     trust_remote_code: TrustRemoteCode = False
 
@@ -246,7 +210,13 @@ class TextPart(Spec):
     length: Length = PRUNING.length
     seed: Seed = 0
     held_out: HeldOut = PRUNING.held_out
-    bos: Bos = "auto"
+    bos: Annotated[
+        Literal["auto", "always", "never"],
+        setting(
+            "begin windows with the beginning-of-sequence token: auto, where the tokenizer puts it in front of a "
+            "user's text"
+        ),
+    ] = "auto"
 
     @model_validator(mode="after")
     def _check_tokens(self) -> Self:
@@ -263,7 +233,9 @@ class SweepPart(Spec):
     layers: Layers | None = None
     block_size: BlockSize = BLOCK_SIZE
     damping: Damping = DAMPING
-    threshold: Threshold = THRESHOLD
+    threshold: Annotated[Real, AfterValidator(_threshold), setting("a layer is columnar above this relative range")] = (
+        THRESHOLD
+    )
 
     @property
     def pattern(self) -> Pattern:
@@ -280,8 +252,16 @@ class SweepPart(Spec):
 class RoundingPart(Spec):
     """To how many bits kept weights are rounded."""
 
-    bits: Bits | None = None
-    group: Group | None = None
+    bits: Annotated[
+        Literal[3, 4, 8] | None,
+        BeforeValidator(number_in),
+        setting("round kept weights to this many bits, on a grid with an exact zero; see docs/shipping.md"),
+    ] = None
+    group: Annotated[
+        Literal[32, 64, 128, "row"] | None,
+        BeforeValidator(number_in),
+        setting("input columns that share a scale (default: 64)"),
+    ] = None
 
     @model_validator(mode="after")
     def _check_grid(self) -> Self:
@@ -294,7 +274,7 @@ class MethodPart(SweepPart):
 
     method: Method = METHOD
     order: Order | None = None
-    budget: Budget | None = None
+    budget: Annotated[Literal["block", "layer"] | None, setting("override the method's budget")] = None
     options: Options = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -310,8 +290,22 @@ class WalkPart(Spec):
     allocation: Annotated[Allocation, AfterValidator(lambda text: parse_allocation(text).text)] = "uniform"
     target: Target = "dense"
     target_damping: TargetDamping | None = None
-    true_sequential: TrueSequential = False
-    min_expert_tokens: MinExpertTokens = 1
+    true_sequential: Annotated[
+        bool,
+        setting(
+            "with target layer, calibrate each layer once those before it in its decoder block are pruned, as target "
+            "dense always does; faster, but needs more memory"
+        ),
+    ] = False
+    min_expert_tokens: Annotated[
+        Whole,
+        setting(
+            "leave an expert dense if fewer calibration tokens than this are routed to it",
+            unit="tokens",
+            metavar="N",
+            ge=1,
+        ),
+    ] = 1
     compute: Compute = "auto"
 
     @model_validator(mode="after")
@@ -334,9 +328,14 @@ class EvaluationPart(Spec):
 
     @model_validator(mode="after")
     def _check_windows(self) -> Self:
-        if self.evaluate is None and self.windows is not None:
-            raise RoseError("--windows limits the windows of --evaluate; give --evaluate too, or leave --windows out.")
+        check_windows(self.evaluate, self.windows)
         return self
+
+
+def check_windows(evaluate: str | None, windows: int | None) -> None:
+    """Raises RoseError for a number of windows without a text to evaluate on."""
+    if evaluate is None and windows is not None:
+        raise RoseError("--windows limits the windows of --evaluate; give --evaluate too, or leave --windows out.")
 
 
 class SavingPart(Spec):
@@ -358,10 +357,9 @@ class TuneSettings(Spec):
     loss: Annotated[Literal["kl", "ce"], setting("kl: towards the dense model; ce: by the text's own next tokens")] = (
         "kl"
     )
-    rate: (
-        Annotated[Real, setting(f"highest learning rate (default: at most {RATE:g}, by steps and weights)", gt=0)]
-        | None
-    ) = None
+    rate: Annotated[
+        Real | None, setting(f"highest learning rate (default: at most {RATE:g}, by steps and weights)", gt=0)
+    ] = None
     batch: Annotated[Whole, setting("windows per step", ge=1)] = 2
     seed: Seed = 0
     compute: Compute = "auto"
@@ -376,12 +374,13 @@ class TuneSettings(Spec):
 class SlimSettings(Spec):
     """Keywords of `rose.prune_structured`."""
 
-    method: SlimMethod = "obs"
+    method: Annotated[
+        Literal["obs", "slimllm", "wanda", "magnitude", "depth"], setting("a structured method, see `rose models`")
+    ] = "obs"
     ratio: Ratio = RATIO
     parts: Parts | None = None
     allocation: Annotated[
-        Literal["uniform", "similarity", "cost"],
-        setting("uniform shapes load everywhere; the others only with rose"),
+        Literal["uniform", "similarity", "cost"], setting("uniform shapes load everywhere; the others only with rose")
     ] = "uniform"
     recovery: Recovery | None = None
     damping: Covariance = DAMPING

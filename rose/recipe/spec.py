@@ -1,11 +1,11 @@
 """Specifications: frozen pydantic models whose fields declare type, limits, unit and help once.
 
-pydantic was chosen over msgspec. msgspec imports in 16 ms instead of 52, but its errors lack the refused value, and
-its limits cannot be read by a program.
+pydantic, not msgspec, whose errors lack the refused value and whose limits cannot be read by a program.
 """
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import os
 from collections.abc import Mapping
@@ -25,6 +25,7 @@ from rose.model.defaults import SOURCES
 from rose.model.packaged import PACKAGED
 from rose.wording import sentence
 
+LIMITS = ("ge", "gt", "le", "lt")
 SHOWN = 80  # characters of a refused value
 PLAIN: dict[str, Any] = {
     "label": "", "unit": "", "changes": True, "kept": True, "path": False, "form": "", "flag": "", "metavar": "",
@@ -42,37 +43,20 @@ Whole = Annotated[int, BeforeValidator(_number)]
 Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 
 
-def setting(
-    description: str,
-    *,
-    label: str = "",
-    unit: str = "",
-    changes: bool = True,
-    kept: bool = True,
-    path: bool = False,
-    form: Literal["", "words", "commas", "pairs", "place"] = "",
-    flag: str = "",
-    metavar: str = "",
-    **limits: float,
-) -> Any:
-    """Metadata of a field, for `Annotated`.
+def setting(description: str, **options: Any) -> Any:
+    """Metadata of a field, for `Annotated`: one line of help, limits `ge`, `gt`, `le` and `lt`, and of these
 
-    Args:
-        description: one line of help.
-        label: name in a form; by default the field's.
-        unit: of a number.
-        changes: whether the field can change results.
-        kept: whether a recipe file holds it; output folders are not kept.
-        path: whether it may name a file or folder. A recipe file holds absolute paths.
-        form: spelling on a command line: "words" for several words, "commas" for A,B, "pairs" for repeated NAME=VALUE,
-            "place" for a positional argument.
-        flag: name of the option, if not the field's.
-        metavar: placeholder in help.
-        limits: `ge`, `gt`, `le`, `lt`.
+    label, flag, metavar: name in a form and of the option, by default the field's; placeholder in the help.
+    unit: of a number.
+    changes: whether the field can change results; True by default.
+    kept: whether a recipe file holds it, as by default; output folders are not kept.
+    path: whether it may name a file or folder. A recipe file holds absolute paths.
+    form: spelling on a command line: "words" for several words, "commas" for A,B, "pairs" for repeated NAME=VALUE,
+        "place" for a positional argument.
     """
-    values = dict(zip(PLAIN, (label, unit, changes, kept, path, form, flag, metavar), strict=True))
-    extra = {name: value for name, value in values.items() if value != PLAIN[name]}
-    return Field(description=description, json_schema_extra=extra, **limits)  # type: ignore[call-overload]
+    limits = {name: options.pop(name) for name in LIMITS if name in options}
+    assert options.keys() <= PLAIN.keys(), options
+    return Field(description=description, json_schema_extra=options, **limits)
 
 
 class Spec(BaseModel):
@@ -107,15 +91,21 @@ class Spec(BaseModel):
         return {name: _absolute(value) if fields[name].extra["path"] else value for name, value in values.items()}
 
     @classmethod
+    def add_options(cls, parser: argparse.ArgumentParser) -> None:
+        """Adds an option for every field. Values stay texts: the specification reads them, in one place for all."""
+        for field in cls.fields().values():
+            field.add_option(parser)
+
+    @classmethod
     @cache
     def fields(cls) -> dict[str, SpecField]:
         """Every field, by name."""
         return {name: SpecField.of(name, info) for name, info in cls.model_fields.items()}
 
-    @property
-    def given(self) -> list[str]:
-        """Fields that were given, and not left to their defaults, in their order."""
-        return [name for name in self.fields() if name in self.model_fields_set]
+    def given(self, *names: str) -> str:
+        """The options among these fields that were given, and not left to their defaults: "--samples and --seed"."""
+        among = self.model_fields_set.intersection(names)
+        return " and ".join(field.option for name, field in self.fields().items() if name in among)
 
 
 def _absolute(value: Any) -> Any:
@@ -153,20 +143,18 @@ class SpecField:
 
     @classmethod
     def of(cls, name: str, info: FieldInfo) -> SpecField:
-        kind, described = info.annotation, [info]
+        kind, described = info.annotation, list[FieldInfo]()
         if get_origin(kind) in (Union, UnionType):  # of `X | None`: X says it
             kind = next(option for option in get_args(kind) if option is not NoneType)
         if get_origin(kind) is Annotated:
             kind, *metadata = get_args(kind)
-            described += [entry for entry in metadata if isinstance(entry, FieldInfo)]
-        extra: dict[str, Any] = {**PLAIN}
-        limits: dict[str, float] = {}
-        description = ""
-        for entry in described:
+            described = [entry for entry in metadata if isinstance(entry, FieldInfo)]
+        extra, limits, description = {**PLAIN}, dict[str, float](), ""
+        for entry in [*described, info]:  # the outermost says it last
             description = entry.description or description
             extra |= entry.json_schema_extra if isinstance(entry.json_schema_extra, dict) else {}
             for limit in entry.metadata:
-                limits |= {n: getattr(limit, n) for n in ("ge", "gt", "le", "lt") if hasattr(limit, n)}
+                limits |= {n: getattr(limit, n) for n in LIMITS if hasattr(limit, n)}
         each = get_args(kind)[0] if get_origin(kind) is tuple else kind
         choices = get_args(each) if get_origin(each) is Literal else ()
         default = None if info.is_required() else info.get_default(call_default_factory=True)
@@ -176,6 +164,29 @@ class SpecField:
     def option(self) -> str:
         """The option of the command line."""
         return "--" + (self.extra["flag"] or self.name).replace("_", "-")
+
+    def add_option(self, parser: argparse.ArgumentParser) -> None:
+        """Adds this field to a command line. The help has the default where there is one to tell."""
+        text, default, form = self.description, self.default, self.extra["form"]
+        if not (self.is_required or default in (None, False, {}, ()) or "(default:" in text):
+            text += f" (default: {','.join(map(str, default)) if isinstance(default, tuple) else default})"
+        options: dict[str, Any] = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS}
+        if self.extra["metavar"]:
+            options["metavar"] = self.extra["metavar"]
+        if form == "place":
+            if get_origin(self.kind) is tuple or not self.is_required:
+                options["nargs"] = "?" if get_origin(self.kind) is not tuple else "+" if self.is_required else "*"
+            parser.add_argument(self.name, **options)
+            return
+        if self.kind is bool:
+            options["action"] = "store_true"
+        elif form == "words":
+            options["nargs"] = "*" if self.name == "tasks" else "+"
+        elif form == "pairs":
+            options["action"] = "append"
+        if self.choices and form != "commas":
+            options["metavar"] = f"{{{','.join(map(str, self.choices))}}}"  # which the specification checks
+        parser.add_argument(self.option, dest=self.name, required=self.is_required, **options)
 
     @property
     def label(self) -> str:

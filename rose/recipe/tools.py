@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from rose.diffusion.steps import MAX_STEPS, PACKAGES
 from rose.diffusion.steps import STEPS as DENOISING_STEPS
 from rose.layer.pattern import DAMPING
-from rose.recipe.parts import (
-    BlockSize,
-    Covariance,
-    File,
-    MethodPart,
-    Multiple,
-    Name,
-    Output,
-    Parts,
-    Ratio,
-    Recovery,
-    Sparsity,
-    one_or_several,
-)
-from rose.recipe.spec import Real, Spec, Whole, setting
+from rose.recipe import parts as part
+from rose.recipe.spec import Real, Spec, SpecField, Whole, setting
 from rose.recipe.steps import STEPS, Json
 
-Folder = Annotated[Name, setting("folder of the model", form="place", metavar="FOLDER")]
-Prompts = Annotated[Name, setting("what to draw, one prompt a line", metavar="FILE.txt")]
+Folder = Annotated[part.Name, setting("folder of the model", form="place", metavar="FOLDER")]
+Prompts = Annotated[part.Name, setting("what to draw, one prompt a line", metavar="FILE.txt")]
 PACKAGED = "garments"
+ABSENT = "–"  # a value that a recipe does not have
 
 
 class Models(Spec):
@@ -42,10 +31,10 @@ class RunRecipe(Spec):
 
     run: ClassVar[str] = "run"
 
-    recipe: Annotated[Name, setting("a recipe.yaml, or a folder that has one", form="place", metavar="RECIPE")]
+    recipe: Annotated[part.Name, setting("a recipe.yaml, or a folder that has one", form="place", metavar="RECIPE")]
     changes: Annotated[
         tuple[str, ...],
-        BeforeValidator(one_or_several),
+        BeforeValidator(part.one_or_several),
         setting(
             "fields to change, such as sparsity=0.5; of several steps 2.sparsity=0.5 changes the second; output=FOLDER "
             "says where the result goes",
@@ -61,11 +50,11 @@ class WriteReport(Spec):
     run: ClassVar[str] = "report"
 
     folders: Annotated[
-        tuple[Name, ...],
-        BeforeValidator(one_or_several),
+        tuple[part.Name, ...],
+        BeforeValidator(part.one_or_several),
         setting("folder that analyze, prune, slim or tune has written", form="place", metavar="FOLDER"),
     ]
-    output: Annotated[File, setting("needs no network to be read", metavar="FILE.html")]
+    output: Annotated[part.File, setting("needs no network to be read", metavar="FILE.html")]
 
 
 class Inspect(Spec):
@@ -74,13 +63,12 @@ class Inspect(Spec):
     run: ClassVar[str] = "inspect"
 
     file: Annotated[
-        Name, setting("folder, .safetensors or .gguf file, packed or not", form="place", metavar="FILE", path=True)
+        part.Name, setting("folder, .safetensors or .gguf file, packed or not", form="place", metavar="FILE", path=True)
     ]
-    other: (
-        Annotated[Name, setting("say how the tensors of this one differ", form="place", metavar="OTHER", path=True)]
-        | None
-    ) = None
-    output: Annotated[File, setting("write a row for every tensor", metavar="FILE.csv")] | None = None
+    other: Annotated[
+        part.Name | None, setting("say how the tensors of this one differ", form="place", metavar="OTHER", path=True)
+    ] = None
+    output: Annotated[part.File, setting("write a row for every tensor", metavar="FILE.csv")] | None = None
     json_file: Json | None = None
 
 
@@ -90,7 +78,7 @@ class Pack(Spec):
     run: ClassVar[str] = "pack"
 
     folder: Folder
-    output: Annotated[Output, Field(description="default: FOLDER-packed")] | None = None
+    output: Annotated[part.Output, Field(description="default: FOLDER-packed")] | None = None
 
 
 class Unpack(Spec):
@@ -99,7 +87,7 @@ class Unpack(Spec):
     run: ClassVar[str] = "unpack"
 
     folder: Folder
-    output: Annotated[Output, Field(description="default: FOLDER-unpacked")] | None = None
+    output: Annotated[part.Output, Field(description="default: FOLDER-unpacked")] | None = None
 
 
 class Export(Spec):
@@ -115,7 +103,7 @@ class Export(Spec):
     embeddings: Annotated[
         Literal["auto", "f32"], setting("as llama.cpp stores them in a file of this type, or exact")
     ] = "auto"
-    output: Annotated[File, setting("default: FOLDER-TYPE.gguf", metavar="FILE.gguf")] | None = None
+    output: Annotated[part.File, setting("default: FOLDER-TYPE.gguf", metavar="FILE.gguf")] | None = None
 
 
 class App(Spec):
@@ -129,7 +117,7 @@ class App(Spec):
 class DrawingPart(Spec):
     """A diffusion model, and how it draws."""
 
-    model: Annotated[Name, setting("packaged name, Hub id or folder")] = PACKAGED
+    model: Annotated[part.Name, setting("packaged name, Hub id or folder")] = PACKAGED
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], setting("number format of the weights")] = "float32"
     steps: Annotated[Whole, setting("denoising steps", ge=1, le=MAX_STEPS)] = DENOISING_STEPS
     seed: Annotated[Whole, setting("seed of the noise", ge=0, le=2**63 - 1)] = 0
@@ -145,18 +133,18 @@ class PicturesPart(Spec):
     packages: Annotated[Whole, setting("groups of layers, pruned one after another", ge=1)] = PACKAGES
     prompts: Annotated[Prompts, Field(description="calibration prompts, one a line")] | None = None
     samples: Annotated[Whole, setting("calibration pictures", ge=1)] = 50
-    output: Annotated[Output, Field(description="new folder for the pipeline")]
+    output: Annotated[part.Output, Field(description="new folder for the pipeline")]
 
 
-class DiffusePrune(PicturesPart, MethodPart, DrawingPart):
+class DiffusePrune(PicturesPart, part.MethodPart, DrawingPart):
     """Prune a pipeline's transformer or UNet and save the pipeline."""
 
     run: ClassVar[str] = "diffuse prune"
 
-    sparsity: Sparsity = "0.5"
-    block_size: (
-        Annotated[BlockSize, Field(description="columns per block (default: 128, fewer in a small model)")] | None
-    ) = None  # type: ignore[assignment]
+    sparsity: part.Sparsity = "0.5"
+    block_size: Annotated[
+        part.BlockSize | None, Field(description="columns per block (default: 128, fewer in a small model)")
+    ] = None  # type: ignore[assignment]
 
 
 class DiffuseSlim(PicturesPart, DrawingPart):
@@ -165,11 +153,11 @@ class DiffuseSlim(PicturesPart, DrawingPart):
     run: ClassVar[str] = "diffuse slim"
 
     method: Annotated[Literal["obs", "slimllm", "wanda", "magnitude"], setting("a structured method")] = "obs"
-    ratio: Ratio = 0.2
-    parts: Parts | None = None
-    recovery: Recovery | None = None
-    damping: Covariance = DAMPING
-    multiple: Multiple = 8
+    ratio: part.Ratio = 0.2
+    parts: part.Parts | None = None
+    recovery: part.Recovery | None = None
+    damping: part.Covariance = DAMPING
+    multiple: part.Multiple = 8
 
 
 class DiffuseSample(DrawingPart):
@@ -177,13 +165,15 @@ class DiffuseSample(DrawingPart):
 
     run: ClassVar[str] = "diffuse sample"
 
-    classes: Annotated[Name, setting("of the packaged model: names of garments, or numbers", metavar="A,B")] | None = (
-        None
-    )
+    classes: Annotated[
+        part.Name | None, setting("of the packaged model: names of garments, or numbers", metavar="A,B")
+    ] = None
     prompts: Prompts | None = None
     count: Annotated[Whole, setting("pictures, classes in turn", ge=1)] = 10
-    beside: Annotated[Name, setting("draw the same from the same noise in a row above", metavar="MODEL")] | None = None
-    output: Annotated[File, setting("the picture", metavar="FILE.png")]
+    beside: Annotated[
+        part.Name | None, setting("draw the same from the same noise in a row above", metavar="MODEL")
+    ] = None
+    output: Annotated[part.File, setting("the picture", metavar="FILE.png")]
 
 
 class DiffuseEvaluate(DrawingPart):
@@ -191,9 +181,9 @@ class DiffuseEvaluate(DrawingPart):
 
     run: ClassVar[str] = "diffuse evaluate"
 
-    dense: Annotated[Name, setting("to measure the drift from", metavar="MODEL")] = PACKAGED
+    dense: Annotated[part.Name, setting("to measure the drift from", metavar="MODEL")] = PACKAGED
     count: Annotated[Whole, setting("pictures", ge=1)] = 200
-    output: Annotated[File, setting("write the scores to this file", metavar="FILE.json")] | None = None
+    output: Annotated[part.File, setting("write the scores to this file", metavar="FILE.json")] | None = None
 
 
 SPECS: dict[str, type[Spec]] = {spec.run: spec for spec in STEPS} | {
@@ -206,3 +196,32 @@ _TOOLS = (RunRecipe, WriteReport, Inspect, Pack, Unpack, Export, *_DIFFUSION, Ap
 _ALL: tuple[type[Spec], ...] = (Models, *STEPS, *_TOOLS)
 COMMANDS = {spec.run: spec for spec in _ALL}
 """What the command line can do, by name, in the order of its help."""
+
+
+def settings_beside(
+    recipes: Sequence[Mapping[str, Any]], *, only_different: bool = False
+) -> list[tuple[SpecField, list[str]]]:
+    """Each declared field that a recipe has, and its value in every recipe as text, "–" where a recipe has none.
+
+    `recipes` are those of `RunReport`: "run" and the values of its fields.
+    """
+    runs = {str(recipe.get("run")) for recipe in recipes}
+    specs = [spec for name, spec in SPECS.items() if name in runs] or list(SPECS.values())
+    fields = {name: field for spec in reversed(specs) for name, field in spec.fields().items()}
+    rows = [
+        (fields[name], [setting_text(recipe.get(name)) for recipe in recipes])
+        for name in dict.fromkeys(name for spec in specs for name in spec.fields())
+        if fields[name].extra["kept"] and any(recipe.get(name) is not None for recipe in recipes)
+    ]
+    return [row for row in rows if not only_different or len(set(row[1])) > 1]
+
+
+def setting_text(value: Any) -> str:
+    """A value of a recipe for people: "0.7", "yes", "a, b", "rank_ratio=0.3"; "–" for None."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={setting_text(each)}" for name, each in value.items()) or ABSENT
+    if isinstance(value, list | tuple):
+        return ", ".join(map(setting_text, value)) or ABSENT
+    return ABSENT if value is None else f"{value:g}" if isinstance(value, float) else str(value)

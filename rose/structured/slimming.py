@@ -30,7 +30,7 @@ from rose.model.network.precision import Precision
 from rose.model.progress import Meter, ProgressCallback, part_callback
 from rose.model.run.checkpoint import FORMAT, DiskStorage, describe_inputs, open_checkpoint, report_inputs
 from rose.model.walk.sequential import visit_sequentially
-from rose.model.walk.storage import BIAS, Storage, dense_streams, lay_over
+from rose.model.walk.storage import BIAS, Storage, lay_over
 from rose.model.walk.walk import BlockStatistics, check_streams, start_walk
 from rose.model.workers import Workers
 from rose.recipe.parts import SlimSettings
@@ -329,12 +329,15 @@ class SlimRun:
     def walk(self, streams: Mapping[str, Tensor], progress: ProgressCallback | None = None) -> list[PartRecord]:
         """Reduces every part, then cuts the model; `streams`: as from `check_streams`."""
         storage, method = self.kept, structured_method(self.settings.method)
-        dense = dense_streams(streams, self.settings.target == "dense", storage.dense_activations)
         read = layers_read(method, [part for of_block in self.wanted.values() for part, _ in of_block.values()])
         layers = self.network.select([layer.name for layer in read])
         with self.reduction:
-            records = self._go_on(dense.batches(streams))
-            walk = start_walk(self.network, streams, layers, progress, storage=storage, dense=dense)
+            records = [PartRecord(**record) for record in storage.take_up(list(self.wanted))]
+            has_dense_targets = self.settings.target == "dense"
+            walk = start_walk(
+                self.network, streams, layers, progress, storage=storage, has_dense_targets=has_dense_targets,
+                note=self._note,
+            )  # fmt: skip
             with closing(visit_sequentially(walk)) as visits:
                 for block in visits:
                     records += self._visit(block, walk.meter)
@@ -343,16 +346,10 @@ class SlimRun:
         self._cut()
         return records
 
-    def _go_on(self, dense: Mapping[str, int]) -> list[PartRecord]:
-        """Takes over an earlier run's finished blocks; a streamed block is overlaid when it is read."""
-        records: list[PartRecord] = []
-        for index, tensors, of_block in self.kept.finished_blocks(list(self.wanted), dense):
-            for part, shape in self.wanted[index].values():
-                self.reduction.note(part, tensors[part.output.name + KEPT], shape)
-            if not self.network.is_streamed:
-                lay_over(self.network.layers, tensors)
-            records += [PartRecord(**record) for record in of_block]
-        return records
+    def _note(self, index: int, tensors: Mapping[str, Tensor]) -> None:
+        """Notes the cuts of a decoder block that an earlier run has finished."""
+        for part, shape in self.wanted[index].values():
+            self.reduction.note(part, tensors[part.output.name + KEPT], shape)
 
     def _visit(self, block: BlockStatistics, meter: Meter) -> list[PartRecord]:
         """Reduces the parts whose output projections are next; keeps the decoder block after its last part."""

@@ -38,7 +38,7 @@ from rose.model.measure.damage import dense_weights
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision
 from rose.model.tune import task, tuning
-from rose.model.tune.tuning import divergence
+from rose.model.tune.task import divergence
 from rose.model.walk.forward import Boundaries
 from rose.model.walk.storage import token_drift
 from rose.verdicts import Result

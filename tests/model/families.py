@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from rose.errors import Cancelled
 from rose.model.network.network import Network
 from rose.model.progress import Progress
-from rose.model.walk.storage import MemoryActivations, dense_streams
 from rose.model.walk.walk import Walk, check_streams, start_walk
 from tests.tiny import byte_tokenizer
 
@@ -188,5 +187,4 @@ def begin_walk(
     """A walk over these layers, towards dense targets where `is_dense`."""
     network = Network(model)
     streams = check_streams(network, tokens, held_out)
-    along = dense_streams(streams, True, MemoryActivations()) if is_dense else None
-    return start_walk(network, streams, network.select(layers), dense=along)
+    return start_walk(network, streams, network.select(layers), has_dense_targets=True if is_dense else None)

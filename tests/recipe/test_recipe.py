@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 import rose
 from rose import cli
 from rose.recipe import Recipe
-from rose.recipe.options import add_options, read_options
 from rose.recipe.spec import Spec
 from rose.recipe.steps import Analyze, CheckCopies, Evaluate, Prune, Slim, Tune
 from rose.recipe.tools import COMMANDS, SPECS
@@ -94,16 +93,16 @@ def test_every_field_is_an_option(spec: type[Spec]) -> None:
     import argparse
 
     parser = argparse.ArgumentParser()
-    add_options(parser, spec)
+    spec.add_options(parser)
     needed = {"dense": "d", "pruned": "p", "evaluate": "packaged"}
     given: list[str] = ["--text", "packaged"] if spec is Evaluate else []
     for name, field in spec.fields().items():
         if field.is_required:
             value = needed.get(name, "x")
             given += [value] if field.extra["form"] == "place" else [field.option, value]
-    asked = read_options(spec, parser.parse_args(given))
+    asked = spec(**vars(parser.parse_args(given)))
     assert asked.to_dict().keys() == {name for name, field in spec.fields().items() if field.extra["kept"]}
-    assert set(asked.given) - {"text"} == {name for name, field in spec.fields().items() if field.is_required}
+    assert asked.model_fields_set - {"text"} == {name for name, field in spec.fields().items() if field.is_required}
 
 
 def test_steps_use_the_output_of_the_step_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

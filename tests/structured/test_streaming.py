@@ -150,13 +150,13 @@ def test_going_on_gives_the_same_weights_and_report(family, options, tmp_path):
     assert run(family, tmp_path, **options) == expected
 
 
-def test_finished_blocks_are_not_run_again_and_prices_not_computed_again(tmp_path):
+def test_finished_blocks_are_not_reduced_again_and_prices_not_computed_again(tmp_path):
     expected = run("gemma3", None)
     interrupt(tmp_path)
     events: list[rose.Progress] = []
     assert run("gemma3", tmp_path, progress=events.append) == expected
     assert {event.stage for event in events} <= {"embed", "calibrate", "propagate", "prune", "done"}
-    assert {event.block_index for event in events} == {2, 3}
+    assert {event.block_index for event in events if event.stage == "prune"} == {2, 3}
     assert not list(tmp_path.glob("activations*"))
     events.clear()
     assert run("gemma3", tmp_path, progress=events.append) == expected
@@ -169,7 +169,6 @@ def test_a_streamed_run_goes_on(tmp_path):
     model, _ = rose.load_model(folder, stream=True)
     with pytest.raises(rose.Cancelled):
         rose.prune_structured(model, make_tokens(), checkpoint=kept, progress=stop_at("calibrate", 2), **OPTIONS)
-    (kept / "activations-00002" / "calibration-00000.safetensors").unlink()  # so the reduced blocks run again
     for _ in range(2):  # the second time all is done already
         model, tokenizer = rose.load_model(folder, stream=True)
         again = rose.prune_structured(model, make_tokens(), checkpoint=kept, **OPTIONS)

@@ -20,7 +20,7 @@ from rose.model.network.network import Network
 from rose.model.network.precision import FLOAT32, Precision
 from rose.model.network.residual import Writer
 from rose.model.network.stand_ins import hooked
-from rose.model.walk.forward import Arguments, WriterTrace, check_blocks, record_inputs, run_block
+from rose.model.walk.forward import Arguments, check_blocks, record_inputs, run_block, writer_trace
 from rose.model.walk.storage import token_drift
 from rose.model.walk.targets import BatchKey, BlockTargets
 
@@ -105,7 +105,7 @@ class _Passes:
         self.arguments: dict[str, list[list[list[Arguments]]]] = {}
         first = next(iter(streams.values()))
         outputs = [check_blocks(network, first) for network in networks]
-        self.trace = WriterTrace(networks[0], first, outputs[0])
+        self.trace = writer_trace(networks[0], first, outputs[0])
         for stream, tokens in streams.items():
             models = zip(networks, outputs, self.states[stream], strict=True)
             self.arguments[stream] = [
@@ -117,7 +117,7 @@ class _Passes:
         """Runs one decoder block of both models on all batches, and gathers the inputs of its layers."""
         dense, other = block.modules
         with experts_apart(dense), experts_apart(other):
-            writers = self.trace.of(block.index, dense)
+            writers = self.trace(block.index, dense)
             for stream in self.states:
                 lost = _Lost(block.modules, block.pairs, writers, self.precision.products)
                 reading = _PairReading(block.pairs, self.device, self.precision.products, lost)

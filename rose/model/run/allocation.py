@@ -51,13 +51,8 @@ def allocate(
 ) -> dict[str, Pattern]:
     """The pattern of each of the layers to prune; together they remove exactly round(ratio · weights).
 
-    Args:
-        network: of the dense model, which is not changed.
-        dense_blocks: gives statistics of the dense model by decoder block; only OWL calls it.
-        tick: called with the share done, 0 to 1; may raise to stop.
-
-    Raises:
-        RoseError: damages of another model, a layer without damage, or without finite curvature of the loss.
+    `dense_blocks` gives statistics of the dense model, by decoder block, to OWL; `tick` takes the share done and may
+    raise to stop. Raises RoseError for damages of another model, and a layer without damage or finite curvature.
     """
     if allocation.rule == "uniform":
         return {layer.name: pattern for layer in layers}
@@ -108,10 +103,7 @@ def hessian_traces(
 
     For random signs v, the mean of vᵀ(∇²loss)v is the trace; ∇²loss·v is a second backward pass. All layers share a
     probe: terms between layers have mean zero. The loss is the mean cross-entropy of next tokens in a window, averaged
-    over windows. Arithmetic is in the model's dtype, so load it in float32.
-
-    The model moves to the device and back; weights, gradients and flags are restored. Raises RoseError for tokens too
-    short to predict anything, or a layer that none reaches.
+    over windows. Raises RoseError for tokens too short to predict anything, or a layer that none reaches.
     """
     network.check_tokens(tokens, "Sensitivity")
     weights = {layer.name: layer.parameter for layer in layers}
@@ -123,7 +115,12 @@ def hessian_traces(
         totals = torch.zeros(len(layers), dtype=torch.float64)
         for number, window in enumerate(tokens.clone()):  # tensors of inference mode cannot be saved for backward
             products = _probe(model, window.to(network.device), weights, generator)
-            totals += torch.tensor([_sum_of(layer, products[layer.name]) for layer in layers], dtype=torch.float64)
+            sums = []
+            for layer, module in ((layer, layer.module) for layer in layers):
+                part = products[layer.name]
+                part = module.part_of(part) if isinstance(module, ExpertLinear) else part
+                sums.append(float(part.sum(dtype=torch.float32)))
+            totals += torch.tensor(sums, dtype=torch.float64)
             tick((number + 1) / len(tokens))
     return (totals / len(tokens)).tolist()
 
@@ -141,11 +138,6 @@ def _stop_behind(_block: nn.Module, _inputs: Any, output: Any) -> None:
         hidden.register_hook(on_the_way)
 
 
-def _sum_of(layer: PrunableLayer, products: Tensor) -> float:
-    part = layer.module.part_of(products) if isinstance(layer.module, ExpertLinear) else products
-    return float(part.sum(dtype=torch.float32))
-
-
 def _probe(
     model: nn.Module, window: Tensor, parameters: Mapping[str, Tensor], generator: torch.Generator
 ) -> dict[str, Tensor]:
@@ -161,16 +153,14 @@ def _probe(
         for name, weight in parameters.items():
             if id(weight) in missed:
                 raise no_input(name)
-        signs = [_signs(weight, generator) for weight in weights]
+        signs = []
+        for weight in weights:
+            stop_point()
+            signs.append(torch.randint(0, 2, weight.shape, generator=generator).mul(2).sub(1).to(weight))
         slope = torch.stack([(g * v).sum().float() for g, v in zip(gradients, signs, strict=True)]).sum()
         products = torch.autograd.grad(slope, weights)
     by_weight = {key: v * p for key, v, p in zip(unique, signs, products, strict=True)}
     return {name: by_weight[id(weight)] for name, weight in parameters.items()}
-
-
-def _signs(weight: Tensor, generator: torch.Generator) -> Tensor:
-    stop_point()
-    return torch.randint(0, 2, weight.shape, generator=generator).mul(2).sub(1).to(weight)
 
 
 def outlier_share(scores: Sequence[Tensor]) -> float:

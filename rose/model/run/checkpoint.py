@@ -6,16 +6,15 @@ The folder holds
     run-copy.json               the same, in case the first is damaged
     allocation.safetensors      decisions on the dense model: the pattern of each layer, or the shapes to cut to
     block-00007.safetensors     pruned weights of one decoder block's layers, their records, the time spent so far
-    activations-00008/          the inputs of the next decoder block, a file per batch
-    dense/activations-00008/    the same of the dense model, for dense targets and drift
-    drift.json                  drift after each decoder block
+    drift.json                  drift after each decoder block of a run that has ended
+    activations/, dense/        hidden states of the pruned and the dense model while a run is under way
 
-Every file is written under a temporary name, forced to the disk and renamed, so a kill leaves whole files only.
-Hidden states are stored because computing them again takes up to a third of the run. If they are missing or damaged,
-the pruned blocks are run again: only the weights are indispensable.
+Every file is written under a temporary name, forced to the disk and renamed, so a kill leaves whole files only. A
+resumed run passes the finished decoder blocks again, with their stored weights: hidden states are on disk to spare
+memory, not to be resumed from.
 
 Several processes of one run share a folder. The first writes weights; each stores the hidden states of its own samples
-in a folder of its own, such as 1-of-4/.
+in folders of its own, such as dense-1-of-4/.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,10 +40,9 @@ from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network, embedding_norms, language_part, padding
 from rose.model.network.precision import Precision
 from rose.model.run.settings import RunSettings, describe_layer
-from rose.model.walk.storage import HELD_OUT, BlockDrift, DiskActivations, FinishedBlock, Storage, lay_over
+from rose.model.walk.storage import Activations, BlockDrift, Storage, lay_over
 from rose.model.workers import Workers
 from rose.tensor_files import DamagedFile, digest, facts_of, read_tensors, write_tensors
-from rose.wording import count, word
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +63,6 @@ class DiskStorage(Storage):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.folder = folder
-        self.finished: set[int] = set()
 
     def keep(
         self, index: int, tensors: Mapping[str, Tensor], records: Sequence[Mapping[str, Any]], seconds: float
@@ -76,7 +73,6 @@ class DiskStorage(Storage):
         self.finished.add(index)
 
     def read(self, index: int) -> dict[str, Tensor]:
-        """The stored tensors of a finished decoder block; {} for others."""
         if index not in self.finished:
             return {}
         try:
@@ -100,10 +96,9 @@ class RunCheckpoint(DiskStorage):
     def __init__(self, folder: Path, workers: Workers) -> None:
         super().__init__(folder)
         self.workers = workers
-        mine = folder if workers.count == 1 else folder / f"{workers.place}-of-{workers.count}"
-        self.activations: DiskActivations = DiskActivations(mine)
-        # Two rounds: a decoder block that is begun again needs its dense inputs, although its outputs are there too.
-        self.dense_activations: DiskActivations = DiskActivations(mine / "dense", rounds=2)
+        place = f"-{workers.place}-of-{workers.count}" if workers.count > 1 else ""
+        self.activations = Activations(folder / f"activations{place}")
+        self.dense_activations = Activations(folder / f"dense{place}")
 
     def remember(self, compute: Callable[[], str]) -> str:
         path = self.folder / DECISIONS
@@ -121,79 +116,28 @@ class RunCheckpoint(DiskStorage):
         stored = self.workers.from_first(read)
         if stored is not None:
             return stored
-        text = compute()  # nothing is restored yet, so the model is dense
+        text = compute()
         self.workers.from_first(write)
         return text
 
-    def finished_blocks(self, blocks: Sequence[int], dense: Mapping[str, int]) -> Iterator[FinishedBlock]:
-        self.drifts = self._read_drifts()
-        whole, self.newest = self._whole_blocks(blocks, dense)
-        for index in whole:
-            tensors, facts = read_tensors(self._path(index))
-            self.finished.add(index)
+    def take_up(self, blocks: Sequence[int]) -> list[dict[str, Any]]:
+        whole, self.drifts = self.workers.from_first(lambda: (self._whole(blocks), self._read_drifts()))
+        for index, facts in whole.items():
             self.done, self.seconds = index + 1, float(facts["seconds"])
-            yield index, tensors, json.loads(facts["records"])
+        return [record for facts in whole.values() for record in json.loads(facts["records"])]
 
-    def _whole_blocks(self, blocks: Sequence[int], dense: Mapping[str, int]) -> tuple[list[int], int]:
-        """The finished decoder blocks that can be restored, and `newest`.
-
-        If the dense model's hidden states are lost, none can: restoring overwrites the dense weights that would
-        compute them again. Blocks without layers to prune keep theirs, so the inputs of any block between the last
-        finished one and the next with such layers will do.
-        """
-        whole = []
+    def _whole(self, blocks: Sequence[int]) -> dict[int, dict[str, str]]:
+        """What is stored of the decoder blocks before the first that is missing or damaged."""
+        whole: dict[int, dict[str, str]] = {}
         for index in blocks:
             if not self._path(index).exists():
                 break
             try:
-                read_tensors(self._path(index))
+                _, whole[index] = read_tensors(self._path(index))
             except DamagedFile as problem:
                 logger.warning("%s; decoder block %d is pruned again", problem, index)
                 break
-            whole.append(index)
-        done = whole[-1] + 1 if whole else 0
-        newest = blocks[len(whole)] if len(whole) < len(blocks) else done
-        has_drift = HELD_OUT not in dense or done - 1 in self.drifts
-        if dense and not (len(whole) == len(blocks) and has_drift):
-            reached = self.dense_activations.resume(newest, dense) if whole else None
-            if self.workers.all_agree(reached) and reached is not None and reached >= done:
-                newest = reached
-            else:
-                if whole:
-                    self._check_count(range(done, newest + 1))
-                    logger.warning("%s has lost hidden states of the dense model; pruning starts again", self.folder)
-                self.dense_activations.clear()
-                self.drifts, whole, newest = {}, [], blocks[0]
-        if self.workers.all_agree(whole):  # so all have read what the first now removes
-            self.workers.from_first(partial(self._remove, set(blocks) - {*whole}))
-        return whole, newest
-
-    def _check_count(self, useful: range) -> None:
-        """Raises RoseError if another number of processes has the missing hidden states."""
-        for folder in (self.folder, *self.folder.glob("*-of-*")):
-            processes = 1 if folder == self.folder else int(folder.name.partition("-of-")[2])
-            indices = [int(path.name[-5:]) for path in (folder / "dense").glob("activations-?????")]
-            if processes != self.workers.count and any(index in useful for index in indices):
-                raise RoseError(
-                    f"The hidden states in {self.folder} are divided over {count(processes, 'process', 'processes')}; "
-                    f"resume the run with as many, not with {word(self.workers.count)}."
-                )
-
-    def _remove(self, blocks: Iterable[int]) -> None:
-        """Removes blocks to prune again, or a run that stops before them would take them for its own."""
-        with explained(self.folder):
-            for index in blocks:
-                self._path(index).unlink(missing_ok=True)
-
-    def start(self, batches: Mapping[str, int]) -> int | None:
-        first = self.activations.resume(self.newest, batches)
-        return first if self.workers.all_agree(first) else None
-
-    def keep(
-        self, index: int, tensors: Mapping[str, Tensor], records: Sequence[Mapping[str, Any]], seconds: float
-    ) -> None:
-        self.workers.from_first(partial(super().keep, index, tensors, records, seconds))
-        self.finished.add(index)
+        return whole
 
     def _read_drifts(self) -> dict[int, BlockDrift]:
         try:
@@ -202,17 +146,19 @@ class RunCheckpoint(DiskStorage):
             return {}
         return {row.block_index: row for row in rows}
 
-    def add_drift(self, drift: BlockDrift) -> None:
-        super().add_drift(drift)
+    def keep(
+        self, index: int, tensors: Mapping[str, Tensor], records: Sequence[Mapping[str, Any]], seconds: float
+    ) -> None:
+        self.workers.from_first(partial(super().keep, index, tensors, records, seconds))
+        self.finished.add(index)
+
+    def finish(self) -> None:
+        """Weights and records stay: the same command ends at once."""
         text = json.dumps([dataclasses.asdict(row) for row in self.drifts.values()])
         with explained(self.folder):
             self.workers.from_first(partial(write_atomically, self.folder / DRIFT, text.encode()))
-
-    def finish(self) -> None:
-        self.activations.clear()  # weights and records stay: the same command ends at once
-        shutil.rmtree(self.dense_activations.folder, ignore_errors=True)
-        if self.workers.place == 0:
-            for folder in self.folder.glob("*-of-*"):
+        if self.workers.place == 0:  # for all processes, also if an earlier run had more
+            for folder in (*self.folder.glob("activations*"), *self.folder.glob("dense*")):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -239,19 +185,16 @@ def open_checkpoint(
     A streamed network reads its pruned weights back from it. `run` describes the run (see `describe_run`) and is only
     called if there is a folder. Raises RoseError for a folder of another run, in use, or not writable.
     """
-    residence = network.residence
-    write = partial(lay_over, network.layers)
-    if folder is not None:
-        with claimed(folder, run) as path:
-            storage = RunCheckpoint(path, Workers.here())
-            residence.overlay(lambda index: write(storage.read(index)), storage.finished, path.resolve())
-            yield storage
-    elif residence.scratch is None:
+    residence, is_kept = network.residence, folder is not None
+    if folder is None and residence.scratch is None:
         yield Storage()
-    else:
-        scratch = DiskStorage(Path(tempfile.mkdtemp(dir=residence.scratch)))
-        residence.overlay(lambda index: write(scratch.read(index)), scratch.finished, None)
-        yield scratch
+        return
+    scratch = nullcontext(Path(tempfile.mkdtemp(dir=residence.scratch))) if folder is None else claimed(folder, run)
+    with scratch as path:
+        storage = RunCheckpoint(path, Workers.here()) if is_kept else DiskStorage(path)
+        revise = lambda index: lay_over(network.layers, storage.read(index))  # noqa: E731
+        residence.overlay(revise, storage.finished, path.resolve() if is_kept else None)
+        yield storage
 
 
 @contextmanager
@@ -260,25 +203,12 @@ def claimed(folder: str | Path, run: Callable[[], Mapping[str, Any]]) -> Iterato
     path = reachable(folder)
     if path.is_file():
         raise RoseError(f"{path} is a file, and a checkpoint is a folder; name one.")
-    lock = FileLock(path / "lock")
+    lock = FileLock(path / "lock")  # the system releases it when the process ends, however it ends
     try:
-        Workers.here().from_first(partial(_begin, path, lock, run))
+        Workers.here().from_first(partial(_claim, path, lock, run))
         yield path
     finally:
         lock.release()
-
-
-def _begin(folder: Path, lock: BaseFileLock, run: Callable[[], Mapping[str, Any]]) -> None:
-    """Locks the folder for this run. The system releases the lock when the process ends, however it ends."""
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        if not Path(lock.lock_file).exists():  # a refused folder gets none
-            _is_begun(folder)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout as problem:
-            raise RoseError(f"Another run is using the checkpoint in {folder}; wait for it to end.") from problem
-    _claim(folder, json.loads(json.dumps(run())))
 
 
 def _is_begun(folder: Path) -> bool:
@@ -290,8 +220,17 @@ def _is_begun(folder: Path) -> bool:
     return begun
 
 
-def _claim(folder: Path, run: Mapping[str, Any]) -> None:
-    """Checks that the folder belongs to this run, and removes unfinished files of a killed one."""
+def _claim(folder: Path, lock: BaseFileLock, describe: Callable[[], Mapping[str, Any]]) -> None:
+    """Locks the folder, checks that it belongs to this run, and removes unfinished files of a killed one."""
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not Path(lock.lock_file).exists():  # a refused folder gets none
+            _is_begun(folder)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as problem:
+            raise RoseError(f"Another run is using the checkpoint in {folder}; wait for it to end.") from problem
+    run = json.loads(json.dumps(describe()))
     with explained(folder):
         begun = _is_begun(folder)
     before = _described(folder) if begun else run
@@ -310,25 +249,27 @@ def _claim(folder: Path, run: Mapping[str, Any]) -> None:
     text = json.dumps(run, indent=1).encode()
     with explained(folder):
         for leftover in folder.glob(f"*{TEMPORARY}"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            leftover.unlink()
         for path in map(folder.joinpath, DESCRIPTIONS):
             if not path.exists() or path.read_bytes() != text:
                 write_atomically(path, text)
 
 
 def _difference(name: str, run: Mapping[str, Any], before: Mapping[str, Any]) -> str:
-    if name == "command":
-        return f"that of {before.get(name, 'prune')}, not of {run.get(name, 'prune')}"
-    if name == "model" and run.get("command") == "tune":
-        return "the pruned model's weights differ (a tuning that was stopped has changed them in memory: load it again)"
-    if name == "model":
-        return "the model's weights differ (it must be loaded dense, as it was when the run began)"
-    if name == "dense":
-        return "the dense model's weights differ"
-    if name == "format":
-        return "another version of this program began it, and would go on to other weights"
-    if name in ("tokens", "held_out", "layers", "damages"):
-        return f"the {name.replace('_', '-')} differ"
+    model = "the model's weights differ (it must be loaded dense, as it was when the run began)"
+    if run.get("command") == "tune":
+        model = (
+            "the pruned model's weights differ (a tuning that was stopped has changed them in memory: load it again)"
+        )
+    sentences = {
+        "command": f"that of {before.get(name, 'prune')}, not of {run.get(name, 'prune')}",
+        "model": model,
+        "dense": "the dense model's weights differ",
+        "format": "another version of this program began it, and would go on to other weights",
+        **{name: f"the {name.replace('_', '-')} differ" for name in ("tokens", "held_out", "layers", "damages")},
+    }
+    if name in sentences:
+        return sentences[name]
     old, new = before.get(name), run.get(name)
     if name in ("compute", "products"):
         return f"matrix products were computed in {old} there and are in {new} now (compute {old} asks for that)"

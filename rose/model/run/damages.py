@@ -14,10 +14,9 @@ class DamageRecord:
     """The model's loss by one unit.
 
     Attributes:
-        unit: name of the layer, or of the decoder block; "*" for all units at once.
-        block_index: its decoder block, −1 for the whole.
+        unit: name of the layer, or of the decoder block; "*" for all units at once, with block_index −1.
         projection: the layer's name within the block; "" for a block and the whole.
-        weights, sparsity: the unit's number of weights, and the fraction that is removed (or restored).
+        sparsity: the fraction of the unit's weights that is removed (or restored).
         relative_error, held_out_error: ‖ΔW Xᵀ‖²/‖W Xᵀ‖² on calibration and on window tokens, mean over its layers.
         output_error: ‖ΔW x‖² in units of the layer's output, mean over window tokens, summed over layers.
         drift: ‖Δh‖²/‖h‖² of the residual stream after the block, mean over window tokens; NaN for the whole.
@@ -26,7 +25,6 @@ class DamageRecord:
         damage: `delta_loss` of a pruned unit, −`delta_loss` of a restored one.
         standard_error: of both, over windows; NaN for one window.
         perplexity_ratio: exp(delta_loss).
-        seconds: pruning and measuring.
         cautions: on its layers, see `rose.verdicts.in_brief`.
         massive: its layers' massive activations: channels, and the error with and without them.
     """

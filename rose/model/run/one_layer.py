@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Unpack
 
-from torch import Tensor
-
 from rose.layer import error
 from rose.layer.error import MassiveActivation
 from rose.layer.hessian import sampling_damping
@@ -129,7 +127,9 @@ def record_of(
     before, dead = int(layer.weight.eq(0).sum()) / layer.weight.numel(), plan.hessian_diagonal.eq(0)
     sparsity = result.sparsity
     if before or bool(dead.any()):
-        sparsity = max(sparsity, _share_removed(layer.weight, result, dead))
+        device = result.mask.device  # zeros that come from rounding do not count
+        removed = result.mask | layer.weight.eq(0).to(device) | dead.to(device)
+        sparsity = max(sparsity, float((result.weight.eq(0) & removed).double().mean()))
     from_result = {
         "relative_error": result.relative_error,
         "held_out_error": None,
@@ -143,13 +143,6 @@ def record_of(
         rounding_error=result.rounding_error, massive=massive_text(massive) if massive else "",
         error_without_massive=massive.error if massive else None, **from_result | fields,
     )  # fmt: skip
-
-
-def _share_removed(weight: Tensor, result: LayerResult, dead: Tensor) -> float:
-    """Share of weights that are zero now and were removed, dead or zero before; zeros from rounding do not count."""
-    device = result.mask.device
-    removed = result.weight.eq(0) & (result.mask | weight.eq(0).to(device) | dead.to(device))
-    return float(removed.double().mean())
 
 
 def _place(layer: PrunableLayer) -> dict[str, Any]:

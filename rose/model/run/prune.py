@@ -5,10 +5,11 @@ Each layer is calibrated on the outputs of the pruned blocks below it, as in Spa
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
@@ -16,13 +17,13 @@ from typing import Any, Unpack
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.layer.methods import BasicOptions, Known, Settings, make_settings
+from rose.layer.methods import BasicOptions, Known, make_settings
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import damping_or_rule
 from rose.model.defaults import ALLOCATIONS
 from rose.model.network.heads import rotated_heads
-from rose.model.network.layers import LowRank, PrunableLayer
+from rose.model.network.layers import LowRank, PrunableLayer, by_block, low_rank_tensors
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT
 from rose.model.progress import Meter, ProgressCallback, part_callback
@@ -31,7 +32,6 @@ from rose.model.run.checkpoint import begun_with, describe_run, open_checkpoint,
 from rose.model.run.one_layer import dense_record, is_left_dense, prune_in
 from rose.model.run.settings import RunOptions, RunSettings, describe_layer, run_settings
 from rose.model.walk.sequential import visit_sequentially
-from rose.model.walk.storage import dense_streams
 from rose.model.walk.walk import (
     LEAVE_OUT,
     BlockStatistics,
@@ -64,11 +64,10 @@ def prune_model(
             note on the exception counts them. A streamed model is changed when it is saved or read again.
         tokens: calibration tokens, (samples, length) int64.
         layers: names to prune, `*` allowed; None means every prunable layer.
-        held_out: further tokens, (samples, length), to measure errors and drift on. Method "measured" chooses by
-            them, so its held-out error is not an independent estimate.
+        held_out: further tokens to measure errors and drift on. Method "measured" chooses by them.
         progress: called with a `Progress` after every batch and every layer; may raise to stop the run.
-        checkpoint: a folder that keeps every finished decoder block. The same call with the dense model resumes a
-            stopped run there; on the same machine its result is bit-identical. See `rose.model.run.checkpoint`.
+        checkpoint: a folder from which the same call with the dense model resumes a stopped run; on the same machine
+            to the same bits.
 
     Keyword arguments besides, with defaults and choices in `rose.recipe.parts`:
         method, sparsity, block_size, damping, threshold, bits, group, order, budget, options: see `rose.prune_layer`.
@@ -115,7 +114,7 @@ def prune_by(
     streams = check_streams(network, tokens, held_out)
     share = ALLOCATIONS.get(run.allocation.rule, 0.0)
 
-    def dense_patterns() -> dict[str, Pattern]:
+    def dense_patterns() -> str:
         part = part_callback(progress, start, 0, share, "allocate")
         calibration = {"calibration": streams["calibration"]}
 
@@ -124,17 +123,19 @@ def prune_by(
 
         tick = partial(Meter(part, 1, len(selected)).tell, "allocate", 0)
         patterns = allocate(network, tokens, selected, run.layer.pattern, run.allocation, visit, tick)
-        return workers.from_first(lambda: patterns)
+        return json.dumps(workers.from_first(lambda: {name: astuple(each) for name, each in patterns.items()}))
 
     described = partial(describe_run, network, tokens, held_out, selected, run, precision)
     with open_checkpoint(network, checkpoint, described) as storage:
-        patterns = storage.patterns(dense_patterns)
-        dense = dense_streams(streams, run.target == "dense", storage.dense_activations)
-        records = storage.restore(selected, dense.batches(streams))
+        patterns = {name: Pattern(*values) for name, values in json.loads(storage.remember(dense_patterns)).items()}
+        records = [LayerRecord(**record) for record in storage.take_up(list(by_block(selected)))]
         walking = part_callback(progress, start, share, 1) if share else progress
+        way = "with target layer" if run.target == "dense" else "without true-sequential"
+        if not run.sequential:
+            way = "with true-sequential"
         walk = start_walk(
-            network, streams, selected, walking, storage=storage, dense=dense, precision=precision, needs_all=True,
-            remedy=_remedy(run),
+            network, streams, selected, walking, storage=storage, has_dense_targets=run.target == "dense",
+            precision=precision, needs_all=True, remedy=f"prune {way}, or {LEAVE_OUT}",
         )  # fmt: skip
         pruner = _Pruner(run, patterns, walk, start)
         try:
@@ -146,8 +147,13 @@ def prune_by(
             raise
         storage.finish()
     walk.meter.tell("done", walk.last, 1.0)
+    experts, of_experts = {layer.name for layer in selected if layer.is_expert}, dict[str, Any]()
+    if counts := [record.tokens or 0 for record in records if record.layer in experts]:
+        left = sum(count < run.min_expert_tokens for count in counts)
+        of_experts = {"min_expert_tokens": run.min_expert_tokens, "experts_left_dense": left}
+        of_experts["fewest_expert_tokens"] = min(counts)
     results = {
-        **_of_experts(records, {layer.name for layer in selected if layer.is_expert}, run.min_expert_tokens),
+        **of_experts,
         "compute": precision.describe()["compute"],
         **report_inputs(network, tokens, held_out, storage, precision),
         "rotated_heads": rotated_heads(network.model),
@@ -156,21 +162,6 @@ def prune_by(
     }
     settings = {"run": "prune"} | describe_layer(run.layer) | run.describe()
     return RunReport.from_records(records, settings, **results)
-
-
-def _of_experts(records: Sequence[LayerRecord], experts: set[str], fewest: int) -> dict[str, Any]:
-    tokens = [record.tokens or 0 for record in records if record.layer in experts]
-    if not tokens:
-        return {}
-    left = sum(number < fewest for number in tokens)
-    return {"min_expert_tokens": fewest, "experts_left_dense": left, "fewest_expert_tokens": min(tokens)}
-
-
-def _remedy(run: RunSettings) -> str:
-    """The user's way out where a layer cannot be calibrated in this mode."""
-    if not run.sequential:
-        return f"prune with true-sequential, or {LEAVE_OUT}"
-    return f"prune {'with target layer' if run.target == 'dense' else 'without true-sequential'}, or {LEAVE_OUT}"
 
 
 @dataclass(frozen=True)
@@ -192,7 +183,10 @@ class _Pruner:
         names = [layer.name for layer in layers]
         records = sorted(self.done, key=lambda record: names.index(record.layer))
         self.done.clear()
-        storage.add(block.block_index, layers, records, storage.seconds + time.perf_counter() - self.start)
+        tensors = {layer.name: layer.weight for layer in layers}
+        tensors |= low_rank_tensors((layer.name, layer.module) for layer in layers)
+        seconds = storage.seconds + time.perf_counter() - self.start
+        storage.keep(block.block_index, tensors, [asdict(record) for record in records], seconds)
         return records
 
     def _prune(self, block: BlockStatistics) -> list[LayerRecord]:
@@ -240,7 +234,7 @@ def analyze_model(
     held_out: Tensor | None = None,
     compute: str = DEFAULT,
     progress: ProgressCallback | None = None,
-    seen: Callable[[PrunableLayer, InputStatistics, LayerRecord], None] | None = None,
+    seen: Callable[[PrunableLayer, InputStatistics, LayerRecord], Any] = lambda *_seen: None,
     **basic: Unpack[BasicOptions],
 ) -> Generator[LayerRecord, None, None]:
     """Prunes every chosen layer by each method on the dense model's inputs; the model is not changed.
@@ -255,29 +249,22 @@ def analyze_model(
     settings = [make_settings(method, **basic) for method in dict.fromkeys(several(methods))]
     blocks = visit_blocks(model, tokens, layers=layers, held_out=held_out, compute=compute, progress=progress)
 
+    def measure(block: BlockStatistics, number: int) -> list[LayerRecord]:
+        layer = block.layers[number]
+        if is_left_dense(layer, block.calibration):
+            return [dense_record(layer, None, each) for each in settings]
+        shared = Known(layer.weight)
+        records = [prune_in(block, layer, replace(each, known=shared))[1] for each in settings]
+        seen(layer, statistics_of(layer, block.calibration), records[0])
+        return records
+
     def analyze() -> Generator[LayerRecord, None, None]:
         workers = Workers.here()
         with closing(blocks):
             for block in blocks:
                 owners = workers.divide(block.layers, block.calibration)
-                for records in workers.exchange(owners, partial(_measure_all, block, settings, seen)):
+                for records in workers.exchange(owners, partial(measure, block)):
                     yield from records
                 block.let_go()
 
     return analyze()
-
-
-def _measure_all(
-    block: BlockStatistics,
-    settings: Sequence[Settings],
-    seen: Callable[[PrunableLayer, InputStatistics, LayerRecord], None] | None,
-    number: int,
-) -> list[LayerRecord]:
-    layer = block.layers[number]
-    if is_left_dense(layer, block.calibration):
-        return [dense_record(layer, None, each) for each in settings]
-    shared = Known(layer.weight)
-    records = [prune_in(block, layer, replace(each, known=shared))[1] for each in settings]
-    if seen is not None:
-        seen(layer, statistics_of(layer, block.calibration), records[0])
-    return records

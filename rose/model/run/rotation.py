@@ -82,17 +82,12 @@ def rotate_heads(
     The model's output stays the same except for rounding, and no weight is added. Heads that share their values share
     R. A basis that gathers importance in few columns makes pruning of output projections cheaper.
 
-    Args:
-        model: a transformers causal language model, not pruned yet. A run that its callback stops leaves the finished
-            layers rotated. A streamed model is changed when it is saved or read again.
-        tokens: calibration tokens, (samples, length) int64.
+    Args: as for `rose.prune_model`, and
+        model: not pruned yet. A run that its callback stops leaves the finished layers rotated.
         by: settings of several methods that judge together, in place of `judge`.
-        layers: names, `*` allowed; their output projections are rotated. None means all.
         basis: "learned", "gathered", "random" or "random:SEED", see `rose.layer.basis`.
         held_out: further tokens to judge by; by default a quarter of the calibration samples, which then do not
             calibrate.
-        compute: as for `rose.prune_model`.
-        progress: called with a `Progress`; may raise to stop the run.
         judge: `method` and its settings, as for `rose.prune_model`: a layer is rotated only if that method's error
             falls on tokens that did not calibrate it. Without a method all are rotated.
 
@@ -168,9 +163,16 @@ def value_heads(network: Network, layers: Sequence[str] | None = None) -> list[V
             run_alone = partial(run, hidden=states.transpose(0, 1), arguments=alone[index][0])
             run_along = partial(run, hidden=states, arguments=along[index][0])
             for heads in find_value_heads(block, inside, width, run_alone, run_along):
-                if heads.output.name in selected:
-                    _check_dense(heads)
-                    every.append(heads)
+                output = heads.output
+                if output.name not in selected:
+                    continue
+                has = "zeros" if float(output.weight.eq(0).float().mean()) > PRUNED else ""
+                if any(layer.low_rank is not None for layer in (output, heads.values)):
+                    has = "a sparse and a low-rank part"  # whose sum alone would be rotated
+                if has:
+                    spoils = "which a rotation would spoil; rotate heads before a model is pruned"
+                    raise RoseError(f"{output.name} has {has} already, {spoils}.")
+                every.append(heads)
     if not every:
         chosen = "" if layers is None else "that were chosen "
         raise RoseError(
@@ -180,17 +182,6 @@ def value_heads(network: Network, layers: Sequence[str] | None = None) -> list[V
         )
     check_not_shared([layer for heads in every for layer in (heads.output, heads.values)], network.layers)
     return every
-
-
-def _check_dense(heads: ValueHeads) -> None:
-    output = heads.output
-    has = "zeros" if float(output.weight.eq(0).float().mean()) > PRUNED else ""
-    if any(layer.low_rank is not None for layer in (output, heads.values)):
-        has = "a sparse and a low-rank part"  # whose sum alone would be rotated
-    if has:
-        raise RoseError(
-            f"{output.name} has {has} already, which a rotation would spoil; rotate heads before a model is pruned."
-        )
 
 
 class _Rotation:

@@ -1,4 +1,4 @@
-"""What a tuning is given and reports, the checks before it begins, and the parameters that it changes.
+"""The task and the report of a tuning, the checks before it, the parameters that it changes, and its losses.
 
 Zeros in these parameters stay to the bit.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.layer.change import FoundGrid, apparent_grid
+from rose.layer.change import apparent_grid
 from rose.layer.rounding import coarsest_grid
 from rose.model.defaults import PRUNED
 from rose.model.estimate.memory import check_free, tuning_memory
@@ -29,6 +29,7 @@ from rose.report import RunReport
 from rose.wording import count, whole
 
 FEW = 8  # steps below which minutes were too few for this machine: the rate rises over a quarter of them
+ROWS = 16  # tokens whose distributions are made at once, small enough for the processor's cache
 
 
 class TuneOptions(TypedDict, total=False):
@@ -74,8 +75,8 @@ class TuneReport:
     """The outcome of a tuning.
 
     Attributes:
-        layers: a row per tuned parameter: layer, weights, zeros, change (‖ΔW‖/‖W‖ over nonzero weights; beside
-            low-rank factors W includes frozen ones).
+        layers: a row per tuned parameter, with its change ‖ΔW‖/‖W‖ over nonzero weights; beside low-rank factors W
+            includes frozen ones.
         curve: a row per measurement, columns as in `TuningLook`.
         summary: settings, steps, windows, seconds, the chosen step, and the held-out loss before and after.
     """
@@ -143,13 +144,9 @@ def check_pair(model: nn.Module | Network, dense: nn.Module | Network, *, by_tex
 def check_memory(
     network: Network, length: int, weights: int | None = None, *, compute: str = DEFAULT, besides: int = 0
 ) -> None:
-    """Raises RoseError if tuning on this processor takes more memory than is free.
+    """Raises RoseError if tuning on this processor, with windows of `length` tokens, takes more memory than is free.
 
-    Args:
-        length: tokens a window.
-        weights: the number to train; None for all prunable layers.
-        compute: see `TuneSettings`.
-        besides: bytes that something else will take first.
+    `weights` is the number to train, None for all prunable layers; `besides` are bytes that something else takes first.
     """
     if network.device.type != "cpu":
         return
@@ -204,8 +201,12 @@ def check_pruned(trained: Sequence[Trained], network: Network, dense: Network, u
     without zeros and with all of the dense model's weights."""
     names, before = {each.name for each in trained}, {layer.name: layer for layer in dense.layers}
     for layer in [layer for layer in network.layers if layer.name in names and not layer.is_expert][:GRIDS_TRIED]:
-        old = before.get(layer.name)
-        if grid := _grid_to_leave(layer.weight.float(), old.weight.float() if old else None):
+        grid, old = apparent_grid(layer.weight.float()), before.get(layer.name)
+        if grid and old and apparent_grid(old.weight.float()):
+            # Weights of a GGUF file lie on a grid, and pruning without compensation keeps it; a coarser one is new.
+            new, former = coarsest_grid(layer.weight.float()), coarsest_grid(old.weight.float())
+            grid = grid if new and (former is None or new.grid.bits < former.grid.bits) else None
+        if grid:
             raise RoseError(
                 f"The weights of {layer.name} lie on a grid of {grid.levels} values, which tuning would leave; tune "
                 "the model first and round it then (prune with sparsity 0 and bits 4), which keeps its zeros."
@@ -217,18 +218,6 @@ def check_pruned(trained: Sequence[Trained], network: Network, dense: Network, u
             "The model has neither zeros nor fewer weights than the dense one, so there is nothing to recover; give a "
             "pruned one, or choose unpruned."
         )
-
-
-def _grid_to_leave(weight: Tensor, dense: Tensor | None) -> FoundGrid | None:
-    """The grid of W, (out, in), unless the dense weights' grid is as coarse.
-
-    Weights of a GGUF file lie on a grid, and pruning without compensation keeps it.
-    """
-    grid = apparent_grid(weight)
-    if grid is None or dense is None or apparent_grid(dense) is None:
-        return grid
-    new, old = coarsest_grid(weight), coarsest_grid(dense)
-    return grid if new and (old is None or new.grid.bits < old.grid.bits) else None
 
 
 @contextmanager
@@ -290,8 +279,43 @@ def settle(trained: Trained, weight: Tensor) -> None:
     Raises AssertionError if a frozen weight has changed, which no training step can do.
     """
     parameter = trained.parameter.detach()
+    weight = weight.to(parameter.device)
     stays = torch.equal(weight[trained.frozen].float(), parameter[trained.frozen].float())
     assert stays, f"tuning has changed removed weights of {trained.name}"
     weight = weight.to(parameter.dtype)
     smallest = torch.full_like(weight, torch.finfo(parameter.dtype).smallest_normal).copysign(weight)
     parameter.copy_(torch.where(trained.frozen, parameter, torch.where(weight == 0, smallest, weight)))
+
+
+class _Divergence(torch.autograd.Function):
+    """Sum over tokens of KL(dense ‖ pruned) by logits, (tokens, vocabulary) each; the gradient is the difference of the
+    distributions, so no float32 copy of all logits is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, pruned: Tensor, dense: Tensor) -> Tensor:
+        gradient, total = torch.empty_like(pruned), torch.zeros((), dtype=torch.float32, device=pruned.device)
+        for logits, target, slot in zip(pruned.split(ROWS), dense.split(ROWS), gradient.split(ROWS), strict=True):
+            log_q = nn.functional.log_softmax(logits.float(), 1)
+            log_p = nn.functional.log_softmax(target.float(), 1)
+            p = log_p.exp()
+            total += (p * (log_p - log_q)).sum()
+            slot.copy_(log_q.exp_().sub_(p))
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient.mul_(above[0]), None  # of no further use, and large
+
+
+def divergence(pruned: Tensor, dense: Tensor) -> Tensor:
+    """Sum over tokens of KL(dense ‖ pruned), in nats; logits of (windows, length, vocabulary)."""
+    return _Divergence.apply(pruned.flatten(0, 1), dense.flatten(0, 1))
+
+
+def cross_entropy(logits: Tensor, windows: Tensor) -> Tensor:
+    """Sum over tokens of the loss of next tokens, in nats; logits (windows, length, vocabulary), windows (windows,
+    length)."""
+    ahead = logits[:, :-1].float().flatten(0, 1)
+    return nn.functional.cross_entropy(ahead, windows[:, 1:].flatten(), reduction="sum")

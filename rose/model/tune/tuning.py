@@ -1,11 +1,8 @@
 """Tuning: the kept weights of a pruned model are trained towards the dense model's next-token distributions.
 
-Pruning compensates within layers; this uses the model's own loss (distillation of sparse models: Kurtic et al. 2023,
-arXiv:2310.06927). Gradients of removed weights are 0 from the first step on, so Adam's moments and steps are 0 there,
-too, and zeros stay to the bit.
-
-transformers' Trainer would not do: it keeps its state in pickles, takes no time limit, and lacks masks, a dense model
-and a choice of the best step.
+Distillation of sparse models: Kurtic et al. 2023, arXiv:2310.06927. Gradients of removed weights are 0 from the first
+step on, so Adam's moments and steps are 0 there, too, and zeros stay to the bit. transformers' Trainer lacks masks, a
+time limit, a dense model and a choice of the best step.
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ from rose.model.defaults import RATE
 from rose.model.estimate.memory import TOGETHER
 from rose.model.load.tokens import SEEDS
 from rose.model.network.network import Network
-from rose.model.network.precision import DEFAULT, Precision
+from rose.model.network.precision import DEFAULT
 from rose.model.network.residence import evaluating, gradients_only_of
 from rose.model.network.stand_ins import hooked
 from rose.model.progress import ProgressCallback, part_callback, time_left
@@ -44,6 +41,8 @@ from rose.model.tune.task import (
     check_memory,
     check_pair,
     check_pruned,
+    cross_entropy,
+    divergence,
     find_trained,
     in_float32,
     reusing_memory,
@@ -64,42 +63,7 @@ WARM_UP = 0.25  # share of the steps in which the rate rises: the first ones fol
 LOOKS = 8  # measurements on held-out windows, and saves, besides the first
 STATE = "state.safetensors"
 FORMAT = 3  # raise it where an older folder would no longer give the same weights
-ROWS = 16  # tokens whose distributions are made at once, small enough for the processor's cache
 FACTS = ("step", "steps", "best_step", "seconds", "away", "dense_held_out")  # of a `Tuner`, saved with its weights
-
-
-class _Divergence(torch.autograd.Function):
-    """Sum over tokens of KL(dense ‖ pruned) by logits, (tokens, vocabulary) each; the gradient is the difference of the
-    distributions, so no float32 copy of all logits is kept."""
-
-    @staticmethod
-    def forward(ctx: Any, pruned: Tensor, dense: Tensor) -> Tensor:
-        gradient, total = torch.empty_like(pruned), torch.zeros((), dtype=torch.float32, device=pruned.device)
-        for logits, target, slot in zip(pruned.split(ROWS), dense.split(ROWS), gradient.split(ROWS), strict=True):
-            log_q = nn.functional.log_softmax(logits.float(), 1)
-            log_p = nn.functional.log_softmax(target.float(), 1)
-            p = log_p.exp()
-            total += (p * (log_p - log_q)).sum()
-            slot.copy_(log_q.exp_().sub_(p))
-        ctx.save_for_backward(gradient)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient.mul_(above[0]), None  # of no further use, and large
-
-
-def divergence(pruned: Tensor, dense: Tensor) -> Tensor:
-    """Sum over tokens of KL(dense ‖ pruned), in nats; logits of (windows, length, vocabulary)."""
-    return _Divergence.apply(pruned.flatten(0, 1), dense.flatten(0, 1))
-
-
-def cross_entropy(logits: Tensor, windows: Tensor) -> Tensor:
-    """Sum over tokens of the loss of next tokens, in nats; logits (windows, length, vocabulary), windows (windows,
-    length)."""
-    ahead = logits[:, :-1].float().flatten(0, 1)
-    return nn.functional.cross_entropy(ahead, windows[:, 1:].flatten(), reduction="sum")
 
 
 class Tuner:
@@ -140,6 +104,7 @@ class Tuner:
         self.away = FAR
         self.dense_held_out: float | None = None
         self.curve: list[TuningLook] = []
+        self.gathered: list[float] = []  # losses of the steps since the last look
 
     @property
     def rate(self) -> float:
@@ -160,21 +125,206 @@ class Tuner:
         with ExitStack() as stack:
             folder = None if checkpoint is None else stack.enter_context(claimed(checkpoint, self._describe))
             stack.enter_context(gradients_only_of(network.model, parameters))
-            stack.callback(self._settle)
+            stack.callback(lambda: list(map(settle, self.trained, self.best)))
             stack.enter_context(reusing_memory())
             ids = set(map(id, parameters))
             frozen = [layer.parameter for layer in network.layers if id(layer.parameter) not in ids]
             stack.enter_context(in_float32(network.model, frozen if self.precision.rounds else ()))
             stack.enter_context(evaluating(network.model, network.device))
             stack.enter_context(evaluating(self.dense.model, network.device))
-            _Loop(self, progress, folder).run()
+            stack.callback(lambda: self.__dict__.pop("optimizer", None))  # its moments take much memory
+            stack.callback(lambda: self.__dict__.pop("teacher", None))
+            self._train(progress, folder)
 
-    def _settle(self) -> None:
-        for each, weight in zip(self.trained, self.best, strict=True):
-            settle(each, weight.to(each.parameter.device))
+    def _train(self, progress: ProgressCallback | None, folder: Path | None) -> None:
+        """The steps of a run, while the model is float32 and on its device."""
+        self.progress, self.folder, self.device = progress, folder, self.network.device
+        self.teacher = rounded(self.dense) if self.precision.rounds else self.dense.model
+        self.optimizer = torch.optim.Adam([each.parameter for each in self.trained], lr=RATE, betas=BETAS, fused=True)
+
+        def clear(mask: Tensor, parameter: Any) -> None:
+            parameter.grad.mul_(mask)
+            self.tell()
+
+        masks = [(each.parameter, ~each.frozen.to(self.device)) for each in self.trained]
+        hooks: list[Any] = [each.register_post_accumulate_grad_hook(partial(clear, mask)) for each, mask in masks]
+        blocks = [block for network in (self.network, Network(self.teacher)) for block in network.blocks]
+        hooks += [block.register_forward_hook(lambda *_: self.tell()) for block in blocks if progress]
+        self.began, self.first_step = time.perf_counter(), 0
+        with hooked(hooks):
+            if not self._resume():
+                self._start()
+                self.steps = self._plan()
+                self._save()
+            self.began, self.first_step = time.perf_counter() - self.seconds, self.step
+            looks = {round(self.steps * (number + 1) / LOOKS) for number in range(LOOKS)}
+            while self.step < self.steps:
+                self._step()
+                if self.step in looks:
+                    self._look()
+                    self._save()
+
+    def tell(self) -> None:
+        if self.progress is None:
+            return
+        steps = max(1, self.steps)
+        seconds, fraction = time.perf_counter() - self.began, self.step / steps
+        left = time_left(seconds, fraction, self.first_step / steps)
+        counts = (self.step, steps, fraction, seconds, left)
+        self.progress(TuningProgress("tune", 0, 1, None, None, *counts, curve=tuple(self.curve)))
+
+    def _start(self) -> None:
+        """The first look, and the dense model's lead on held-out windows, or on the first step's."""
+        windows = self._windows(0) if self.held_out is None else self.held_out
+        dense = self._next_tokens(self.teacher, windows)
+        if self.held_out is not None:
+            self.dense_held_out = dense
+        self._look()
+        pruned = self.curve[0].held_out
+        self.away = (self._next_tokens(self.network.model, windows) if pruned is None else pruned) - dense
+
+    def _plan(self) -> int:
+        """The number of steps, for the epochs, or to fit into the minutes."""
+        batches = max(1, len(self.tokens) // self.settings.batch)
+        if self.settings.minutes is None:
+            return max(1, round((self.settings.epochs or 1) * batches))
+        started = time.perf_counter()
+        self._gradient(0)  # the first pass pays for start-up
+        middle = time.perf_counter()
+        self._gradient(0)
+        self.optimizer.zero_grad()
+        ended = time.perf_counter()
+        # Looks after the first one need no pass of the dense model, which takes half of it.
+        left = 60 * self.settings.minutes - (ended - started) - (1 + LOOKS / 2) * self.curve[0].seconds
+        planned = max(1, int(left / (ended - middle)))
+        return int(self.workers.smallest(planned) or 1)
+
+    def _windows(self, step: int) -> Tensor:
+        tokens, batch = self.tokens, min(self.settings.batch, len(self.tokens))
+        per_epoch = max(1, len(tokens) // batch)
+        seed = (self.settings.seed * 1_000_003 + step // per_epoch) % 2**63
+        order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))
+        at = step % per_epoch * batch
+        return tokens[order[at : at + batch]]
+
+    def _step(self) -> None:
+        warm = max(1, round(WARM_UP * self.steps))
+        rate = min((self.step + 1) / warm, (self.steps - self.step) / max(1, self.steps - warm), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * self.rate
+        loss = self._gradient(self.step)
+        if not math.isfinite(loss):
+            if not self.step:
+                raise RoseError(f"The loss is {loss} before any step; `rose check` tells which weights are not finite.")
+            raise RoseError(
+                f"The loss of step {self.step + 1} is {loss}; choose a smaller rate than {self.rate:g}. The best "
+                "weights before are kept."
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.gathered.append(loss)
+        self.step += 1
+        self.seconds = time.perf_counter() - self.began
+        self.tell()
+
+    def _gradient(self, step: int) -> float:
+        """Gradients of the mean loss a token over the windows of a step, summed over processes; returns the loss."""
+        windows = self._windows(step).to(self.device).long()
+        mine = windows.tensor_split(self.workers.count)[self.workers.place]
+        tokens = windows.shape[0] * (windows.shape[1] - (self.settings.loss == "ce"))
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
+        for some in mine.split(max(1, TOGETHER // windows.shape[1])) if len(mine) else ():
+            part = self._loss(some)
+            (part / tokens).backward()
+            total += part.detach()
+        for each in self.trained:
+            if each.parameter.grad is None:
+                each.parameter.grad = torch.zeros_like(each.parameter)
+            self.workers.sum_tensor(each.parameter.grad)
+        self.workers.sum_tensor(total)
+        return float(total) / tokens
+
+    def _loss(self, windows: Tensor) -> Tensor:
+        """Summed over the tokens of these windows."""
+        logits = self._logits(self.network.model, windows)
+        if self.settings.loss == "ce":
+            return cross_entropy(logits, windows)
+        with torch.no_grad():
+            target = self._logits(self.teacher, windows)
+        return divergence(logits, target)
+
+    def _logits(self, model: Any, windows: Tensor) -> Tensor:
+        with self.precision.computing(self.device):
+            return model(input_ids=windows, use_cache=False).logits
+
+    def _look(self) -> None:
+        """Measures on held-out windows, and keeps the weights if they are the best so far."""
+        windows = self.held_out
+        held_out = None if windows is None else self._next_tokens(self.network.model, windows)
+        loss = sum(self.gathered) / len(self.gathered) if self.gathered else None
+        self.gathered.clear()
+        self.seconds = time.perf_counter() - self.began
+        before = [look.held_out for look in self.curve if look.held_out is not None]
+        self.curve.append(TuningLook(self.step, self.seconds, loss, held_out))
+        if self.step and (held_out is None or (math.isfinite(held_out) and held_out < min(before))):
+            self.best = [each.parameter.detach().clone() for each in self.trained]
+            self.best_step = self.step
+        self.tell()
+
+    def _next_tokens(self, model: Any, windows: Tensor) -> float:
+        """The mean loss of next tokens, as in perplexity, which may fall without the distance to the dense model."""
+        mine = windows.tensor_split(self.workers.count)[self.workers.place].to(self.device).long()
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
+        with torch.no_grad():
+            for window in mine[:, None]:  # none, if processes are more than windows
+                total += cross_entropy(self._logits(model, window), window)
+        self.workers.sum_tensor(total)
+        return float(total) / (windows.shape[0] * (windows.shape[1] - 1))
+
+    def _save(self) -> None:
+        if self.folder is None:
+            return
+        folder = self.folder
+        tensors: dict[str, Tensor] = {}
+        for each, best in zip(self.trained, self.best, strict=True):
+            tensors |= {f"{each.name}/weight": each.parameter.detach(), f"{each.name}/best": best}
+            for name, value in self.optimizer.state.get(each.parameter, {}).items():
+                tensors[f"{each.name}/{name}"] = value
+        facts = json.dumps({name: getattr(self, name) for name in FACTS})
+        curve = json.dumps(list(map(asdict, self.curve)))
+
+        def write() -> None:
+            with explained(folder):
+                write_tensors(folder / STATE, tensors, facts=facts, curve=curve)
+
+        self.workers.from_first(write)
+
+    def _resume(self) -> bool:
+        if self.folder is None:
+            return False
+        try:
+            tensors, texts = read_tensors(self.folder / STATE)
+        except DamagedFile:
+            return False
+        facts = json.loads(texts["facts"])
+        self.curve = [TuningLook(**look) for look in json.loads(texts["curve"])]
+        for name in FACTS:
+            setattr(self, name, facts[name])
+        self.best = [tensors[f"{each.name}/best"] for each in self.trained]
+        for each in self.trained:
+            each.parameter.data.copy_(tensors[f"{each.name}/weight"])
+            stored = {name: tensors.get(f"{each.name}/{name}") for name in ("step", "exp_avg", "exp_avg_sq")}
+            # The step, too: a fused Adam counts on the weights' device.
+            state = {name: value.to(self.device) for name, value in stored.items() if value is not None}
+            if state:
+                self.optimizer.state[each.parameter] = state
+        return True
 
     def _describe(self) -> dict[str, Any]:
-        return describe_tuning(self.settings, self.precision, 1) | {
+        settings = {"command": "tune", "format": FORMAT, "parts": 1, **self.settings.to_dict()}
+        return {
+            **settings,
+            **self.precision.describe(),
             "tokens": texts_digest(self.tokens, self.held_out),
             "layers": [each.name for each in self.trained],
             "model": self.network.residence.fingerprint(),
@@ -231,206 +381,6 @@ def size_of(dense: Network) -> float:
     return norms / sum(layer.weight.numel() for layer in dense.layers)
 
 
-def describe_tuning(settings: TuneSettings, precision: Precision, parts: int) -> dict[str, Any]:
-    return {"command": "tune", "format": FORMAT, "parts": parts, **settings.to_dict(), **precision.describe()}
-
-
-class _Loop:
-    """The steps of a run, while the model is float32 and on its device."""
-
-    def __init__(self, tuner: Tuner, progress: ProgressCallback | None, folder: Path | None) -> None:
-        self.tuner, self.precision, self.progress, self.folder = tuner, tuner.precision, progress, folder
-        self.settings, self.device, self.workers = tuner.settings, tuner.network.device, tuner.workers
-        self.trained = tuner.trained
-        self.teacher = rounded(tuner.dense) if self.precision.rounds else tuner.dense.model
-        self.optimizer = torch.optim.Adam([each.parameter for each in self.trained], lr=RATE, betas=BETAS, fused=True)
-        masks = [(each.parameter, ~each.frozen.to(self.device)) for each in self.trained]
-        self.hooks = [each.register_post_accumulate_grad_hook(partial(self._clear, mask)) for each, mask in masks]
-        blocks = [block for network in (tuner.network, Network(self.teacher)) for block in network.blocks]
-        self.hooks += [block.register_forward_hook(lambda *_: self.tell()) for block in blocks if progress]
-        self.began, self.first_step = time.perf_counter(), 0
-        self.gathered: list[float] = []
-
-    def _clear(self, mask: Tensor, parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        parameter.grad.mul_(mask)
-        self.tell()
-
-    def run(self) -> None:
-        tuner = self.tuner
-        with hooked(self.hooks):
-            if not self._resume():
-                self._start()
-                tuner.steps = self._plan()
-                self._save()
-            self.began, self.first_step = time.perf_counter() - tuner.seconds, tuner.step
-            looks = {round(tuner.steps * (number + 1) / LOOKS) for number in range(LOOKS)}
-            while tuner.step < tuner.steps:
-                self._step()
-                if tuner.step in looks:
-                    self._look()
-                    self._save()
-
-    def tell(self) -> None:
-        if self.progress is None:
-            return
-        tuner, steps = self.tuner, max(1, self.tuner.steps)
-        seconds, fraction = time.perf_counter() - self.began, tuner.step / steps
-        left = time_left(seconds, fraction, self.first_step / steps)
-        counts = (tuner.step, steps, fraction, seconds, left)
-        self.progress(TuningProgress("tune", 0, 1, None, None, *counts, curve=tuple(tuner.curve)))
-
-    def _start(self) -> None:
-        """The first look, and the dense model's lead on held-out windows, or on the first step's."""
-        tuner = self.tuner
-        windows = self._windows(0) if tuner.held_out is None else tuner.held_out
-        dense = self._next_tokens(self.teacher, windows)
-        if tuner.held_out is not None:
-            tuner.dense_held_out = dense
-        self._look()
-        pruned = tuner.curve[0].held_out
-        tuner.away = (self._next_tokens(tuner.network.model, windows) if pruned is None else pruned) - dense
-
-    def _plan(self) -> int:
-        """The number of steps, for the epochs, or to fit into the minutes."""
-        batches = max(1, len(self.tuner.tokens) // self.settings.batch)
-        if self.settings.minutes is None:
-            return max(1, round((self.settings.epochs or 1) * batches))
-        started = time.perf_counter()
-        self._gradient(0)  # the first pass pays for start-up
-        middle = time.perf_counter()
-        self._gradient(0)
-        self.optimizer.zero_grad()
-        ended = time.perf_counter()
-        # Looks after the first one need no pass of the dense model, which takes half of it.
-        left = 60 * self.settings.minutes - (ended - started) - (1 + LOOKS / 2) * self.tuner.curve[0].seconds
-        planned = max(1, int(left / (ended - middle)))
-        return int(self.workers.smallest(planned) or 1)
-
-    def _windows(self, step: int) -> Tensor:
-        tokens, batch = self.tuner.tokens, min(self.settings.batch, len(self.tuner.tokens))
-        per_epoch = max(1, len(tokens) // batch)
-        seed = (self.settings.seed * 1_000_003 + step // per_epoch) % 2**63
-        order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))
-        at = step % per_epoch * batch
-        return tokens[order[at : at + batch]]
-
-    def _step(self) -> None:
-        tuner = self.tuner
-        warm = max(1, round(WARM_UP * tuner.steps))
-        rate = min((tuner.step + 1) / warm, (tuner.steps - tuner.step) / max(1, tuner.steps - warm), 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * tuner.rate
-        loss = self._gradient(tuner.step)
-        if not math.isfinite(loss):
-            if not tuner.step:
-                raise RoseError(f"The loss is {loss} before any step; `rose check` tells which weights are not finite.")
-            raise RoseError(
-                f"The loss of step {tuner.step + 1} is {loss}; choose a smaller rate than {tuner.rate:g}. The best "
-                "weights before are kept."
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.gathered.append(loss)
-        tuner.step += 1
-        tuner.seconds = time.perf_counter() - self.began
-        self.tell()
-
-    def _gradient(self, step: int) -> float:
-        """Gradients of the mean loss a token over the windows of a step, summed over processes; returns the loss."""
-        windows = self._windows(step).to(self.device).long()
-        mine = windows.tensor_split(self.workers.count)[self.workers.place]
-        tokens = windows.shape[0] * (windows.shape[1] - (self.settings.loss == "ce"))
-        total = torch.zeros((), dtype=torch.float32, device=self.device)
-        for some in mine.split(max(1, TOGETHER // windows.shape[1])) if len(mine) else ():
-            part = self._loss(some)
-            (part / tokens).backward()
-            total += part.detach()
-        for each in self.trained:
-            if each.parameter.grad is None:
-                each.parameter.grad = torch.zeros_like(each.parameter)
-            self.workers.sum_tensor(each.parameter.grad)
-        self.workers.sum_tensor(total)
-        return float(total) / tokens
-
-    def _loss(self, windows: Tensor) -> Tensor:
-        """Summed over the tokens of these windows."""
-        logits = self._logits(self.tuner.network.model, windows)
-        if self.settings.loss == "ce":
-            return cross_entropy(logits, windows)
-        with torch.no_grad():
-            target = self._logits(self.teacher, windows)
-        return divergence(logits, target)
-
-    def _logits(self, model: Any, windows: Tensor) -> Tensor:
-        with self.precision.computing(self.device):
-            return model(input_ids=windows, use_cache=False).logits
-
-    def _look(self) -> None:
-        """Measures on held-out windows, and keeps the weights if they are the best so far."""
-        tuner = self.tuner
-        windows = tuner.held_out
-        held_out = None if windows is None else self._next_tokens(tuner.network.model, windows)
-        loss = sum(self.gathered) / len(self.gathered) if self.gathered else None
-        self.gathered.clear()
-        tuner.seconds = time.perf_counter() - self.began
-        before = [look.held_out for look in tuner.curve if look.held_out is not None]
-        tuner.curve.append(TuningLook(tuner.step, tuner.seconds, loss, held_out))
-        if tuner.step and (held_out is None or (math.isfinite(held_out) and held_out < min(before))):
-            tuner.best = [each.parameter.detach().clone() for each in self.trained]
-            tuner.best_step = tuner.step
-        self.tell()
-
-    def _next_tokens(self, model: Any, windows: Tensor) -> float:
-        """The mean loss of next tokens, as in perplexity, which may fall without the distance to the dense model."""
-        mine = windows.tensor_split(self.workers.count)[self.workers.place].to(self.device).long()
-        total = torch.zeros((), dtype=torch.float32, device=self.device)
-        with torch.no_grad():
-            for window in mine[:, None]:  # none, if processes are more than windows
-                total += cross_entropy(self._logits(model, window), window)
-        self.workers.sum_tensor(total)
-        return float(total) / (windows.shape[0] * (windows.shape[1] - 1))
-
-    def _save(self) -> None:
-        if self.folder is None:
-            return
-        tuner, folder = self.tuner, self.folder
-        tensors: dict[str, Tensor] = {}
-        for each, best in zip(self.trained, tuner.best, strict=True):
-            tensors |= {f"{each.name}/weight": each.parameter.detach(), f"{each.name}/best": best}
-            for name, value in self.optimizer.state.get(each.parameter, {}).items():
-                tensors[f"{each.name}/{name}"] = value
-        facts = json.dumps({name: getattr(tuner, name) for name in FACTS})
-        curve = json.dumps(list(map(asdict, tuner.curve)))
-
-        def write() -> None:
-            with explained(folder):
-                write_tensors(folder / STATE, tensors, facts=facts, curve=curve)
-
-        self.workers.from_first(write)
-
-    def _resume(self) -> bool:
-        if self.folder is None:
-            return False
-        try:
-            tensors, texts = read_tensors(self.folder / STATE)
-        except DamagedFile:
-            return False
-        tuner, facts = self.tuner, json.loads(texts["facts"])
-        tuner.curve = [TuningLook(**look) for look in json.loads(texts["curve"])]
-        for name in FACTS:
-            setattr(tuner, name, facts[name])
-        tuner.best = [tensors[f"{each.name}/best"] for each in self.trained]
-        for each in self.trained:
-            each.parameter.data.copy_(tensors[f"{each.name}/weight"])
-            stored = {name: tensors.get(f"{each.name}/{name}") for name in ("step", "exp_avg", "exp_avg_sq")}
-            # The step, too: a fused Adam counts on the weights' device.
-            state = {name: value.to(self.device) for name, value in stored.items() if value is not None}
-            if state:
-                self.optimizer.state[each.parameter] = state
-        return True
-
-
 def tune_model(
     model: nn.Module,
     dense: nn.Module,
@@ -484,7 +434,15 @@ class Parts:
     def __init__(self, task: TuneTask, settings: TuneSettings, parts: int = 1) -> None:
         """Checks everything; changes nothing. Raises RoseError for bad input."""
         network = Network(task.model)
-        self.task, self.settings, self.parts = task, settings, divided(network, task.layers, parts)
+        selected = network.select(task.layers)
+        blocks = sorted({layer.block_index for layer in selected})
+        if not (is_whole(parts) and 1 <= parts <= len(blocks)):
+            can = f"choose 1 to {len(blocks)}"
+            raise RoseError(f"{len(blocks)} decoder blocks cannot be tuned in {parts!r} parts; {can}.")
+        self.task, self.settings = task, settings
+        part_of = {block: index * parts // len(blocks) for index, block in enumerate(blocks)}
+        # Names of layers by part; parts have whole decoder blocks, in the model's order.
+        self.parts = [[layer.name for layer in selected if part_of[layer.block_index] == part] for part in range(parts)]
         if parts > 1:
             check_pruned(find_trained(network, task.layers), network, Network(task.dense), task.unpruned)
         self.tuner = self._tuner(0)
@@ -508,8 +466,9 @@ class Parts:
             del self.tuner
             self.tuner = self._tuner(0)
         # Each part has a folder of its own within, which describes the rest.
-        describe = partial(describe_tuning, self.settings, self.tuner.precision, count)
-        with claimed(checkpoint, describe) if checkpoint is not None and count > 1 else nullcontext():
+        run = {"command": "tune", "format": FORMAT, "parts": count, **self.settings.to_dict()}
+        run |= self.tuner.precision.describe()
+        with claimed(checkpoint, lambda: run) if checkpoint is not None and count > 1 else nullcontext():
             start = time.perf_counter()
             for number in range(count):
                 if number:
@@ -524,13 +483,34 @@ class Parts:
                         self.done.append(self.tuner.report())
 
     def report(self) -> TuneReport:
-        return joined(self.done, self.settings) if len(self.parts) > 1 else self.tuner.report()
+        """One report of all parts; steps and seconds go on from part to part."""
+        if len(self.parts) == 1:
+            return self.tuner.report()
+        curves: list[pd.DataFrame] = []
+        steps, seconds = 0, 0.0
+        for report in self.done:
+            curve = report.curve.assign(step=report.curve["step"] + steps, seconds=report.curve["seconds"] + seconds)
+            curves.append(curve if not curves else curve[1:])  # a part begins where the one before has ended
+            steps, seconds = steps + report.summary["steps"], seconds + report.summary["seconds"]
+        last, layers = self.done[-1].summary, pd.concat([report.layers for report in self.done], ignore_index=True)
+        sums = ("steps", "steps_planned", "zeros", "zeros_before", "weights")
+        summary = {
+            **last,
+            **self.settings.to_dict(),
+            **{name: sum(report.summary[name] for report in self.done) for name in sums},
+            "compute": last["compute"],
+            "rate": last["rate"],
+            "parts": len(self.done),
+            "fewest_planned": min(filter(None, (report.summary["steps_planned"] for report in self.done)), default=0),
+            "kept_step": steps - last["steps"] + last["kept_step"],
+            "seconds": seconds,
+            "held_out_before": self.done[0].summary["held_out_before"],
+        }
+        return TuneReport(layers, pd.concat(curves, ignore_index=True), summary)
 
 
 def tune_until_stopped(
-    make: Callable[[], Parts],
-    following: AbstractContextManager[ProgressCallback],
-    checkpoint: str | Path | None = None,
+    make: Callable[[], Parts], following: AbstractContextManager[ProgressCallback], checkpoint: str | Path | None = None
 ) -> tuple[TuneReport | None, BaseException | None]:
     """Tunes the result of `make`, followed from then on; whatever stops it, the model has the best weights so far.
 
@@ -547,41 +527,3 @@ def tune_until_stopped(
         stopped = problem
     has_step = tuner is not None and any(report.summary["steps"] for report in tuner.done)
     return tuner.report() if tuner and has_step else None, stopped
-
-
-def divided(network: Network, layers: Sequence[str] | None, parts: int) -> list[list[str]]:
-    """Names of the layers to tune by part; parts have whole decoder blocks, in the model's order.
-
-    Raises RoseError for fewer decoder blocks than parts, or a number that is not whole.
-    """
-    selected = network.select(layers)
-    blocks = sorted({layer.block_index for layer in selected})
-    if not (is_whole(parts) and 1 <= parts <= len(blocks)):
-        raise RoseError(f"{len(blocks)} decoder blocks cannot be tuned in {parts!r} parts; choose 1 to {len(blocks)}.")
-    place = {block: index * parts // len(blocks) for index, block in enumerate(blocks)}
-    return [[layer.name for layer in selected if place[layer.block_index] == part] for part in range(parts)]
-
-
-def joined(reports: Sequence[TuneReport], settings: TuneSettings) -> TuneReport:
-    """One report of parts that were tuned one after another; steps and seconds go on from part to part."""
-    curves: list[pd.DataFrame] = []
-    steps, seconds = 0, 0.0
-    for report in reports:
-        curve = report.curve.assign(step=report.curve["step"] + steps, seconds=report.curve["seconds"] + seconds)
-        curves.append(curve if not curves else curve[1:])  # a part begins where the one before has ended
-        steps, seconds = steps + report.summary["steps"], seconds + report.summary["seconds"]
-    last, layers = reports[-1].summary, pd.concat([report.layers for report in reports], ignore_index=True)
-    sums = ("steps", "steps_planned", "zeros", "zeros_before", "weights")
-    summary = {
-        **last,
-        **settings.to_dict(),
-        **{name: sum(report.summary[name] for report in reports) for name in sums},
-        "compute": last["compute"],
-        "rate": last["rate"],
-        "parts": len(reports),
-        "fewest_planned": min(filter(None, (report.summary["steps_planned"] for report in reports)), default=0),
-        "kept_step": steps - last["steps"] + last["kept_step"],
-        "seconds": seconds,
-        "held_out_before": reports[0].summary["held_out_before"],
-    }
-    return TuneReport(layers, pd.concat(curves, ignore_index=True), summary)

@@ -41,10 +41,6 @@ def run_block(
     return output.to(hidden.dtype)
 
 
-def split_batches(tokens: Tensor) -> Sequence[Tensor]:
-    return tokens.split(max(1, BATCH_TOKENS // tokens.shape[1]))
-
-
 def version_of(tensor: Tensor) -> int:
     """How often a tensor was written in place; inference tensors do not count it."""
     return 0 if tensor.is_inference() else tensor._version
@@ -115,29 +111,29 @@ def record_inputs(
 
     stand_ins = [stand_in(index, output) for index, output in enumerate(outputs)]
     with network.embedding() as body, replaced_forwards(network.blocks, stand_ins):
-        for batch in split_batches(tokens):
+        for batch in tokens.split(max(1, BATCH_TOKENS // tokens.shape[1])):
             body(input_ids=batch.to(next(body.parameters()).device), use_cache=False)
             tick()
     return arguments
 
 
-class WriterTrace:
-    """Finds the layers that write into the residual stream, by a pass over a few tokens; `outputs` from
-    `check_blocks`."""
+def writer_trace(
+    network: Network, tokens: Tensor, outputs: Sequence[Any]
+) -> Callable[[int, nn.Module], dict[str, Writer]]:
+    """A function that finds the layers of a decoder block in memory that write into the residual stream, by a pass over
+    a few tokens; see `find_writers`. `outputs` from `check_blocks`."""
+    states: list[Tensor] = []  # of the only batch
+    arguments = record_inputs(
+        network, tokens[:1, :TRACED_TOKENS], outputs, lambda _batch, hidden: states.append(hidden)
+    )
 
-    def __init__(self, network: Network, tokens: Tensor, outputs: Sequence[Any]) -> None:
-        self.network = network
-        self.hidden: list[Tensor] = []  # of the only batch
-        few = tokens[:1, :TRACED_TOKENS]
-        self.arguments = record_inputs(network, few, outputs, lambda _batch, hidden: self.hidden.append(hidden))
-
-    def of(self, index: int, block: nn.Module) -> dict[str, Writer]:
-        """Writers of a decoder block in memory, by projection; see `find_writers`."""
-        hidden = self.hidden[0].clone().to(self.network.device)
-        run = partial(run_block, block, hidden, self.arguments[index][0], self.network.device)
+    def writers(index: int, block: nn.Module) -> dict[str, Writer]:
+        hidden = states[0].clone().to(network.device)
+        run = partial(run_block, block, hidden, arguments[index][0], network.device)
         # Layers that are not pruned write into the stream, too.
-        every = [layer for layer in self.network.layers if layer.block_index == index]
-        return find_writers(block, every, run, hidden)
+        return find_writers(block, [layer for layer in network.layers if layer.block_index == index], run, hidden)
+
+    return writers
 
 
 @torch.no_grad()

@@ -92,7 +92,7 @@ class _Block:
         self.last: list[_Batch] = []
         self.targets = None
         if walk.trace is not None:
-            self.targets = BlockTargets(block, layers, walk.trace.of(index, block), walk.precision.products)
+            self.targets = BlockTargets(block, layers, walk.trace(index, block), walk.precision.products)
         self.gaps: Gaps | None = None
         self.main = getcurrent()
         batches = [

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class BlockTargets:
     def __init__(
         self, block: nn.Module, layers: Sequence[PrunableLayer], writers: Mapping[str, Writer], products: torch.dtype
     ) -> None:
-        self.block, self.layers, self.products = block, layers, products
+        self.layers, self.products = layers, products
         self.writers = {layer.name: writers[layer.projection] for layer in layers if layer.projection in writers}
         self.dense: dict[BatchKey, _Pass] = {}
         self.pruned: dict[BatchKey, _Pass] = {}
@@ -67,31 +68,23 @@ class BlockTargets:
         modules = {self.writers[name].term.module for name in self._normed}
         for writer in self.writers.values():  # whose outputs make up the stream before the layer
             modules |= {term.module for term in writer.before} | ({writer.base} if writer.base else set())
-        self._modules = sorted(modules)
+        named = dict(block.named_modules())
+        self._modules = {name: named[name] for name in sorted(modules)}
         self._hooks: list[Any] = []
 
     @contextmanager
     def watch_dense(self, stream: str, batch: int, hidden: Tensor) -> Iterator[None]:
         """Keeps layers' inputs, and outputs into the stream, while a dense batch runs."""
         dense = self.dense[stream, batch] = _Pass(hidden)
-
-        def reader(name: str) -> Callable[..., None]:
-            return lambda module, args: dense.read(name, module, args)
-
-        hooks = [layer.module.register_forward_pre_hook(reader(layer.name)) for layer in self.layers]
-        hooks += self._output_hooks(lambda: dense)
-        hooks += [
-            layer.module.register_forward_hook(_keep_output(lambda: dense, layer.name))
-            for layer in self.layers
-            if layer.name in self._normed
-        ]
-        with hooked(hooks):
+        normed = {layer.name: layer.module for layer in self.layers if layer.name in self._normed}
+        hooks = [layer.module.register_forward_pre_hook(partial(dense.read, layer.name)) for layer in self.layers]
+        with hooked(hooks + self._output_hooks(lambda: dense, self._modules | normed)):
             yield
             dense.drop_overwritten()
 
     def watch_pruned(self, current: Callable[[], BatchKey]) -> None:
         """Keeps outputs into the stream in the pruned passes, until `close`; `current` gives the running batch."""
-        self._hooks = self._output_hooks(lambda: self.pruned[current()])
+        self._hooks = self._output_hooks(lambda: self.pruned[current()], self._modules)
 
     def enter(self, key: BatchKey, hidden: Tensor) -> None:
         self.pruned[key] = _Pass(hidden)
@@ -102,9 +95,12 @@ class BlockTargets:
         self.dense.clear()
         self.pruned.clear()
 
-    def _output_hooks(self, current: Callable[[], _Pass]) -> list[Any]:
-        modules = dict(self.block.named_modules())
-        return [modules[name].register_forward_hook(_keep_output(current, name)) for name in self._modules]
+    def _output_hooks(self, current: Callable[[], _Pass], modules: Mapping[str, nn.Module]) -> list[Any]:
+        def keep(name: str, _module: nn.Module, _args: tuple, output: Any) -> None:
+            # A copy, because some families go on to add to it in place.
+            current().outputs[name] = hidden_of(output).clone()
+
+        return [module.register_forward_hook(partial(keep, name)) for name, module in modules.items()]
 
     def writes(self, layer: PrunableLayer) -> bool:
         return layer.name in self.writers
@@ -195,11 +191,3 @@ def _inverse_slope(inputs: Tensor, outputs: Tensor) -> Tensor:
     slope = torch.where(inputs == 0, 0, outputs / inputs)
     weight = slope.square() + LEAST_SLOPE * slope.square().mean(-1, keepdim=True)
     return torch.where(weight == 0, 0, slope / weight)  # a token of zeros has no slope
-
-
-def _keep_output(current: Callable[[], _Pass], name: str) -> Callable[..., None]:
-    def keep(_module: nn.Module, _args: tuple, output: Any) -> None:
-        # A copy, because some families go on to add to it in place.
-        current().outputs[name] = hidden_of(output).clone()
-
-    return keep

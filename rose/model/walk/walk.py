@@ -1,9 +1,13 @@
-"""A walk over the decoder blocks of a model that gathers statistics of layers' inputs, one block on the device."""
+"""A walk over the decoder blocks of a model that gathers statistics of layers' inputs, one block on the device.
+
+Dense and pruned hidden states pass the decoder blocks together. A block runs on the dense ones while its weights are
+still dense, so no second copy of the model is needed. Held-out tokens also show where drift arises: see `BlockDrift`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,21 +23,23 @@ from rose.model.network.experts import experts_apart
 from rose.model.network.layers import PrunableLayer, by_block
 from rose.model.network.network import Network
 from rose.model.network.precision import FLOAT32, Precision
+from rose.model.network.residual import Writer
 from rose.model.network.stand_ins import hooked
 from rose.model.progress import Meter, ProgressCallback
 from rose.model.walk.forward import (
     Arguments,
-    WriterTrace,
     check_blocks,
     no_input,
     record_inputs,
     run_block,
-    split_batches,
     version_of,
+    writer_trace,
 )
-from rose.model.walk.storage import HELD_OUT, DenseStreams, MemoryActivations, Storage, Watch
+from rose.model.walk.storage import HELD_OUT, PASSED_ON, BlockDrift, Storage, lay_over, token_drift
 from rose.model.workers import Workers
 
+Watch = Callable[[str, int, Tensor], AbstractContextManager[None]]
+Note = Callable[[int, Mapping[str, Tensor]], None]
 LEAVE_OUT = "leave this layer out"  # the remedy that every caller has for a layer that cannot be calibrated
 
 
@@ -48,6 +54,8 @@ class _Reading:
 
 @dataclass(eq=False)
 class _Group:
+    """Layers that have read the same tensors so far, and the statistics of these."""
+
     layers: list[str]
     statistics: InputStatistics
 
@@ -57,11 +65,7 @@ class Collector:
 
     Inputs are counted at the end of each batch, when a tensor has had all its readers: routed experts may read the
     router's own tensor in one batch and not in the next. A group whose layers no longer read the same is split. The
-    caller removes the `hooks`.
-
-    Attributes:
-        weight: of the next inputs, see `InputStatistics.update`.
-        remedy: for messages, the user's way out for an input that cannot be counted.
+    caller removes the `hooks`. `weight` is that of the next inputs, see `InputStatistics.update`.
     """
 
     def __init__(self, layers: Sequence[PrunableLayer], device: torch.device, remedy: str = LEAVE_OUT) -> None:
@@ -167,13 +171,16 @@ class Walk:
 
     Attributes:
         by_block: chosen layers of each decoder block.
-        storage: hidden states and finished blocks; those below `storage.done` are only run.
+        storage: hidden states and finished blocks; those below `storage.done` are restored and only run.
         precision: of forward passes, and of the products in gaps to dense targets.
-        dense: hidden states of the dense model in the streams that need them.
+        along: streams on which the dense model runs along: "held_out" for drift, "calibration" for dense targets.
         remedy: for messages, the user's way out for a layer that this walk cannot calibrate.
-        first: the decoder block whose inputs the hidden states are.
+        note: takes a restored decoder block's index and stored tensors, before they are written.
+        first: the decoder block that the walk begins with.
         arguments: by stream: [block][batch] -> arguments besides the hidden states.
         trace: finds the layers that write into the residual stream, for dense targets.
+        dense_at: the decoder block whose inputs the dense hidden states are; None while both models are the same.
+        drift_sums: sums of the three drifts over one block's held-out tokens, and their number; see `BlockDrift`.
     """
 
     network: Network
@@ -182,11 +189,14 @@ class Walk:
     by_block: dict[int, list[PrunableLayer]]
     storage: Storage
     precision: Precision
-    dense: DenseStreams
+    along: tuple[str, ...]
     remedy: str
+    note: Note
     first: int = 0
     arguments: dict[str, list[list[Arguments]]] = field(default_factory=dict)
-    trace: WriterTrace | None = None
+    trace: Callable[[int, nn.Module], dict[str, Writer]] | None = None
+    dense_at: int | None = None
+    drift_sums: Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
 
     @property
     def last(self) -> int:
@@ -201,10 +211,11 @@ class Walk:
         """One decoder block on the device; all batches must have passed it at the end."""
         with self.network.residence.visit(index, self.network.device) as block, experts_apart(block):
             yield block
-            if drift := self.dense.block_drift(index, self.network.device):
-                self.storage.add_drift(drift)
-            if index < self.last:
-                self.storage.activations.advance(index + 1)
+            if self._is_compared(index):
+                sums = self.drift_sums.to(self.network.device)  # nccl only sums tensors on a GPU
+                self.workers.sum_tensor(sums)
+                self.storage.drifts[index] = BlockDrift(index, *(float(value) for value in sums[:3] / sums[3]))
+                self.drift_sums.zero_()
 
     def run(self, block: nn.Module, hidden: Tensor, arguments: Arguments) -> Tensor:
         return run_block(block, hidden, arguments, self.network.device, self.precision)
@@ -220,11 +231,8 @@ class Walk:
                     self.run_dense(block, index)
                 else:
                     self.follow_dense(block, index)
-                end = 0.45 if twice else 0.95
-                statistics = {
-                    stream: self._pass(stream, block, index, layers, "calibrate", (start, end), keep=not twice)
-                    for stream, start in self._starts(0.0, end)
-                }
+                work = (0.0, 0.45 if twice else 0.95)
+                statistics = self._pass("calibrate", block, index, self.arguments, layers, work, keep=not twice)
                 if layers:
                     held_out, products = statistics.get(HELD_OUT, {}), self.precision.products
                     yield BlockStatistics(index, layers, statistics["calibration"], held_out, products=products)
@@ -243,59 +251,92 @@ class Walk:
 
         After the last block only drift needs outputs, for held-out tokens.
         """
-        for stream, begin in self._starts(start, 1.0):
-            if index < self.last or (stream == HELD_OUT and self.dense.names):
-                self._pass(stream, block, index, [], "propagate", (begin, 1.0), keep=True)
+        streams = [name for name in self.arguments if index < self.last or (name == HELD_OUT and self.along)]
+        self._pass("propagate", block, index, streams, [], (start, 1.0), keep=True)
 
+    @torch.no_grad()
     def run_dense(self, block: nn.Module, index: int, watch: Watch | None = None) -> None:
-        """Runs a block that is still dense on the dense hidden states, if there are any; see `DenseStreams.run`."""
-        arguments = {stream: of_blocks[index] for stream, of_blocks in self.arguments.items()}
-        self.dense.run(index, self.storage.activations, arguments, partial(self.run, block), watch)
+        """Runs a block with its dense weights, before it is pruned, on the dense hidden states, if there are any.
+
+        `watch` is entered around the pass of each batch, with its stream, number and input.
+        """
+        dense, pruned = self.storage.dense_activations, self.storage.activations
+        for stream in self.along if self.dense_at is None else ():  # until here both models are the same
+            for batch in range(len(self.arguments[stream][index])):
+                dense.write(stream, batch, pruned.read(stream, batch))
+        for stream in self.along:
+            for batch, arguments in enumerate(self.arguments[stream][index]):
+                hidden = dense.read(stream, batch)
+                with watch(stream, batch, hidden) if watch else nullcontext():
+                    output = self.run(block, hidden, arguments)
+                dense.write(stream, batch, output.to(hidden.device))
+                if stream == HELD_OUT:
+                    received = pruned.read(stream, batch)
+                    dense.write(PASSED_ON, batch, self.run(block, received, arguments).to(received.device))
+        self.dense_at = index + 1
 
     def follow_dense(self, block: nn.Module, index: int) -> None:
-        """Runs a block that loses nothing on the dense hidden states, if they differ from the pruned ones.
-
-        Blocks that an earlier run has pruned are skipped: the dense hidden states are already behind them.
-        """
-        if self.dense.position == index:
+        """Runs a block without layers to prune on the dense hidden states, if they differ from the pruned ones; then
+        restores a block that an earlier run has pruned."""
+        is_restored = index in self.by_block and index < self.storage.done
+        if is_restored or self.dense_at == index:
             self.run_dense(block, index)
+        if is_restored:
+            self.restore(index)
+
+    def restore(self, index: int) -> None:
+        """Gives a decoder block the weights that an earlier run has stored."""
+        self.storage.finished.add(index)
+        tensors = self.storage.read(index)
+        self.note(index, tensors)
+        lay_over(self.by_block[index], tensors)
+        self.meter.layers_done += len(self.by_block[index])
 
     def put_out(self, stream: str, batch: int, index: int, output: Tensor) -> None:
         if index < self.last:
             self.storage.activations.write(stream, batch, output)
-        self.dense.compare(stream, batch, index, output)
+        if stream != HELD_OUT or not self._is_compared(index):
+            return
+        pruned = output.double()
+        dense, passed = (self.storage.dense_activations.read(name, batch).to(pruned) for name in (HELD_OUT, PASSED_ON))
+        drifts = [token_drift(pruned, dense), token_drift(passed, dense), token_drift(pruned, passed, dense)]
+        tokens = torch.tensor(float(drifts[0].numel()), dtype=torch.float64, device=pruned.device)
+        self.drift_sums += torch.stack([*(each.sum() for each in drifts), tokens]).cpu()
 
-    def _starts(self, start: float, end: float) -> list[tuple[str, float]]:
-        """Each stream with the share of the block's work done before it; held-out samples are few."""
-        return [(stream, start if stream == "calibration" else end) for stream in self.arguments]
+    def _is_compared(self, index: int) -> bool:
+        """Whether the dense model's outputs of this decoder block are there for held-out tokens."""
+        return HELD_OUT in self.along and self.dense_at == index + 1
 
     @torch.no_grad()
     def _pass(
         self,
-        stream: str,
+        stage: str,
         block: nn.Module,
         index: int,
+        streams: Iterable[str],
         layers: list[PrunableLayer],
-        stage: str,
         work: tuple[float, float],
         keep: bool,
-    ) -> dict[str, InputStatistics]:
-        """Runs one block over all batches of a stream; stores its outputs if `keep`.
+    ) -> dict[str, dict[str, InputStatistics]]:
+        """Runs one block over all batches; returns statistics by stream, and stores its outputs if `keep`.
 
-        `work`: share of the block's work before and after.
+        `work`: share of the block's work before and after. Held-out samples are so few that they do not count.
         """
-        collector = Collector(layers, self.network.device, self.remedy)
-        batches, (start, end) = self.arguments[stream][index], work
-        with hooked(collector.hooks):
-            for batch, arguments in enumerate(batches):
-                hidden = self.storage.activations.read(stream, batch)
-                output = self.run(block, hidden, arguments)
-                collector.end_batch()
-                if keep:
-                    self.put_out(stream, batch, index, output.to(hidden.device))
-                self.meter.tell(stage, index, start + (end - start) * (batch + 1) / len(batches))
-        statistics = collector.result()
-        self.workers.sum_statistics(statistics, routed=[layer.name for layer in layers if layer.is_expert])
+        statistics = {}
+        for stream in streams:
+            start, end = work if stream == "calibration" else (work[1], work[1])
+            collector, batches = Collector(layers, self.network.device, self.remedy), self.arguments[stream][index]
+            with hooked(collector.hooks):
+                for batch, arguments in enumerate(batches):
+                    hidden = self.storage.activations.read(stream, batch)
+                    output = self.run(block, hidden, arguments)
+                    collector.end_batch()
+                    if keep:
+                        self.put_out(stream, batch, index, output.to(hidden.device))
+                    self.meter.tell(stage, index, start + (end - start) * (batch + 1) / len(batches))
+            statistics[stream] = collector.result()
+            routed = [layer.name for layer in layers if layer.is_expert]
+            self.workers.sum_statistics(statistics[stream], routed=routed)
         return statistics
 
 
@@ -315,38 +356,35 @@ def start_walk(
     progress: ProgressCallback | None = None,
     *,
     storage: Storage | None = None,
-    dense: DenseStreams | None = None,
+    has_dense_targets: bool | None = None,
     precision: Precision = FLOAT32,
     needs_all: bool = False,
     remedy: str = LEAVE_OUT,
+    note: Note = lambda _index, _tensors: None,
 ) -> Walk:
-    """Records the inputs of the first decoder block, or resumes from a checkpoint.
+    """Records the inputs of the first decoder block; restores all blocks at once if an earlier run has ended.
 
-    `streams` as from `check_streams`; `storage`, `dense`, `precision` and `remedy` as in `Walk`. `needs_all` refuses
-    layers that the model does not call, before any work.
+    `streams` as from `check_streams`; `storage`, `precision`, `remedy` and `note` as in `Walk`. The dense model runs
+    along on all streams for dense targets, on held-out tokens where `has_dense_targets` is False, and not by default.
+    `needs_all` refuses layers that the model does not call, before any work.
     """
-    storage, dense = storage or Storage(), dense or DenseStreams(MemoryActivations())
+    storage, is_along = storage or Storage(), has_dense_targets is not None
+    along = tuple(name for name in streams if has_dense_targets or (is_along and name == HELD_OUT))
     of_block = by_block(layers)
     blocks = max(of_block) + 1
     meter = Meter(progress, blocks, len(layers))
-    meter.layers_done = sum(len(of_block[index]) for index in of_block if index < storage.done)
-    walk = Walk(network, Workers.here(), meter, of_block, storage, precision, dense, remedy, first=blocks)
-    if storage.done:
-        dense.position = storage.newest
-    if storage.done >= blocks and (HELD_OUT not in dense.names or blocks - 1 in storage.drifts):
-        return walk  # nothing is left to visit
-    first = storage.start({stream: len(split_batches(samples)) for stream, samples in streams.items()})
-    walk.first = first or 0
-    meter.before = walk.first / blocks
+    walk = Walk(network, Workers.here(), meter, of_block, storage, precision, along, remedy, note)
+    if storage.done >= blocks and (HELD_OUT not in along or blocks - 1 in storage.drifts):
+        for index in of_block:
+            walk.restore(index)
+        walk.first = blocks
+        return walk
     outputs = check_blocks(network, next(iter(streams.values())), layers if needs_all else ())
     for stream, samples in streams.items():
-        write = partial(storage.activations.write, stream) if first is None else lambda _batch, _hidden: None
-        tick = partial(meter.tell, "embed", walk.first, 0.0)
+        write, tick = partial(storage.activations.write, stream), partial(meter.tell, "embed", 0, 0.0)
         walk.arguments[stream] = record_inputs(network, samples, outputs, write, tick)
-    if first is None:
-        storage.activations.advance(0)
-    if "calibration" in dense.names:
-        walk.trace = WriterTrace(network, streams["calibration"], outputs)
+    if "calibration" in along:
+        walk.trace = writer_trace(network, streams["calibration"], outputs)
     return walk
 
 
@@ -376,11 +414,7 @@ def visit_blocks(
 
 
 def collect_statistics(
-    model: nn.Module,
-    tokens: Tensor,
-    *,
-    layers: Sequence[str] | None = None,
-    progress: ProgressCallback | None = None,
+    model: nn.Module, tokens: Tensor, *, layers: Sequence[str] | None = None, progress: ProgressCallback | None = None
 ) -> dict[str, InputStatistics]:
     """Statistics of chosen layers of the dense model, by layer name; stops after the last block needed.
 

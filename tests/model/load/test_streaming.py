@@ -76,7 +76,6 @@ def test_a_checkpoint_goes_on(tmp_path):
     with pytest.raises(rose.Cancelled):
         rose.prune_model(streamed, make_tokens(), progress=stop_at("calibrate", 2), **options)
     assert on_meta(streamed)
-    (tmp_path / "kept" / "activations-00002" / "calibration-00000.safetensors").unlink()  # so the blocks run again
     streamed, tokenizer = rose.load_model(str(folder), stream=True)
     rose.prune_model(streamed, make_tokens(), **options)
     rose.save_model(streamed, tokenizer, tmp_path / "out")

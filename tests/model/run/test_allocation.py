@@ -67,12 +67,15 @@ layer_lists = st.lists(st.tuples(st.floats(-0.5, 1.5), st.integers(1, 5000)), mi
 
 
 @given(layer_lists, st.floats(0, 1))
-def test_total_is_exact(layers, ratio):
+def test_total_is_exact_and_no_layer_leaves_its_limits_for_it(layers, ratio):
+    """As a large layer at one limit would push all others over the other one."""
     wanted, sizes = [want for want, _ in layers], [size for _, size in layers]
-    ratios = exact_ratios(wanted, sizes, ratio)
-    counts = [round(r * size) for r, size in zip(ratios, sizes, strict=True)]
-    assert sum(counts) == round(ratio * sum(sizes))
-    assert all(0 <= count <= size for count, size in zip(counts, sizes, strict=True))
+    for reach in (DAMAGE_SPREAD, 1.0):
+        ratios = exact_ratios(wanted, sizes, ratio, reach)
+        counts = [round(r * size) for r, size in zip(ratios, sizes, strict=True)]
+        assert sum(counts) == round(ratio * sum(sizes))
+        assert all(0 <= count <= size for count, size in zip(counts, sizes, strict=True))
+        assert all(abs(r - ratio) < reach + 1 / size + 1e-12 for r, size in zip(ratios, sizes, strict=True))
     # One shift for all, but for rounding and where 0 or 1 is the limit.
     shifts = [
         (r - want, 1 / size) for r, want, size in zip(ratios, wanted, sizes, strict=True) if 1 / size < r < 1 - 1 / size
@@ -87,15 +90,6 @@ def test_equal_layers_keep_what_they_want():
     assert exact_ratios([0.5, 0.9], [300, 100], 0) == [0, 0]
     with pytest.raises(rose.RoseError, match="from 0 to 1"):
         exact_ratios([0.5], [10], 1.5)
-
-
-@given(layer_lists, st.floats(0, 1))
-def test_no_layer_leaves_its_limits_for_the_total(layers, ratio):
-    """As a large layer at one limit would push all others over the other one."""
-    sizes = [size for _, size in layers]
-    ratios = exact_ratios([want for want, _ in layers], sizes, ratio, DAMAGE_SPREAD)
-    assert round(sum(r * size for r, size in zip(ratios, sizes, strict=True))) == round(ratio * sum(sizes))
-    assert all(abs(r - ratio) < DAMAGE_SPREAD + 1 / size + 1e-12 for r, size in zip(ratios, sizes, strict=True))
 
 
 def test_outlier_share():
@@ -285,33 +279,33 @@ def test_a_model_is_pruned_by_its_damages(units, tmp_path):
     assert pruned.summary["removed_fraction"] == pytest.approx(0.5, abs=0.01)
 
 
+RECORD = DamageRecord("a", 0, "", 9, 0.5, 0.1, 0.1, 0.1, 0.1, 1.0, 0.1, 0.1, 0.1, 1.1, 0)
+
+
 @pytest.mark.parametrize(
-    ("unit", "ratio", "message"),
+    ("records", "settings", "ratio", "message"),
     [
-        (None, 0.5, r"rows\.csv cannot be read"),
-        ("a", 0.7, r"measured at a sparsity of 0\.5, which says little of 0\.7"),
-        ("a", 0.6, r"damage of model\.layers\.0\.self_attn\.q_proj has not been measured"),
+        ([], {}, 0.5, r"rows\.csv cannot be read"),
+        ([RECORD], {}, 0.7, r"measured at a sparsity of 0\.5, which says little of 0\.7"),
+        ([RECORD], {}, 0.6, r"damage of model\.layers\.0\.self_attn\.q_proj has not been measured"),
+        ([RECORD], {"restore": "pruned70"}, 0.5, "what a pruned model gains by layers given back"),
     ],
 )
-def test_damages_that_cannot_be_shared_are_refused(unit, ratio, message, tmp_path):
-    if unit:
-        record = DamageRecord(unit, 0, "", 9, 0.5, 0.1, 0.1, 0.1, 0.1, 1.0, 0.1, 0.1, 0.1, 1.1, 0)
-        records_table([record], DamageRecord).to_csv(tmp_path / "rows.csv", index=False)
+def test_damages_that_cannot_be_shared_are_refused(records, settings, ratio, message, tmp_path):
+    if records:
+        records_table(records, DamageRecord).to_csv(tmp_path / "rows.csv", index=False)
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
     with pytest.raises(rose.RoseError, match=message):
         rose.prune_model(tiny_llama(), some_tokens(), sparsity=ratio, block_size=8, allocation=f"damage:{tmp_path}")
 
 
-def test_damages_of_another_intervention_or_model_are_refused(tmp_path):
-    known = DamageRecord("a", 0, "", 9, 0.5, 0.1, 0.1, 0.1, 0.1, 1.0, 0.1, 0.1, 0.1, 1.1, 0)
-    records_table([known], DamageRecord).to_csv(tmp_path / "rows.csv", index=False)
-    by_damage, network = parse_allocation(f"damage:{tmp_path}"), Network(tiny_llama())
-    (tmp_path / "settings.json").write_text(json.dumps({"restore": "pruned70"}))
-    with pytest.raises(rose.RoseError, match="what a pruned model gains by layers given back"):
-        by_damage.check(Pattern(0.5))
+def test_damages_of_another_model_are_refused(tmp_path):
+    records_table([RECORD], DamageRecord).to_csv(tmp_path / "rows.csv", index=False)
     (tmp_path / "settings.json").write_text(json.dumps({"restore": None, "weight_norms": [1.0, 1.0]}))
+    by_damage = parse_allocation(f"damage:{tmp_path}")
     by_damage.check(Pattern(0.5))
     with pytest.raises(rose.RoseError, match="those of another model: its weights differ"):
-        allocate(network, some_tokens(), [], Pattern(0.5), by_damage, list)
+        allocate(Network(tiny_llama()), some_tokens(), [], Pattern(0.5), by_damage, list)
 
 
 def test_a_resumed_run_needs_the_same_damages(tmp_path):

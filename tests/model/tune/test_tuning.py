@@ -7,6 +7,7 @@ import math
 import random
 import re
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,13 @@ from transformers import LlamaConfig
 import rose
 from rose import cli
 from rose.commands import terminal
-from rose.commands.tune import Tuned, draw_texts
+from rose.commands.changing import Tuned, draw_texts
 from rose.interrupt import CANCELLED
 from rose.model.network import precision
-from rose.model.network.network import Network
 from rose.model.run.checkpoint import claimed
 from rose.model.tune import tuning
-from rose.model.tune.task import FEW, TuneTask, TuningProgress, _beside
-from rose.model.tune.tuning import Parts, divergence
+from rose.model.tune.task import FEW, TuneTask, TuningProgress, _beside, divergence
+from rose.model.tune.tuning import Parts
 from rose.model.workers import Workers
 from rose.recipe.parts import TuneSettings
 from rose.tensor_files import digest, write_tensors
@@ -261,12 +261,6 @@ def test_the_rate_falls_with_the_way_to_the_dense_model(loss, is_held_out, monke
     assert rates[0.5] > rates[0.1]
 
 
-def test_minutes_set_the_number_of_steps():
-    dense, model = pruned_pair()
-    report = rose.tune_model(model, dense, TOKENS, held_out=HELD_OUT, minutes=0.02)
-    assert report.summary["steps"] == report.summary["steps_planned"] >= 1
-
-
 def test_gradients_of_the_caller_are_ignored_and_restored():
     dense, model = pruned_pair()
     other = copy.deepcopy(model)
@@ -294,9 +288,9 @@ def test_a_resumed_optimizer_is_on_the_device_of_the_weights(tmp_path):
     facts = json.dumps(dict.fromkeys(tuning.FACTS, 0))
     write_tensors(tmp_path / tuning.STATE, {f"a/{name}": one for name, one in parts.items()}, facts=facts, curve="[]")
     parameter = nn.Parameter(torch.zeros(3, device="meta"))
-    loop: Any = Namespace(folder=tmp_path, tuner=Namespace(), device=parameter.device)
+    loop: Any = Namespace(folder=tmp_path, device=parameter.device)
     loop.trained, loop.optimizer = [Namespace(name="a", parameter=parameter)], torch.optim.Adam([parameter])
-    assert tuning._Loop._resume(loop)
+    assert tuning.Tuner._resume(loop)
     state = loop.optimizer.state[parameter]
     assert {name: one.device.type for name, one in state.items()} == dict.fromkeys(
         ("step", "exp_avg", "exp_avg_sq"), "meta"
@@ -420,35 +414,30 @@ def gridded() -> nn.Module:
     return model
 
 
-def pruned_llama() -> nn.Module:
-    return pruned_pair()[1]
+dense, pruned = partial(make_model, "llama"), lambda: pruned_pair()[1]
 
 
-def llama() -> nn.Module:
-    return make_model("llama")
-
-
-def llama_of_97_words() -> nn.Module:
+def dense_of_97_words() -> nn.Module:
     return make_from(LlamaConfig(**{**GATED, "vocab_size": 97}))
 
 
 @pytest.mark.parametrize(
     ("make", "towards", "options", "message"),
     [
-        (pruned_llama, llama, {"minutes": 1.0, "epochs": 1.0}, "not both"),
-        (pruned_llama, llama, {"minute": 1.0}, "no field 'minute'; did you mean minutes"),
-        (pruned_llama, llama, {"rate": 0.0}, "rate must be a number above 0"),
-        (pruned_llama, llama, {"loss": "mse"}, "one of kl, ce"),
-        (pruned_llama, llama, {"held_out": make_tokens().float()}, "whole numbers"),
-        (pruned_llama, llama, {"parts": 9}, "cannot be tuned in 9 parts"),
-        (pruned_llama, llama, {"parts": "2"}, "cannot be tuned in '2' parts"),
-        (llama, llama, {}, "neither zeros nor fewer weights"),
-        (pruned_llama, pruned_llama, {}, "as sparse as the one to tune"),
-        (pruned_llama, pruned_llama, {"loss": "ce"}, "as sparse as the one to tune"),
-        (pruned_llama, llama_of_97_words, {}, "different vocabularies"),
-        (pruned_llama, lambda: make_model("gpt2"), {}, "their input embeddings differ"),
-        (gridded, llama, {}, "lie on a grid of 16 values"),
-        (pruned_llama, None, {}, "the same object"),
+        (pruned, dense, {"minutes": 1.0, "epochs": 1.0}, "not both"),
+        (pruned, dense, {"minute": 1.0}, "no field 'minute'; did you mean minutes"),
+        (pruned, dense, {"rate": 0.0}, "rate must be a number above 0"),
+        (pruned, dense, {"loss": "mse"}, "one of kl, ce"),
+        (pruned, dense, {"held_out": make_tokens().float()}, "whole numbers"),
+        (pruned, dense, {"parts": 9}, "cannot be tuned in 9 parts"),
+        (pruned, dense, {"parts": "2"}, "cannot be tuned in '2' parts"),
+        (dense, dense, {}, "neither zeros nor fewer weights"),
+        (pruned, pruned, {}, "as sparse as the one to tune"),
+        (pruned, pruned, {"loss": "ce"}, "as sparse as the one to tune"),
+        (pruned, dense_of_97_words, {}, "different vocabularies"),
+        (pruned, lambda: make_model("gpt2"), {}, "their input embeddings differ"),
+        (gridded, dense, {}, "lie on a grid of 16 values"),
+        (pruned, None, {}, "the same object"),
     ],
 )
 def test_settings_and_models_that_cannot_be_tuned_are_refused(make, towards, options, message):
@@ -475,14 +464,6 @@ def test_the_rate_falls_with_steps_lead_kept_weights_and_size(state, rate):
     for name, value in {"kept": 0.3, "away": 1.0, "_size": tuning.SIZE, **state}.items():
         setattr(tuner, name, value)
     assert tuner.rate == pytest.approx(rate)
-
-
-def test_the_size_of_weights_is_the_sum_of_norms_over_their_number():
-    dense, _ = pruned_pair()
-    layers = rose.prunable_layers(dense)
-    norms = sum(float(layer.weight.norm()) for layer in layers)
-    expected = norms / sum(layer.weight.numel() for layer in layers)
-    assert tuning.size_of(Network(dense)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_bits_are_refused_where_the_dense_model_is_on_another_grid():
@@ -542,14 +523,14 @@ def tiny_task(folder: Path) -> list[str]:
 
 
 def fail_after(steps: int, problem: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    take = tuning._Loop._step
+    take = tuning.Tuner._step
 
     def step(loop: Any) -> None:
-        if loop.tuner.step == steps:
+        if loop.step == steps:
             raise problem
         take(loop)
 
-    monkeypatch.setattr(tuning._Loop, "_step", step)
+    monkeypatch.setattr(tuning.Tuner, "_step", step)
 
 
 @pytest.mark.parametrize(

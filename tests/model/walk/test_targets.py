@@ -240,23 +240,6 @@ def test_drift_is_that_of_two_whole_models(family, layers, target, true_sequenti
     assert json.loads(report.to_json())["results"]["drift"] == rows
 
 
-def test_gaps_behind_decoder_blocks_that_lose_nothing():
-    dense, model, tokens = make_model("gemma3"), make_model("gemma3"), make_tokens(4)
-    name = "model.layers.3.self_attn.q_proj"
-    walk = begin_walk(model, tokens, layers=["*.layers.0.*", name], is_dense=True)
-    for block in visit_sequentially(walk):
-        for layer in block.layers:
-            if layer.name == name:
-                as_pruned = make_model("gemma3")
-                as_pruned.load_state_dict(model.state_dict())
-                x_dense, x = (hooked_inputs(one, [name], tokens)[name] for one in (dense, as_pruned))
-                gap, found = block.gaps["calibration"][name].of(layer.weight), (x_dense - x) @ layer.weight.T
-                torch.testing.assert_close(gap.cross, found.T @ x, rtol=1e-3, atol=1e-3 * float(gap.cross.abs().max()))
-                return
-            layer.write(rose.prune_layer(layer.weight, block.calibration[layer.name], **OPTIONS).weight)
-    pytest.fail("the layer was not visited")
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_drift_of_formats_of_16_bits_is_computed_in_double(dtype):
     """Squares of 300 are infinite in float16, and bfloat16 has three digits."""
@@ -318,7 +301,8 @@ def test_a_run_stopped_between_two_pruned_blocks_resumes_there(tmp_path, target)
         assert report.summary["drift"] == expected.summary["drift"]
         for name, weight in model.state_dict().items():
             assert torch.equal(weight, undisturbed.state_dict()[name]), name
-        assert min(one.block_index for one in again) >= max(0, told[last].block_index - 1)
+        pruned_again = [event.block_index for event in again if event.stage == "prune"]
+        assert not pruned_again or min(pruned_again) >= told[last].block_index
 
 
 def _parallel(attention_first: bool) -> Callable[..., Tensor]:

@@ -1,0 +1,383 @@
+"""`rose prune`, `slim` and `tune`: commands that write a changed copy of a model.
+
+The first two may tune what they have pruned, too.
+"""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import pandas as pd
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+import rose
+from rose.commands import shared, terminal
+from rose.files import expand
+from rose.interrupt import CANCELLED
+from rose.layer.methods import Settings
+from rose.layer.pattern import Grid
+from rose.model.estimate.duration import estimate_cost, sweeps_of
+from rose.model.estimate.memory import Memory, estimate_memory
+from rose.model.load.models import has_tokenizer
+from rose.model.load.tokens import load_apart, tuning_draw
+from rose.model.network.layers import count_zeros, keep_low_rank, prunable_layers
+from rose.model.network.network import Network
+from rose.model.network.precision import DEFAULT, Precision
+from rose.model.progress import ProgressCallback
+from rose.model.run.checkpoint import begun_with
+from rose.model.run.settings import run_settings
+from rose.model.tune.task import TuneReport, TuneTask, TuningProgress, check_memory, check_pair
+from rose.model.tune.tuning import Parts, texts_digest, tune_until_stopped
+from rose.recipe.parts import SlimSettings, TuneSettings
+from rose.recipe.steps import Prune, Slim, Tune
+from rose.report import report_beside
+from rose.rows import removed_fraction
+from rose.structured.parts import HEADS, block_parameters, find_parts
+from rose.structured.plan import estimate_slim_memory, estimate_slimming
+from rose.structured.slimming import check_slimming
+from rose.wording import count, whole
+
+Texts = tuple[Tensor, Tensor | None]  # to train on, and held out
+TUNED = "tuned"  # folder of --tune inside --checkpoint
+
+
+def prune(spec: Prune, console: Console) -> int:
+    """Prunes a whole model, decoder block by decoder block."""
+    chosen = shared.run_options(spec)
+    run_setup = run_settings(**chosen)
+    spec, model, tokenizer = _load(spec, console)
+    shared.check_room(spec, model)
+    network = Network(model)
+    run_setup.select(network, spec.layers)
+    Precision.of(spec.compute, network.dtype, network.device)
+    memory = partial(estimate_memory, layers=spec.layers, sequential=spec.true_sequential, method=spec.method)
+    seconds = shared.pruning_seconds(spec, model, spec.method, spec.target)
+    estimates = [partial(memory, dense_targets=spec.target == "dense")]
+    shared.tell_cost(spec, "Pruning", seconds, estimates, model, console)
+    drawn = shared.calibration(spec, tokenizer, spec.seed)
+    shared.rotate(spec, model, drawn.tokens, [run_setup.layer], console)
+    outcome = shared.Outcome(spec, spec.model, tokenizer, console)
+    texts = draw_texts(spec, model, tokenizer, outcome.windows)
+    outcome.before = outcome.measure(model, "before")
+    with terminal.bar(console, "Pruning") as follow:
+        chosen |= {"layers": spec.layers, "checkpoint": spec.checkpoint}
+        pruned = rose.prune_model(model, drawn.tokens, held_out=drawn.held_out, progress=follow, **chosen)
+    tuned = _tune_after(spec, console, model, texts)
+    report = outcome.save(model, tuned.added_to(pruned).signed(spec, text_cautions=drawn.cautions))
+    _print_pruned(pruned)
+    tuned.say()
+    shared.say_perplexity(report.summary)
+    terminal.say(f"Checkpoint, report.json and layers.csv are in {spec.output}")
+    return tuned.status()
+
+
+def _load(spec: Any, console: Console) -> tuple[Any, PreTrainedModel, Any]:
+    """The specification with its number format, the model to change, and the tokenizer.
+
+    Raises RoseError, before the model is loaded, unless its copy can be written, and for a checkpoint whose tuning was
+    begun for other minutes.
+    """
+    shared.check_saving(spec)
+    begun = begun_with(spec.checkpoint and spec.checkpoint / TUNED, "minutes")
+    if spec.tune is not None and begun not in (None, spec.tune):
+        raise rose.RoseError(
+            f"The checkpoint in {spec.checkpoint} was begun with --tune {begun:g}; give that, or another checkpoint."
+        )
+    spec = shared.settle_dtype(spec, spec.model)
+    return spec, *shared.load(spec, console, scratch=spec.output.parent)
+
+
+def _print_pruned(report: rose.RunReport) -> None:
+    """Prints every pruned layer, with errors on held-out tokens where there are any, and what pruning has done."""
+    table, summary = report.layers, report.summary
+    errors = ["relative_error", "held_out_error"]
+    if summary["target"] == "dense":
+        held_out = table["held_out_target_error"].notna().any()
+        errors = ["held_out_error", "held_out_target_error"] if held_out else ["relative_error", "target_error"]
+    rounded = "bits" in summary  # 80 columns do not hold all
+    shown = [*errors, "pruning_error", "rounding_error"] if rounded else ["relative_range", *errors]
+    terminal.print_table(table[["layer", "sparsity", *shown]], "Layers")
+    mean = f"Mean relative error on calibration tokens: {summary['mean_relative_error']:.4f} of layers' own outputs"
+    if summary["mean_target_error"] is not None:
+        mean += f", {summary['mean_target_error']:.4f} of the dense model's, which were the target"
+    terminal.say(
+        f"{summary['layers']} layers, {100 * summary['removed_fraction']:.2f} % of their weights removed, "
+        f"{summary['seconds']:.0f} s",
+        mean,
+    )
+    if "bits" in summary:
+        grid = Grid(summary["bits"], summary["group"])
+        terminal.say(
+            f"Rounded to {grid}: of the error against what each layer was to put out, pruning made "
+            f"{summary['mean_pruning_error']:.4f} and rounding {summary['mean_rounding_error']:.4f}, in the mean"
+        )
+    shared.say_targets(report)
+    if summary.get("experts_left_dense"):
+        terminal.say(
+            f"{summary['experts_left_dense']} layers of experts stayed dense, because fewer than "
+            f"{summary['min_expert_tokens']} calibration tokens were routed to them"
+        )
+
+
+def slim(spec: Slim, console: Console) -> int:
+    """Takes heads, channels or decoder blocks out; what is left may then be pruned."""
+    slimming, pruning = _options(spec)
+    settings = SlimSettings(**slimming)
+    rest = run_settings(**pruning).layer if pruning else None
+    spec, model, tokenizer = _load(spec, console)
+    if spec.allocation != "uniform" and spec.method != "depth":
+        readers = "rose.load_model reads the result, plain transformers does not."
+        console.print(f"The decoder blocks will differ in shape: {readers}", soft_wrap=True)
+    shared.check_room(spec, model, removed=spec.ratio * block_parameters(model))
+    possible = check_slimming(model, settings)
+    estimates: list[Callable[..., Memory]] = [partial(estimate_slim_memory, settings=settings)]
+    sizes = shared.drawn_sizes(spec)
+    seconds = estimate_slimming(model, settings, **sizes)
+    if rest:
+        _check_rest(model, possible.kinds if possible else (), rest)
+        is_dense = pruning["target"] == "dense"
+        estimates.append(partial(estimate_memory, method=rest.method, dense_targets=is_dense))
+        # Of a model that is a little larger than it will be.
+        cost = partial(estimate_cost, model, sweeps=sweeps_of([rest.method]), passes=2, compute=DEFAULT)
+        seconds += cost(target=pruning["target"], **sizes).seconds
+    shared.tell_cost(spec, "Slimming and pruning" if rest else "Slimming", seconds, estimates, model, console)
+    drawn = shared.calibration(spec, tokenizer, spec.seed)
+    tokens, held_out = drawn.tokens, drawn.held_out
+    outcome = shared.Outcome(spec, spec.model, tokenizer, console)
+    texts = draw_texts(spec, model, tokenizer, outcome.windows)
+    outcome.before = outcome.measure(model, "before")
+    with terminal.bar(console, "Slimming") as follow:
+        options = {"held_out": held_out, "progress": follow, "checkpoint": spec.checkpoint}
+        done = slimmed = rose.prune_structured(model, tokens, **slimming | options)
+    if rest:
+        between = outcome.measure(model, "slimmed")
+        with terminal.bar(console, "Pruning") as follow:
+            options |= {"progress": follow, "checkpoint": spec.checkpoint and spec.checkpoint / "pruned"}
+            pruned = rose.prune_model(model, tokens, **pruning | options)
+        done = replace(slimmed, then=pruned).with_summary(**between)
+    tuned = _tune_after(spec, console, model, texts)
+    report = outcome.save(model, tuned.added_to(done).signed(spec, text_cautions=drawn.cautions))
+    _print_slimmed(done)
+    tuned.say()
+    shared.say_perplexity(report.summary)
+    kind = "any program that uses transformers" if report.summary["uniform"] else "rose.load_model"
+    terminal.say(f"Checkpoint, report.json and layers.csv are in {spec.output}, for {kind}")
+    return tuned.status()
+
+
+def _options(spec: Slim) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keywords of `rose.prune_structured` and of `rose.prune_model`; the latter are empty without --prune.
+
+    With --prune the target's damping may be for that alone.
+    """
+    target = spec.target or "layer"
+    damping = None if spec.prune and target == "layer" else spec.target_damping
+    slimming = shared.pick(spec, SlimSettings.fields()) | {"target": target, "target_damping": damping}
+    if not spec.prune:
+        return slimming, {}
+    method = {"method": spec.prune_method or rose.RECOMMENDED, "sparsity": spec.prune, "damping": spec.damping}
+    return slimming, method | {"target": spec.target or "dense", "target_damping": spec.target_damping}
+
+
+def _check_rest(model: PreTrainedModel, kinds: Sequence[str], settings: Settings) -> None:
+    """Raises RoseError if pruning would refuse the slimmed model."""
+    pattern = settings.pattern
+    Network(model).to_prune(None, pattern, settings.block_size)
+    wide = [part.width for part in find_parts(model, kinds)[0] if part.kind == HEADS] if kinds else []
+    if wide and pattern.is_grouped and wide[0] % pattern.of:
+        raise rose.RoseError(
+            f"--prune {pattern} needs widths divisible by {pattern.of}, and heads have {wide[0]} columns each; "
+            "give --parts channels, or another pattern."
+        )
+
+
+def _print_parts(parts: pd.DataFrame) -> None:
+    """Prints what is left of every reduced part, and its errors: against the dense model's output where that was the
+    target."""
+    errors = ["target_error", "held_out_target_error"]
+    if not parts["target_error"].notna().any():
+        errors = ["relative_error", "held_out_error"]
+    measured = [name for name in errors if parts[name].notna().any()]
+    shown = parts[["layer", *measured, "unrecovered_error"]].copy()
+    shown = shown.rename(columns={"unrecovered_error": "error_before_recovery"})
+    shown.insert(1, "kept", parts["kept_units"].astype(str) + " of " + parts["units"].astype(str))
+    terminal.print_table(shown, "Parts")
+
+
+def _print_slimmed(report: rose.RunReport) -> None:
+    summary, (slimmed, *rest) = report.summary, report.stages
+    if len(slimmed.layers):
+        _print_parts(slimmed.layers)
+    terminal.say(
+        f"{whole(summary['parameters'])} parameters before, {whole(summary['kept_parameters'])} after: "
+        f"{100 * summary['removed_fraction']:.1f} % of the decoder blocks taken out, {summary['seconds']:.0f} s"
+    )
+    if dropped := summary.get("dropped_blocks"):
+        terminal.say(f"Decoder block{'s' if len(dropped) > 1 else ''} {', '.join(map(str, dropped))} dropped")
+    shared.say_targets(slimmed)
+    for pruned in rest:
+        then = pruned.summary
+        terminal.say(
+            f"Then {100 * then['removed_fraction']:.1f} % of the weights of {then['layers']} layers pruned by "
+            f"{then['method']}, {then['seconds']:.0f} s"
+        )
+        shared.say_targets(pruned)
+
+
+def tune(spec: Tune, console: Console) -> int:
+    """Trains the weights that pruning has kept towards the dense model; zeros stay."""
+    settings = TuneSettings(**shared.pick(spec, TuneSettings.fields()))
+    shared.check_saving(spec)
+    earlier = report_beside(expand(spec.pruned))
+    spec = shared.settle_dtype(spec, spec.pruned)
+    dense, tokenizer = shared.load(spec, console, spec.dense)
+    if has_tokenizer(spec.pruned):  # and its chat template, which a copy keeps
+        model, tokenizer = shared.load(spec, console, spec.pruned)
+    else:
+        model, _ = shared.load(spec, console, spec.pruned, tokenizer=spec.dense)
+    shared.check_room(spec, model)
+    check_pair(model, dense, by_text_alone=spec.unpruned and spec.loss == "ce")
+    outcome = shared.Outcome(spec, spec.pruned, tokenizer, console)
+    sizes = shared.pick(spec, ("samples", "held_out", "length"))
+    texts = _texts(spec, tokenizer, outcome.windows, **sizes)
+    report = earlier or _as_found(model)
+    keep_low_rank(model, expand(spec.pruned))
+    tuner = Parts(TuneTask(model, dense, *texts, spec.layers, spec.unpruned), settings, spec.parts)
+    outcome.before = outcome.measure(dense, "before", "of the dense model")
+    pruned = outcome.measure(model, "before", "of the pruned model")
+    tuned = Tuned(*tune_until_stopped(lambda: tuner, _bar(console), spec.checkpoint))
+    if tuned.stopped and not tuned.found:  # PRUNED is unchanged
+        raise tuned.stopped
+    tuned.say_stop(console)
+    report = tuned.added_to(report, **shared.origin(spec), dense=spec.dense, **pruned)
+    report = outcome.save(model, report)
+    tuned.say()
+    shared.say_perplexity(report.summary)
+    terminal.say(f"Checkpoint and report.json are in {spec.output}")
+    return tuned.status()
+
+
+def draw_texts(spec: Prune | Slim, model: nn.Module, tokenizer: Any, evaluated: Tensor | None) -> Texts | None:
+    """Windows for --tune, drawn before pruning; None without --tune.
+
+    Raises RoseError for a short text, too little memory, a model that is already as sparse, or a checkpoint that was
+    begun on other windows.
+    """
+    if spec.tune is None:
+        return None
+    if isinstance(spec, Prune):  # tuning needs a denser teacher
+        zeros, weights = count_zeros(Network(model).select(spec.layers))
+        if zeros >= spec.pattern.ratio * weights:
+            raise rose.RoseError(
+                f"{100 * zeros / weights:.3g} % of the model's weights are zero already, so it cannot be the dense one "
+                f"for --tune after sparsity {spec.sparsity}; give the model it was pruned from, or leave --tune out."
+            )
+    sizes = tuning_draw(spec.length)._asdict()
+    dense = sum(parameter.nbytes for parameter in model.parameters())  # is read once more
+    check_memory(Network(model), sizes["length"], compute=getattr(spec, "compute", "auto"), besides=dense)
+    texts = _texts(spec, tokenizer, evaluated, **sizes)
+    if begun_with(spec.checkpoint and spec.checkpoint / TUNED, "tokens") not in (None, texts_digest(*texts)):
+        raise rose.RoseError(
+            f"The checkpoint in {spec.checkpoint} was begun with other windows to tune on, which share no text with "
+            "those of --evaluate; give --evaluate and --windows as it was begun, or another checkpoint."
+        )
+    return texts
+
+
+def _texts(spec: Prune | Slim | Tune, tokenizer: Any, evaluated: Tensor | None, **sizes: int) -> Texts:
+    """Training and held-out windows, without overlap with each other or with the windows of --evaluate."""
+    apart_from = torch.empty(0, sizes["length"], dtype=torch.int64) if evaluated is None else evaluated
+    tokens, held_out = load_apart(
+        spec.calibration, tokenizer, seed=spec.seed, bos=spec.bos, apart_from=apart_from, **sizes
+    )
+    return tokens, held_out if len(held_out) else None
+
+
+def _tune_after(spec: Prune | Slim, console: Console, model: nn.Module, texts: Texts | None) -> Tuned:
+    """Tunes a pruned model for the minutes of --tune, if any; the dense model is loaded again."""
+    if texts is None:
+        return Tuned()
+
+    def make() -> Parts:
+        dense, _ = shared.load(spec, console)
+        settings = TuneSettings(minutes=spec.tune, seed=spec.seed, compute=getattr(spec, "compute", "auto"))
+        return Parts(TuneTask(model, dense, *texts), settings)
+
+    checkpoint = spec.checkpoint and spec.checkpoint / TUNED
+    tuned = Tuned(*tune_until_stopped(make, _bar(console), checkpoint))
+    tuned.say_stop(console)
+    return tuned
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The report of tuning, None before the first step, and the exception that stopped it, if any."""
+
+    found: TuneReport | None = None
+    stopped: BaseException | None = None
+
+    def added_to(self, report: rose.RunReport, **facts: Any) -> rose.RunReport:
+        return self.found.added_to(report, **facts) if self.found else report
+
+    def say_stop(self, console: Console) -> None:
+        if self.stopped:
+            traceback.clear_frames(self.stopped.__traceback__)  # they hold all that tuning needed; memory may be short
+            how = "was cancelled" if isinstance(self.stopped, KeyboardInterrupt) else "has failed"
+            console.print(f"rose: tuning {how}; the best weights so far are kept")
+
+    def say(self) -> None:
+        if self.found is None:
+            return
+        summary = self.found.summary
+        of = f"{whole(summary['zeros'])} of {whole(summary['weights'])} weights are zero, as before"
+        terminal.say(f"Tuned {count(summary['steps'], 'step')} in {summary['seconds']:.0f} s; {of}", self.found.caution)
+        if summary["held_out_before"] is None:
+            return
+        before, after, dense = (math.exp(summary[f"held_out_{name}"]) for name in ("before", "after", "dense"))
+        result = f"the weights of step {summary['kept_step']} are kept"
+        if summary.get("parts"):
+            result = "the best step of every part is kept"
+        if not summary["kept_step"] and len(self.found.curve) > 1:
+            result = f"no step was better, so nothing was changed; a --rate below {summary['rate']:.2g} may do"
+        terminal.say(f"Held-out perplexity {before:.2f} -> {after:.2f}, dense {dense:.2f}; {result}")
+
+    def status(self) -> int:
+        """The exit status; raises the exception that stopped tuning, other than Ctrl-C."""
+        if self.stopped and not isinstance(self.stopped, KeyboardInterrupt):
+            raise self.stopped
+        return CANCELLED if self.stopped else 0
+
+
+@contextmanager
+def _bar(console: Console) -> Iterator[ProgressCallback]:
+    with terminal.bar(console, "Tuning") as follow:
+
+        def tell(progress: rose.Progress) -> None:
+            """Moves the bar; its text has the last held-out perplexity."""
+            curve = progress.curve if isinstance(progress, TuningProgress) else ()
+            loss = curve[-1].held_out if curve else None
+            perplexity = "" if loss is None else f", held-out perplexity {math.exp(min(loss, 700)):.2f}"  # no overflow
+            follow(progress, f"Tuning{perplexity}")
+
+        yield tell
+
+
+def _as_found(model: nn.Module) -> rose.RunReport:
+    """A report for a pruned model without one, from its weights."""
+    rows = []
+    for layer in prunable_layers(model):
+        share = float((layer.weight == 0).float().mean())
+        rows.append((layer.name, layer.block_index, layer.projection, *layer.weight.shape, share))
+    table = pd.DataFrame(rows, columns=["layer", "block_index", "projection", "rows", "columns", "sparsity"])
+    removed = removed_fraction(table)
+    facts = {"method": "as-found", "sparsity": f"{removed:.3g}", "layers": len(table), "removed_fraction": removed}
+    return rose.RunReport(table, facts | {"drift": []})

