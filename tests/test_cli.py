@@ -372,13 +372,13 @@ CHEAP = {  # refused before a model is loaded: the command's options, what is sa
     "order of one method": ([*COMPARE, "--methods", "rose@natural:5"], "no order named"),
     "limit": (["evaluate", "--text", "packaged", "--limit", "3"], "--limit and --task-folder need --tasks"),
     "task folder": (["evaluate", "--text", "packaged", "--task-folder", "x"], "--limit and --task-folder need --tasks"),
-    "windows of no text": (["evaluate", "--tasks", "--windows", "2", "--length", "8"], "text uses --length and --windows"),
+    "windows of no text": (["evaluate", "--tasks", "--windows", "2", "--length", "8"], "uses --length and --windows"),
     "format of no text": (["evaluate", "--tasks", "--compute", "auto"], "Only the perplexity on --text uses --compute"),
     "nothing to measure": (["evaluate"], "Say what to measure"),
     "damping of target layer": (["slim", "--target", "layer", "--target-damping", "1"], "Only target dense"),
     "multiple": (["slim", "--prune", "8:16", "--multiple", "8"], "needs widths divisible by 16; give --multiple 16."),
     "depth": (["slim", "--method", "depth", "--parts", "heads", "--target", "dense"], "out --parts and --target."),
-    "widths of depth": (["slim", "--method", "depth", "--multiple", "16", "--damping", "1"], "--damping and --multiple."),
+    "widths of depth": (["slim", "--method", "depth", "--multiple", "16", "--damping", "1"], "damping and --multiple"),
     "prune method alone": (["slim", "--prune-method", "wanda"], "--prune-method needs --prune"),
 }
 
