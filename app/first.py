@@ -39,9 +39,8 @@ def draw(page: str, query: dict[str, str]) -> None:
         drawings = stored.get(theme, {}).get(page if page == "layers" else f"{page} {layer}", [])
         if drawings:
             st.title(stored["titles"][page])
-            for place, drawing in zip(
-                st.columns([1.3, 1]) if len(drawings) == 2 else [st.container()], drawings, strict=True
-            ):
+            places = st.columns([1.3, 1]) if len(drawings) == 2 else [st.container()]
+            for place, drawing in zip(places, drawings, strict=True):
                 with place:
                     show(drawing)
     drawn.set()

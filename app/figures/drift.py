@@ -98,9 +98,8 @@ def cancelled_shares(table: pd.DataFrame, *, problem: str = "", theme: Theme = "
         do = "leave incoming drift as it is" if means.max() == 0 else "add to incoming drift"
         finding = f"No run cancels drift: on average, pruned layers {do}"
     else:
-        best, (most, end) = int(means.argmax()), ("", "")
-        if len(means) > 1:
-            most, end = " the most", "; chance is not ruled out"
+        best, (most, end) = int(means.argmax()), (" the most", "; chance is not ruled out")
+        most, end = (most, end) if len(means) > 1 else ("", "")
         finding = f"{means.index[best]} cancels{most}: {shares[best]} of the drift passed on{end}"
     alt = "Line chart of the share of passed-on drift that is cancelled, by decoder block"
     return chart.done(finding, note, caption, alt, table.reset_index(drop=True))
@@ -196,8 +195,7 @@ def step_weighting(
     order = np.argsort(-shares["uniform"], kind="stable")
     grid: dict[str, Any] = {"rows": 1, "cols": 2, "column_widths": [0.4, 0.6], "horizontal_spacing": 0.12}
     chart = Chart(height=430, legend=True, **grid, **shared)
-    left: dict[str, Any] = {"row": 1, "col": 1}
-    right: dict[str, Any] = {"row": 1, "col": 2}
+    left, right = dict[str, Any](row=1, col=1), dict[str, Any](row=1, col=2)
     for name, alpha in weights.items():
         look, share = WEIGHTINGS[name], shares[name][order]
         hover = f"{look.label}<br>step %{{x}}<br>α %{{y:.3f}}"

@@ -40,7 +40,6 @@ BUDGETS = {
 
 
 def look_of(order: str) -> Style:
-    """An order as all lessons name it."""
     return palette.order_style(order)._replace(label=ORDERS[order])
 
 

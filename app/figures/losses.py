@@ -51,10 +51,7 @@ def column_loss_map(plan: OrderPlan, **shared: Unpack[Marked]) -> Drawing:
 
 
 def block_loss_bars(plan: OrderPlan, **shared: Unpack[Marked]) -> Drawing:
-    """Block losses as bars, and the line that the smallest must stay above for the layer not to be columnar.
-
-    Blocks are compared by loss per column, so that is what is drawn where a block is narrower.
-    """
+    """Block losses as bars, per column where a block is narrower; the layer is columnar if one ends below the line."""
     widths, blocks = np.array(plan.block_width), np.arange(len(plan.block_width))
     uneven = bool((widths != widths[0]).any())
     whole, each = (to_numpy(loss).astype(np.float64) for loss in (plan.block_loss, plan.loss_per_column))

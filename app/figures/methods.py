@@ -93,10 +93,7 @@ def layer_map(
 
 
 def over_seeds_bars(table: pd.DataFrame, sparsity: str, *, theme: Theme = "light") -> Drawing:
-    """Mean perplexity of every method at one sparsity, lowest first, with the range over seeds; marks are seeds.
-
-    A method with a run of no finite perplexity has no mean; the caption names it.
-    """
+    """Mean perplexity of every method at one sparsity, lowest first, with the range over seeds; marks are seeds."""
     by_mean = sorted(results_of(table, sparsity, "perplexity"), key=lambda result: result.value)
     results = [replace(result, name=palette.method_style(result.method).label) for result in by_mean]
     if not results:

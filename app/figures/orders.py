@@ -1,4 +1,4 @@
-"""What order, budget and basis do: error as it arises, compensation, prices of columns, and forecasts."""
+"""Pruning orders, budgets and bases: error as it arises, compensation, prices of columns, and forecasts."""
 
 from __future__ import annotations
 

@@ -150,10 +150,7 @@ def method_style(name: str) -> Style:
 
 
 def run_styles(runs: Sequence[tuple[str, str, str]]) -> dict[str, Style]:
-    """How runs of a whole model are drawn, by name: a colour for the method, dashes and open marks for target layer.
-
-    Runs of the same method and target differ in their marks. `runs`: (name, method, target).
-    """
+    """Looks of runs, (name, method, target), by name: a method's colour, marks that differ; target layer is dashed."""
     styles: dict[str, Style] = {}
     seen: dict[tuple[str, str], int] = {}
     for name, method, target in runs:

@@ -50,7 +50,7 @@ def damage_map(
 ) -> Drawing:  # fmt: skip
     """Damage of layers, or a predictor, by decoder block and projection, with an empty place for `units` to come."""
     drawing = maps.model_map(as_layers(table), value, layers=list(units), marked_layer=marked, theme=theme)
-    # Half as wide as other maps: with as many numbers they would stand upright.
+    # This map is half as wide as others: all numbers would stand upright.
     step = whole_step(2 * len(drawing.figure.data[0].x))
     drawing.figure.update_layout(height=max(300, drawing.figure.layout.height), xaxis_dtick=step)
     return drawing

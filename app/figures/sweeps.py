@@ -38,10 +38,7 @@ LOOKS = {"sweep": "sparsegpt", "refit": "rose_dealt", "stages": "rose_global", "
 def sweep_film(
     results: Sequence[LayerResult], dense_energy: float, *, show: Show = "weights", **shared: Unpack[Look]
 ) -> Drawing:
-    """All steps as frames with play at three speeds, pause and a slider: to show, to record, and to take along.
-
-    Cells are 8-bit levels, and few enough that the whole stays below 2 MB; at most 33 steps are kept.
-    """
+    """All steps as frames with play at three speeds, pause and a slider; at most 33, of 8-bit cells: below 2 MB."""
     blocks = len(results[0].order.widths)
     steps = sorted(set(np.linspace(0, blocks, min(blocks + 1, MAX_FRAMES)).round().astype(int).tolist()))
     cells = min(256, math.isqrt(FILM_CELLS // (len(results) * len(steps))))
@@ -236,10 +233,7 @@ def _lower(label: str) -> str:
 def mask_changes(
     mask: np.ndarray, before: np.ndarray, *, solver: str, step: str, since: str, **shared: Unpack[Look]
 ) -> Drawing:
-    """Where the mask differs from an earlier one: share of each cell's weights that were removed or put back.
-
-    Masks are (out, in) bool, True = removed. `solver` and `step` made the new one, `since` is the other in words.
-    """
+    """Where the mask, (out, in), True = removed, differs from an earlier one, `since` in words."""
     chart = Chart(x="input channel", y="output channel", **shared)
     removed, restored, changed = mask & ~before, before & ~mask, mask ^ before
     small, sizes = (shrink(part.astype(np.float32), 192, "sum") for part in (changed, np.ones_like(mask)))

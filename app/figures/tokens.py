@@ -44,10 +44,7 @@ def coloured_text(
     pieces: Sequence[str], values: np.ndarray, *, end: float, theme: Theme, change: bool = True,
     marked: int | None = None,
 ) -> str:  # fmt: skip
-    """The text, each token on its colour, with the number in its tooltip; the `marked` token is outlined.
-
-    Values are nats, (tokens,), NaN if unknown: changes, centred on 0, or magnitudes. See `scale_end`.
-    """
+    """The text, each token on its colour, with the number in its tooltip: nats, (tokens,), NaN if unknown."""
     ink = INKS[theme]
     spans = []
     for number, (piece, value) in enumerate(zip(pieces, values, strict=True)):

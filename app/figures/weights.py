@@ -114,7 +114,7 @@ def _strongest_column(magnitude: np.ndarray) -> tuple[str, str]:
     return f"The strongest input channel is {best}, {times} one", strongest
 
 
-def _median(values: np.ndarray) -> float:  # of a sample: that of 45 million values takes a second
+def _median(values: np.ndarray) -> float:  # of a sample: 45 million values take a second
     return float(np.median(values.reshape(-1)[:: max(1, values.size // 1_000_000)]))
 
 

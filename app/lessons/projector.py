@@ -64,12 +64,8 @@ def button() -> None:
     """Turns the projector on, or off again."""
     on = is_on()
     fill = "Fills the window; F11 hides the browser too. Works with arrow keys, space and a presenter's clicker."
+    icon = f":material/{'close_fullscreen' if on else 'present_to_all'}:"
     st.button(
-        "Leave the projector" if on else "Projector",
-        icon=f":material/{'close_fullscreen' if on else 'present_to_all'}:",
-        key="lesson-leave" if on else "lesson-project",
-        type="tertiary",
-        on_click=turn,
-        args=(not on,),
-        help="Escape" if on else fill,
-    )
+        "Leave the projector" if on else "Projector", icon=icon, key="lesson-leave" if on else "lesson-project",
+        type="tertiary", on_click=turn, args=(not on,), help="Escape" if on else fill,
+    )  # fmt: skip

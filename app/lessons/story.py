@@ -194,9 +194,8 @@ def the_budget(values: Values, answered: bool) -> Screen:
             shares[order] = [int(block.sum()) for block in removed.split(3)]
         stage = partial(figures.share_bars, shares, 12, 4)
     elif answered:
-        stage = partial(
-            figures.budget_bars, table, "Packed columns are worst with equal shares, best with one threshold"
-        )
+        finding = "Packed columns are worst with equal shares, best with one threshold"
+        stage = partial(figures.budget_bars, table, finding)
     else:
         finding = f"Equal shares: ROSE leaves {ratio['two_level', 'block']:.2f} of natural order's error"
         stage = partial(figures.budget_bars, table.iloc[:2], finding)
@@ -292,13 +291,7 @@ LESSONS = (
     Lesson(
         "Columnar",
         columnar,
-        (
-            Choice(
-                "losses",
-                "Shown",
-                {"importance": "Importance", "pre-pruning": "Pre-pruning", "losses": "Losses"},
-            ),
-        ),
+        (Choice("losses", "Shown", {"importance": "Importance", "pre-pruning": "Pre-pruning", "losses": "Losses"}),),
     ),
     Lesson(
         "ROSE's order",

@@ -36,17 +36,13 @@ def lab() -> SimpleNamespace:
     )
 
 
-def by_layer(records: pd.DataFrame) -> pd.DataFrame:
+@pytest.fixture(scope="package")
+def layers(records: pd.DataFrame) -> pd.DataFrame:
     """One row per layer, as `Study.overview` has it."""
     first = records.drop_duplicates("layer").drop(columns=["method", "relative_error", "held_out_error"])
     wide = records.pivot(index="layer", columns="method", values="relative_error").add_prefix("error_")
     table = first.merge(wide, on="layer")
     return table.assign(gain=1 - table["error_rose"] / table["error_sparsegpt"])
-
-
-@pytest.fixture(scope="package")
-def layers(records: pd.DataFrame) -> pd.DataFrame:
-    return by_layer(records)
 
 
 @pytest.fixture(scope="package")

@@ -215,9 +215,8 @@ LARGE = [
 
 
 def test_every_public_figure_is_listed_here():
-    modules = [
-        importlib.import_module(f"app.figures.{found.name}") for found in pkgutil.iter_modules(app.figures.__path__)
-    ]
+    names = [found.name for found in pkgutil.iter_modules(app.figures.__path__)]
+    modules = [importlib.import_module(f"app.figures.{name}") for name in names]
     drawing = {
         name
         for module in modules
