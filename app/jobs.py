@@ -209,10 +209,7 @@ def holding(lock: threading.Lock, job: Job) -> Iterator[None]:
 
 
 class Run:
-    """Work in the background, and its results so far; a subclass does it in `_run`.
-
-    `fraction` is the share of the work done, 0 to 1; the job's message is the step at work.
-    """
+    """Work in the background and its results; a subclass does it in `_run`, and moves `fraction` from 0 to 1."""
 
     CANCEL = "Cancel"
     UNIT = ""  # that progress counts, after a space, where the message does not say it

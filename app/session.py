@@ -286,10 +286,7 @@ def layer() -> str | None:
 
 
 def choose_layer(name: str, *, by_default: bool = False) -> None:
-    """Chooses a layer for all pages: in a callback, before the sidebar is drawn, or before a rerun.
-
-    A layer chosen `by_default` may be replaced once more has been measured; to choose it again changes nothing.
-    """
+    """Chooses a layer for all pages; `by_default`, until more has been measured. The sidebar has to be drawn after."""
     if not by_default:
         st.session_state.link_problem = ""  # has been read
         by_default = name == layer() and st.session_state.get("layer_by_default", False)

@@ -73,11 +73,7 @@ def _skeleton(name: str, identity: str | None) -> nn.Module:
 
 
 def skeleton(name: str) -> nn.Module:
-    """The model's structure without weights, for layer names and cost estimates.
-
-    Raises:
-        RoseError: no such model, or a model of the Hub that is not on this machine: pages ask nobody by themselves.
-    """
+    """The model's structure without weights; RoseError where it is not on this machine: pages ask nobody."""
     identity = disk.model_identity(name)
     if identity is None and is_hub_id(name):
         raise rose.RoseError(f"{name} is not on this machine{ASKED_ON_START}.")
@@ -135,10 +131,7 @@ def let_go_when_idle(
 
 
 def let_go() -> None:
-    """Drops the models, and the studies that ended early or come back from disk when somebody looks again.
-
-    An open page may hold such a study; it keeps its numbers. See `components.live`.
-    """
+    """Drops the models, and studies that ended early or come back from disk; an open page keeps their numbers."""
     with start_lock:
         for chosen, study in list(studies().items()):
             is_kept = study.job.status == "done" and disk.recall(chosen, disk.files_of(chosen)) is not None

@@ -104,10 +104,7 @@ def expert_of(projection: str) -> tuple[str, int] | None:
 
 
 def short_layer(layer: str) -> str:
-    """ "model.layers.18.self_attn.o_proj" -> "18 · self_attn.o_proj", "model.layers.18" -> "decoder block 18".
-
-    All of the projection's name: GPT-2 has an attn.c_proj and an mlp.c_proj in every decoder block.
-    """
+    """ "model.layers.18.self_attn.o_proj" -> "18 · self_attn.o_proj", "model.layers.18" -> "decoder block 18"."""
     block, projection = place_of(layer)
     if block is None:
         return layer

@@ -53,11 +53,7 @@ def example(subject: str, of: str = "") -> None:
 
 
 def begin_restored(study: Study) -> None:
-    """Collects the input statistics that a study from disk lacks, for pages that need more than its numbers.
-
-    Where that was cancelled, or has failed, it ends the page and offers to try again; where nobody watched, it begins
-    anew. What the Hub would be asked for waits for a click.
-    """
+    """Collects the inputs that a study from disk lacks; ends the page where that ended early, or would ask the Hub."""
     hub_names = asked_of_hub(study.setup)
     if study.job.status == "kept" or (study.is_restored and study.job.abandoned):
         if not hub_names:

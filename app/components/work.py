@@ -1,7 +1,4 @@
-"""Sentences in a box, and work in progress: live parts of a page, how far a job is, and how to cancel it.
-
-Whatever a sentence quotes, a link, a file or an exception, stays text: see `words.plain`.
-"""
+"""Sentences in a box, whose quotations stay text, and work in progress: live parts, how far a job is, how to cancel."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,4 @@
-"""The order lab's section that makes an output projection columnar, or less so: heads rotated, the model unchanged.
-
-`rose.layer.basis` explains the bases. What pruning costs in each is measured once and kept with the study.
-"""
+"""The order lab's section that makes a layer more or less columnar: heads are rotated, the model's output stays."""
 
 from __future__ import annotations
 

@@ -52,10 +52,7 @@ def single_orders() -> list[str]:
 
 
 def outcomes(study: Study, layer: str, sweeps: Sequence[PlannedSweep], key: str) -> list[SweepResult] | None:
-    """The results of these sweeps in their order; None while they are made, with the progress drawn.
-
-    Another layer or other sweeps at this key, a place on the page, stop those at work.
-    """
+    """The results of these sweeps, or None while they are made: progress is drawn, and other sweeps at this key end."""
     pieces = [partial(outcome, study, layer, sweep) for sweep in missing(study, layer, sweeps)]
     if not components.finished(pieces, key, (study.created, layer, tuple(sweep.key for sweep in sweeps))):
         return None

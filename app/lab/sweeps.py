@@ -1,7 +1,4 @@
-"""Sweeps of one layer by many orders and budgets: what to sweep, and the results.
-
-Results hold numbers, not matrices of the layer's size; the study keeps them, one shelf a layer.
-"""
+"""Sweeps of one layer by many orders and budgets, and their results: numbers, without matrices of the layer's size."""
 
 from __future__ import annotations
 
