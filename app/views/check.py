@@ -229,7 +229,8 @@ def _further(run: CheckpointRun, check: CheckpointCheck) -> None:
         file_button("All, JSON", check.to_json, "check.json", key="check-json")
         html = partial(lambda: html_report.to_html(html_report.check_report(run)))
         file_button("Report, HTML", html, "check.html", key="check-report", mime="text/html")
-        st.page_link("views/runs.py", label="Compare it", query_params=shown, icon=":material/compare:")
+        if run is not example.check():  # which Compare runs does not offer
+            st.page_link("views/runs.py", label="Compare it", query_params=shown, icon=":material/compare:")
         if folder and request.setup.model == session.setup().model:
             text, restore = {"text_path": folder}, {"damage_how": "Restore alone", "damage_path": folder}
             icon = ":material/chrome_reader_mode:"
