@@ -41,20 +41,14 @@ FACTS = {"environment": "Environment", "bos_token": "Beginning-of-sequence token
 
 @dataclass(frozen=True)
 class Pair:
-    """Two runs beside each other.
-
-    Attributes:
-        layers: of both runs: `PLACE`, and `COLUMN_first` and `COLUMN_second` for each of `MEASURES`.
-        left_out: number of layers that only one run has.
-        problem: why their layers cannot be compared.
-        elsewhere: the same where the runs come from different environments: each has numbers, none is subtracted.
-    """
+    """Two runs beside each other."""
 
     first: RunReport
     second: RunReport
-    layers: pd.DataFrame
-    left_out: int = 0
-    problem: str = ""
+    layers: pd.DataFrame  # of both runs: `PLACE`, and `COLUMN_first` and `COLUMN_second` for each of `MEASURES`
+    left_out: int = 0  # number of layers that only one run has
+    problem: str = ""  # why their layers cannot be compared
+    # the same where the runs come from different environments: each has numbers, none is subtracted
     elsewhere: str = ""
 
     @property

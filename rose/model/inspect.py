@@ -238,17 +238,12 @@ def tree(table: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """One tensor for pictures.
+    """One tensor for pictures."""
 
-    Attributes:
-        facts: its numbers, with norms of rows and columns.
-        map: largest magnitudes of blocks, (rows, columns) float32; `block`: rows and columns of a block.
-        counts, edges: a histogram of the finite numbers, (bins,) and (bins + 1,).
-    """
-
-    facts: WeightFacts
-    map: np.ndarray
+    facts: WeightFacts  # its numbers, with norms of rows and columns
+    map: np.ndarray  # largest magnitudes of blocks, (rows, columns) float32; `block`: rows and columns of a block
     block: tuple[int, int]
+    # counts, edges: a histogram of the finite numbers, (bins,) and (bins + 1,)
     counts: np.ndarray
     edges: np.ndarray
 

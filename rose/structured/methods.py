@@ -23,19 +23,13 @@ Select = Callable[[Problem, int, Sequence[Tensor], Tensor], Choice]
 
 @dataclass(frozen=True)
 class StructuredMethod:
-    """A way to choose units.
-
-    Attributes:
-        select: chooses; None for a method that removes whole decoder blocks.
-        recovery: default repair, see `rose.structured.problem.recover`.
-        looks_at_inputs: whether scores need the inputs of the layers that make the units.
-    """
+    """A way to choose units."""
 
     name: str
     summary: str
-    select: Select | None
-    recovery: str = "exact"
-    looks_at_inputs: bool = False
+    select: Select | None  # chooses; None for a method that removes whole decoder blocks
+    recovery: str = "exact"  # default repair, see `rose.structured.problem.recover`
+    looks_at_inputs: bool = False  # whether scores need the inputs of the layers that make the units
 
 
 def structured_method(name: str) -> StructuredMethod:

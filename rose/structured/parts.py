@@ -74,21 +74,15 @@ class Rows:
 
 @dataclass(frozen=True)
 class Part:
-    """The heads of one attention, or the channels of one MLP.
-
-    Attributes:
-        output: the projection that reads the units, `width` columns each.
-        rows: the rows that make the units.
-        owner: the module of the part, "" for the decoder block itself.
-    """
+    """The heads of one attention, or the channels of one MLP."""
 
     kind: str
     block_index: int
-    output: PrunableLayer
-    rows: tuple[Rows, ...]
+    output: PrunableLayer  # the projection that reads the units, `width` columns each
+    rows: tuple[Rows, ...]  # the rows that make the units
     shape: Shape
     width: int
-    owner: str
+    owner: str  # the module of the part, "" for the decoder block itself
 
     @property
     def makers(self) -> list[PrunableLayer]:

@@ -29,26 +29,17 @@ COMPACT = 0.75  # share of columns left at which those that went are cut out of 
 
 @dataclass(frozen=True)
 class Problem:
-    """One output projection and statistics of its inputs.
+    """One output projection and statistics of its inputs."""
 
-    Attributes:
-        weight: W, (out, in) float32, or a corrected target in its place.
-        second: S, the mean of x xᵀ, (in, in) float32.
-        mean: μ, (in,).
-        shape: the units; `width` columns each.
-        with_bias: whether the projection may have a bias.
-        damping: added to the diagonal of A, relative to its mean.
-        sources: for scores of the rows that make the units: ((rows, in) weights, (in,) root mean square of inputs).
-    """
-
-    weight: Tensor
-    second: Tensor
-    mean: Tensor
-    shape: Shape
+    weight: Tensor  # W, (out, in) float32, or a corrected target in its place
+    second: Tensor  # S, the mean of x xᵀ, (in, in) float32
+    mean: Tensor  # μ, (in,)
+    shape: Shape  # the units; `width` columns each
     width: int
-    with_bias: bool = True
-    damping: float = DAMPING
+    with_bias: bool = True  # whether the projection may have a bias
+    damping: float = DAMPING  # added to the diagonal of A, relative to its mean
     tokens: int | None = None
+    # for scores of the rows that make the units: ((rows, in) weights, (in,) root mean square of inputs)
     sources: tuple[tuple[Tensor, Tensor], ...] = ()
     fine: Problem | None = None  # of a coarse one, which has the same inverse
 

@@ -26,20 +26,14 @@ from rose.structured.problem import Problem, greedy, unit_costs
 
 @dataclass(frozen=True)
 class PartSurvey:
-    """One part of the dense model, priced.
-
-    Attributes:
-        unit_costs: error after least squares without each unit, (units,).
-        energy: mean square of the part's output, in the same unit, summed over channels.
-        costs: error by shape, with units removed greedily; all shapes of heads, every number of channels.
-        order: channels in the order of removal.
-    """
+    """One part of the dense model, priced."""
 
     part: Part
-    unit_costs: Tensor
-    energy: float
+    unit_costs: Tensor  # error after least squares without each unit, (units,)
+    energy: float  # mean square of the part's output, in the same unit, summed over channels
+    # error by shape, with units removed greedily; all shapes of heads, every number of channels
     costs: dict[Shape, float]
-    order: Tensor
+    order: Tensor  # channels in the order of removal
 
 
 @dataclass(frozen=True)

@@ -45,25 +45,15 @@ LOGITS_KEPT = 3  # of one pass: the model's, the dense model's, and their gradie
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes, each part at its largest.
+    """Bytes, each part at its largest."""
 
-    Attributes:
-        block: one decoder block.
-        embedding: everything outside the decoder blocks and the head; only at the start.
-        hessians: of one decoder block's groups, while they accumulate.
-        batch: what one batch has alive inside a decoder block.
-        work: the largest layer while it is pruned, with its Hessian.
-        activations: hidden states of all samples, or of one batch if they are on disk.
-        waiting: of batches that wait inside a block, where each layer is pruned before it runs.
-    """
-
-    block: int
-    embedding: int
-    hessians: int
-    batch: int
-    work: int
-    activations: int
-    waiting: int
+    block: int  # one decoder block
+    embedding: int  # everything outside the decoder blocks and the head; only at the start
+    hessians: int  # of one decoder block's groups, while they accumulate
+    batch: int  # what one batch has alive inside a decoder block
+    work: int  # the largest layer while it is pruned, with its Hessian
+    activations: int  # hidden states of all samples, or of one batch if they are on disk
+    waiting: int  # of batches that wait inside a block, where each layer is pruned before it runs
 
     @property
     def peak(self) -> int:

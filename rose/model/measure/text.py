@@ -21,32 +21,23 @@ CHUNK = 128  # positions whose logits become probabilities at a time: a vocabula
 
 @dataclass(frozen=True)
 class EncodedText:
-    """A text as a model reads it.
+    """A text as a model reads it."""
 
-    Attributes:
-        tokens: (1, length) int64, with the beginning-of-sequence token if the tokenizer puts one.
-        pieces: the text of each token; together the text. Empty for the beginning-of-sequence token, and for all but
-            the first of several tokens that make one character.
-    """
-
-    tokens: Tensor
+    tokens: Tensor  # (1, length) int64, with the beginning-of-sequence token if the tokenizer puts one
+    # the text of each token; together the text. Empty for the beginning-of-sequence token, and for all but the first
+    # of several tokens that make one character
     pieces: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A model's expectations while it read a text.
+    """A model's expectations while it read a text."""
 
-    Attributes:
-        losses: (length − 1,) float64, −log p of each token but the first, in nats; their mean is the log of
-            `rose.perplexity` on the same window.
-        likely: (length, TOP) int64, the likeliest next tokens after each token, in order.
-        chances: (length, TOP) float64, their probabilities.
-    """
-
+    # (length − 1,) float64, −log p of each token but the first, in nats; their mean is the log of `rose.perplexity`
+    # on the same window
     losses: Tensor
-    likely: Tensor
-    chances: Tensor
+    likely: Tensor  # (length, TOP) int64, the likeliest next tokens after each token, in order
+    chances: Tensor  # (length, TOP) float64, their probabilities
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, limit: int | None = None) -> EncodedText:

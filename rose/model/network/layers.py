@@ -33,18 +33,12 @@ MASKED = (
 
 @dataclass(frozen=True)
 class PrunableLayer:
-    """A linear layer inside a decoder block.
+    """A linear layer inside a decoder block."""
 
-    Attributes:
-        name: in the model, such as "model.layers.0.mlp.experts.3.gate_proj" for a matrix of an expert.
-        projection: the name within the block, such as "self_attn.o_proj".
-        module: `nn.Linear`, a subclass, GPT-2's Conv1D, or an `ExpertLinear`.
-    """
-
-    name: str
+    name: str  # in the model, such as "model.layers.0.mlp.experts.3.gate_proj" for a matrix of an expert
     block_index: int
-    projection: str
-    module: nn.Module
+    projection: str  # the name within the block, such as "self_attn.o_proj"
+    module: nn.Module  # `nn.Linear`, a subclass, GPT-2's Conv1D, or an `ExpertLinear`
 
     @property
     def weight(self) -> Tensor:

@@ -57,28 +57,23 @@ class Entry:
 
 @dataclass
 class Exported:
-    """What an export has written.
-
-    Attributes:
-        zeros: weights that are zero in the model and in the file, where all of them are compared.
-        exact, rounded: layers that the file holds exactly in its type, and layers that it holds rounded.
-        unfit: layers whose rows are not whole blocks of 32; they are stored as floats, exactly.
-        embeddings: embeddings that were rounded, with their types.
-        error, embedding_error: ‖W − Ŵ‖²/‖W‖² over the rounded layers, and over the rounded embeddings.
-        differs: a sentence where the tokenizer or chat template differs from the GGUF file that the model came from.
-        left_out: tokens that were added to the tokenizer without a row in the model's embedding.
-    """
+    """What an export has written."""
 
     size: int = 0
-    zeros: int = 0
+    zeros: int = 0  # weights that are zero in the model and in the file, where all of them are compared
+    # exact, rounded: layers that the file holds exactly in its type, and layers that it holds rounded
     exact: list[str] = field(default_factory=list)
     rounded: list[str] = field(default_factory=list)
+    # layers whose rows are not whole blocks of 32; they are stored as floats, exactly
     unfit: list[str] = field(default_factory=list)
-    embeddings: list[str] = field(default_factory=list)
+    embeddings: list[str] = field(default_factory=list)  # embeddings that were rounded, with their types
+    # error, embedding_error: ‖W − Ŵ‖²/‖W‖² over the rounded layers, and over the rounded embeddings
     error: float = 0.0
     embedding_error: float = 0.0
     vocabulary: str = "tokenizer.json"
+    # a sentence where the tokenizer or chat template differs from the GGUF file that the model came from
     differs: str = ""
+    # tokens that were added to the tokenizer without a row in the model's embedding
     left_out: list[str] = field(default_factory=list)
 
     def remarks(self, kind: str) -> list[str]:

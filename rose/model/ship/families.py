@@ -24,19 +24,14 @@ SILU, GELU_TANH = ("silu", "swish"), ("gelu_pytorch_tanh", "gelu_new", "gelu_fas
 
 @dataclass(frozen=True)
 class Family:
-    """A family of GGUF files.
-
-    Attributes:
-        field: of the configuration, with the activation between linear layers.
-        activations: supported by llama.cpp; a file does not name the activation.
-        describe: writes the family's fields; raises RoseError where llama.cpp would compute something else.
-        arrange: (name in the model, weight, configuration) -> the weight in the file's layout.
-    """
+    """A family of GGUF files."""
 
     architecture: gguf.MODEL_ARCH
-    field: str
-    activations: tuple[str, ...]
+    field: str  # of the configuration, with the activation between linear layers
+    activations: tuple[str, ...]  # supported by llama.cpp; a file does not name the activation
+    # writes the family's fields; raises RoseError where llama.cpp would compute something else
     describe: Callable[[GGUFWriter, Any], None]
+    # (name in the model, weight, configuration) -> the weight in the file's layout
     arrange: Callable[[str, Tensor, Any], Tensor] = lambda _name, weight, _config: weight
 
 
