@@ -121,25 +121,16 @@ def _absolute(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class SpecField:
-    """A declared field.
-
-    Attributes:
-        kind: its type, without None.
-        default: its value unless given; None for a required field.
-        is_required: whether a value must be given.
-        choices: allowed values, of each entry for a list; empty if any value will do.
-        limits: bounds of a number, by name: `ge`, `gt`, `le`, `lt`.
-        extra: see `setting`.
-    """
+    """A declared field."""
 
     name: str
-    kind: Any
+    kind: Any  # its type, without None
     description: str
-    default: Any
-    is_required: bool
-    choices: tuple[Any, ...]
-    limits: Mapping[str, float]
-    extra: Mapping[str, Any]
+    default: Any  # its value unless given; None for a required field
+    is_required: bool  # whether a value must be given
+    choices: tuple[Any, ...]  # allowed values, of each entry for a list; empty if any value will do
+    limits: Mapping[str, float]  # bounds of a number, by name: `ge`, `gt`, `le`, `lt`
+    extra: Mapping[str, Any]  # see `setting`
 
     @classmethod
     def of(cls, name: str, info: FieldInfo) -> SpecField:

@@ -41,25 +41,21 @@ JUDGES = 4  # without held-out tokens, every fourth calibration sample judges
 
 @dataclass(frozen=True)
 class RotationRecord:
-    """One output projection whose heads could be rotated.
-
-    Attributes:
-        heads, groups, width: heads, groups of them that share values and so a rotation, columns of a head.
-        rotated: whether its heads were rotated: without a judging method, or because its error fell.
-        relative_range, rotated_range: before and in the basis, by calibration.
-        error, rotated_error: of the judging method, or the geometric mean of several, before and in the basis; None
-            without any.
-    """
+    """One output projection whose heads could be rotated."""
 
     layer: str
     block_index: int
+    # heads, groups, width: heads, groups of them that share values and so a rotation, columns of a head
     heads: int
     groups: int
     width: int
     basis: str
-    rotated: bool
+    rotated: bool  # whether its heads were rotated: without a judging method, or because its error fell
+    # relative_range, rotated_range: before and in the basis, by calibration
     relative_range: float
     rotated_range: float
+    # error, rotated_error: of the judging method, or the geometric mean of several, before and in the basis; None
+    # without any
     error: float | None
     rotated_error: float | None
     seconds: float

@@ -163,17 +163,11 @@ MMAP_MAX, TRIM_THRESHOLD = -4, -1  # of mallopt(3)
 
 @dataclass(frozen=True)
 class Trained:
-    """A parameter to train: of one layer, or of all experts of a decoder block.
+    """A parameter to train: of one layer, or of all experts of a decoder block."""
 
-    Attributes:
-        name: of the first layer that it belongs to.
-        parameter: as the model stores it, perhaps W transposed.
-        frozen: True = removed and stays so; also zeros of a sparse part beside a low-rank one.
-    """
-
-    name: str
-    parameter: nn.Parameter
-    frozen: Tensor
+    name: str  # of the first layer that it belongs to
+    parameter: nn.Parameter  # as the model stores it, perhaps W transposed
+    frozen: Tensor  # True = removed and stays so; also zeros of a sparse part beside a low-rank one
 
 
 def find_trained(network: Network, layers: Sequence[str] | None) -> list[Trained]:

@@ -48,23 +48,15 @@ def visit_sequentially(walk: Walk) -> Generator[BlockStatistics, None, None]:
 
 @dataclass(eq=False)
 class _Batch:
-    """One batch on its way through a block.
+    """One batch on its way through a block."""
 
-    Attributes:
-        key: its stream, "calibration" or "held_out", and its number there.
-        route: its forward pass; a switch runs it to the next layer that is not pruned yet, or to its end.
-        stopped_at: that layer.
-        inputs: of that layer.
-        tokens: their numbers in the batch, for an expert's layer.
-        counted: the last inputs in the statistics, and the version of their content; layers that read the same content
-            of one tensor share them.
-    """
-
-    key: BatchKey
-    route: greenlet
-    stopped_at: PrunableLayer = field(init=False)
-    inputs: Tensor | None = None
-    tokens: Tensor | None = None
+    key: BatchKey  # its stream, "calibration" or "held_out", and its number there
+    route: greenlet  # its forward pass; a switch runs it to the next layer that is not pruned yet, or to its end
+    stopped_at: PrunableLayer = field(init=False)  # that layer
+    inputs: Tensor | None = None  # of that layer
+    tokens: Tensor | None = None  # their numbers in the batch, for an expert's layer
+    # the last inputs in the statistics, and the version of their content; layers that read the same content of one
+    # tensor share them
     counted: tuple[Tensor, int] | None = None
 
     @property

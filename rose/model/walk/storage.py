@@ -57,18 +57,13 @@ class BlockDrift:
     """Drift of the residual stream after one decoder block: means of ‖Δh‖²/‖h_d‖² over held-out tokens.
 
     The norms before all layers see each token relative to its length; a ratio of sums would only show the few tokens
-    with massive activations.
-
-    Attributes:
-        drift: Δh = h_p − h_d, the pruned minus the dense model's hidden states.
-        passed_on: Δh = f_d(x_p) − h_d: the dense block applied to the drift that it received.
-        arisen: Δh = h_p − f_d(x_p), added by pruning this block. Where layers repair earlier errors it correlates
-            negatively with `passed_on`, and `drift` is smaller than `passed_on`.
-    """
+    with massive activations."""
 
     block_index: int
-    drift: float
-    passed_on: float
+    drift: float  # Δh = h_p − h_d, the pruned minus the dense model's hidden states
+    passed_on: float  # Δh = f_d(x_p) − h_d: the dense block applied to the drift that it received
+    # Δh = h_p − f_d(x_p), added by pruning this block. Where layers repair earlier errors it correlates negatively
+    # with `passed_on`, and `drift` is smaller than `passed_on`
     arisen: float
 
 

@@ -132,23 +132,19 @@ TOKENS = {"calibration": "tokens", HELD_OUT: "held-out tokens"}  # names of the 
 
 @dataclass(frozen=True)
 class BlockStatistics:
-    """Calibration statistics of some layers of one decoder block.
-
-    Attributes:
-        calibration, held_out: statistics by layer name, shared by layers that read one tensor; `held_out` is empty
-            without held-out tokens.
-        work: fraction of the decoder block's work done before and after these layers are pruned.
-        gaps: by stream and layer name, the layer's distance from its dense target, if that is the target and known.
-        products: number format of ADMM's products, see `Settings`.
-    """
+    """Calibration statistics of some layers of one decoder block."""
 
     block_index: int
     layers: list[PrunableLayer]
+    # calibration, held_out: statistics by layer name, shared by layers that read one tensor; `held_out` is empty
+    # without held-out tokens
     calibration: dict[str, InputStatistics]
     held_out: dict[str, InputStatistics] = field(default_factory=dict)
+    # fraction of the decoder block's work done before and after these layers are pruned
     work: tuple[float, float] = (0.45, 0.55)
+    # by stream and layer name, the layer's distance from its dense target, if that is the target and known
     gaps: dict[str, dict[str, InputGap | OutputGap]] = field(default_factory=dict)
-    products: torch.dtype = torch.float32
+    products: torch.dtype = torch.float32  # number format of ADMM's products, see `Settings`
 
     def let_go(self) -> None:
         """Drops all statistics, or the walk would hold them while it runs the next block."""
@@ -167,35 +163,26 @@ class BlockStatistics:
 
 @dataclass
 class Walk:
-    """Visits the decoder blocks of one model; see `visit_blocks`.
-
-    Attributes:
-        by_block: chosen layers of each decoder block.
-        storage: hidden states and finished blocks; those below `storage.done` are restored and only run.
-        precision: of forward passes, and of the products in gaps to dense targets.
-        along: streams on which the dense model runs along: "held_out" for drift, "calibration" for dense targets.
-        remedy: for messages, the user's way out for a layer that this walk cannot calibrate.
-        note: takes a restored decoder block's index and stored tensors, before they are written.
-        first: the decoder block that the walk begins with.
-        arguments: by stream: [block][batch] -> arguments besides the hidden states.
-        trace: finds the layers that write into the residual stream, for dense targets.
-        dense_at: the decoder block whose inputs the dense hidden states are; None while both models are the same.
-        drift_sums: sums of the three drifts over one block's held-out tokens, and their number; see `BlockDrift`.
-    """
+    """Visits the decoder blocks of one model; see `visit_blocks`."""
 
     network: Network
     workers: Workers
     meter: Meter
-    by_block: dict[int, list[PrunableLayer]]
-    storage: Storage
-    precision: Precision
+    by_block: dict[int, list[PrunableLayer]]  # chosen layers of each decoder block
+    storage: Storage  # hidden states and finished blocks; those below `storage.done` are restored and only run
+    precision: Precision  # of forward passes, and of the products in gaps to dense targets
+    # streams on which the dense model runs along: "held_out" for drift, "calibration" for dense targets
     along: tuple[str, ...]
-    remedy: str
-    note: Note
-    first: int = 0
+    remedy: str  # for messages, the user's way out for a layer that this walk cannot calibrate
+    note: Note  # takes a restored decoder block's index and stored tensors, before they are written
+    first: int = 0  # the decoder block that the walk begins with
+    # by stream: [block][batch] -> arguments besides the hidden states
     arguments: dict[str, list[list[Arguments]]] = field(default_factory=dict)
+    # finds the layers that write into the residual stream, for dense targets
     trace: Callable[[int, nn.Module], dict[str, Writer]] | None = None
+    # the decoder block whose inputs the dense hidden states are; None while both models are the same
     dense_at: int | None = None
+    # sums of the three drifts over one block's held-out tokens, and their number; see `BlockDrift`
     drift_sums: Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
 
     @property
