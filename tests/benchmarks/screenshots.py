@@ -1,4 +1,4 @@
-"""Pictures for the README: python -m tests.browser.screenshots [FOLDER [NAME ...]]. All of them take some minutes.
+"""Pictures for the README: python -m tests.benchmarks.screenshots [FOLDER [NAME ...]]. All of them take some minutes.
 
 The packaged model on the start page's own settings, all layers measured, in light and dark, at a width of 1280; of
 most pages the figure alone. Names are those of the files: layers, prune, check, pareto, slim, depth, damage,
