@@ -1,7 +1,7 @@
 """The first pictures of a server that has just started. They are the example's and ship with the app.
 
 Torch, transformers and the model take seconds to read. Until then the pages about layers show what they will show of
-the example, from a file that `python -m tests.benchmarks.examples first` makes. Nothing here imports torch.
+the example, from a file that `python -m tests.benchmarks.example_study first` makes. Nothing here imports torch.
 """
 
 from __future__ import annotations

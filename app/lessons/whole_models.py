@@ -1,6 +1,6 @@
 """Measurements of orders in layers and whole models that come with the app.
 
-`python -m tests.benchmarks.examples whole_models` copies the file out of docs/results.
+`python -m tests.benchmarks.example_study whole_models` copies the file out of docs/results.
 """
 
 from __future__ import annotations

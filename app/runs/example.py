@@ -1,6 +1,6 @@
 """Finished runs that come with the app, so that no page opens empty; no Streamlit here.
 
-`python -m tests.benchmarks.example [PARTS]` makes example.json.gz anew: numbers and texts, no weights.
+`python -m tests.benchmarks.example_runs [PARTS]` makes example.json.gz anew: numbers and texts, no weights.
 """
 
 from __future__ import annotations

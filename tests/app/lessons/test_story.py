@@ -14,7 +14,7 @@ from app.figures.palette import Theme
 from app.lessons import basis, example, story, whole_models
 from app.lessons.story import LESSONS, Lesson, Slider
 from tests.app.figures.test_contract import hold
-from tests.benchmarks.examples import copied_numbers
+from tests.benchmarks.example_study import copied_numbers
 
 PAPER = json.loads((Path(__file__).parents[2] / "fixtures" / "worked_example.json").read_text())
 THEMES: tuple[Theme, ...] = ("light", "dark")
@@ -105,7 +105,7 @@ def test_learned_basis_changes_the_error_and_not_the_model():
 
 def test_whole_model_numbers_match_the_documents():
     copied, packaged = copied_numbers(), whole_models.rows()
-    assert packaged.equals(copied), "run python -m tests.benchmarks.examples whole_models"
+    assert packaged.equals(copied), "run python -m tests.benchmarks.example_study whole_models"
     layers = whole_models.example_layers()
     assert len(layers) == 210
     text = story.in_whole_models({}, True).text

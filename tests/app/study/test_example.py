@@ -21,7 +21,7 @@ SAME, SIMILAR = 2e-3, 0.3
 @pytest.fixture(scope="module")
 def kept() -> cache.Kept:
     found = cache.read_example(Setup())
-    assert found is not None, "make it by python -m tests.benchmarks.examples study"
+    assert found is not None, "make it by python -m tests.benchmarks.example_study study"
     return found
 
 

@@ -1,8 +1,8 @@
 """Makes the files that come with the app, each beside the module that reads it.
 
-    python -m tests.benchmarks.examples study           # the finished study: a minute or two
-    python -m tests.benchmarks.examples first           # the first pictures of a starting server, from the study
-    python -m tests.benchmarks.examples whole_models    # numbers of docs/results that the lessons show
+    python -m tests.benchmarks.example_study study           # the finished study: a minute or two
+    python -m tests.benchmarks.example_study first           # the first pictures of a starting server, from the study
+    python -m tests.benchmarks.example_study whole_models    # numbers of docs/results that the lessons show
 
 The study has every number, the statistics of the most columnar layers, and the heads that can be rotated: about 6 MB.
 Make it again whenever a study's measurements have changed; `tests/app/study/test_example.py` compares it with a fresh

@@ -1,4 +1,4 @@
-"""Makes the finished runs that come with the app: python -m tests.benchmarks.example [PARTS].
+"""Makes the finished runs that come with the app: python -m tests.benchmarks.example_runs [PARTS].
 
 It works on the packaged model with few tokens, takes about half an hour on two cores, and writes
 app/runs/example.json.gz.
