@@ -9,7 +9,7 @@ there is ever removed)
 
 Files hold digests of themselves: a damaged file counts as missing, and its content is computed again.
 
-`example.safetensors` beside this file is a finished study in the same format; `tests/benchmarks/example_study.py` makes it.
+`example.safetensors` beside this file is a finished study in the same format, made by `tests.benchmarks.example_study`.
 """
 
 import json
