@@ -1,6 +1,8 @@
 """Whole models made smaller: every family, what is written, what configurations say, and what is refused."""
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,22 @@ def test_every_family_shrinks_loads_again_and_generates_or_says_why_not(family, 
     assert torch.equal(with_cache, without)
     again = reload(model, tmp_path / "slim", plain=allocation == "uniform")
     assert torch.equal(logits(again), logits(model))
+
+
+def test_a_process_without_rose_loads_it(tmp_path):
+    model = make_model("llama")
+    slim(model, parts=[HEADS, CHANNELS])
+    rose.save_model(model, byte_tokenizer(), tmp_path / "slim")
+    torch.save((make_tokens(), logits(model)), tmp_path / "expected")
+    code = (
+        "import sys, torch; from transformers import AutoModelForCausalLM as A; folder = sys.argv[1]; "
+        "tokens, expected = torch.load(folder + '/expected'); torch.set_num_threads(1); "
+        "model = A.from_pretrained(folder + '/slim').eval(); "
+        "assert torch.equal(model(tokens, use_cache=False).logits, expected); "
+        "model.generate(tokens[:1], max_new_tokens=3); assert 'rose' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", "gpt_neox"])

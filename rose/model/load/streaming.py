@@ -297,18 +297,30 @@ class BlockFiles(Residence):
         return self.keys[name][0].replace(f".{self._numbers[number]}.", f".{number}.", 1)
 
     def read(self, key: str, dtype: torch.dtype | None = None) -> Tensor:
-        """A copy of one tensor of the files, in the model's dtype or another; raises RoseError for a file that was
-        damaged or removed meanwhile."""
-        path = self.files[key].path
-        try:
-            with TensorFile(path) as file:  # anew each time: pages of an open file would stay in memory beside copies
-                tensor = file.tensor(key)
-                stored.check_unchanged(path, self._states[path])
-                if self._finite:
-                    stored.check_finite(str(path), [(key, tensor)])
-                return tensor.to((dtype or self.dtype) if tensor.is_floating_point() else tensor.dtype, copy=True)
-        except (OSError, SafetensorError) as problem:
-            raise RoseError(f"{path} cannot be read any more ({problem}); restore it.") from problem
+        """As `read_several`, one tensor."""
+        return self.read_several([key], dtype)[key]
+
+    def read_several(self, keys: Collection[str], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """Copies of tensors of the files, in the model's dtype or another; raises RoseError for a file that was damaged
+        or removed meanwhile. A file is opened once for all its tensors, because headers may be long, and closed before
+        the next call: pages of an open file would stay in memory beside the copies."""
+        copies: dict[str, Tensor] = {}
+        by_file: dict[Path, list[str]] = {}
+        for key in keys:
+            by_file.setdefault(self.files[key].path, []).append(key)
+        for path, inside in by_file.items():
+            try:
+                with TensorFile(path) as file:
+                    tensors = {key: file.tensor(key) for key in inside}
+                    stored.check_unchanged(path, self._states[path])
+                    if self._finite:
+                        stored.check_finite(str(path), tensors.items())
+                    for key, tensor in tensors.items():
+                        target = (dtype or self.dtype) if tensor.is_floating_point() else tensor.dtype
+                        copies[key] = tensor.to(target, copy=True)
+            except (OSError, SafetensorError) as problem:
+                raise RoseError(f"{path} cannot be read any more ({problem}); restore it.") from problem
+        return copies
 
     def check_unchanged(self) -> None:
         """Raises RoseError where a file of the checkpoint has changed since this model was built."""
@@ -359,7 +371,7 @@ def write_streamed(model: PreTrainedModel, folder: Path) -> None:
             with stream.visit(number, torch.device("cpu")):
                 tensors = stream.divide({name: model.get_parameter(name).detach() for name in keys})
         else:
-            tensors = {key: stream.read(key) for key in keys}
+            tensors = stream.read_several(keys)
         save_file(tensors, folder / file, {"format": "pt"})
         size += sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
         weights |= dict.fromkeys(tensors, file)

@@ -371,6 +371,8 @@ def test_saving_into_new_empty_linked_and_working_folders(tmp_path, tokenizer, m
         assert [path.name for path in folder.resolve().parent.iterdir() if path.name.startswith(".")] == []
         assert folder.stat().st_mode & 0o777 == (tmp_path / "plain").stat().st_mode & 0o777
     assert (tmp_path / "link").is_symlink()
+    with pytest.raises(rose.RoseError, match="already exists and is not an empty folder; choose another output"):
+        rose.save_model(make_model("llama"), tokenizer, tmp_path / "empty")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Models whose weights stay in files: the same numbers as in memory; files that hold what no model has are refused."""
 
+import errno
 import gc
 import json
 import os
@@ -95,15 +96,15 @@ def test_one_block_in_memory_at_a_time(run, tmp_path, monkeypatch):
     model, tokenizer = rose.load_model(str(save("gemma3", tmp_path / "dense")), stream=True)
     blocks = decoder_blocks(model)[1]
     most = []
-    read = streaming.BlockFiles.read
+    read = streaming.BlockFiles.read_several
 
-    def watched(self: streaming.BlockFiles, key: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def watched(self: streaming.BlockFiles, *arguments: Any) -> dict[str, torch.Tensor]:
         there = sum(any(p is not None and not p.is_meta for p in block.parameters()) for block in blocks)
         outside = [n for n, p in model.named_parameters() if not p.is_meta and ".layers." not in n]
         most.append((there, len(outside)))
-        return read(self, key, dtype)
+        return read(self, *arguments)
 
-    monkeypatch.setattr(streaming.BlockFiles, "read", watched)
+    monkeypatch.setattr(streaming.BlockFiles, "read_several", watched)
     run(
         model, make_tokens(), **OPTIONS if run is rose.prune_model else {"ratio": 0.3, "multiple": 4, "target": "dense"}
     )
@@ -141,6 +142,51 @@ def test_files_that_vanish_during_a_run_are_reported(tmp_path):
     with pytest.raises(rose.RoseError, match="cannot be read any more"):
         rose.prune_model(model, make_tokens(), **OPTIONS)
     assert on_meta(model)
+
+
+def test_a_full_disk_leaves_no_half_checkpoint_and_the_next_save_loses_nothing(tmp_path, monkeypatch):
+    model, tokenizer = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True)
+    rose.prune_model(model, make_tokens(), **OPTIONS)
+    write, files = streaming.save_file, []
+
+    def full(*arguments: Any) -> None:
+        files.append(arguments)
+        if len(files) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(*arguments)
+
+    monkeypatch.setattr(streaming, "save_file", full)
+    with pytest.raises(rose.RoseError, match="free some space"):
+        rose.save_model(model, tokenizer, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["dense"]
+    monkeypatch.undo()
+    for name in ("out", "again"):
+        rose.save_model(model, tokenizer, tmp_path / name)
+    first, second = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("out", "again"))
+    assert digest(first.state_dict()) == digest(second.state_dict())
+    assert float(first.model.layers[0].mlp.up_proj.weight.eq(0).float().mean()) == 0.5
+
+
+def test_a_file_is_opened_once_for_many_small_tensors(tmp_path, monkeypatch):
+    """Each opening reads the whole header: one a tensor takes minutes for twenty thousand."""
+    path = save("llama", tmp_path / "dense") / "model.safetensors"
+    more = {f"vision.{number}": torch.full((2,), float(number)) for number in range(300)}
+    save_file(load_file(path) | more, path, {"format": "pt"})
+    model, tokenizer = rose.load_model(str(tmp_path / "dense"), stream=True)
+    opened = []
+    open_file = streaming.TensorFile
+
+    def counted(path: Path) -> streaming.TensorFile:
+        opened.append(path)
+        return open_file(path)
+
+    monkeypatch.setattr(streaming, "TensorFile", counted)
+    rose.save_model(model, tokenizer, tmp_path / "out")
+    assert len(opened) < 100
+    written = {
+        name: tensor for file in (tmp_path / "out").glob("*.safetensors") for name, tensor in load_file(file).items()
+    }
+    assert all(torch.equal(written[name], tensor) for name, tensor in more.items())
 
 
 def test_a_refused_or_stopped_run_can_begin_again(tmp_path):

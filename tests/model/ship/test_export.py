@@ -360,3 +360,18 @@ def test_shapes_that_llama_cpp_does_not_read_are_remarked_on(family, recovery, u
     tokens = merging_tokenizer()(SAMPLE, return_tensors="pt").input_ids
     report = rose.prune_structured(make_from(SLIMMED[family]()), tokens, ratio=0.1, parts=["heads"], recovery=recovery)
     assert report.summary["remarks"][-1].startswith(f"llama.cpp and vLLM do not read {unread}")
+
+
+def test_a_second_export_to_the_same_file_is_refused(tmp_path):
+    save(CONFIGURATIONS["llama"](), tmp_path / "model", None)
+    place, refused = tmp_path / "model.gguf", []
+
+    def follow(*_: Any) -> None:
+        if not refused:
+            with pytest.raises(rose.RoseError, match="is being written by another process") as problem:
+                export_gguf(str(tmp_path / "model"), place, "f16", lambda *_: pytest.fail("it has begun"))
+            refused.append(problem)
+
+    export_gguf(str(tmp_path / "model"), place, "f16", follow)
+    assert refused
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.gguf"]
