@@ -252,7 +252,7 @@ def ruled(rule: str) -> Iterator[None]:
 
 def costs_and_worths(rows: pd.DataFrame, sparsity: str) -> list[Result]:
     """Time and perplexity of pruning alone, with few and many windows, and with tuning, for
-    `app.figures.comparison.time_and_perplexity`: seconds of the processor, means over draws; of what has them all."""
+    `app.figures.methods.time_and_perplexity`: seconds of the processor, means over draws; of what has them all."""
     rows = rows[rows["sparsity"] == sparsity]
     draws = rows["seed"].nunique()
     pruning = rows[rows["windows"] == 0].groupby(["method", "samples"])["processor_seconds"].mean()
