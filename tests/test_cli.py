@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import rose
 from rose import cli
 from rose.commands import shared
-from rose.model.estimate import duration
+from rose.model import estimate
 from rose.model.measure import comparison
 from rose.model.measure import damage as damage_rows
 from rose.model.measure.comparison import ComparisonFolder, ComparisonRow
@@ -314,7 +314,7 @@ def test_long_runs_print_an_estimate_first(checkpoint, tmp_path, capsys, monkeyp
     sizes = ["--model", checkpoint, "--samples", "4", "--length", "48", "--held-out", "2"]
     assert run(*command, *sizes, "--output", tmp_path / "short") == 0
     assert "by estimate" not in capsys.readouterr().err
-    monkeypatch.setattr(duration, "matmul_rate", lambda: 1e5)
+    monkeypatch.setattr(estimate, "matmul_rate", lambda: 1e5)
     monkeypatch.setattr(plan, "matmul_rate", lambda: 1e5)
     assert run(*command, *sizes, "--output", tmp_path / "long") == 0
     told = capsys.readouterr()

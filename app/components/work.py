@@ -8,7 +8,7 @@ import streamlit as st
 from app import session, shared, words
 from app.jobs import ABANDONED_AFTER, Job, Run, SerialRun
 from app.words import duration
-from rose.model.estimate.duration import Cost
+from rose.model.estimate import Cost
 
 KEPT = ". Layers measured so far are shown; nothing was changed."
 UNASKED = 15.0  # seconds of work that a page begins by itself

@@ -12,7 +12,7 @@ from app.runs.damage import DamageRequest
 from app.runs.pruning import PruneRequest
 from app.study.setup import LARGEST, Setup
 from rose import METHODS, RoseError
-from rose.model.estimate.duration import Cost
+from rose.model.estimate import Cost
 from rose.recipe.spec import SpecField
 
 

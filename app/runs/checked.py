@@ -21,7 +21,7 @@ from rose.files import expand
 from rose.model.check.check import CheckpointCheck
 from rose.model.check.findings import findings
 from rose.model.defaults import CHECKED_AGAINST
-from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation, sweeps_of
+from rose.model.estimate import Cost, estimate_cost, estimate_evaluation, sweeps_of
 from rose.model.load.tokens import check_text
 from rose.model.network.layers import keep_low_rank
 from rose.model.network.network import Network

@@ -20,7 +20,7 @@ from app.runs.kept_copies import RESERVE, Checkpoint, FileRun, free_space, writt
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.files import expand
-from rose.model.estimate.memory import tuning_memory
+from rose.model.estimate import tuning_memory
 from rose.model.load.tokens import load_apart, tuning_draw
 from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.measure.text import continue_prompt

@@ -15,7 +15,7 @@ from app.study.study import LoadedModel
 from rose.files import expand, reachable
 from rose.layer.pattern import THRESHOLD, parse_sparsity
 from rose.layer.registry import get_method
-from rose.model.estimate.duration import Cost, estimate_damage, sweeps_of
+from rose.model.estimate import Cost, estimate_damage, sweeps_of
 from rose.model.measure.damage import WHOLE, DamageRecord, DamageReport, dense_weights, describe_damage, units_of
 from rose.model.network.network import Network
 from rose.rows import records_table

@@ -24,8 +24,7 @@ from app.study.setup import Setup, check_memory, one_spelling, patterns_of, weig
 from app.study.study import LoadedModel
 from rose.files import expand, reachable
 from rose.layer.pattern import THRESHOLD, Grid
-from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation, sweeps_of
-from rose.model.estimate.memory import estimate_memory
+from rose.model.estimate import Cost, estimate_cost, estimate_evaluation, estimate_memory, sweeps_of
 from rose.model.load.models import parse_dtype
 from rose.model.load.tokens import load_apart
 from rose.model.measure.zero_shot import MISSING, check_task_folder, is_installed, zero_shot

@@ -21,7 +21,7 @@ from app.runs.copies import NEW_TOKENS, CopyRun, Step, as_before, dense_record
 from app.runs.pruning import HELD_OUT
 from app.study.setup import Setup, check_memory
 from app.study.study import LoadedModel
-from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation
+from rose.model.estimate import Cost, estimate_cost, estimate_evaluation
 from rose.model.load.models import parse_dtype
 from rose.model.network.layers import count_parameters, text_config
 from rose.recipe.parts import SlimSettings

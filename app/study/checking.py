@@ -20,7 +20,7 @@ from rose.layer.checks import (
     prefix_lengths,
     realised_sparsity,
 )
-from rose.model.estimate.duration import Cost, estimate_cost, sweeps_of
+from rose.model.estimate import Cost, estimate_cost, sweeps_of
 from rose.model.walk.walk import visit_inputs
 
 

@@ -14,8 +14,7 @@ from app import words
 from app.study.setup import MEASURED, Setup, patterns_of, weights_size
 from rose.files import reachable
 from rose.layer.pattern import parse_sparsity
-from rose.model.estimate.duration import Cost, estimate_cost, statistics_groups
-from rose.model.estimate.memory import estimate_memory
+from rose.model.estimate import Cost, estimate_cost, estimate_memory, statistics_groups
 from rose.model.load.models import is_hub_id, parse_dtype
 from rose.model.load.tokens import DATASETS, check_text, is_downloaded
 from rose.model.network.heads import ATTENTION_OUTPUTS

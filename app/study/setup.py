@@ -13,8 +13,7 @@ import rose
 from rose.environment import versions
 from rose.layer.pattern import BLOCK_SIZE, DAMPING, SPARSITY, THRESHOLD
 from rose.model.defaults import OFFLINE, STORED, STUDY
-from rose.model.estimate.duration import Cost
-from rose.model.estimate.memory import check_free
+from rose.model.estimate import Cost, check_free
 from rose.model.load.models import parse_dtype
 from rose.model.load.tokens import Warn, load_calibration
 from rose.recipe.parts import as_sparsity

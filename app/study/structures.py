@@ -10,7 +10,7 @@ import rose
 from app.study.setup import Setup
 from app.study.study import Study
 from rose import verdicts
-from rose.model.estimate.duration import estimate_cost, matmul_rate
+from rose.model.estimate import estimate_cost, matmul_rate
 from rose.structured.configuration import can_bias, kinds_of
 from rose.structured.parts import CHANNELS, HEADS, Part, Shape, find_parts
 from rose.structured.plan import PRICING

@@ -25,7 +25,7 @@ from rose.model.check.costs import ERROR_OF
 from rose.model.check.findings import PARTIAL, SOUND, WORSE, WRONG, headline, method_of
 from rose.model.check.findings import lines as check_lines
 from rose.model.check.verdicts import NOT_PRUNED, VERDICTS, says_pattern
-from rose.model.estimate.duration import Cost
+from rose.model.estimate import Cost
 
 OTHER = "Another checkpoint"
 ON = {"tokens": "Weights, and errors on tokens", "weights": "Weights alone", "inside": "Look inside"}

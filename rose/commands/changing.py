@@ -25,8 +25,7 @@ from rose.files import expand
 from rose.interrupt import CANCELLED
 from rose.layer.methods import Settings
 from rose.layer.pattern import Grid
-from rose.model.estimate.duration import estimate_cost, sweeps_of
-from rose.model.estimate.memory import Memory, estimate_memory
+from rose.model.estimate import Memory, estimate_cost, estimate_memory, sweeps_of
 from rose.model.load.models import has_tokenizer
 from rose.model.load.tokens import load_apart, tuning_draw
 from rose.model.network.layers import count_zeros, keep_low_rank, prunable_layers

@@ -25,8 +25,7 @@ from rose.files import expand, reachable
 from rose.layer.columnar import WIDEST, paper_figures
 from rose.model.check.check import EVEN, CheckpointCheck, better_by_layer, check_checkpoint, common_masks
 from rose.model.check.findings import FEW, findings, headline, lines
-from rose.model.estimate.duration import estimate_cost, estimate_damage, estimate_evaluation, sweeps_of
-from rose.model.estimate.memory import estimate_memory
+from rose.model.estimate import estimate_cost, estimate_damage, estimate_evaluation, estimate_memory, sweeps_of
 from rose.model.load.models import parse_dtype
 from rose.model.measure import comparison, zero_shot
 from rose.model.measure.comparison import ComparisonFolder, ComparisonRow

@@ -18,8 +18,7 @@ from rose.commands import terminal
 from rose.environment import versions
 from rose.layer.methods import Settings
 from rose.model.defaults import STORED
-from rose.model.estimate.duration import estimate_cost, sweeps_of
-from rose.model.estimate.memory import Memory, check_free, largest
+from rose.model.estimate import Memory, check_free, estimate_cost, largest, sweeps_of
 from rose.model.load.models import parse_dtype, read_as, stored_dtype
 from rose.model.load.tokens import check_text, check_windows, load_calibration, text_file
 from rose.model.measure.perplexity import perplexity_of, window_losses

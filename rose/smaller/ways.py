@@ -14,8 +14,7 @@ from torch import nn
 
 from rose.errors import RoseError
 from rose.layer.pattern import parse_grid, parse_sparsity
-from rose.model.estimate.duration import estimate_cost, estimate_evaluation, sweeps_of
-from rose.model.estimate.memory import Memory, estimate_memory
+from rose.model.estimate import Memory, estimate_cost, estimate_evaluation, estimate_memory, sweeps_of
 from rose.model.formats.packed import encode
 from rose.model.network.network import Network
 from rose.model.ship.export import gguf_size

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from rose.errors import RoseError
-from rose.model.estimate.duration import estimate_cost, matmul_rate
-from rose.model.estimate.memory import Memory, estimate_memory
+from rose.model.estimate import Memory, estimate_cost, estimate_memory, matmul_rate
 from rose.model.network.layers import check_not_shared, prunable_layers
 from rose.model.network.network import Network
 from rose.model.progress import ProgressCallback

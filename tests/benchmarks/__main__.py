@@ -28,7 +28,7 @@ from rose.layer.order import make_order
 from rose.layer.pattern import parse_sparsity
 from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import sweep
-from rose.model.estimate.duration import matmul_rate, statistics_groups
+from rose.model.estimate import matmul_rate, statistics_groups
 from rose.model.walk.forward import run_block
 from tests.benchmarks.common import Row, arguments, forward_passes, packaged_model, timed
 from tests.benchmarks.reference import load_reference, reference_layer, reference_model

@@ -18,7 +18,7 @@ from torch import nn
 
 import rose
 from rose.layer.statistics import PANEL
-from rose.model.estimate.duration import statistics_groups
+from rose.model.estimate import statistics_groups
 from rose.model.load.models import load_skeleton
 from rose.model.network.layers import prunable_layers
 from rose.model.workers import Workers, process_group

@@ -25,7 +25,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import rose
-from rose.model.estimate.memory import estimate_memory
+from rose.model.estimate import estimate_memory
 from rose.recipe.parts import SlimSettings
 from rose.structured.plan import estimate_slim_memory
 from tests.benchmarks.common import arguments

@@ -32,7 +32,7 @@ from rose.errors import Cancelled, RoseError, is_out_of_memory
 from rose.files import as_text, reachable
 from rose.interrupt import stop_point
 from rose.model.defaults import STORED
-from rose.model.estimate.memory import check_free
+from rose.model.estimate import check_free
 from rose.model.formats.conversion import Conversion, make_plain
 from rose.model.formats.gguf import count_weights, frugal_reading
 from rose.model.load import stored

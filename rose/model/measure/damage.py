@@ -28,7 +28,7 @@ from rose.layer.methods import Settings, SettingsOptions, make_settings
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 from rose.model.defaults import UNITS
-from rose.model.estimate.duration import pass_work
+from rose.model.estimate import pass_work
 from rose.model.measure.folder import MeasurementFolder
 from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.layers import PrunableLayer, by_block, check_not_shared

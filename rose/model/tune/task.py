@@ -20,7 +20,7 @@ from rose.errors import RoseError
 from rose.layer.change import apparent_grid
 from rose.layer.rounding import coarsest_grid
 from rose.model.defaults import PRUNED
-from rose.model.estimate.memory import check_free, tuning_memory
+from rose.model.estimate import check_free, tuning_memory
 from rose.model.network.layers import GRIDS_TRIED, count_parameters, count_zeros
 from rose.model.network.network import Network, check_same_model, embedding_norms
 from rose.model.network.precision import DEFAULT, Precision

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from rose.errors import RoseError, is_whole
 from rose.files import explained
 from rose.model.defaults import RATE
-from rose.model.estimate.memory import TOGETHER
+from rose.model.estimate import TOGETHER
 from rose.model.load.tokens import SEEDS
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT

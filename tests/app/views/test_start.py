@@ -14,8 +14,7 @@ from app.study import preflight
 from app.study.preflight import layer_choice
 from app.study.setup import MEASURED, Setup
 from app.study.study import Study
-from rose.model.estimate.duration import estimate_cost, statistics_groups
-from rose.model.estimate.memory import estimate_memory
+from rose.model.estimate import estimate_cost, estimate_memory, statistics_groups
 from rose.model.load.models import load_skeleton
 from tests.app.tiny_study import figures, open_page, texts
 from tests.tiny import save_tiny_llama

@@ -7,8 +7,7 @@ import torch
 import transformers
 
 import rose
-from rose.model.estimate.duration import gap_work
-from rose.model.estimate.memory import estimate_memory
+from rose.model.estimate import estimate_memory, gap_work
 from tests.model.families import VOCABULARY, make_model
 
 BLOCK = 32 * 32 * 2 + 16 * 32 * 2 + 3 * 56 * 32 + 2 * 32  # q, o; k, v of half as many heads; feed-forward; norms
