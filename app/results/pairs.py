@@ -348,18 +348,10 @@ def reasons(study: Study, copy: RunReport) -> list[str]:
     texts = [] if len(copy.layers) == 1 else ["each layer reads inputs that are pruned already"]
     if copy.target == "dense":
         texts.append("the target is the dense model's output, in the study the layer's own")
-    settings_by_label = {
-        "computed in": ("compute", "float32"),
-        "sparsity": ("sparsity", setup.sparsity),
-        "block size": ("block_size", setup.block_size),
-        "calibration on": ("calibration", setup.text),
-        "samples": ("samples", setup.samples),
-        "tokens a sample": ("length", setup.length),
-        "seed": ("seed", setup.seed),
-    }
-    for label, (name, ours) in settings_by_label.items():
-        if name in summary and str(summary[name]) != str(ours):
-            texts.append(f"{label} {summary[name]}, in the study {ours}")
+    recipe = setup.recipe()
+    for name in ("compute", "sparsity", "block_size", "calibration", "samples", "length", "seed"):
+        if name in summary and str(summary[name]) != str(ours := getattr(recipe, name)):
+            texts.append(f"{name.replace('_', ' ')} {summary[name]}, in the study {ours}")
     return texts
 
 

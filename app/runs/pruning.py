@@ -9,8 +9,9 @@ import contextlib
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,24 +45,9 @@ WINDOWS = 8  # four often leave copies undecided that eight tell apart
 Keep = Literal["best", "all", "folder", "none"]
 
 
-class Case(NamedTuple):
-    """The settings of one pruned copy. Dense is the usual target, so labels name only the other target."""
-
-    method: str
-    sparsity: str
-    target: str = "dense"
-    bits: int | None = None
-    group: str | None = None
-
-    @property
-    def label(self) -> str:
-        """For people: "ROSE at 0.7", "ROSE at 0.7, 4 bits", "ROSE at 0.7, target layer"."""
-        amount = self.sparsity if self.bits is None else f"{self.sparsity}, {self.bits} bits"
-        return name_of_run(self.method, amount, self.target)
-
-    @property
-    def name(self) -> str:
-        return case_name(*self[:4])
+def label_of(case: Prune) -> str:
+    """For people: "ROSE at 0.7", "ROSE at 0.7, 4 bits", "ROSE at 0.7, target layer"; dense is the usual target."""
+    return name_of_run(case.method, case.sparsity + ("" if case.bits is None else f", {case.bits} bits"), case.target)
 
 
 @dataclass(frozen=True)
@@ -96,40 +82,32 @@ class PruneRequest:
         return patterns_of(self.layers)
 
     @property
-    def cases(self) -> list[Case]:
-        """Every copy, in the order in which they are run: all methods at one sparsity, then the next."""
-        return [
-            Case(method, sparsity, target, bits, None if bits is None else self.group)
-            for sparsity in self.sparsities
-            for bits in self.bits
-            for method in self.methods
-            for target in self.targets
-        ]
+    def count(self) -> int:
+        """Of copies."""
+        return len(self.sparsities) * len(self.bits) * len(self.methods) * len(self.targets)
 
-    def recipe(self, setup: Setup, case: Case) -> Prune:
-        """The recipe of a copy; raises RoseError for impossible values.
+    def cases(self, setup: Setup) -> list[Prune]:
+        """The recipe of every copy: all methods at one sparsity, then the next. Raises RoseError for impossible values.
 
         Perplexity is in it only where the command measures the same: on a text, in windows as long as those that
         calibrate.
         """
         values = setup.recipe(threshold=self.threshold).to_dict()
         shared = {name: value for name, value in values.items() if name in Prune.fields() and name != "compute"}
-        shared |= {"stream": setup.stream, "layers": self.layer_patterns, "true_sequential": self.true_sequential}
-        is_dense = case.target == "dense"
-        shared |= {"target_damping": self.target_damping if is_dense else None, **case._asdict()}
-        if is_dense:
-            shared["true_sequential"] = False  # dense targets always are
+        shared |= {"stream": setup.stream, "layers": self.layer_patterns}
         if self.evaluate != HELD_OUT and self.window_length == setup.length and not setup.stream:
             shared |= {"evaluate": self.evaluate, "windows": self.windows}
-        return Prune.of(**shared, output=self.output(case) if self.keep == "folder" else case.name)
-
-    def settings(self, setup: Setup, case: Case) -> dict[str, Any]:
-        """Arguments of `rose.prune_model` for a copy."""
-        spec = self.recipe(setup, case)
-        return {name: getattr(spec, name) for name in PruneSettings.fields() if name != "layers"}
-
-    def output(self, case: Case) -> Path:
-        return expand(self.folder) / case.name
+        folder, cases = expand(self.folder) if self.keep == "folder" else Path(), []
+        for sparsity, bits, method, target in product(self.sparsities, self.bits, self.methods, self.targets):
+            is_dense = target == "dense"  # which is always true sequential
+            shared |= {"method": method, "sparsity": sparsity, "target": target, "bits": bits}
+            shared |= {
+                "group": None if bits is None else self.group,
+                "output": folder / case_name(method, sparsity, target, bits),
+            }
+            shared["true_sequential"] = self.true_sequential and not is_dense
+            cases.append(Prune.of(**shared, target_damping=self.target_damping if is_dense else None))
+        return cases
 
     def evaluated(self, tokenizer: PreTrainedTokenizerBase, setup: Setup, drawn: Iterable[Tensor | None]) -> Tensor:
         """The windows that perplexity is measured on; `drawn`: the set-up's windows, from its `draw`.
@@ -165,22 +143,23 @@ class PruneRequest:
         network = Network(model)
         for length in (setup.length, self.window_length):
             network.check_length(length)
-        for case in self.cases:
-            run = run_settings(**self.settings(setup, case)).layer
+        cases = self.cases(setup)
+        for case in cases:
+            run = run_settings(**_settings(case)).layer
             network.to_prune(self.layer_patterns, run.pattern, run.block_size, run.grid)
         if self.tasks and self.task_folder.strip():
             check_task_folder(self.task_folder.strip())
-        for output in map(self.output, self.cases if is_folder else ()):
-            if reachable(output).exists():
-                raise rose.RoseError(f"{output} already exists; choose another folder for the checkpoints.")
+        for case in cases if is_folder else ():
+            if reachable(case.output).exists():
+                raise rose.RoseError(f"{case.output} already exists; choose another folder for the checkpoints.")
 
     def estimate(self, setup: Setup, model: nn.Module) -> Cost:
         """Every case pruned and evaluated, and the dense model evaluated."""
-        costs = [self.estimate_case(setup, case, model) for case in self.cases]
+        costs = [self.estimate_case(setup, case, model) for case in self.cases(setup)]
         seconds = sum(cost.seconds for cost in costs) + (len(costs) + 1) * self.evaluation_seconds(model)
         return Cost(seconds, max(cost.memory for cost in costs), costs[0].model_memory, costs[0].layers)
 
-    def estimate_case(self, setup: Setup, case: Case, model: nn.Module) -> Cost:
+    def estimate_case(self, setup: Setup, case: Prune, model: nn.Module) -> Cost:
         """Pruning one copy; `model` may be a skeleton."""
         sizes: dict[str, Any] = {"samples": setup.samples + setup.held_out, "length": setup.length}
         sizes["layers"] = self.layer_patterns
@@ -213,6 +192,11 @@ class PruneRequest:
         """Zero-shot tasks of one model; a rough guess, as questions differ in length."""
         tokens = len(self.tasks) * self.questions * QUESTION_TOKENS
         return estimate_evaluation(model, tokens=tokens, new_tokens=0) if tokens else 0.0
+
+
+def _settings(case: Prune) -> dict[str, Any]:
+    """Arguments of `rose.prune_model` for a copy."""
+    return {name: getattr(case, name) for name in PruneSettings.fields() if name != "layers"}
 
 
 class PruningRun(CopyRun):
@@ -251,7 +235,7 @@ class PruningRun(CopyRun):
     def _run(self, job: Job) -> None:
         request, new_folder = self.request, None
         if request.keep == "folder":
-            first = request.output(request.cases[0])
+            first = request.cases(self.setup)[0].output
             new_folder = None if first.parent.exists() else first.parent
             check_output(first)  # not after an hour of pruning
         try:
@@ -270,28 +254,28 @@ class PruningRun(CopyRun):
         loaded = self._load()
         job.check()
         tokens, held_out = setup.draw(loaded.tokenizer, self.cautions.append)
-        whole = request.estimate(setup, loaded.model)
+        whole, cases = request.estimate(setup, loaded.model), request.cases(setup)
         check_memory(whole, setup.dtype)
         if request.keep == "folder":
-            check_room(request.folder, len(request.cases) * weights_size(whole, setup.dtype), RESERVE)
+            check_room(request.folder, len(cases) * weights_size(whole, setup.dtype), RESERVE)
         windows = request.evaluated(loaded.tokenizer, setup, (tokens, held_out))
-        costs = [request.estimate_case(setup, case, loaded.model).seconds for case in request.cases]
+        costs = [request.estimate_case(setup, case, loaded.model).seconds for case in cases]
         self._total = sum(costs) + request.evaluation_seconds(loaded.model) * (len(costs) + 1)
         model = self._copy(loaded.model, loaded.lock)
         self.dense = dense_record(self.judge("the dense model", model, loaded.tokenizer, windows, self._step))
-        for case, cost in zip(request.cases, costs, strict=True):
+        for case, cost in zip(cases, costs, strict=True):
             if model is None:
                 model = self._copy(loaded.model, loaded.lock)
-            tell = self._step(f"Pruning by {case.label}", cost)
+            tell = self._step(f"Pruning by {label_of(case)}", cost)
             report = rose.prune_model(
                 model,
                 tokens,
-                **request.settings(setup, case),
+                **_settings(case),
                 layers=request.layer_patterns,
                 held_out=held_out,
                 progress=lambda progress: tell(progress.fraction),  # noqa: B023  called at once
             )
-            measured = self.judge(case.label, model, loaded.tokenizer, windows, self._step)
+            measured = self.judge(label_of(case), model, loaded.tokenizer, windows, self._step)
             self.add(self._saved(model, loaded.tokenizer, self._signed(report, case).with_summary(**measured)))
             if request.keep == "best":
                 for name in self.checkpoints.keys() - worth_keeping(self.copies):
@@ -311,13 +295,13 @@ class PruningRun(CopyRun):
 
         return tell
 
-    def _signed(self, report: rose.RunReport, case: Case) -> rose.RunReport:
+    def _signed(self, report: rose.RunReport, case: Prune) -> rose.RunReport:
         request = self.request
         assert self.dense is not None
         about: dict[str, Any] = {"evaluated_on": request.evaluate, "windows": request.windows}
         about |= {"window_length": request.window_length, "text_cautions": self.cautions, **as_before(self.dense)}
         about |= {} if request.layer_patterns is None else {"chosen_layers": request.layers.strip()}
-        return report.signed(request.recipe(self.setup, case), **about)
+        return report.signed(case, **about)
 
     def _saved(self, model: Any, tokenizer: PreTrainedTokenizerBase, copy: rose.RunReport) -> rose.RunReport:
         """The copy, after its checkpoint is written if it is kept."""

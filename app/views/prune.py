@@ -15,7 +15,7 @@ from app.lab import race_of_solvers
 from app.results import prune_results as results
 from app.runs import example
 from app.runs.kept_copies import RESERVE, free_space
-from app.runs.pruning import PruneRequest, PruningRun
+from app.runs.pruning import PruneRequest, PruningRun, label_of
 from app.study.setup import Setup, weights_size
 from rose.recipe import Recipe
 
@@ -58,14 +58,14 @@ def draw() -> None:
 def _recipes(setup: Setup, request: PruneRequest) -> None:
     """A recipe for each copy, for a terminal and for Python."""
     with st.popover("Recipe", icon=":material/description:", key="prune-recipe"):
-        if not request.cases:
+        if not request.count:
             st.caption("Choose at least one method, sparsity, target and number of bits.")
             return
-        case = request.cases[0]
-        if len(request.cases) > 1:
-            case = st.selectbox("Copy", request.cases, format_func=lambda case: case.label, key="prune-recipe-of")
         try:
-            components.recipe(Recipe((request.recipe(setup, case),)), case.name)
+            case, *others = request.cases(setup)
+            if others:
+                case = st.selectbox("Copy", [case, *others], format_func=label_of, key="prune-recipe-of")
+            components.recipe(Recipe((case,)), case.output.name)
         except rose.RoseError as problem:
             st.caption(words.plain(str(problem)))
 
@@ -80,7 +80,7 @@ def _offer(setup: Setup, request: PruneRequest, run: PruningRun | None) -> None:
     right = start_button("Prune", "prune-start", _start, request, problem=problem, running=running, icon=icon)
     if cost is None or problem or running:  # a run that goes on tells its own time, and no earlier promise beside it
         return
-    copies = words.sentence(words.count(len(request.cases), "copy", "copies"))
+    copies = words.sentence(words.count(request.count, "copy", "copies"))
     weights = weights_size(cost, setup.dtype)
     right.caption(
         f"{copies} by {words.listing([rose.METHODS[name].label for name in request.methods])}, "
@@ -95,7 +95,7 @@ def _disk(request: PruneRequest, weights: int) -> str:
     """Size and folder of the checkpoints."""
     if request.keep == "none":
         return ""
-    copies = len(request.sparsities) * len(request.bits) if request.keep == "best" else len(request.cases)
+    copies = len(request.sparsities) * len(request.bits) if request.keep == "best" else request.count
     if request.keep != "folder" and free_space() < weights + RESERVE:
         return f"No checkpoint will be kept: {tempfile.gettempdir()} has only {words.size(free_space())} free."
     where = request.folder if request.keep == "folder" else tempfile.gettempdir()

@@ -1,6 +1,7 @@
 """Pruning runs: the numbers are those of the engine, the shared model stays as it was, and nothing is left behind."""
 
 import gc
+import itertools
 import json
 import shutil
 import weakref
@@ -213,13 +214,15 @@ def test_recipes_ask_for_the_same_run(setup):
     expected = {"model": setup.model, "dtype": "bfloat16", "calibration": "my text.txt", "samples": 4, "length": 32}
     expected |= {"seed": 3, "held_out": 1, "threshold": 0.4, "block_size": 16, "damping": 0.02, "bits": 4, "group": 32}
     expected |= {"layers": ("*.o_proj", "model.layers.0.*"), "evaluate": "ptb", "windows": 7}
-    for case in request.cases:
-        asked = request.recipe(setup, case)
-        assert {name: getattr(asked, name) for name in expected} == expected
-        assert (asked.method, asked.sparsity) == (case.method, case.sparsity)
-        assert Recipe.parse(str(Recipe((asked,))), f"output={case.name}").steps == (asked,)
+    cases = request.cases(setup)
+    asked = [(case.sparsity, case.method) for case in cases]
+    assert asked == list(itertools.product(request.sparsities, request.methods))
+    assert len(cases) == request.count
+    for case in cases:
+        assert {name: getattr(case, name) for name in expected} == expected
+        assert Recipe.parse(str(Recipe((case,))), f"output={case.output}").steps == (case,)
     other = replace(request, window_length=16)  # windows of another length are no command's
-    assert other.recipe(setup, case).evaluate is None
+    assert other.cases(setup)[0].evaluate is None
 
 
 def test_recipe_gives_the_same_weights_on_the_command_line(setup, loaded, tmp_path):
@@ -227,12 +230,13 @@ def test_recipe_gives_the_same_weights_on_the_command_line(setup, loaded, tmp_pa
     finished(setup, request, lambda: loaded)
     with pytest.raises(rose.RoseError, match="already exists"):
         request.check(setup, load_skeleton(setup.model))
-    for case in request.cases:
-        Recipe((request.recipe(setup, case),)).write(tmp_path)
-        assert cli.main(["run", str(tmp_path), f"output={tmp_path / case.name}"]) == 0
-        ours, theirs = (load_file(folder / case.name / "model.safetensors") for folder in (tmp_path, tmp_path / "app"))
+    for case in request.cases(setup):
+        Recipe((case,)).write(tmp_path)
+        name = case.output.name
+        assert cli.main(["run", str(tmp_path), f"output={tmp_path / name}"]) == 0
+        ours, theirs = (load_file(folder / name / "model.safetensors") for folder in (tmp_path, tmp_path / "app"))
         assert digest(ours) == digest(theirs)
-        assert (tmp_path / case.name / "recipe.yaml").read_text() == (tmp_path / "recipe.yaml").read_text()
+        assert (tmp_path / name / "recipe.yaml").read_text() == (tmp_path / "recipe.yaml").read_text()
 
 
 def test_estimate_counts_every_pair(setup):

@@ -122,7 +122,13 @@ def test_smaller_copy_is_compared_and_written(monkeypatch, study):
     assert not app.exception, app.exception
     assert "It has taken another share than asked." in texts(app)
     assert speed[1] / speed[0] == pytest.approx(run.speedup.ratio.value)  # the table says what the sentence does
-    assert run.speedup.says() in texts(app)
+    for seconds, is_clear in (
+        ([0.01] * 3, True),
+        ([0.01, 0.03, 0.02], False),
+    ):  # other work here decides a measured one
+        run.speedup = Speedup.of([0.012, 0.0121, 0.0122], seconds, bound=1.3)
+        assert run.speedup.ratio.is_clear is is_clear
+        assert run.speedup.says().replace("\u202f", " ") in texts(app.run())
     assert app.table[0].value["Model"].tolist() == [words.held(model.name) for model in run.models]
     run.discard()
     assert not folder.exists()
