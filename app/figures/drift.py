@@ -123,8 +123,20 @@ def pictures(
     `drift`: of the last row from the first, ‖x − x dense‖ / ‖x dense‖; None with one row.
     """
     chart = Chart(height=120 + 84 * len(rows), theme=theme)
-    _draw_pictures(chart, rows, names)
-    pictures_a_row = len(next(iter(rows.values())))
+    # All pictures are one sheet with gaps.
+    framed = [np.pad(row, ((0, 0), (0, GAP), (0, GAP)), constant_values=np.nan) for row in rows.values()]
+    sheet = np.vstack([np.hstack(list(row)) for row in framed])[:-GAP, :-GAP].astype(np.float32)
+    pictures_a_row, height, width = next(iter(rows.values())).shape
+    centres = [place * (width + GAP) + (width - 1) / 2 for place in range(len(names))]
+    middles = [line * (height + GAP) + (height - 1) / 2 for line in range(len(rows))]
+    grey = {"colorscale": "gray", "zmin": -1, "zmax": 1, "showscale": False, "hoverinfo": "skip"}
+    chart.figure.add_heatmap(z=sheet.clip(-1, 1), **grey)
+    bare = BARE | {"showline": False, "ticks": ""}
+    # Upwards to its picture: names that lean the other way would leave the figure on the right, and be left out.
+    leaning = {"autotickangles": [0, -45], "ticklabeloverflow": "allow"}
+    chart.x(**bare, **leaning, tickvals=centres, ticktext=list(names))
+    square = {"autorange": "reversed", "scaleanchor": "x", "constrain": "domain", "constraintoward": "top"}
+    chart.y(**bare, **square, tickvals=middles, ticktext=list(rows))
     when = "finished" if time is None else f"after {count(step, 'step')}, t = {time:g}"
     if drift is None:
         finding = "The dense model's pictures" if time is None else f"The dense model {when}"
@@ -139,23 +151,6 @@ def pictures(
         columns=["model", "picture", "mean", "norm"],
     )
     return chart.done(finding, f"{pictures_a_row} garments, {source}; {when}", "", "Pictures side by side", table)
-
-
-def _draw_pictures(chart: Chart, rows: Mapping[str, np.ndarray], names: Sequence[str]) -> None:
-    """All pictures as one sheet with gaps, with the names of rows and columns."""
-    framed = [np.pad(row, ((0, 0), (0, GAP), (0, GAP)), constant_values=np.nan) for row in rows.values()]
-    sheet = np.vstack([np.hstack(list(row)) for row in framed])[:-GAP, :-GAP].astype(np.float32)
-    _, height, width = next(iter(rows.values())).shape
-    centres = [place * (width + GAP) + (width - 1) / 2 for place in range(len(names))]
-    middles = [line * (height + GAP) + (height - 1) / 2 for line in range(len(rows))]
-    grey = {"colorscale": "gray", "zmin": -1, "zmax": 1, "showscale": False, "hoverinfo": "skip"}
-    chart.figure.add_heatmap(z=sheet.clip(-1, 1), **grey)
-    bare = BARE | {"showline": False, "ticks": ""}
-    # Upwards to its picture: names that lean the other way would leave the figure on the right, and be left out.
-    leaning = {"autotickangles": [0, -45], "ticklabeloverflow": "allow"}
-    chart.x(**bare, **leaning, tickvals=centres, ticktext=list(names))
-    square = {"autorange": "reversed", "scaleanchor": "x", "constrain": "domain", "constraintoward": "top"}
-    chart.y(**bare, **square, tickvals=middles, ticktext=list(rows))
 
 
 def drift_curve(

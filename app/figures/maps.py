@@ -339,68 +339,44 @@ def range_bars(
 # Two runs side by side
 
 
-def run_maps(rows: pd.DataFrame, names: tuple[str, str], measure: str, *, theme: Theme = "light") -> Drawing:
+def run_maps(
+    rows: pd.DataFrame, names: tuple[str, str], measure: str, *, why: str = "", theme: Theme = "light"
+) -> Drawing:
     """The same number of every layer in two runs, one map above the other, on one scale.
 
     The rows have layer, block_index, projection, first, second; `measure` is the number in words that follow "the".
+    `why`: a sentence if the runs are not compared: then a row has the number of one run, and each map has its own axes.
     """
-    maps = [folded(rows.assign(value=rows[which])) for which in ("first", "second")]
-    height = 230 + 2 * ROW * max(3, maps[0]["projection"].nunique())
-    grid: dict[str, Any] = {"shared_xaxes": True, "vertical_spacing": 0.16}
-    chart, top = _on_one_scale(maps, names, measure, height=height, theme=theme, **grid)
-    chart.x(title_text="decoder block", row=2, col=1)
-    first, second = (rows.loc[rows[which].idxmax()] for which in ("first", "second"))
-    high, other = number(first["first"]), number(second["second"])
-    finding = f"Both runs have the highest {measure} in {short_layer(first['layer'])}: {high} and {other}"
-    if first["layer"] != second["layer"]:
-        finding = f"The highest {measure} is in {short_layer(first['layer'])} of {names[0]}, {high}, and in "
-        finding += f"{short_layer(second['layer'])} of {names[1]}, {other}"
-    subtitle = f"{sentence(measure)} of {every_layer(rows, maps[0])} in both runs, on one scale from 0 to {top}"
-    means = [number(rows[which].mean()) for which in ("first", "second")]
-    caption = f"Mean over {count(len(rows), 'layer')}: {names[0]} {means[0]}, {names[1]} {means[1]}."
-    alt = f"Two maps of {measure} by decoder block and projection"
-    table = rows[["layer", "block_index", "projection", "first", "second"]]
-    return chart.done(finding, subtitle, caption, alt, table.rename(columns={"first": names[0], "second": names[1]}))
-
-
-def maps_apart(
-    rows: tuple[pd.DataFrame, pd.DataFrame], names: tuple[str, str], measure: str, *,
-    why: str = "", theme: Theme = "light",
-) -> Drawing:  # fmt: skip
-    """As `run_maps`, of two runs that are not compared: each map has axes of its own.
-
-    The rows of each have layer, block_index, projection, value. `why`: a sentence; "" for two models.
-    """
-    maps = [folded(part) for part in rows]
-    tall = [max(3, part["projection"].nunique()) for part in maps]
-    frame: dict[str, Any] = {"x": "decoder block", "height": 270 + ROW * sum(tall), "theme": theme}
-    chart, top = _on_one_scale(maps, names, measure, row_heights=tall, vertical_spacing=0.2, **frame)
-    worst = zip((part.loc[part["value"].idxmax()] for part in rows), names, strict=True)
-    first, second = (f"in {short_layer(row['layer'])} of {name}, {number(row['value'])}" for row, name in worst)
-    which = every_layer(pd.concat(rows), pd.concat(maps))
-    subtitle = f"{sentence(measure)} of {which} of two {'runs' if why else 'models'}, on one scale from 0 to {top}"
-    means = [f"{number(part['value'].mean())} over {count(len(part), 'layer')}" for part in rows]
-    why = why or f"The two models share no layers: compare where in each model the {measure} is high, and how high."
-    caption = f"{why} Mean: {names[0]} {means[0]}; {names[1]} {means[1]}."
-    alt = f"Two maps of {measure} by decoder block and projection, one above the other"
-    table = pd.concat([part.assign(run=name) for part, name in zip(rows, names, strict=True)], ignore_index=True)
-    finding = f"The highest {measure} is {first}, and {second}"
-    return chart.done(finding, subtitle, caption, alt, table.rename(columns={"value": measure}))
-
-
-def _on_one_scale(
-    maps: Sequence[pd.DataFrame], names: tuple[str, str], measure: str, **frame: Any
-) -> tuple[Chart, str]:
-    """The maps one above the other with their names, and where the scale of colours ends."""
-    chart = Chart(rows=2, cols=1, subplot_titles=names, headroom=22, **frame)
-    top = max(float(rows["value"].max()) for rows in maps) or 1.0
-    for place, rows in enumerate(maps, 1):
-        shown, at = rows.assign(text=rows["value"].map(number)), {"row": place, "col": 1}
-        chart.layer_map(layer_grid(rows), shown, measure, at=at, coloraxis="coloraxis")
+    parts = [rows.assign(value=rows[which]).dropna(subset=["value"]) for which in ("first", "second")]
+    maps = [folded(part) for part in parts]
+    tall = [max(3, cells["projection"].nunique()) for cells in maps]
+    top = max(float(cells["value"].max()) for cells in maps) or 1.0
+    grid: dict[str, Any] = {"rows": 2, "cols": 1, "subplot_titles": names, "row_heights": tall}
+    grid |= {"shared_xaxes": not why, "vertical_spacing": 0.2 if why else 0.16}
+    chart = Chart(height=(270 if why else 230) + ROW * sum(tall), headroom=22, theme=theme, **grid)
+    for place, cells in enumerate(maps, 1):
+        shown, at = cells.assign(text=cells["value"].map(number)), {"row": place, "col": 1}
+        chart.layer_map(layer_grid(cells), shown, measure, at=at, coloraxis="coloraxis")
+    chart.x(title_text="decoder block", **({} if why else {"row": 2, "col": 1}))
     scale = {"colorscale": palette.SEQUENTIAL, "cmin": 0, "cmax": top, "colorbar": colourbar(measure)}
     chart.figure.update_layout(coloraxis=scale)
     chart.figure.update_annotations(font={"size": FONT_SIZE + 1, "color": chart.ink.text})
-    return chart, number(top)
+    highest = [part.loc[part["value"].idxmax()] for part in parts]
+    where, values = [short_layer(row["layer"]) for row in highest], [number(row["value"]) for row in highest]
+    finding = f"Both runs have the highest {measure} in {where[0]}: {values[0]} and {values[1]}"
+    if why or highest[0]["layer"] != highest[1]["layer"]:
+        ends = [f"in {layer} of {name}, {value}" for layer, name, value in zip(where, names, values, strict=True)]
+        finding = f"The highest {measure} is {ends[0]}, and {ends[1]}"
+    which = f"{every_layer(pd.concat(parts), pd.concat(maps))} {'of two' if why else 'in both'} runs"
+    subtitle = f"{sentence(measure)} of {which}, on one scale from 0 to {number(top)}"
+    means = [f"{name} {number(part['value'].mean())}" for name, part in zip(names, parts, strict=True)]
+    caption = f"Mean over {count(len(rows), 'layer')}: {', '.join(means)}."
+    if why:
+        means = [f"{mean} over {count(len(part), 'layer')}" for mean, part in zip(means, parts, strict=True)]
+        caption = f"{why} Mean: {'; '.join(means)}."
+    alt = f"Two maps of {measure} by decoder block and projection{', one above the other' if why else ''}"
+    table = rows[["layer", "block_index", "projection", "first", "second"]]
+    return chart.done(finding, subtitle, caption, alt, table.rename(columns={"first": names[0], "second": names[1]}))
 
 
 def run_difference(

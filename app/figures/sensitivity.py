@@ -95,7 +95,15 @@ def damage_scatter(
     name, axis = PREDICTORS[predictor]
     rows = as_layers(table)
     shown = rows[(rows["damage"] > 0) & (rows[predictor] > 0)]
-    _check_enough(len(shown), name, restore)
+    if shown.empty:
+        done = "given the model anything back" if restore else "cost the model anything"
+        options = "Measure more units." if restore else "Measure more units, or choose a higher sparsity."
+        raise RoseError(f"No unit measured so far has {done}. {options}")
+    if len(shown) < FEWEST:
+        needs = f"{word(FEWEST)} units that each {'give' if restore else 'cost'} the model something"
+        needs += " back" if restore else ""
+        status = f"{word(len(shown))} measured so far {'does' if len(shown) == 1 else 'do'}"
+        raise RoseError(f"Comparing {name} with sensitivity takes {needs}; {status}. Measure more.")
     kinds = rows["projection"].map(maps.map_row)
     frame: dict[str, Any] = {"height": 520, "legend": shown["projection"].map(maps.map_row).nunique() > 1}
     chart = Chart(x=axis, y="sensitivity, nats per token", theme=theme, **frame)
@@ -140,19 +148,6 @@ def _draw_units(chart: Chart, shown: pd.DataFrame, predictor: str, looks: dict[s
         reach = {"array": error, "arrayminus": down, "visible": len(shown) <= FEW, "thickness": 1, "width": 3}
         behind = {"customdata": np.column_stack([part["unit"], error.map(number)]), "marker": {"opacity": 0.85}}
         chart.points(part[predictor], cost, looks[str(kind)], hover, size=10, error_y=reach, **behind)
-
-
-def _check_enough(shown: int, name: str, restore: bool) -> None:
-    """Raises RoseError where too few units can be shown to compare `name` with damage."""
-    if not shown:
-        done = "given the model anything back" if restore else "cost the model anything"
-        options = "Measure more units." if restore else "Measure more units, or choose a higher sparsity."
-        raise RoseError(f"No unit measured so far has {done}. {options}")
-    if shown < FEWEST:
-        does = "give the model something back" if restore else "cost the model something"
-        status = f"{word(shown)} measured so far {'does' if shown == 1 else 'do'}"
-        needs = f"{word(FEWEST)} units that each {does}"
-        raise RoseError(f"Comparing {name} with sensitivity takes {needs}; {status}. Measure more.")
 
 
 # Heads and channels

@@ -108,7 +108,7 @@ def held_out_curve(points: Sequence[CurvePoint], *, method: str = METHOD, **shar
     return chart.done(finding, note, caption, alt, table)
 
 
-# A checkpoint# A checkpoint
+# A checkpoint
 
 
 def verdict_map(

@@ -54,14 +54,23 @@ class Pair:
     @property
     def measures(self) -> dict[str, str]:
         """Those of `MEASURES` that both runs have."""
-        tables = self.apart if self.problem else lambda measure: [self.rows(measure)]
-        return {name: label for name, label in MEASURES.items() if all(len(rows) for rows in tables(name))}
+        numbers = {name: self.rows(name)[["first", "second"]].notna().any() for name in MEASURES}
+        return {name: label for name, label in MEASURES.items() if numbers[name].all()}
 
     def rows(self, measure: str) -> pd.DataFrame:
-        """Layers for which both runs have this number: `PLACE`, first, second."""
-        if self.layers.empty:
+        """Layers for which both runs have this number: `PLACE`, first, second.
+
+        If the runs are not compared, a row for each layer of each run, without the other run's number.
+        """
+        if self.layers.empty and not self.problem:
             return pd.DataFrame(columns=[*PLACE, "first", "second"])
-        counts = [self.layers["layer"].isin(table["layer"]) for table in self._counting(measure)]
+        # Errors count for pruned layers only.
+        tables = [run.pruned if measure in ERRORS else run.by_layer for run in (self.first, self.second)]
+        if self.problem:
+            runs = zip(tables, ("first", "second"), strict=True)
+            parts = [table[[*PLACE, measure]].dropna().rename(columns={measure: which}) for table, which in runs]
+            return pd.concat(parts, ignore_index=True)
+        counts = [self.layers["layer"].isin(table["layer"]) for table in tables]
         table = self.layers.loc[counts[0] & counts[1], [*PLACE, f"{measure}_first", f"{measure}_second"]]
         return table.set_axis([*PLACE, "first", "second"], axis=1).dropna().reset_index(drop=True)
 
@@ -69,16 +78,6 @@ class Pair:
     def told_apart_by(self) -> str | None:
         """The first error that both runs have; None where a run was tuned."""
         return next((name for name in self.measures if name in ERRORS), None)
-
-    def apart(self, measure: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The layers of each run by itself: `PLACE`, value."""
-        tables = [table[[*PLACE, measure]].dropna() for table in self._counting(measure)]
-        first, second = (table.set_axis([*PLACE, "value"], axis=1).reset_index(drop=True) for table in tables)
-        return first, second
-
-    def _counting(self, measure: str) -> list[pd.DataFrame]:
-        """Layers of each run that count in means of this number: errors count for pruned layers only."""
-        return [run.pruned if measure in ERRORS else run.by_layer for run in (self.first, self.second)]
 
 
 def usual_choice(runs: Sequence[RunReport]) -> list[RunReport]:

@@ -155,10 +155,8 @@ def _choose_map(runs: Sequence[RunReport]) -> tuple[Pair, str, str] | None:
 def _map(both: Pair, measure: str, part: str) -> None:
     """Layer by layer: another run minus the first, or the maps of both."""
     names, label, theme = (both.first.name, both.second.name), pairs.MEASURES[measure], session.theme()
-    if both.problem:
-        drawing = maps.maps_apart(both.apart(measure), names, label, why=both.elsewhere, theme=theme)
-    elif part == "both":
-        drawing = maps.run_maps(both.rows(measure), names, label, theme=theme)
+    if both.problem or part == "both":
+        drawing = maps.run_maps(both.rows(measure), names, label, why=both.elsewhere, theme=theme)
     else:
         drawing = maps.run_difference(both.rows(measure), names, label, as_share=part == "share", theme=theme)
     components.show(drawing, "runs-map")

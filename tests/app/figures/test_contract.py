@@ -109,7 +109,7 @@ TWO_RUNS = pd.DataFrame(
     [(f"model.layers.{b}.{p}", b, p, 0.1 * (b + 1), 0.08 * (b + 1)) for b in range(3) for p in ("o_proj", "up_proj")],
     columns=["layer", "block_index", "projection", "first", "second"],
 )
-APART = (TWO_RUNS.rename(columns={"first": "value"}), TWO_RUNS[1:].rename(columns={"second": "value"}))
+APART = pd.concat([TWO_RUNS.assign(second=np.nan), TWO_RUNS[1:].assign(first=np.nan)])
 
 FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the tables `records` and `layers`
     "model_map": lambda x, **t: maps.model_map(x.layers, marked_layer=NAME, **t),
@@ -185,7 +185,7 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
     "perplexity_bars": lambda x, **t: methods.perplexity_bars(PERPLEXITY, dense=20.7, **t),
     "accuracy_bars": lambda x, **t: methods.accuracy_bars(ACCURACY, **t),
     "run_maps": lambda x, **t: maps.run_maps(TWO_RUNS, ("A", "B"), "held-out error", **t),
-    "maps_apart": lambda x, **t: maps.maps_apart(APART, ("A", "B"), "held-out error", **t),
+    "maps_apart": lambda x, **t: maps.run_maps(APART, ("A", "B"), "held-out error", why="Elsewhere.", **t),
     "run_difference": lambda x, **t: maps.run_difference(TWO_RUNS, ("A", "B"), "held-out error", **t),
     "run_difference_share": lambda x, **t: maps.run_difference(
         TWO_RUNS, ("A", "B"), "held-out error", as_share=True, **t

@@ -149,10 +149,10 @@ def test_experts_of_two_runs_share_a_row_with_the_largest():
     rows = pd.DataFrame([(f"layers.{b}.{kind}", b, kind) for b in (0, 1) for kind in kinds])
     rows = rows.set_axis(["layer", "block_index", "projection"], axis=1).assign(first=0.1, second=0.2)
     rows.loc[7, "second"] = 0.9
-    two, apart = ("A", "B"), (rows.assign(value=rows["first"]), rows.assign(value=rows["second"]))
+    two, apart = ("A", "B"), pd.concat([rows.assign(second=np.nan), rows.assign(first=np.nan)])
     for drawing in (
         maps.run_maps(rows, two, "error"),
-        maps.maps_apart(apart, two, "error"),
+        maps.run_maps(apart, two, "error", why="Not compared."),
         maps.run_difference(rows, two, "error"),
         maps.run_difference(rows, two, "error", as_share=True),
     ):
