@@ -108,10 +108,6 @@ class Job:
         """Seconds so far without those that it has waited."""
         return self.seconds - self.waited
 
-    @property
-    def since_progress(self) -> float:
-        return time.monotonic() - self._told
-
     def check(self) -> None:
         """Raises `Cancelled` where nobody wants the work any more."""
         with self._lock:
@@ -236,8 +232,9 @@ class Run:
     @property
     def remaining(self) -> float | None:
         """Estimated seconds left; None before the first progress."""
-        if self.job.progress is not None:
-            return self.job.progress.remaining
+        if (progress := self.job.progress) is not None:
+            since = time.monotonic() - self.job._told  # a large block takes long; the clock must not stand still
+            return None if progress.remaining is None else max(0.0, progress.remaining - since)
         return self.job.worked * (1 - self.fraction) / self.fraction if self.fraction > 0.01 else None
 
     def _say(self, doing: str) -> None:
@@ -273,16 +270,15 @@ class Run:
 
 
 class SerialRun(Run):
-    """Pieces of work one after another: `done` of `total` are finished."""
+    """Pieces of work one after another; `noun` is what a piece makes."""
 
-    def __init__(self, pieces: Sequence[Callable[[], Any]]) -> None:
+    def __init__(self, pieces: Sequence[Callable[[], Any]], noun: str = "piece") -> None:
         super().__init__()
-        self.total, self.done = len(pieces), 0
-        self._pieces = pieces
+        self._pieces, self._nouns = pieces, noun if len(pieces) == 1 else f"{noun}s"
 
     def _run(self, job: Job) -> None:
-        for piece in self._pieces:
+        for done, piece in enumerate([lambda: None, *self._pieces]):
             job.check()
             piece()
-            self.done += 1
-            self.fraction = self.done / self.total
+            self.fraction = done / len(self._pieces)
+            job.message = f"{done} of {len(self._pieces)} {self._nouns} done"

@@ -6,7 +6,6 @@ session starts. Widgets of single pages may use `bind="query-params"` for choice
 
 import math
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -44,16 +43,14 @@ def viewer() -> str:
     return st.session_state.viewer
 
 
-def follow(job: Job, tell: Callable[[], str]) -> None:
-    """Watches background work, which the sidebar keeps alive and tells of on every page from now on."""
-    job.watch(viewer())
-    if all(job is not other for other, _ in running_jobs()):
-        st.session_state.jobs = [*running_jobs(), (job, tell)]
+def follow(run: Run, label: str) -> None:
+    """Watches background work, which the sidebar keeps alive and tells of on every page from now on.
 
-
-def follow_run(run: Run, label: str) -> None:
-    """As `follow`; `label` begins with the name of an icon."""
-    follow(run.job, lambda: f":material/{label}, {100 * run.fraction:.0f}\u202f% done")
+    `label` begins with the name of an icon.
+    """
+    run.job.watch(viewer())
+    if all(run is not other for other, _ in running()):
+        st.session_state.running = [*running(), (run, label)]
 
 
 def start_run(slot: str, run: Run, label: str) -> None:
@@ -67,15 +64,16 @@ def start_run(slot: str, run: Run, label: str) -> None:
 
 
 def _begin(run: Run, label: str) -> None:
-    follow_run(run, label)
+    follow(run, label)
     run.job.start()
 
 
-def running_jobs() -> list[tuple[Job, Callable[[], str]]]:
-    """The work of this session that is still running."""
-    started = st.session_state.get("jobs", [])
-    st.session_state.jobs = [(job, tell) for job, tell in started if job.status == "running" and not job.is_cancelled]
-    return st.session_state.jobs
+def running() -> list[tuple[Run, str]]:
+    """The work of this session that is still running, with its labels."""
+    started = st.session_state.get("running", [])
+    going_on = [(run, label) for run, label in started if run.job.status == "running" and not run.job.is_cancelled]
+    st.session_state.running = going_on
+    return going_on
 
 
 def leave(job: Job) -> bool:
@@ -178,8 +176,7 @@ def use_draft() -> None:
     if former is not None:
         choose_setup(former.setup)  # among the recent ones
         if former.job.status == "running":
-            sentence = f":material/grid_on: Measuring the layers of {words.plain(former.setup.model)}"
-            follow(former.job, lambda: sentence)
+            follow(former, f"grid_on: Measuring the layers of {words.plain(former.setup.model)}")
     st.session_state.setup = st.session_state.draft = edited
 
 
@@ -228,7 +225,7 @@ def pruning(slot: str = "pruning") -> PruningRun | None:
     if run is not None:  # after a reload, or a link, it is not followed yet
         for work, label in ((run, PRUNING), (run.tuning, TUNING), (run.file, WRITING)):
             if work is not None and work.job.status == "running":
-                follow_run(work, label)
+                follow(work, label)
     return run
 
 
@@ -278,7 +275,7 @@ def start_file(run: PruningRun, folder: Path, form: str) -> None:
 
 def start_damage(request: DamageRequest) -> None:
     """Measures damage with the current set-up, or joins such a run."""
-    follow_run(shared.start_damage(setup(), request, viewer()), "healing: Measuring sensitivity")
+    follow(shared.start_damage(setup(), request, viewer()), "healing: Measuring sensitivity")
 
 
 def layer() -> str | None:

@@ -7,7 +7,7 @@ import time
 import uuid
 import weakref
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, TypeVar
 
@@ -31,20 +31,17 @@ KEPT_STUDIES = 4
 OLDER_BYTES = 10**9  # of statistics and results, held by all studies but the newest
 KEPT_MODELS = 2
 KEPT_RUNS = 8
-KEPT_DAMAGES = 16
-KEPT_CHECKS = 16
+KEPT_MEASUREMENTS = 16  # of each kind
 KEPT_REPORTS = 40
 ASKED_ON_START = "; the page Start has a button that asks the Hub for it"
 R = TypeVar("R", bound=Run)
-K = TypeVar("K", bound=Hashable)
-DamageKey = tuple[Setup, DamageRequest, tuple[str | None, ...]]
-CheckKey = tuple[CheckRequest, tuple[str | None, ...]]
+Key = tuple[Setup, DamageRequest | CheckRequest, tuple[str | None, ...]]
 
 # What sessions have started, the latest at the end: one object for all of them.
 studies: Callable[[], dict[Setup, Study]] = cache(dict)
 prunings: Callable[[], dict[str, PruningRun]] = cache(dict)  # by the name that links use
-damages: Callable[[], dict[DamageKey, DamageRun]] = cache(dict)
-checks: Callable[[], dict[CheckKey, CheckpointRun]] = cache(dict)
+damages: Callable[[], dict[Key, DamageRun]] = cache(dict)
+checks: Callable[[], dict[Key, CheckpointRun]] = cache(dict)
 reports: Callable[[], deque[rose.RunReport]] = cache(partial(deque, maxlen=KEPT_REPORTS))  # of pruned copies
 start_lock = threading.Lock()  # held while it is decided whether work begins: two sessions may ask at one moment
 _calibrations: weakref.WeakValueDictionary[tuple, Calibration] = weakref.WeakValueDictionary()  # studies hold them
@@ -193,9 +190,10 @@ def _drop_ended(runs: dict[Any, R], limit: int) -> None:
         runs.pop(key).discard()
 
 
-def damage_key(chosen: Setup, request: DamageRequest) -> DamageKey:
+def key_of(chosen: Setup, request: DamageRequest | CheckRequest) -> Key:
     """The request and the identities of its files: replaced files are measured anew."""
-    return chosen, request, tuple(disk.model_identity(name) for name in (chosen.model, request.restore) if name)
+    pruned = request.restore if isinstance(request, DamageRequest) else request.pruned
+    return chosen, request, tuple(disk.model_identity(name) for name in (chosen.model, pruned) if name)
 
 
 def start_damage(chosen: Setup, request: DamageRequest, viewer: str) -> DamageRun:
@@ -204,10 +202,17 @@ def start_damage(chosen: Setup, request: DamageRequest, viewer: str) -> DamageRu
     def make(earlier: DamageRun | None) -> DamageRun:
         return DamageRun(chosen, request, partial(load, chosen.model, chosen.dtype), earlier.records if earlier else ())
 
-    return _join(damages(), damage_key(chosen, request), make, viewer, KEPT_DAMAGES)
+    return _join(damages(), key_of(chosen, request), make, viewer)
 
 
-def _join(runs: dict[K, R], key: K, make: Callable[[R | None], R], viewer: str, limit: int) -> R:
+def start_check(request: CheckRequest, viewer: str) -> CheckpointRun:
+    """As `start_damage`, for a check of a checkpoint."""
+    setup = request.setup
+    load_dense = partial(load, setup.model, setup.dtype, stream=setup.stream)
+    return _join(checks(), key_of(setup, request), lambda _: CheckpointRun(request, load_dense), viewer)
+
+
+def _join(runs: dict[Key, R], key: Key, make: Callable[[R | None], R], viewer: str) -> R:
     """Starts a run for a session, or joins a running or finished run; `make` gets a run that ended early."""
     with start_lock:
         current = runs.pop(key, None)
@@ -216,20 +221,8 @@ def _join(runs: dict[K, R], key: K, make: Callable[[R | None], R], viewer: str, 
             current.job.watch(viewer)
             current.job.start()
         runs[key] = current
-        _drop_ended(runs, limit)
+        _drop_ended(runs, KEPT_MEASUREMENTS)
     return current
-
-
-def check_key(request: CheckRequest) -> CheckKey:
-    """The request and the identities of its files."""
-    return request, tuple(disk.model_identity(name) for name in (request.setup.model, request.pruned))
-
-
-def start_check(request: CheckRequest, viewer: str) -> CheckpointRun:
-    """Checks a checkpoint for a session, or joins who does, or did."""
-    setup = request.setup
-    load_dense = partial(load, setup.model, setup.dtype, stream=setup.stream)
-    return _join(checks(), check_key(request), lambda _: CheckpointRun(request, load_dense), viewer, KEPT_CHECKS)
 
 
 @cache

@@ -126,13 +126,13 @@ def _measure(chosen: Setup) -> None:
 def _running() -> None:
     """Keeps this session's background work alive on every page, and shows its progress."""
     session.pruning()  # a run that a link names is followed on every page
-    if not session.running_jobs():
+    if not session.running():
         return
 
     def poll() -> None:
-        for job, tell in session.running_jobs():
-            job.watch(session.viewer())
-            st.caption(tell())
+        for run, label in session.running():
+            run.job.watch(session.viewer())
+            st.caption(f":material/{label}, {100 * run.fraction:.0f}\u202f% done")
 
     components.live(poll, 1.0)
 

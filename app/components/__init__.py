@@ -22,7 +22,6 @@ from app.components.work import (
     error,
     finished,
     info,
-    job_status,
     lasting,
     live,
     may_begin,

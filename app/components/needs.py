@@ -5,7 +5,7 @@ from collections.abc import Callable
 import streamlit as st
 
 from app import session
-from app.components.work import error, info, job_status, live, warning, while_running
+from app.components.work import KEPT, ended, error, info, live, progress, warning, while_running
 from app.jobs import Job
 from app.runs import example as packaged
 from app.study.preflight import asked_of_hub
@@ -61,8 +61,8 @@ def begin_restored(study: Study) -> None:
             st.rerun()
     elif not study.is_restored or study.job.status not in ("failed", "cancelled"):
         return
-    ended = {"cancelled": "was cancelled.", "failed": f"failed: {study.job.message}"}
-    why = ended.get(study.job.status, f"asks the Hub for {' and '.join(hub_names)}.")
+    ends = {"cancelled": "was cancelled.", "failed": f"failed: {study.job.message}"}
+    why = ends.get(study.job.status, f"asks the Hub for {' and '.join(hub_names)}.")
     warning(f"This needs the inputs of layers. Collecting them {why}", ":material/input:")
     st.button("Collect the inputs", icon=":material/input:", on_click=session.start, key="collect-inputs")
     st.stop()
@@ -138,7 +138,7 @@ def left_out(study: Study) -> None:
 
 def study_status(study: Study, key: str) -> None:
     """Progress of a study; a restored study shows progress only while it collects inputs."""
-    if not study.is_restored:
-        job_status(study.job, key)
-    elif study.job.status == "running":
-        job_status(study.job, key, doing="Collecting inputs")
+    if study.job.status == "running":
+        progress(study, key)
+    elif not study.is_restored:
+        ended(study.job, KEPT)

@@ -74,25 +74,6 @@ def while_running(job: Job, draw: Callable[[], None], every: float = 1.0) -> Non
     live(poll, every)
 
 
-def job_status(job: Job, key: str, rest: str = KEPT, doing: str = "") -> None:
-    """Progress and a cancel button, in a live part. `rest` is for `ended`; `doing` names work other than measuring."""
-    if job.status != "running":
-        ended(job, rest)
-        return
-    job.watch(session.viewer())
-    progress = job.progress
-    if progress is None:
-        how_far(job, 0.0, f"{words.plain(job.message)} …, {duration(job.seconds)} so far", key)
-        return
-    since = job.since_progress  # a large block takes long; the clock must not stand still meanwhile
-    left = "" if progress.remaining is None else f", about {duration(max(1, progress.remaining - since))} left"
-    where = f"decoder block {progress.block_index} (0 to {progress.blocks - 1})"
-    where = f"{doing}, {where}" if doing else where.capitalize()
-    is_timed = progress.layers_done and progress.seconds
-    rate = f", {progress.layers_done / progress.seconds:.1f} layers a second" if is_timed else ""
-    how_far(job, progress.fraction, f"{where}, {duration(job.seconds)} so far{left}{rate}", key)
-
-
 def ended(job: Job, rest: str) -> None:
     """Why a job did not finish; `rest` ends the sentence on a cancelled job."""
     if job.status == "failed":
@@ -127,35 +108,27 @@ def finished(pieces: Sequence[Callable[[], Any]], key: str, signature: object, n
     if batch is None:
         if not pieces:
             return True
-        batch = SerialRun(pieces)
-        started = batch  # for the sidebar, which outlives this run of the page
-        session.follow(started.job, lambda: f":material/swap_vert: {_done(started, noun)}")
+        batch = SerialRun(pieces, noun)
+        session.follow(batch, f"swap_vert: {noun.capitalize()}")
         st.session_state[slot] = (signature, batch)
         batch.job.start().wait(PATIENCE)
     if batch.job.status == "done":
         del st.session_state[slot]
         return True
-    _progress(batch, key, slot, noun)
+    _follow_batch(batch, key, slot)
     return False
 
 
-def _done(batch: SerialRun, noun: str) -> str:
-    return f"{batch.done} of {batch.total} {noun if batch.total == 1 else noun + 's'} done"
-
-
-def _progress(batch: SerialRun, key: str, slot: str, noun: str) -> None:
+def _follow_batch(batch: SerialRun, key: str, slot: str) -> None:
     running = batch.job.status == "running"
 
     def poll() -> None:
-        job = batch.job
-        if job.status == "running":
-            job.watch(session.viewer())
-            left = "" if batch.remaining is None else f", about {duration(batch.remaining)} left"
-            how_far(job, batch.done / batch.total, f"{_done(batch, noun)}{left}", key)
+        if batch.job.status == "running":
+            progress(batch, key)
             return
         if running:
             st.rerun()
-        ended(job, f" after {_done(batch, noun)}; finished ones are kept.")
+        ended(batch.job, f" after {batch.job.message}; finished ones are kept.")
         if st.button("Run the rest", key=f"{key}-again", icon=":material/refresh:"):
             del st.session_state[slot]
             st.rerun()
@@ -163,29 +136,19 @@ def _progress(batch: SerialRun, key: str, slot: str, noun: str) -> None:
     live(poll, 0.5 if running else None)
 
 
-def how_far(
-    job: Job, fraction: float, text: str, key: str, label: str = "Cancel", cancel: Callable[[], None] | None = None
-) -> None:
-    """A running job's progress, a text that gives way to "Cancelling" in every session, and a button to cancel it.
-
-    The button has a callback: a fragment's next poll may interrupt the run that a click has started, and an
-    `if st.button` would never see the click.
-    """
-    st.progress(min(fraction, 1.0), text="Cancelling …" if job.is_cancelled else text)
-    if job.is_cancelled:  # it stops once the step at work is done
-        st.button("Cancelling …", key=f"{key}-stopping", icon=":material/hourglass_top:", disabled=True)
-    else:
-        st.button(label, key=f"{key}-cancel", icon=":material/stop:", on_click=_cancel, args=(job, cancel or job.stop))
-
-
-def _cancel(job: Job, stop: Callable[[], None]) -> None:
-    if job.may_stop(session.viewer()):
-        stop()
+def _cancel(run: Run) -> None:
+    if run.job.may_stop(session.viewer()):
+        run.cancel()
     else:
         st.toast("Others watch this too, so it goes on for them.", icon=":material/group:")
 
 
 def progress(run: Run, key: str) -> None:
+    """A run's progress, a text that gives way to "Cancelling" in every session, and a button to cancel it.
+
+    The button has a callback: a fragment's next poll may interrupt the run that a click has started, and an
+    `if st.button` would never see the click.
+    """
     job = run.job
     job.watch(session.viewer())
     step, done, rate = job.progress, "", ""
@@ -196,7 +159,11 @@ def progress(run: Run, key: str) -> None:
             rate = f", {1 / each:.2g} a second" if each < 10 else f", {duration(each)} each"
     left = "" if run.remaining is None else f", about {duration(max(1.0, run.remaining))} left"
     text = f"{words.plain(job.message)}{done}. {duration(job.seconds)} so far{left}{rate}"
-    how_far(job, run.fraction, text, key, run.CANCEL, run.cancel)
+    st.progress(min(run.fraction, 1.0), text="Cancelling …" if job.is_cancelled else text)
+    if job.is_cancelled:  # it stops once the step at work is done
+        st.button("Cancelling …", key=f"{key}-stopping", icon=":material/hourglass_top:", disabled=True)
+    else:
+        st.button(run.CANCEL, key=f"{key}-cancel", icon=":material/stop:", on_click=_cancel, args=(run,))
 
 
 def lasting(cost: Cost) -> str:

@@ -134,10 +134,10 @@ def _offer_nearest(study: Study, layer: str, layouts: Iterable[str]) -> None:
 
 def _measured(study: Study, layer: str, pairs: list[tuple[str, str]], threshold: float) -> bool:
     """Prunes by each (basis, method) in the background; what takes long waits for a press of the button."""
-    shelf, subject, weight = _shelf(study, layer), (study.created, layer), study.weight(layer)
-    left = [pair for pair in pairs if _key(*pair, threshold) not in shelf]
+    subject, weight = (study.created, layer), study.weight(layer)
+    left = [pair for pair in pairs if not study.knows(_key(*pair, threshold), ("bases", layer))]
     sweeps = sweeps_of([method for _, method in left]) * weight.numel() * weight.shape[1]
-    learns = any(basis == "learned" for basis, _ in left) and ("learned",) not in shelf
+    learns = any(basis == "learned" for basis, _ in left) and not study.knows("learned", ("bases", layer))
     seconds = sweeps / SWEEP_EFFICIENCY / matmul_rate() + learns * STEPS * LEARNING * weight.numel()
     notice = f"This prunes the layer {words.count(len(left), 'time')}: by {len(METHODS)} methods in every basis."
     if not components.may_begin(seconds, notice, "Measure it", "lab-bases", subject):
@@ -170,14 +170,13 @@ def _in_basis(study: Study, layer: str, basis: str) -> tuple[Tensor, rose.InputS
     weight, statistics, held_out = study.weight(layer), study.statistics(layer), study.held_out_statistics(layer)
     if basis == "given":
         return weight, statistics, held_out
-    layout, shelf = rotatable(study)[0][layer], _shelf(study, layer)
-    if (basis,) not in shelf:
-        pattern, block_size = parse_sparsity(study.setup.sparsity), study.setup.block_size
-        options: dict[str, Any] = {"pattern": pattern, "block_size": block_size}
-        shelf[(basis,)] = find_rotations(weight, statistics.hessian, layout, basis, **options)
-    turned = [stream and rotate_statistics(stream, layout, shelf[(basis,)]) for stream in (statistics, held_out)]
+    layout = rotatable(study)[0][layer]
+    options: dict[str, Any] = {"pattern": parse_sparsity(study.setup.sparsity), "block_size": study.setup.block_size}
+    find = partial(find_rotations, weight, statistics.hessian, layout, basis, **options)
+    rotations = study.remember(basis, find, ("bases", layer))
+    turned = [stream and rotate_statistics(stream, layout, rotations) for stream in (statistics, held_out)]
     assert turned[0] is not None
-    return rotate_columns(weight, layout, shelf[(basis,)]).to(weight.dtype), turned[0], turned[1]
+    return rotate_columns(weight, layout, rotations).to(weight.dtype), turned[0], turned[1]
 
 
 def _picture(study: Study, layer: str, basis: str, threshold: float) -> tuple[Tensor, rose.OrderPlan]:
@@ -194,13 +193,14 @@ def _picture(study: Study, layer: str, basis: str, threshold: float) -> tuple[Te
 
 def measure(study: Study, layer: str, basis: str, method: str, threshold: float = THRESHOLD) -> tuple[float, float]:
     """Relative errors of a method in this basis on calibration and held-out inputs, NaN without any; remembered."""
-    shelf, key = _shelf(study, layer), _key(basis, method, threshold)
-    if key not in shelf:
+
+    def compute() -> tuple[float, float]:
         weight, statistics, held_out = _in_basis(study, layer, basis)
         options = study.layer_options() | {"method": method, "threshold": threshold}
         result = rose.prune_layer(weight, statistics, **options)
-        shelf[key] = (result.relative_error, error_on(held_out, weight, result.weight))
-    return shelf[key]
+        return result.relative_error, error_on(held_out, weight, result.weight)
+
+    return study.remember(_key(basis, method, threshold), compute, ("bases", layer))
 
 
 def _at_risk(plan: rose.OrderPlan) -> float:
@@ -210,8 +210,4 @@ def _at_risk(plan: rose.OrderPlan) -> float:
 
 
 def _key(basis: str, method: str, threshold: float) -> tuple[Any, ...]:
-    return (basis, method, threshold) if method == "rose" else (basis, method)
-
-
-def _shelf(study: Study, layer: str) -> dict[tuple[Any, ...], Any]:
-    return study.remember(("bases", layer), dict)
+    return basis, method, threshold if method == "rose" else None

@@ -53,8 +53,8 @@ class SweepResult:
 
 def outcome(study: Study, layer: str, sweep: PlannedSweep) -> SweepResult:
     """Makes the sweep, unless it has been made before."""
-    shelf = _shelf(study, layer)
-    if sweep.key not in shelf:
+
+    def compute() -> SweepResult:
         weight, held_out = study.weight(layer), study.held_out_statistics(layer)
         stages = held_out is not None and trace_bytes(study, layer) <= LARGEST_TRACE
         budget = sweep.budget if isinstance(sweep.budget, str) else list(sweep.budget)
@@ -74,18 +74,14 @@ def outcome(study: Study, layer: str, sweep: PlannedSweep) -> SweepResult:
         empty = torch.empty(0)
         trace = replace(trace, weights=empty)
         slim = replace(result, weight=empty, mask=empty.bool(), plan=study.plan(layer), trace=trace)
-        shelf[sweep.key] = SweepResult(sweep, slim, other, curve, stages, tuple(result.shares.tolist()))
-    return shelf[sweep.key]
+        return SweepResult(sweep, slim, other, curve, stages, tuple(result.shares.tolist()))
+
+    return study.remember(sweep.key, compute, ("lab", layer))
 
 
 def missing(study: Study, layer: str, sweeps: Sequence[PlannedSweep]) -> list[PlannedSweep]:
     """Those that have not been made yet."""
-    shelf = _shelf(study, layer)
-    return [sweep for sweep in sweeps if sweep.key not in shelf]
-
-
-def _shelf(study: Study, layer: str) -> dict[tuple[Any, ...], SweepResult]:
-    return study.remember(("lab", layer), dict)
+    return [sweep for sweep in sweeps if not study.knows(sweep.key, ("lab", layer))]
 
 
 def dense_energy(study: Study, layer: str) -> float:

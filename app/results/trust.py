@@ -8,6 +8,7 @@ import streamlit as st
 
 import rose
 from app import components, session, words
+from app.components.work import follow
 from app.figures import trust as figures
 from app.figures.palette import method_style
 from app.figures.trust import STATUSES, verdict_map
@@ -51,7 +52,7 @@ def of_layer(study: Study, layer: str, *_: object) -> None:
     request = LayerCheckRequest(layer, tuple(methods), methods[0], session.threshold())
     run = st.session_state.setdefault("check_runs", {}).get((study.created, request))
     if run is not None and run.job.status == "running":
-        components.while_running(run.job, lambda: components.job_status(run.job, "checks", NOT_KEPT), 0.5)
+        follow(run, "checks", NOT_KEPT, every=0.5)
         return
     findings = run.findings if run is not None else None
     _checks(study, layer, methods, findings)
@@ -91,7 +92,7 @@ def _start(study: Study, request: LayerCheckRequest) -> None:
     run = runs[(study.created, request)] = LayerChecks(study, request)
     while len(runs) > KEPT_RUNS:
         del runs[next(iter(runs))]
-    session.follow(run.job, lambda: f":material/fact_check: Checks of {words.short_layer(request.layer)}")
+    session.follow(run, f"fact_check: Checks of {words.short_layer(request.layer)}")
     run.job.start()
 
 

@@ -89,7 +89,7 @@ class LayerChecks(Run):
                 job.check()
 
         with holding(loaded.lock, job):
-            visit_inputs(loaded.model, tokens, request.layer, visit, job.tell)
+            visit_inputs(loaded.model, tokens, request.layer, visit, self._follow())
         pruned = [result.weight for result in results.values()]
         errors = [None if held_out is None else error_on(held_out, weight, each) for each in pruned]
         self.findings = Findings(

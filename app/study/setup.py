@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from torch import Tensor
@@ -30,8 +30,6 @@ MEASURED: dict[str, dict[str, Any]] = {
 # What is foretold of these before any sweep: name in the table -> order and budget.
 FORETOLD = {"sparsegpt": ("natural", "block"), "two_level": ("two_level", "block"), "rose_global": ("global", "layer")}
 
-# Fields of a set-up that have another name in recipes.
-RECIPE_NAMES = {"text": "calibration"}
 NUMBERS = ("samples", "length", "seed", "held_out", "block_size", "damping")  # with the limits of recipes
 FIELDS = Analyze.fields()
 LARGEST = 2**53 - 1  # that a browser takes for a whole number
@@ -70,15 +68,12 @@ class Setup:
         """Reads what a URL carries, and a sentence for each value that no run could use, which stays as in `base`."""
         setup = base or cls()
         problems: list[str] = []
-        for name, former in asdict(setup).items():
-            if name not in texts:
-                continue
+        for name in filter(texts.__contains__, asdict(setup)):
             try:
-                read = replace(setup, **{name: _read(name, texts[name], type(former))})
-                read.check()
-                setup = read
+                edited: dict[str, Any] = asdict(setup) | {name: texts[name]}
+                setup = cls.of(cls(**edited).recipe())  # which also reads numbers
             except rose.RoseError as problem:
-                problems.append(f"{problem} {former} is used instead.")
+                problems.append(f"{problem} {getattr(setup, name)} is used instead.")
         return setup, problems
 
     def to_texts(self, base: Setup | None = None) -> dict[str, str]:
@@ -105,16 +100,14 @@ class Setup:
     def recipe(self, methods: Sequence[str] = ("sparsegpt", "rose"), threshold: float = THRESHOLD) -> Analyze:
         """The recipe for the same numbers on the command line; raises RoseError for values that no run can use."""
         parse_dtype(self.dtype)
-        options = {RECIPE_NAMES.get(name, name): value for name, value in asdict(self).items()}
-        options |= {"layers": self.layer_patterns, "compute": "float32"}  # as a study's forward passes
-        return Analyze.of(**options, methods=tuple(methods), threshold=threshold)
+        options = asdict(self) | {"layers": self.layer_patterns, "compute": "float32"}  # as a study's forward passes
+        return Analyze.of(calibration=options.pop("text"), **options, methods=tuple(methods), threshold=threshold)
 
     @classmethod
     def of(cls, recipe: Analyze | Prune) -> Setup:
         """The set-up of a recipe; its dtype is float32 where the recipe leaves it open."""
-        names = {field.name: RECIPE_NAMES.get(field.name, field.name) for field in fields(cls)}
-        values = {name: getattr(recipe, source) for name, source in names.items()}
-        values["layers"] = "*" if recipe.layers is None else " ".join(recipe.layers)
+        values = {field.name: getattr(recipe, field.name) for field in fields(cls) if field.name in recipe.fields()}
+        values |= {"text": recipe.calibration, "layers": " ".join(recipe.layers or "*")}
         return cls(**values | {"dtype": "float32" if recipe.dtype == STORED else recipe.dtype})
 
     def check(self) -> None:
@@ -133,15 +126,6 @@ def one_spelling(sparsity: str) -> str:
 def patterns_of(layers: str) -> list[str] | None:
     """Names with `*`, separated by spaces; None where they mean every layer."""
     return None if layers.strip() in ("", "*") else layers.split()
-
-
-def _read(name: str, text: str, kind: type) -> Any:
-    """A value of a URL; raises RoseError for a text of another kind."""
-    try:
-        return {"True": True, "False": False}[text] if kind is bool else kind(text)
-    except (KeyError, ValueError):
-        expected = {bool: "True or False", int: "a whole number", float: "a number"}[kind]
-        raise rose.RoseError(f"The link has {name}={text!r}, which is not {expected}.") from None
 
 
 def check_memory(cost: Cost, dtype: str) -> None:

@@ -3,6 +3,8 @@
 `shared` keeps these objects for all browser sessions; the model in them is never changed.
 """
 
+from __future__ import annotations
+
 import threading
 import time
 from collections import OrderedDict
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 import rose
-from app.jobs import Job, holding
+from app.jobs import Job, Run, holding
 from app.study import cache
 from app.study.setup import FORETOLD, MEASURED, Setup
 from rose.layer.error import relative_error
@@ -71,8 +73,9 @@ class Calibration:
         self.held_out: Tensor | None = None
         self.cautions: list[str] = []  # on the text that the tokens were drawn from
 
-    def iterate(self, setup: Setup, files: cache.Files, loaded: LoadedModel, job: Job) -> Iterator[TwoBlocks]:
+    def iterate(self, study: Study, loaded: LoadedModel) -> Iterator[TwoBlocks]:
         """Block by block: from memory where complete, else from the disk, else by running the model."""
+        setup, files, job = study.setup, study.files, study.job
         with holding(self.lock, job):
             folder = cache.folder_of(setup, files)
             if not self.complete or self.files not in (None, files):
@@ -87,7 +90,7 @@ class Calibration:
             assert self.tokens is not None
             options: dict[str, Any] = {"layers": setup.layer_patterns, "held_out": self.held_out}
             with holding(loaded.lock, job):
-                for block in rose.visit_blocks(loaded.model, self.tokens, progress=job.tell, **options):
+                for block in rose.visit_blocks(loaded.model, self.tokens, progress=study._follow(), **options):
                     self.blocks.append(block.to(HOME))
                     yield block, self.blocks[-1]
             self.complete = True
@@ -110,7 +113,7 @@ def _again(blocks: list[BlockStatistics], loaded: LoadedModel, job: Job) -> Iter
                 yield block, block
 
 
-class Study:
+class Study(Run):
     """The results of one set-up, growing while its job runs."""
 
     def __init__(
@@ -122,6 +125,7 @@ class Study:
         *,
         recall: bool = True,
     ) -> None:
+        super().__init__()
         self.setup = setup
         self.files = files or cache.files_of(setup)  # as they were when it was started; of a Hub's model, once loaded
         self.layer_names: list[str] = []  # all of them, as soon as the model is loaded
@@ -144,7 +148,6 @@ class Study:
         self.left_dense: list[str] = []  # layers of experts to which no calibration token was routed
         self.kept: cache.Kept | None = None  # what was found on disk
         self.created = time.time()
-        self.job = Job(self._run)
 
     @property
     def measurements(self) -> cache.Kept:
@@ -197,7 +200,7 @@ class Study:
         self._place_statistics(self.loaded)
         self.layer_names = [layer.name for layer in self.loaded.network.select(self.setup.layer_patterns)]
         job.message = "Collecting the inputs of layers" if self.is_restored else "Measuring layers"
-        for block, kept_block in self.calibration.iterate(self.setup, self.files, self.loaded, job):
+        for block, kept_block in self.calibration.iterate(self, self.loaded):
             self._measure(block, kept_block, job)
         if not self.is_restored and not self.failed and (folder := cache.folder_of(self.setup, self.files)):
             cache.keep_study(folder, self.setup, self.measurements)
@@ -405,13 +408,16 @@ class Study:
         key = ("prune", layer, *sorted(options.items()))
         return self.remember(key, lambda: rose.prune_layer(self.weight(layer), self.statistics(layer), **options))
 
-    def knows(self, key: Any) -> bool:
+    def knows(self, key: Any, group: Any = None) -> bool:
         """Whether `remember` would compute nothing for this key."""
         with self._lock:
-            return key in self._memory
+            return key in (self._memory if group is None else self._memory.get(group, ()))
 
-    def remember(self, key: Any, compute: Callable[[], T]) -> T:
-        """`compute()`, or what it gave for this key before."""
+    def remember(self, key: Any, compute: Callable[[], T], group: Any = None) -> T:
+        """`compute()`, or what it gave for this key before; results of a group count, and are forgotten, as one."""
+        if group is not None:
+            results = self.remember(group, dict[Any, T])
+            return results[key] if key in results else results.setdefault(key, compute())
         with self._lock:
             if key in self._memory:
                 self._memory.move_to_end(key)

@@ -56,7 +56,7 @@ def draw() -> None:
         look_inside.draw()
         return
     request = _choose(with_tokens=mode == "tokens")
-    run = shared.checks().get(shared.check_key(request))
+    run = shared.checks().get(shared.key_of(request.setup, request))
     _offer(request, run)
     if run is not None:
         follow(run, "checkpoint", ". Nothing was kept.")
@@ -126,7 +126,7 @@ def _priced(request: CheckRequest) -> tuple[Cost | None, str, str]:
 
 def _start(request: CheckRequest) -> None:
     run = shared.start_check(request, session.viewer())
-    session.follow_run(run, f"fact_check: Checking {words.plain(request.name)}")
+    session.follow(run, f"fact_check: Checking {words.plain(request.name)}")
 
 
 def _results(run: CheckpointRun, check: CheckpointCheck) -> None:

@@ -35,7 +35,7 @@ def draw() -> None:
     components.require_weights()
     with st.expander("Measure your own", icon=":material/tune:", key="damage-form"):
         request = _choose()
-        run = None if request is None else shared.damages().get(shared.damage_key(session.setup(), request))
+        run = None if request is None else shared.damages().get(shared.key_of(session.setup(), request))
         _offer(request, run)
     if request is None or run is None:
         run = example.damage()

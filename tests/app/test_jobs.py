@@ -62,7 +62,7 @@ def test_time_left_includes_later_steps():
     run = Run()
     run._follow(0.2, 0.8)(rose.Progress("calibrate", 0, 1, None, None, 3, 6, 0.5, 30.0, 30.0))
     assert run.fraction == pytest.approx(0.5)
-    assert run.remaining == pytest.approx(50.0)
+    assert run.remaining == pytest.approx(50.0, abs=5)  # less the time since
     run._say("Writing")
     assert (run.job.message, run.job.progress) == ("Writing", None)
 
@@ -138,7 +138,7 @@ def test_batch_stops_between_two_pieces():
     batch = SerialRun([lambda: batch.job.stop(), lambda: made.append(2)])
     batch.job.watch("test")
     batch.job.start().wait(SOON)
-    assert (batch.job.status, batch.done, made) == ("cancelled", 1, [])
+    assert (batch.job.status, batch.job.message, made) == ("cancelled", "1 of 2 pieces done", [])
 
 
 def test_temporary_folders_are_removed(tmp_path, monkeypatch):

@@ -123,7 +123,7 @@ def test_two_sessions_start_one_run(maker, slot, start, monkeypatch):
                 both.wait(0.2)  # for the other session, which should not get here
 
     monkeypatch.setattr(session, maker, Slow)
-    monkeypatch.setattr(session, "follow_run", lambda run, _what: started.append(run))
+    monkeypatch.setattr(session, "follow", lambda run, _what: started.append(run))
     monkeypatch.setattr(Job, "start", lambda job: job)
     run = PruningRun(Setup(), PruneRequest(("rose",), ("0.5",)), Mock())
     sessions = [threading.Thread(target=start, args=(run,)) for _ in range(2)]

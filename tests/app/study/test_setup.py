@@ -46,10 +46,10 @@ def test_spellings_of_a_sparsity_are_equal(typed, spelled):
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("samples", "many", "The link has samples='many', which is not a whole number. 16 is used instead."),
-        ("damping", "x", "damping='x'"),
-        ("seed", "1.5", "seed='1.5'"),
-        ("stream", "yes", "stream='yes'"),
+        ("samples", "many", "samples must be a whole number from 1 to 65536, not 'many'. 16 is used instead."),
+        ("damping", "x", "damping must be a number of at least 0, not 'x'"),
+        ("seed", "1.5", "seed must be a whole number from 0 to 9223372036854775807, not '1.5'"),
+        ("stream", "maybe", "stream must be true or false, not 'maybe'. False is used instead."),
         ("block_size", "10", "2:4 needs a block size divisible by 4, not 10; try 8. 128 is used instead."),
     ],
 )

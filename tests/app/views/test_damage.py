@@ -28,7 +28,7 @@ def opened(setup: Setup, **query: str) -> AppTest:
 
 
 def run_of(setup: Setup, request: DamageRequest) -> DamageRun:
-    return ended(shared.damages()[shared.damage_key(setup, request)])
+    return ended(shared.damages()[shared.key_of(setup, request)])
 
 
 def test_example_is_replaced_by_measurements(setup):
@@ -72,7 +72,7 @@ def test_cancelled_run_resumes(setup):
     run.job.tell = stop  # type: ignore[method-assign]
     finish(run, "cancelled")
     assert [record.unit for record in run.records] == ["model.layers.0", "model.layers.1"]
-    shared.damages()[shared.damage_key(setup, request)] = run
+    shared.damages()[shared.key_of(setup, request)] = run
     app = opened(setup)
     assert "Cancelled after two units; what is measured is kept." in app.warning[0].value
     bars = json.loads(figures(app)[0])
