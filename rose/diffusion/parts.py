@@ -162,7 +162,6 @@ def read_reshaped(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
             raise RoseError(f"{path} names no model of diffusers, or no shapes; save the pipeline again.")
         reshaped = with_shapes(family, partial(apply_record, record=record))
         components[name] = reshaped.from_pretrained(path.parent, dtype=dtype, use_safetensors=True)
-        components[name].__class__ = family
     return components
 
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,7 @@ class TensorFiles:
         self.place = packaged or reachable(place)
         self.tensors: dict[str, StoredTensor] = {}
         self._open = ExitStack()
-        self._files: dict[str, TensorFile] = {}  # by tensor
-        self._gguf: dict[str, Any] = {}  # by tensor
+        self._pieces: dict[str, Callable[[], Iterator[Tensor]]] = {}  # runs of rows by tensor
         self._metadata: dict[str, str] = {}
         try:
             if self.place.suffix == ".gguf" and self.place.is_file():
@@ -73,7 +73,7 @@ class TensorFiles:
             shape = tuple(int(size) for size in reversed(tensor.shape))
             kind, stored = tensor.tensor_type.name, int(tensor.n_bytes)
             self.tensors[tensor.name] = StoredTensor(self.place, kind, shape, stored)
-            self._gguf[tensor.name] = tensor
+            self._pieces[tensor.name] = partial(_gguf_runs, tensor, shape)
         for name, field in reader.fields.items():
             value = field.contents() if len(field.data) == 1 else f"{whole(len(field.data))} items"
             self._metadata[name] = str(value)
@@ -89,8 +89,9 @@ class TensorFiles:
                     raise RoseError(
                         f"{name} is in {self.tensors[name].path.name} and in {path.name}; take one of them out."
                     )
-                self._files[name] = file
                 kind, shape = file.kind(name), file.shape(name)
+                step = max(1, RUN * shape[0] // max(1, math.prod(shape))) if len(shape) > 1 else 0
+                self._pieces[name] = partial(file.runs, name, step)
                 stored = file.packed_bytes(name) or math.prod(shape) * _bits(kind) // 8
                 self.tensors[name] = StoredTensor(path, kind, shape, stored)
 
@@ -109,22 +110,11 @@ class TensorFiles:
         where the file is damaged, or of a kind that is not read."""
         entry = self.tensors[name]
         try:
-            for run in self._pieces(name):
+            for run in self._pieces[name]():
                 stop_point()
                 yield run.float().reshape(-1, entry.matrix[1])
         except (OSError, SafetensorError, NotImplementedError) as problem:
             raise RoseError(f"{name} cannot be read ({problem}); get {entry.path.name} again.") from problem
-
-    def _pieces(self, name: str) -> Iterator[Tensor]:
-        entry = self.tensors[name]
-        if name in self._gguf:
-            tensor = self._gguf[name]
-            step = max(1, len(tensor.data) * RUN // entry.count) if len(entry.shape) > 1 else entry.count
-            for start in range(0, len(tensor.data), step):
-                yield torch.from_numpy(np.array(dequantized(tensor, slice(start, start + step))))
-        else:
-            step = max(1, RUN * entry.shape[0] // entry.count) if len(entry.shape) > 1 else 0
-            yield from self._files[name].runs(name, step)
 
     def matrix(self, name: str) -> Tensor:
         """All rows of `runs`."""
@@ -148,6 +138,12 @@ class TensorFiles:
         if metadata:
             texts["metadata"] = "\n".join(f"{name}: {value:.1000}" for name, value in metadata.items())[:LONGEST_TEXT]
         return texts
+
+
+def _gguf_runs(tensor: Any, shape: tuple[int, ...]) -> Iterator[Tensor]:
+    step = max(1, len(tensor.data) * RUN // math.prod(shape)) if len(shape) > 1 else len(tensor.data)
+    for start in range(0, len(tensor.data), step):
+        yield torch.from_numpy(np.array(dequantized(tensor, slice(start, start + step))))
 
 
 def _bits(kind: str) -> int:

@@ -12,18 +12,17 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from rose.errors import RoseError
 from rose.model.load.models import BUILDERS
-from rose.model.load.stored import for_transformers
 from rose.model.network.heads import head_width
 from rose.model.network.layers import LOW_RANK, PrunableLayer, decoder_blocks, text_config
 from rose.structured.defaults import PARTS
@@ -393,32 +392,17 @@ def apply_record(model: Any, record: Mapping[str, Any]) -> None:
         tell_modules(model, parts, shapes, own_config=True)
 
 
-def read_recorded(config: Any, folder: Path | None, dtype: torch.dtype) -> Any:
-    """The model of a configuration with a record, with weights from a folder if given."""
-    family: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    # transformers reads the weights, as it knows how each family names them in files; it only builds the model by us.
-    recorded = with_shapes(family, lambda model: apply_record(model, getattr(config, RECORD)))
-    if folder is None:
-        model = recorded._from_config(config, dtype=dtype)
-    else:
-        source = for_transformers(folder)
-        model, loaded = recorded.from_pretrained(**source, config=config, dtype=dtype, output_loading_info=True)
-        wrong = [*loaded["missing_keys"], *loaded["mismatched_keys"], *loaded["unexpected_keys"]]
-        if wrong:
-            raise RoseError(f"The weights in {folder} do not fit the shapes in its configuration ({wrong[0]}).")
-    model.__class__ = family
-    return model
-
-
 def with_shapes(family: Any, apply: Callable[[Any], None]) -> Any:
-    """A subclass of a family that reshapes its models in the constructor, before weights are read."""
+    """A subclass of a family whose constructor reshapes the model, before weights are read, and makes it the
+    family's."""
 
     @functools.wraps(family.__init__)  # what reads files looks at the signature
     def build(self: Any, *args: Any, **options: Any) -> None:
         family.__init__(self, *args, **options)
         apply(self)
+        self.__class__ = family
 
     return type(family.__name__, (family,), {"__init__": build, "__module__": family.__module__})
 
 
-BUILDERS[RECORD] = read_recorded
+BUILDERS[RECORD] = lambda family, record: with_shapes(family, partial(apply_record, record=record))

@@ -32,7 +32,7 @@ from rose.structured.configuration import (
 )
 from rose.structured.methods import structured_method
 from rose.structured.parts import CHANNELS, HEADS, Part, Shape, block_parameters, find_parts
-from rose.structured.survey import BlockSurvey, PartSurvey, layers_read, survey, visited_layers
+from rose.structured.survey import BlockSurvey, layers_read, survey, visited_layers
 
 NEAR = 0.95  # of the target must be removed
 MUCH = 1.25  # of the target is too much
@@ -90,11 +90,6 @@ def check_multiple(parts: Sequence[Sequence[Part]], multiple: int) -> None:
     units = [part.shape.units for of_block in parts for part in of_block if part.kind == CHANNELS]
     if (fewest := min(units, default=multiple + 1)) <= multiple:
         raise RoseError(f"Of {fewest} channels no smaller multiple of {multiple} can be kept; give a smaller multiple.")
-
-
-def price(priced: PartSurvey, survey: BlockSurvey, shape: Shape) -> float:
-    """Cost of a shape relative to the mean square of the residual stream."""
-    return priced.costs[shape] / survey.stream
 
 
 def similarity_ratios(similarities: Sequence[float], ratio: float) -> list[float]:
@@ -173,8 +168,8 @@ def cost_shapes(surveys: Sequence[BlockSurvey], target: float, multiple: int) ->
     for block in surveys:
         for number, priced in enumerate(block.parts):
             points = [
-                (priced.part.saved(shape), price(priced, block, shape), shape)
-                for shape in priced.costs
+                (priced.part.saved(shape), cost / block.stream, shape)
+                for shape, cost in priced.costs.items()
                 if priced.part.kind == HEADS or shape.units % multiple == 0 or shape == priced.part.shape
             ]
             floor = (1 - MOST) * priced.part.shape.units
@@ -363,7 +358,9 @@ def plan_slimming(
             far = [shapes for _, shapes in possible.candidates[len(near) :]]
 
             def cost(chosen: Mapping[str, Shape]) -> float:
-                return sum(price(part, block, chosen[part.part.kind]) for block in prices for part in block.parts)
+                return sum(
+                    part.costs[chosen[part.part.kind]] / block.stream for block in prices for part in block.parts
+                )
 
             # The cheapest one near the target, or the nearest: what saves less would always cost less.
             chosen = next(filter(possible.allowed, [*sorted(near, key=cost), *far]))

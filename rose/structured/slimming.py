@@ -364,20 +364,16 @@ class SlimRun:
             return []
         done, self.records = self.records, []
         self.sources.clear()
-        seconds = self.kept.seconds + time.perf_counter() - self.start
-        self.kept.keep(index, self._tensors(index), [dataclasses.asdict(record) for record in done], seconds)
-        return done
-
-    def _tensors(self, index: int) -> dict[str, Tensor]:
-        """The tensors to keep of a decoder block: output projections, biases and remaining units."""
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}  # output projections, biases and remaining units
         for cut in self.reduction.cuts:
             layer = cut.part.output
             if layer.block_index == index:
                 tensors |= {layer.name: layer.weight, layer.name + KEPT: cut.kept}
                 if layer.bias is not None:
                     tensors[layer.name + BIAS] = layer.bias.detach()
-        return tensors
+        seconds = self.kept.seconds + time.perf_counter() - self.start
+        self.kept.keep(index, tensors, [dataclasses.asdict(record) for record in done], seconds)
+        return done
 
     def _reduce(self, part: Part, shape: Shape, block: BlockStatistics, meter: Meter) -> PartRecord:
         """Reduces one part; the first process solves for all, so that all continue with the same numbers."""

@@ -65,17 +65,13 @@ def read_processors(model: PreTrainedModel, location: str, **options: Any) -> No
         folder = Path(snapshot_download(location, allow_patterns=patterns, tqdm_class=stoppable_bars(), **options))
     contents = {path.name: path.read_bytes() for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     for name in contents.keys() & set(FILES):  # without references to Python files, which a copy would lack
-        settings = json.loads(contents[name], object_hook=_without_code)
+        settings = json.loads(contents[name], object_hook=lambda part: {k: part[k] for k in part if k != "auto_map"})
         contents[name] = (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
     setattr(model, ATTRIBUTE, contents)
     stored = PreTrainedConfig.get_config_dict(location, **options)[0]
     if "text_config" in stored and stored.get("model_type") != model.config.model_type:
         setattr(model, PART, True)
         logger.warning("%s: %s", location, LANGUAGE_PART)
-
-
-def _without_code(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name != "auto_map"}
 
 
 def hub_problem(name: str, problem: Exception, text: str) -> str:

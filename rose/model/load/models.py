@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -35,6 +36,7 @@ from rose.model.defaults import STORED
 from rose.model.estimate import check_free
 from rose.model.formats.conversion import Conversion, make_plain
 from rose.model.formats.gguf import count_weights, frugal_reading
+from rose.model.formats.packed import DTYPES as NAMED
 from rose.model.load import stored
 from rose.model.load.hub import ATTRIBUTE, hub_problem, read_processors, stoppable_bars
 from rose.model.load.stored import INDEX, WHOLE, StoredTensor
@@ -46,9 +48,9 @@ from rose.model.packaged import PACKAGED
 from rose.report import RunReport, new_checkpoint
 from rose.wording import whole
 
-# Configuration fields that mark models which transformers cannot build, with the function that can:
-# (configuration, folder with safetensors files or None for no weights, dtype) -> model.
-BUILDERS: dict[str, Callable[[Any, Path | None, torch.dtype], PreTrainedModel]] = {}
+# Configuration fields that mark models which transformers cannot build: (its class of the family, value of the field)
+# -> a class that can.
+BUILDERS: dict[str, Callable[[Any, Any], Any]] = {}
 
 # Name patterns of a tokenizer's files. tokenizer_config.json alone is not enough, and code may need no vocabulary.
 VOCABULARIES = ("tokenizer.*", "tokenization*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
@@ -94,8 +96,14 @@ class _Source:
 
     @cached_property
     def formats(self) -> dict[torch.dtype, list[str]]:
-        """As `number_formats`; none without a folder."""
-        return stored.number_formats(self.stored)
+        """Number formats of weights, the most frequent first -> tensors in that format; none without a folder."""
+        names: dict[torch.dtype, list[str]] = {}
+        numbers: Counter[torch.dtype] = Counter()
+        for name, tensor in self.stored.items():
+            if (dtype := NAMED.get(tensor.kind)) is not None:
+                names.setdefault(dtype, []).append(name)
+                numbers[dtype] += tensor.count
+        return {dtype: names[dtype] for dtype, _ in numbers.most_common()}
 
 
 def load_model(
@@ -141,7 +149,7 @@ def load_model(
                 f"{name} holds both {WHOLE} and {INDEX}, of two models maybe; download it, delete one file, and "
                 "give the folder."
             )
-        if stream and _builder(config):
+        if stream and _special_class(config):
             raise RoseError(f"The decoder blocks of {name} differ in shape, so it cannot be streamed; load it whole.")
         # First, as weights may take minutes.
         words = load_tokenizer(as_text(tokenizer or name), trust_remote_code)
@@ -212,20 +220,19 @@ def _load_whole(name: str, config: Any, source: _Source, dtype: torch.dtype, opt
     if skeleton:
         advice = "load it in bfloat16, or choose a smaller model"
         check_free(f"{name} takes in {name_of(dtype)}", count_parameters(skeleton) * dtype.itemsize, advice)
-    build = _builder(config)
-    if build:
-        return build(config, _safetensors_folder(name, source), dtype)
+    special = _special_class(config)
     # Sizes that do not fit are refused below, in a sentence of our own.
     arguments: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
     if not source.is_gguf:
         arguments["config"] = config
-    if source.folder and stored.is_packed(source.folder):
+    if special or (source.folder and stored.is_packed(source.folder)):
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise RoseError(f"{name} is packed and needs Python code of its own to be built; run `rose unpack` first.")
-        family: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        model, loaded = family.from_pretrained(**stored.for_transformers(source.folder), **arguments)
-        if (source.folder / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(source.folder)
+        family: Any = special or MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        folder = _safetensors_folder(name, source)
+        model, loaded = family.from_pretrained(**stored.for_transformers(folder), **arguments)
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
     else:
         if not source.is_gguf:
             arguments["use_safetensors"] = True  # pickles could run any program
@@ -246,8 +253,12 @@ def _load_whole(name: str, config: Any, source: _Source, dtype: torch.dtype, opt
     return model
 
 
-def _builder(config: Any) -> Callable[[Any, Path | None, torch.dtype], PreTrainedModel] | None:
-    return next((build for field, build in BUILDERS.items() if getattr(config, field, None) is not None), None)
+def _special_class(config: Any) -> Any:
+    """The class of a model that transformers cannot build by itself; None for others."""
+    marks = ((build, getattr(config, field, None)) for field, build in BUILDERS.items())
+    return next(
+        (build(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], mark) for build, mark in marks if mark is not None), None
+    )
 
 
 def _safetensors_folder(name: str, source: _Source) -> Path:
@@ -371,10 +382,10 @@ def _check_causal(name: str, config: Any, trust_remote_code: bool) -> None:
 
 def _skeleton(config: Any) -> nn.Module:
     """The model that this configuration describes, without its weights."""
-    build = _builder(config)
+    special = _special_class(config)
     with torch.device("meta"):
-        if build:
-            return build(config, None, torch.float32)
+        if special:
+            return special._from_config(config, dtype=torch.float32)
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 

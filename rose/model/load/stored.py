@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import re
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from rose.errors import RoseError
 from rose.interrupt import stop_point
 from rose.model.formats.conversion import Conversion
-from rose.model.formats.packed import DTYPES, TensorFile
+from rose.model.formats.packed import TensorFile
 from rose.model.network.layers import LOW_RANK_FILE, MASKED, decoder_blocks
 from rose.model.network.precision import name_of
 from rose.wording import count, whole
@@ -143,17 +142,6 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         with TensorFile(path) as file:
             stored |= {name: StoredTensor(path, file.kind(name), file.shape(name)) for name in file.names()}
     return stored
-
-
-def number_formats(stored: Mapping[str, StoredTensor]) -> dict[torch.dtype, list[str]]:
-    """Number formats of weights, the most frequent first -> tensors in that format."""
-    names: dict[torch.dtype, list[str]] = {}
-    numbers: Counter[torch.dtype] = Counter()
-    for name, tensor in stored.items():
-        if (dtype := DTYPES.get(tensor.kind)) is not None:
-            names.setdefault(dtype, []).append(name)
-            numbers[dtype] += tensor.count
-    return {dtype: names[dtype] for dtype, _ in numbers.most_common()}
 
 
 FileState = tuple[int, int, int, bytes]

@@ -125,7 +125,13 @@ class BlockFiles(Residence):
         with self._present(block, f"{self.prefix}.{index}.", device):
             for revise in (*self._settled, self._revise):
                 revise(index)
-            self._fill(f"{self.prefix}.{index}.", device)
+            for name, absent in self._added.items():  # zeros for parameters that files and revisions lack
+                owner, _, leaf = name.rpartition(".")
+                if name.startswith(f"{self.prefix}.{index}."):
+                    parameters = self.model.get_submodule(owner)._parameters
+                    if parameters[leaf] is None:
+                        zeros = torch.zeros(absent.shape, dtype=absent.dtype, device=device)
+                        parameters[leaf] = nn.Parameter(zeros, requires_grad=False)
             with evaluating(block, device):  # which moves the buffers too
                 yield block
 
@@ -236,16 +242,6 @@ class BlockFiles(Residence):
             for owner, parameters in before:  # those that were added meanwhile go too
                 owner._parameters.clear()
                 owner._parameters.update(parameters)
-
-    def _fill(self, prefix: str, device: torch.device) -> None:
-        """Sets parameters to zero that files and revisions lack."""
-        for name, absent in self._added.items():
-            if name.startswith(prefix):
-                owner, _, leaf = name.rpartition(".")
-                parameters = self.model.get_submodule(owner)._parameters
-                if parameters[leaf] is None:
-                    zeros = torch.zeros(absent.shape, dtype=absent.dtype, device=device)
-                    parameters[leaf] = nn.Parameter(zeros, requires_grad=False)
 
     def _parameter(self, name: str, dtype: torch.dtype) -> Tensor:
         """One parameter, joined from its pieces if necessary."""

@@ -47,18 +47,14 @@ class Network:
         self.is_streamed = hasattr(model, ATTRIBUTE)
 
     @cached_property
-    def _found(self) -> tuple[str, nn.ModuleList]:
-        return decoder_blocks(self.model)
-
-    @property
     def prefix(self) -> str:
         """The dotted name of the decoder blocks; see `decoder_blocks`."""
-        return self._found[0]
+        return decoder_blocks(self.model)[0]
 
-    @property
+    @cached_property
     def blocks(self) -> nn.ModuleList:
         """The decoder blocks."""
-        return self._found[1]
+        return decoder_blocks(self.model)[1]
 
     @cached_property
     def residence(self) -> Residence:

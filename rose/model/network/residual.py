@@ -129,18 +129,15 @@ class _Trace(TorchDispatchMode):
         value, added = (values[1], values[0]) if values[1].base is not None else (values[0], values[1])
         if added.base is not None:
             return  # two values of the stream
-        if value.base is not None:
-            self._write(value, added)
-        self._note(output, replace(value, terms=value.terms + added.terms))
-
-    def _write(self, stream: _Value, added: _Value) -> None:
-        assert stream.base is not None
+        terms = value.terms + added.terms
+        self._note(output, replace(value, terms=terms))
+        if value.base is None:
+            return
         # What ran later may be added first, and so those written before may turn out to have had more before them.
-        terms = stream.terms + added.terms
         ran = {term: self.order.index(self.layer_of[term.module]) for term in terms}
         for term in terms:
             earlier = tuple(other for other in terms if ran[other] < ran[term])
-            self.writers[self.layer_of[term.module]] = Writer(stream.base, earlier, term)
+            self.writers[self.layer_of[term.module]] = Writer(value.base, earlier, term)
 
     def _scale(self, args: tuple, output: Tensor) -> None:
         value = self._value(args[0])

@@ -37,6 +37,7 @@ FILE_TYPES = {
     Type.F16: LlamaFileType.MOSTLY_F16, Type.Q8_0: LlamaFileType.MOSTLY_Q8_0, Type.Q4_0: LlamaFileType.MOSTLY_Q4_0,
 }  # fmt: skip
 BITS = {Type.Q8_0: 8, Type.Q4_0: 4}  # the widest code of each type
+FLOATS = {Type.F16: torch.float16, Type.BF16: torch.bfloat16}  # narrower than float32; the first that is exact counts
 BLOCK = 32  # weights of a row that share a scale
 EMBEDDINGS = ("auto", "f32")  # as llama.cpp stores them in files of the type, or exact
 HEAD, POSITIONS = "output.weight", "position_embd.weight"  # names in GGUF files
@@ -202,7 +203,12 @@ def _entries(model: Any, family: Family, kind: Type, embeddings: str) -> Iterato
         if group == OTHERS or key == POSITIONS:
             stored = Type.F32
         elif group == LAYERS:
-            stored = kind if kind == Type.F16 or weight.shape[1] % BLOCK == 0 else narrowest_float(weight)
+            fits = (
+                float_type
+                for float_type, dtype in FLOATS.items()
+                if torch.equal(weight.to(dtype).float(), weight.float())
+            )
+            stored = kind if kind == Type.F16 or weight.shape[1] % BLOCK == 0 else next(fits, Type.F32)
         else:
             is_head = key == HEAD or HEAD not in keys.values()
             stored = Type.F32 if embeddings == "f32" else embedding_type(kind, is_head, weight.shape[1])
@@ -244,14 +250,6 @@ def encode(weight: Tensor, kind: Type) -> np.ndarray:
         if not bool(values.isfinite().all()):
             raise RoseError("Some weights are too large for f16, which ends at 65504; pack the folder instead.")
     return values.bfloat16().view(torch.uint8).numpy() if kind == Type.BF16 else values.numpy()
-
-
-def narrowest_float(weight: Tensor) -> Type:
-    """The narrowest of f16, bf16 and f32 that holds a tensor exactly."""
-    for kind, dtype in ((Type.F16, torch.float16), (Type.BF16, torch.bfloat16)):
-        if torch.equal(weight.to(dtype).float(), weight.float()):
-            return kind
-    return Type.F32
 
 
 def _add_vocabulary(writer: GGUFWriter, name: str, model: Any, tokenizer: Any, exported: Exported) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
@@ -30,22 +32,15 @@ if hasattr(torch, "float8_e8m0fnu"):  # from torch 2.7 on
 ALIGNMENT = 8
 
 
-class TensorWriter:
+class TensorWriter(ExitStack):
     """Gathers tensors in temporary files beside the result; a context manager that removes these files. Tensors of
     wider numbers come first, because readers expect aligned tensors."""
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self.path = path
-        self._gathered: dict[int, BinaryIO] = {}  # by bytes of a number
-        self._entries: dict[int, list[tuple[str, dict[str, Any], int]]] = {}  # name, what the header says, bytes
-
-    def __enter__(self) -> TensorWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for width, file in self._gathered.items():
-            file.close()
-            self._place(width).unlink(missing_ok=True)
+        # By bytes of a number: the gathered data, and by name what the header says and how many bytes.
+        self._gathered: dict[int, tuple[IO[bytes], dict[str, tuple[dict[str, Any], int]]]] = {}
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Raises OSError, and RoseError for an unknown number format."""
@@ -53,31 +48,28 @@ class TensorWriter:
             raise RoseError(f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}, which is not written.")
         width = tensor.itemsize
         if width not in self._gathered:
-            self._gathered[width] = self._place(width).open("wb")
+            gathered = tempfile.TemporaryFile(dir=self.path.parent)  # noqa: SIM115  closed with the writer
+            self._gathered[width] = self.enter_context(gathered), {}
+        file, entries = self._gathered[width]
         data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-        self._gathered[width].write(data)
-        entry = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape)}
-        self._entries.setdefault(width, []).append((name, entry, len(data)))
+        file.write(data)
+        entries[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape)}, len(data)
 
     def finish(self, metadata: Mapping[str, str]) -> None:
         """Writes the file; raises OSError as the disk has it."""
         header: dict[str, Any] = {"__metadata__": dict(metadata)}
-        offset, widths = 0, sorted(self._gathered, reverse=True)
-        for width in widths:
-            for name, entry, size in self._entries[width]:
+        offset, gathered = 0, [self._gathered[width] for width in sorted(self._gathered, reverse=True)]
+        for _, entries in gathered:
+            for name, (entry, size) in entries.items():
                 header[name] = {**entry, "data_offsets": [offset, offset + size]}
                 offset += size
         text = json.dumps(header, ensure_ascii=False).encode()
         text += b" " * (-len(text) % ALIGNMENT)
         with self.path.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
-            for width in widths:
-                self._gathered[width].close()
-                with self._place(width).open("rb") as data:
-                    shutil.copyfileobj(data, file, 2**24)
-
-    def _place(self, width: int) -> Path:
-        return self.path.with_name(f"{self.path.name}.{width}")
+            for data, _ in gathered:
+                data.seek(0)
+                shutil.copyfileobj(data, file, 2**24)
 
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data"}  # are not copied
