@@ -31,7 +31,7 @@ from rose.model.load.tokens import load_apart
 from rose.model.measure.zero_shot import MISSING, check_task_folder, is_installed, zero_shot
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT as COMPUTED
-from rose.model.run.settings import run_settings
+from rose.model.run.settings import RunSettings
 from rose.output import check_output, check_room
 from rose.recipe.parts import PruneSettings
 from rose.recipe.steps import Prune
@@ -145,7 +145,7 @@ class PruneRequest:
             network.check_length(length)
         cases = self.cases(setup)
         for case in cases:
-            run = run_settings(**_settings(case)).layer
+            run = RunSettings(**_settings(case)).layer
             network.to_prune(self.layer_patterns, run.pattern, run.block_size, run.grid)
         if self.tasks and self.task_folder.strip():
             check_task_folder(self.task_folder.strip())

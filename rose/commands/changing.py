@@ -33,7 +33,7 @@ from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT, Precision
 from rose.model.progress import ProgressCallback
 from rose.model.run.checkpoint import begun_with
-from rose.model.run.settings import run_settings
+from rose.model.run.settings import RunSettings
 from rose.model.tune.task import TuneReport, TuneTask, TuningProgress, check_memory, check_pair
 from rose.model.tune.tuning import Parts, texts_digest, tune_until_stopped
 from rose.recipe.parts import SlimSettings, TuneSettings
@@ -52,7 +52,7 @@ TUNED = "tuned"  # folder of --tune inside --checkpoint
 def prune(spec: Prune, console: Console) -> int:
     """Prunes a whole model, decoder block by decoder block."""
     chosen = shared.run_options(spec)
-    run_setup = run_settings(**chosen)
+    run_setup = RunSettings(**chosen)
     spec, model, tokenizer = _load(spec, console)
     shared.check_room(spec, model)
     network = Network(model)
@@ -63,7 +63,7 @@ def prune(spec: Prune, console: Console) -> int:
     estimates = [partial(memory, dense_targets=spec.target == "dense")]
     shared.tell_cost(spec, "Pruning", seconds, estimates, model, console)
     drawn = shared.calibration(spec, tokenizer, spec.seed)
-    shared.rotate(spec, model, drawn.tokens, [run_setup.layer], console)
+    shared.rotate(spec, model, drawn.tokens, console)
     outcome = shared.Outcome(spec, spec.model, tokenizer, console)
     texts = draw_texts(spec, model, tokenizer, outcome.windows)
     outcome.before = outcome.measure(model, "before")
@@ -131,7 +131,7 @@ def slim(spec: Slim, console: Console) -> int:
     """Takes heads, channels or decoder blocks out; what is left may then be pruned."""
     slimming, pruning = _options(spec)
     settings = SlimSettings(**slimming)
-    rest = run_settings(**pruning).layer if pruning else None
+    rest = RunSettings(**pruning).layer if pruning else None
     spec, model, tokenizer = _load(spec, console)
     if spec.allocation != "uniform" and spec.method != "depth":
         readers = "rose.load_model reads the result, plain transformers does not."

@@ -44,7 +44,7 @@ from rose.model.network.layers import PrunableLayer, count_parameters, keep_low_
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision
 from rose.model.network.residence import pick_device
-from rose.model.run.settings import run_settings
+from rose.model.run.settings import RunSettings
 from rose.model.workers import Workers
 from rose.output import check_file, check_output, write_file
 from rose.recipe.file import Recipe
@@ -62,7 +62,7 @@ def analyze(spec: Analyze, console: Console) -> None:
     """Prunes every layer by several methods, on the dense model's inputs."""
     methods = list(spec.methods)
     chosen = shared.run_options(spec)
-    settings = [run_settings(method=method, **chosen).layer for method in methods]
+    settings = [RunSettings(method=method, **chosen).layer for method in methods]
     if spec.output:
         check_output(spec.output)
     spec = shared.settle_dtype(spec, spec.model)
@@ -73,7 +73,7 @@ def analyze(spec: Analyze, console: Console) -> None:
     shared.tell_cost(spec, "Analyzing", seconds, estimates, model, console)
     drawn = shared.calibration(spec, tokenizer, spec.seed)
     tokens, held_out = drawn.tokens, drawn.held_out
-    shared.rotate(spec, model, tokens, settings, console)
+    shared.rotate(spec, model, tokens, console)
     most = _MostColumnar()
     with terminal.bar(console, "Analyzing") as follow:
         chosen |= {"methods": methods, "layers": spec.layers}
@@ -219,7 +219,7 @@ def damage(spec: Damage, console: Console) -> None:
     if launched_place()[1] > 1:
         raise rose.RoseError("damage measures in one process; start it without torchrun.")
     chosen = shared.run_options(spec)
-    run_settings(**chosen)
+    RunSettings(**chosen)
     reachable(spec.output)  # before the model's format is read
     spec = shared.settle_dtype(spec, spec.model)
     pruning = {} if spec.restore is None else dict.fromkeys(("method", "sparsity"))  # of who restores: nobody's

@@ -16,7 +16,7 @@ import rose
 from rose import output, verdicts
 from rose.commands import terminal
 from rose.environment import versions
-from rose.layer.methods import Settings
+from rose.layer.methods import SettingsOptions
 from rose.model.defaults import STORED
 from rose.model.estimate import Memory, check_free, estimate_cost, largest, sweeps_of
 from rose.model.load.models import parse_dtype, read_as, stored_dtype
@@ -162,12 +162,14 @@ def calibration(spec: Any, tokenizer: Any, seed: int) -> Drawn:
     return Drawn(tokens, held_out, cautions)
 
 
-def rotate(spec: Any, model: Any, tokens: Tensor, settings: Sequence[Settings], console: Console) -> None:
-    """Rotates heads, if asked to, where that lowers the error of these settings; prints how many."""
+def rotate(spec: Any, model: Any, tokens: Tensor, console: Console) -> None:
+    """Rotates heads, if asked to, where that lowers the error of the methods; prints how many."""
     if not spec.rotate:
         return
+    options = pick(spec, ("layers", "compute", *SettingsOptions.__optional_keys__))
+    options.setdefault("method", getattr(spec, "methods", ()))
     with terminal.bar(console, "Rotating heads") as follow:
-        tried = rotate_heads(model, tokens, by=settings, progress=follow, **pick(spec, ("layers", "compute")))
+        tried = rotate_heads(model, tokens, progress=follow, **options)
     turned = tried[tried["rotated"]]
     text = f"Rotated the heads of {len(turned)} of {len(tried)} output projections; the model's output is unchanged."
     if (ratio := verdicts.mean_ratio(turned["error"], turned["rotated_error"])) is not None:

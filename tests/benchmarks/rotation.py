@@ -307,9 +307,9 @@ def whole(options: Any) -> None:
             continue
         model, tokenizer = rose.load_model(name)
         tokens, _ = texts(options, tokenizer, seed)
-        settings = make_settings(method, sparsity=options.sparsity)
-        turned = rotate_heads(model, tokens, by=[settings], compute="auto")["rotated"].sum() if rotated else 0
-        rose.prune_model(model, tokens, method=method, sparsity=options.sparsity, target=target)
+        pruning = {"method": method, "sparsity": options.sparsity}
+        turned = rotate_heads(model, tokens, compute="auto", **pruning)["rotated"].sum() if rotated else 0
+        rose.prune_model(model, tokens, target=target, **pruning)
         perplexity = rose.perplexity(model, judged(options.judge or options.text, tokenizer))
         rows.add(**dict(zip(key, run, strict=True)), layers_rotated=int(turned), perplexity=round(perplexity, 3))
     print(with_and_without(rows.table()).round(3).to_string())

@@ -34,7 +34,7 @@ from rose.model.network.network import Network
 from rose.model.network.precision import Precision
 from rose.model.progress import ProgressCallback
 from rose.model.run.prune import prune_by
-from rose.model.run.settings import RunOptions, RunSettings, run_settings
+from rose.model.run.settings import RunOptions, RunSettings
 from rose.rows import NotNegative, NotNegativeOrNan, Share, Within, csv_text, read_records, records_table
 from rose.verdicts import EvaluationSetup, Result
 from rose.wording import several
@@ -54,7 +54,7 @@ class Variant:
 
 
 def parse_variant(text: str) -> Variant:
-    """Reads METHOD[@ORDER[/BUDGET]][:TARGET]; `run_settings` checks the parts."""
+    """Reads METHOD[@ORDER[/BUDGET]][:TARGET]; `RunSettings` checks the parts."""
     before, _, target = text.strip().rpartition(":")
     if target not in TARGETS:  # an order may hold a colon of its own, as "random:1" does
         before, target = text.strip(), ""
@@ -81,7 +81,7 @@ def plan_comparison(
         if variant.target:
             changed["target"] = variant.target
             changed["target_damping"] = options.get("target_damping") if variant.target == "dense" else None
-        runs.append(run_settings(**changed))
+        runs.append(RunSettings.of(**changed))
     return variants, runs
 
 

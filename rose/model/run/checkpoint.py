@@ -303,7 +303,7 @@ def describe_run(
         "order": run.layer.order,
         "budget": run.layer.budget,
         **run.describe(),
-        "damages": run.allocation.identity(),
+        "damages": run.sharing.identity(),
         "min_expert_tokens": run.min_expert_tokens if any(layer.is_expert for layer in layers) else None,
         **precision.describe(),
         "layers": [layer.name for layer in layers],

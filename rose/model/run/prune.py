@@ -30,7 +30,7 @@ from rose.model.progress import Meter, ProgressCallback, part_callback
 from rose.model.run.allocation import allocate
 from rose.model.run.checkpoint import begun_with, describe_run, open_checkpoint, report_inputs
 from rose.model.run.one_layer import dense_record, is_left_dense, prune_in
-from rose.model.run.settings import RunOptions, RunSettings, describe_layer, run_settings
+from rose.model.run.settings import RunOptions, RunSettings, describe_layer
 from rose.model.walk.sequential import visit_sequentially
 from rose.model.walk.walk import (
     LEAVE_OUT,
@@ -89,7 +89,7 @@ def prune_model(
         RoseError: bad input, before any work; a layer that cannot be pruned, by name; or a checkpoint that belongs to
             another run or cannot be written.
     """
-    run = run_settings(**options)
+    run = RunSettings.of(**options)
     network = Network(model)
     return prune_by(network, tokens, run, layers=layers, held_out=held_out, progress=progress, checkpoint=checkpoint)
 
@@ -104,15 +104,15 @@ def prune_by(
     progress: ProgressCallback | None = None,
     checkpoint: str | Path | None = None,
 ) -> RunReport:
-    """As `prune_model`, by settings that `run_settings` has made."""
+    """As `prune_model`, by complete settings."""
     workers, start = Workers.here(), time.perf_counter()
-    if network.is_streamed and run.allocation.rule == "sensitivity":
+    if network.is_streamed and run.sharing.rule == "sensitivity":
         raise RoseError("Sensitivity needs the whole model in memory; choose uniform or owl for a streamed one.")
     selected = run.select(network, layers)
     compute = (run.compute == DEFAULT and begun_with(checkpoint, "products")) or run.compute
     precision = workers.precision(compute, network)
     streams = check_streams(network, tokens, held_out)
-    share = ALLOCATIONS.get(run.allocation.rule, 0.0)
+    share = ALLOCATIONS.get(run.sharing.rule, 0.0)
 
     def dense_patterns() -> str:
         part = part_callback(progress, start, 0, share, "allocate")
@@ -122,7 +122,7 @@ def prune_by(
             return start_walk(network, calibration, selected, part, precision=precision, needs_all=True).visit_dense()
 
         tick = partial(Meter(part, 1, len(selected)).tell, "allocate", 0)
-        patterns = allocate(network, tokens, selected, run.layer.pattern, run.allocation, visit, tick)
+        patterns = allocate(network, tokens, selected, run.layer.pattern, run.sharing, visit, tick)
         return json.dumps(workers.from_first(lambda: {name: astuple(each) for name, each in patterns.items()}))
 
     described = partial(describe_run, network, tokens, held_out, selected, run, precision)

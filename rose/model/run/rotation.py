@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Unpack
@@ -33,6 +33,7 @@ from rose.model.walk.walk import BlockStatistics, check_streams, start_walk
 from rose.model.workers import Workers
 from rose.rows import records_table
 from rose.tensor_files import digest
+from rose.wording import several
 
 PROBED = 8  # tokens to find heads with
 PRUNED = 0.2  # a larger share of zeros comes from pruning; a grid of quantization has a zero, too
@@ -65,7 +66,6 @@ def rotate_heads(
     model: nn.Module,
     tokens: Tensor,
     *,
-    by: Settings | Sequence[Settings] = (),
     layers: Sequence[str] | None = None,
     basis: str = "learned",
     held_out: Tensor | None = None,
@@ -80,12 +80,11 @@ def rotate_heads(
 
     Args: as for `rose.prune_model`, and
         model: not pruned yet. A run that its callback stops leaves the finished layers rotated.
-        by: settings of several methods that judge together, in place of `judge`.
         basis: "learned", "gathered", "random" or "random:SEED", see `rose.layer.basis`.
         held_out: further tokens to judge by; by default a quarter of the calibration samples, which then do not
             calibrate.
-        judge: `method` and its settings, as for `rose.prune_model`: a layer is rotated only if that method's error
-            falls on tokens that did not calibrate it. Without a method all are rotated.
+        judge: `method`, one or several, and settings, as for `rose.prune_model`: a layer is rotated only if the mean
+            error of these methods falls on tokens that did not calibrate it. Without a method all are rotated.
 
     Returns:
         One row per output projection whose heads can be rotated, columns as in `RotationRecord`.
@@ -94,26 +93,21 @@ def rotate_heads(
         RoseError: bad input, or a model in which nothing can be rotated: with a norm, a gate or a mixture of heads
             between values and output projection, or unknown layers.
     """
-    by = [by] if isinstance(by, Settings) else by
-    if not (isinstance(by, Iterable) and all(isinstance(each, Settings) for each in by)):
-        raise RoseError(
-            "by takes one Settings, or a list of them, one for each method; to judge by a single method, give its name "
-            "as method."
-        )
     network = Network(model)
-    settings, judged = by or [make_settings(**judge)], bool(by) or "method" in judge
+    judges = [make_settings(**judge | {"method": name}) for name in several(judge.pop("method", ()))]
+    settings = judges[0] if judges else make_settings(**judge)
     check_name_or_seed("basis", basis, BASES)
     network.check_tokens(tokens)
     network.residence.overlay(leave, (), None)  # refuses a streamed model that was pruned
     workers = Workers.here()
-    if judged and held_out is None:
+    if judges and held_out is None:
         check_samples(len(tokens))
-        judges = max(len(tokens) // JUDGES, workers.count)
-        tokens, held_out = tokens[:-judges], tokens[-judges:]
-    streams = check_streams(network, tokens, held_out if judged else None)
+        judging = max(len(tokens) // JUDGES, workers.count)
+        tokens, held_out = tokens[:-judging], tokens[-judging:]
+    streams = check_streams(network, tokens, held_out if judges else None)
     every = value_heads(network, layers)
     precision = workers.precision(compute, network)
-    run = _Rotation(network, settings if judged else [], settings[0], basis)
+    run = _Rotation(network, judges, settings, basis)
     of_output = {heads.output.name: heads for heads in every}
     walk = start_walk(network, streams, [heads.output for heads in every], progress, precision=precision)
     for block in walk.visit_dense():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Unpack
+from functools import cached_property
+from typing import Any, Self
+
+from pydantic import model_validator
 
 from rose.errors import RoseError
 from rose.layer.methods import Settings, SettingsOptions, make_settings
@@ -12,10 +14,7 @@ from rose.layer.pattern import Grid
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network
 from rose.model.rules import Allocation, parse_allocation
-from rose.recipe.parts import MethodPart, PruneSettings, RoundingPart
-
-# Keywords of `make_settings` besides the sparsity.
-LAYER_SETTINGS = (MethodPart.fields().keys() | RoundingPart.fields().keys()) - {"sparsity", "layers"}
+from rose.recipe.parts import PruneSettings
 
 
 class RunOptions(SettingsOptions, total=False):
@@ -29,20 +28,27 @@ class RunOptions(SettingsOptions, total=False):
     compute: str
 
 
-@dataclass(frozen=True)
-class RunSettings:
-    """How to prune a model; see `rose.prune_model`.
+class RunSettings(PruneSettings):
+    """How to prune a model, checked as far as possible without one; see `rose.prune_model`."""
 
-    `sequential`: each layer is calibrated on the pruned layers before it in its own decoder block.
-    """
+    @cached_property
+    def layer(self) -> Settings:
+        options = {name: getattr(self, name) for name in SettingsOptions.__optional_keys__}
+        return make_settings(**options | {"sparsity": self.pattern})
 
-    layer: Settings
-    allocation: Allocation
-    target: str
-    target_damping: float | None
-    sequential: bool
-    min_expert_tokens: int
-    compute: str
+    @cached_property
+    def sharing(self) -> Allocation:
+        return parse_allocation(self.allocation)
+
+    @property
+    def sequential(self) -> bool:
+        """Whether each layer is calibrated on the pruned layers before it in its own decoder block."""
+        return self.true_sequential or self.target == "dense"
+
+    @model_validator(mode="after")
+    def _check_sharing(self) -> Self:
+        self.sharing.check(self.layer.pattern)
+        return self
 
     def select(self, network: Network, layers: Sequence[str] | None) -> list[PrunableLayer]:
         """The layers to prune; raises RoseError for those that cannot be, and for experts to spare without experts."""
@@ -52,24 +58,9 @@ class RunSettings:
         return selected
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "allocation": self.allocation.text,
-            "target": self.target,
-            "target_damping": self.target_damping,
-            "true_sequential": self.sequential,
-        }
-
-
-def run_settings(**options: Unpack[RunOptions]) -> RunSettings:
-    """Complete settings of a run, checked as far as possible without a model."""
-    asked_for = PruneSettings.of(**options)
-    allocation = parse_allocation(asked_for.allocation)
-    layer = make_settings(sparsity=asked_for.pattern, **{name: getattr(asked_for, name) for name in LAYER_SETTINGS})
-    allocation.check(layer.pattern)
-    return RunSettings(
-        layer, allocation, asked_for.target, asked_for.target_damping,
-        asked_for.true_sequential or asked_for.target == "dense", asked_for.min_expert_tokens, asked_for.compute,
-    )  # fmt: skip
+        """The settings of the walk, for the report."""
+        walk = self.model_dump(include={"allocation", "target", "target_damping"})
+        return {**walk, "true_sequential": self.sequential}
 
 
 def describe_grid(grid: Grid | None) -> dict[str, Any]:

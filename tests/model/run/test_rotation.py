@@ -144,7 +144,7 @@ def test_on_a_gpu_as_on_the_processor():
     [
         ({"layers": ["*q_proj"]}, 5, "that were chosen no output projection"),
         ({"method": "sparsegpt"}, 1, "give at least 2 calibration samples, not 1"),
-        ({"by": "rose"}, 5, "by takes one Settings, or a list of them"),
+        ({"method": ["rose", "unknown"]}, 5, "unknown"),
     ],
 )
 def test_bad_input_is_refused(options, samples, message):
