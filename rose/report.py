@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pandas as pd
 
 from rose.environment import versions
@@ -262,7 +261,7 @@ class RunReport:
         from rose.layer.columnar import read_paper_figures  # with torch: a report alone needs none
 
         paper = read_paper_figures(self.summary["paper"]) if self.summary.get("paper") else None
-        _require(paper is None or bool(_NAME.fullmatch(paper.layer)), "a layer has no such name")
+        _require(paper is None or _is_name(paper.layer), "a layer has no such name")
         return paper
 
     def number(self, name: str) -> float | None:
@@ -381,7 +380,7 @@ class RunReport:
         _require("method" in self.layers and len(self.layers) > 0, "it has no layers")
         runs, shared = [], {name: value for name, value in self.results.items() if name != "mean_errors"}
         for method, rows in self.layers.groupby("method", sort=False):
-            _require(bool(_NAME.fullmatch(str(method))), "a method has no such name")
+            _require(_is_name(method), "a method has no such name")
             origin = None if self.origin is None else (*self.origin, method)
             runs.append(replace(self, layers=rows, results=shared | {"method": str(method)}, origin=origin))
         return runs
@@ -391,18 +390,9 @@ class RunReport:
         """The record itself, or a record per stage with the evaluation after it."""
         if self.then is None:
             return [self]
-        of_second = (
-            "perplexity_slimmed",
-            "losses_slimmed",
-            "perplexity_after",
-            "losses_after",
-            "tuned",
-            "tuned_before",
-        )
+        of_second = ("perplexity_after", "losses_after", "tuned", "tuned_before")
         results = {name: value for name, value in self.results.items() if name not in of_second}
-        for name in of_second[:2]:
-            if name in self.results:
-                results[name.replace("slimmed", "after")] = self.results[name]
+        results = {name.replace("slimmed", "after"): value for name, value in results.items()}
         slimmed = replace(self, results=results, then=None)
         concluded = {name: self.summary[name] for name in CONCLUDED if name in self.summary}
         results = {**concluded, **self.then.results, "after": slimmed.name}
@@ -462,8 +452,7 @@ class RunReport:
 
     def _check(self) -> None:
         """Raises ValueError or TypeError where a page could not show the record."""
-        method = self.summary.get("method")
-        _require(isinstance(method, str) and bool(_NAME.fullmatch(method)), "it names no method")
+        _require(_is_name(self.summary.get("method")), "it names no method")
         _ = self.name, self.by_layer, self.drift, self.zero_shot, self.paper, self.seconds
         for tuning in self.summary.get("tuned_before", []):
             _tuning(tuning)
@@ -560,41 +549,35 @@ def _require(holds: bool, problem: str) -> None:
         raise ValueError(problem)
 
 
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(_NAME.fullmatch(value))
+
+
 def _by_layer(table: pd.DataFrame) -> pd.DataFrame:
-    if table.empty:
-        table = pd.DataFrame(columns=["layer", "block_index", "projection", *NUMBERS])
-        return table.astype(dict.fromkeys(NUMBERS, float))
-    _require("layer" in table and "block_index" in table, "its rows name no layer and no decoder block")
-    layers = table["layer"].tolist()
-    _require(all(isinstance(name, str) and _NAME.fullmatch(name) for name in layers), "a layer has no such name")
+    table = pd.DataFrame(columns=["layer", "block_index"]) if table.empty else table.reset_index(drop=True)
+    _require({"layer", "block_index"} <= {*table}, "its rows name no layer and no decoder block")
+    layers, blocks = table["layer"].tolist(), pd.to_numeric(table["block_index"])
+    _require(all(map(_is_name, layers)), "a layer has no such name")
     _require(len(set(layers)) == len(layers), "a layer is there twice")
-    blocks = pd.to_numeric(table["block_index"])
     _require(bool(blocks.isin(range(MOST_BLOCKS)).all()), f"a decoder block is no whole number below {MOST_BLOCKS}")
-    kinds = table["projection"].tolist() if "projection" in table else [None] * len(layers)
-    projections = [
-        kind if isinstance(kind, str) and _NAME.fullmatch(kind) else place_of(layer)[1]
-        for kind, layer in zip(kinds, layers, strict=True)
-    ]
-    numbers = {name: _numbers(table, name) for name in NUMBERS}
+    kinds = zip(table.get("projection", [None] * len(layers)), layers, strict=True)
+    places = [kind if _is_name(kind) else place_of(layer)[1] for kind, layer in kinds]
+    result = _floats(table, NUMBERS)
     if "kept_parameters" in table:  # of a slimmed model
-        numbers["sparsity"] = 1 - _numbers(table, "kept_parameters") / _numbers(table, "parameters")
-    places = {"layer": layers, "block_index": blocks.astype(int).to_numpy(), "projection": projections}
-    result = pd.DataFrame(places | numbers)
+        kept = _floats(table, ("kept_parameters", "parameters"))
+        result["sparsity"] = 1 - kept["kept_parameters"] / kept["parameters"]
+    result = table[["layer"]].assign(block_index=blocks.astype(int), projection=places).join(result)
     if "target" in table and table["target"].isin(TARGETS).all():
-        result["target"] = table["target"].to_numpy()
-    for name in FLAGS:
-        if name in table:
-            result[name] = (table[name] == True).to_numpy()  # noqa: E712  None is no bool
-    massive = {"massive": table["massive"].to_numpy()} if "massive" in table else {}
-    result["cautions"] = caution_column(result.assign(**massive))  # which look at infinite errors
+        result["target"] = table["target"]
+    for name in table.columns.intersection(FLAGS, sort=False):
+        result[name] = table[name] == True  # noqa: E712  None is no bool
+    result["cautions"] = caution_column(result.join(table.filter(["massive"])))  # which look at infinite errors
     return result.replace([math.inf, -math.inf], math.nan)
 
 
-def _numbers(table: pd.DataFrame, name: str) -> np.ndarray:
-    """A column as floats; NaN for missing numbers."""
-    if name not in table:
-        return np.full(len(table), np.nan)
-    return pd.to_numeric(table[name], errors="coerce").to_numpy(float)
+def _floats(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """These columns as floats; NaN for missing numbers."""
+    return table.reindex(columns=[*names]).apply(pd.to_numeric, errors="coerce").astype(float)
 
 
 def _mean_errors(pruned: pd.DataFrame) -> dict[str, float | None]:
@@ -631,9 +614,8 @@ def _tuning(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _accuracies(table: pd.DataFrame) -> pd.DataFrame:
     _require({"task", "questions", "accuracy"} <= set(table.columns), "its zero-shot table names no task or accuracy")
-    result = pd.DataFrame({"task": [short_text(task) for task in table["task"]]})
-    for name in ("questions", "accuracy", "accuracy_error", "accuracy_norm"):
-        result[name] = _numbers(table, name)
+    result = _floats(table, ("questions", "accuracy", "accuracy_error", "accuracy_norm"))
+    result.insert(0, "task", table["task"].map(short_text))
     _require(bool(result["accuracy"].dropna().between(0, 1).all()), "an accuracy is not from 0 to 1")
     return result.drop_duplicates("task", ignore_index=True)
 
