@@ -22,8 +22,7 @@ from app.study.study import LoadedModel
 from rose.files import expand
 from rose.model.estimate import tuning_memory
 from rose.model.load.tokens import load_apart, tuning_draw
-from rose.model.measure.perplexity import perplexity_of, window_losses
-from rose.model.measure.text import continue_prompt
+from rose.model.measure.perplexity import continue_prompt, perplexity_of, window_losses
 from rose.model.network.layers import keep_low_rank
 from rose.model.network.network import Network
 from rose.model.progress import Progress

@@ -30,7 +30,7 @@ from app.runs.slimming import Slimming, SmallerRun, Speedup
 from app.study.setup import Setup
 from rose.layer.pattern import RECOMMENDED
 from rose.model.check.check import CheckpointCheck
-from rose.model.measure.text import EncodedText, Reading
+from rose.model.measure.perplexity import EncodedText, Reading
 from rose.model.run.damages import DamageRecord
 from rose.recipe.parts import SlimSettings
 from rose.recipe.steps import Smaller

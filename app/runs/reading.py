@@ -14,7 +14,7 @@ from app.jobs import Job, Run, holding
 from app.runs.kept_copies import Checkpoint
 from app.study.setup import Setup
 from app.study.study import LoadedModel
-from rose.model.measure.text import EncodedText, Reading, encode_text, read_text
+from rose.model.measure.perplexity import EncodedText, Reading, encode_text, read_text
 from rose.model.network.network import Network
 
 LIMIT = 512  # tokens of a text

@@ -17,7 +17,7 @@ from app.runs.copies import kept_checkpoints
 from app.runs.kept_copies import Checkpoint, named_apart, saved_checkpoint
 from app.runs.reading import DENSE, LIMIT, MOST, SAMPLE, Readings, TextReading
 from app.study.setup import Setup
-from rose.model.measure.text import EncodedText
+from rose.model.measure.perplexity import EncodedText
 
 SEEN = 18  # characters before a token that its row shows; the file has more
 COLOURS = {"change": "change against dense", "loss": "surprise itself"}

@@ -14,8 +14,7 @@ import rose
 from app.jobs import Job
 from rose.interrupt import is_stoppable, stop_point, stoppable
 from rose.model.load.tokens import load_tokens
-from rose.model.measure.perplexity import perplexity
-from rose.model.measure.text import continue_prompt, read_text
+from rose.model.measure.perplexity import continue_prompt, perplexity, read_text
 from rose.model.network.network import Network
 from rose.model.run.allocation import hessian_traces
 from tests.tiny import save_tiny_llama

@@ -26,9 +26,8 @@ from rose.layer.target import target_damping
 from rose.model.check import verdicts
 from rose.model.check.costs import Costs, Recognized, Yardsticks, maker_of, with_inputs
 from rose.model.check.findings import headline
-from rose.model.check.inputs import BlockInputs, Pair, walk_both
+from rose.model.check.inputs import BlockInputs, Pair, sample, walk_both
 from rose.model.check.others import Gone, Row, others_in_block, others_outside, table_of
-from rose.model.check.rotated import sample
 from rose.model.check.verdicts import LayerVerdict, Peers, judge_costs, judge_weights, says_part
 from rose.model.defaults import CHECKED_AGAINST
 from rose.model.measure.perplexity import perplexity_of, window_losses
@@ -56,7 +55,7 @@ class CheckpointCheck:
             tokens errors (see `Costs`) and the method with the nearest mask.
         others: a row for each other tensor that differs, see `rose.model.check.others.table_of`.
         summary: totals; `gone`, see `Gone`; `rotated_heads`, output projections that are compared in another basis (see
-            `rose.model.check.rotated`); with tokens drift by decoder block, perplexities, the method that masks are
+            `rose.model.check.inputs`); with tokens drift by decoder block, perplexities, the method that masks are
             `nearest` to, and as `method` the method that has made nearly all of them.
     """
 

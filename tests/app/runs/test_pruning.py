@@ -26,7 +26,7 @@ from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose import cli
 from rose.model.load.models import load_skeleton
-from rose.model.measure.text import continue_prompt
+from rose.model.measure.perplexity import continue_prompt
 from rose.model.measure.zero_shot import zero_shot
 from rose.recipe import Recipe
 from rose.tensor_files import digest

@@ -14,7 +14,7 @@ from app.runs.kept_copies import Checkpoint, saved_checkpoint
 from app.runs.reading import DENSE, TextReading
 from app.study.setup import Setup
 from app.study.study import LoadedModel
-from rose.model.measure.text import Reading, encode_text, read_text
+from rose.model.measure.perplexity import Reading, encode_text, read_text
 from tests.app.tiny_study import finish
 from tests.tiny import save_tiny_llama
 

@@ -8,8 +8,8 @@ import torch
 from transformers import GenerationConfig
 
 import rose
-from rose.model.measure import text as text_module
-from rose.model.measure.text import continue_prompt, encode_text, read_text
+from rose.model.measure import perplexity as text_module
+from rose.model.measure.perplexity import continue_prompt, encode_text, read_text
 from tests.model.families import make_model, make_tokens
 from tests.tiny import BOS, byte_tokenizer, save_tiny_llama
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 import rose
 from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import _tile_at_once
-from rose.model.measure.text import continue_prompt
+from rose.model.measure.perplexity import continue_prompt
 from tests.pretend import is_there, pretend_cuda
 from tests.tiny import byte_tokenizer, save_tiny_llama
 
