@@ -1,15 +1,44 @@
 """A small columnar layer with a narrow last block, pruned in two orders, and a made-up model of twelve layers."""
 
+from collections.abc import Callable, Iterator
+from functools import wraps
 from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 
 import rose
+from app.figures.palette import INKS
+from app.figures.style import Drawing
 from rose.layer.sweep import error_inside
+from tests.app.figures.test_contract import figure_functions, hold
 
 ROWS, COLUMNS, BLOCK = 24, 40, 16  # blocks of 16, 16 and 8 columns
+
+
+@pytest.fixture(scope="package", autouse=True)
+def contract() -> Iterator[None]:
+    """Each call of a figure's function draws it in both themes, holds both to the contract, and changes no table."""
+
+    def held(draw: Callable[..., Drawing]) -> Callable[..., Drawing]:
+        @wraps(draw)
+        def in_both_themes(*args: Any, **options: Any) -> Drawing:
+            tables = {place: table.copy() for place, table in enumerate(args) if isinstance(table, pd.DataFrame)}
+            drawings = {theme: draw(*args, **options | {"theme": theme}) for theme in INKS}
+            for theme, drawing in drawings.items():
+                hold(drawing, theme)
+            for place, table in tables.items():
+                pd.testing.assert_frame_equal(args[place], table)
+            return drawings[options.get("theme", "light")]
+
+        return in_both_themes
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in list(figure_functions()):
+            patch.setattr(module, name, held(getattr(module, name)))
+        yield
 
 
 @pytest.fixture(scope="package")

@@ -1,12 +1,13 @@
-"""What every figure promises, whatever it shows."""
+"""What every figure promises, whatever it shows. Each call in this folder's tests is held to it, see conftest."""
 
 import importlib
 import inspect
 import json
 import pkgutil
 import re
-from collections.abc import Callable
-from types import SimpleNamespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,34 +20,15 @@ import rose
 from app.figures import drift, losses, maps, methods, orders, palette, sensitivity, shapes, sweeps, trust, weights
 from app.figures.style import Drawing
 from app.lab.basis import BASES
-from rose.layer.checks import CurvePoint, ErrorMeasures
 from rose.layer.pattern import Pattern
 from rose.rows import json_rows
-from rose.verdicts import Result
 
 COUNTED = re.compile(
     r"(decoder |pruned )?blocks?(?! loss)|query head|layers? pruned|layer, in|denoising steps"
     r"|step, noisiest|step of training"
 )
 
-
-def relative_curves(lab: SimpleNamespace) -> dict[str, np.ndarray]:
-    """Undamped squared error after each block, relative to tr(W H Wᵀ), by order."""
-    return {name: orders.so_far(result) / lab.energy for name, result in lab.results.items()}
-
-
 NAME = "model.layers.1.self_attn.o_proj"
-CURVE = [CurvePoint(256, 0.02, 0.09, 0.01), CurvePoint(512, 0.03, 0.06, 0.01)]
-POSITIONS = pd.DataFrame({"position": [0, 1, 2], "relative_error": [0.10, 0.12, 0.15]})
-ORDERS = pd.DataFrame(
-    [(o, b, s, e) for o, e in (("natural", 0.2), ("global", 0.1)) for b in ("block", "layer") for s in (0.5, 0.7)],
-    columns=["order", "budget", "sparsity", "relative_error"],
-)
-PERPLEXITY = [Result("SparseGPT", "sparsegpt", 32.2, seconds=1.0), Result("Magnitude", "magnitude", 3e4, seconds=9.0)]
-SEEDS = pd.DataFrame(
-    [("sparsegpt", "0.7", 0, 30.0), ("rose", "0.7", 0, 28.0), ("rose", "0.7", 1, 29.0)],
-    columns=["method", "sparsity", "seed", "perplexity"],
-).assign(mean_held_out_error=0.1, seconds=1.0)
 DRIFTS = pd.DataFrame(
     [("layer", 0, 0.1, 0.0), ("layer", 1, 0.3, 0.35), ("dense", 0, 0.05, 0.0), ("dense", 1, 0.15, 0.175)],
     columns=["target", "block_index", "drift", "passed_on"],
@@ -56,7 +38,6 @@ DRIFTS = pd.DataFrame(
     sparsity="0.7",
     arisen=0.1,
     cancelled=lambda table: table["passed_on"] + 0.1 - table["drift"],
-    perplexity=20.0,
 )
 DAMAGES = pd.DataFrame(
     [
@@ -72,7 +53,6 @@ DAMAGES = pd.DataFrame(
     standard_error=0.001,
 )
 BLOCK_DAMAGES = DAMAGES[::2].assign(unit=["model.layers.0", "model.layers.1", "model.layers.2"], projection="")
-MEASURES = [ErrorMeasures("sparsegpt", 2.0, 2.002, 2.001, 10.0), ErrorMeasures("wanda", 3.0, 3.0, None, 10.0)]
 EXCERPT = trust.MaskExcerpt(
     np.tile([True, True, False, False], (3, 2)) & (np.eye(3, 8) < 1), 9, 64, 2, 4, [(9, 64)], 3, 99
 )
@@ -85,117 +65,59 @@ IN_BASES = pd.DataFrame(
     columns=["basis", "method", "relative_error", "held_out_error"],
 )
 COSTS = pd.Series({"mask_error": 0.2, "error": 0.1, "possible_error": 0.05, "recovered": 0.67, "error_of_rose": 0.08})
-WAY = pd.DataFrame(
-    [("stage 1 of 2", 1.0, False, 0.1, 0.12), ("stage 2 of 2", 2.0, True, 0.2, 0.3)],
-    columns=["step", "work", "is_complete", "relative_error", "held_out_error"],
-)
 TUNED = pd.DataFrame(
     [(0, 1.0, np.nan, 1.2), (5, 9.0, 1.0, 0.9), (10, 17.0, 0.8, 0.95)], columns=["step", "seconds", "loss", "held_out"]
 )
-PIXELS = np.linspace(-1, 1, 32, dtype=np.float32).reshape(2, 4, 4)
-ALPHA = {name: rose.step_weights(name, 3) for name in ("uniform", "log_decrease")}
-DIAGONALS = np.arange(1, 16, dtype=np.float32).reshape(3, 5)
-
 HEADS = pd.DataFrame(
     [(b, h, h // 2, f"model.layers.{b}.self_attn.o_proj", 0.01 * (1 + b + h)) for b in range(3) for h in range(4)],
     columns=["block_index", "head", "group", "layer", "cost"],
 )
 CHANNELS = pd.DataFrame({"channel": [2, 0, 1], "alone": [0.01, 0.02, 0.3], "together": [0.01, 0.04, 1.0]})
-ACCURACY = pd.DataFrame(
-    [("piqa", 100, 0.6, 0.05, "Dense", "dense"), ("piqa", 100, 0.5, 0.05, "ROSE at 0.7", "rose")],
-    columns=["task", "questions", "accuracy", "accuracy_error", "run", "method"],
+FORECASTS = pd.DataFrame(
+    [("natural", "block", 0.2, 0.21), ("global", "block", 0.1, 0.12), ("global", "layer", 0.1, 0.11)],
+    columns=["order", "budget", "forecast", "measured"],
 )
-TWO_RUNS = pd.DataFrame(
-    [(f"model.layers.{b}.{p}", b, p, 0.1 * (b + 1), 0.08 * (b + 1)) for b in range(3) for p in ("o_proj", "up_proj")],
-    columns=["layer", "block_index", "projection", "first", "second"],
-)
-APART = pd.concat([TWO_RUNS.assign(second=np.nan), TWO_RUNS[1:].assign(first=np.nan)])
-
-FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the tables `records` and `layers`
-    "model_map": lambda x, **t: maps.model_map(x.layers, marked_layer=NAME, **t),
-    "model_map_gain": lambda x, **t: maps.model_map(x.layers, "gain", **t),
-    "model_map_condition": lambda x, **t: maps.model_map(x.layers, "condition", **t),
-    "gain_scatter": lambda x, **t: maps.gain_scatter(x.layers, marked_layer=NAME, **t),
-    "range_bars": lambda x, **t: maps.range_bars(x.layers, marked_layer=NAME, **t),
-    "layer_strips": lambda x, **t: weights.layer_strips(
-        x.weight, x.plan, x.statistics.mean_square.sqrt(), heads=4, marked_block=2, **t
+LARGE: dict[str, Callable[..., Drawing]] = {  # figures of one layer
+    "weight_map": lambda x: weights.weight_map(x.weight, widths=x.plan.block_width, marked_block=2),
+    "weight_surface": lambda x: weights.weight_surface(x.weight),
+    "hessian_diagonal": lambda x: weights.hessian_diagonal(
+        x.statistics.diagonal, added=1.0, widths=x.plan.block_width, marked_block=2
     ),
-    "weight_map": lambda x, **t: weights.weight_map(x.weight, widths=x.plan.block_width, marked_block=2, **t),
-    "weight_surface": lambda x, **t: weights.weight_surface(x.weight, **t),
-    "hessian_diagonal": lambda x, **t: weights.hessian_diagonal(
-        x.statistics.diagonal, added=1.0, widths=x.plan.block_width, marked_block=2, **t
+    "importance_map": lambda x: weights.importance_map(x.plan, marked_block=2),
+    "potential_loss_map": lambda x: weights.potential_loss_map(x.plan, marked_block=2),
+    "prepruning_mask": lambda x: weights.prepruning_mask(x.plan, marked_block=2),
+    "column_loss_map": lambda x: losses.column_loss_map(x.plan, marked_block=2),
+    "block_loss_bars": lambda x: losses.block_loss_bars(x.plan, marked_block=2),
+    "order_picture": lambda x: losses.order_picture(x.plan, "two_level", marked_block=2, marked_column=33),
+    "order_picture_mixed": lambda x: losses.order_picture(x.plan, "hessian", marked_column=33),
+}
+FIGURES: dict[str, Callable[..., Drawing]] = LARGE | {  # of the layer `lab`, and what no other test here draws
+    "model_map_condition": lambda x: maps.model_map(x.layers, "condition", marked_layer=NAME),
+    "layer_strips": lambda x: weights.layer_strips(
+        x.weight, x.plan, x.statistics.mean_square.sqrt(), heads=4, marked_block=2
     ),
-    "hessian_diagonal_log": lambda x, **t: weights.hessian_diagonal(
-        x.statistics.diagonal, added=1.0, arrange="sorted", scale="log", **t
+    "channel_curve": lambda x: sensitivity.channel_curve(CHANNELS, 2, block=0),
+    "method_errors": lambda x: methods.method_errors(x.records),
+    "basis_errors": lambda x: orders.basis_errors(IN_BASES, BASES, "gathered"),
+    "basis_errors_as_given": lambda x: orders.basis_errors(IN_BASES.assign(held_out_error=np.nan), BASES),
+    "mask_changes": lambda x: sweeps.mask_changes(
+        x.weight.numpy() > 0, x.weight.numpy() > 0.1, solver="ADMM", step="iteration 2", since="its last step"
     ),
-    "hessian_spectrum": lambda x, **t: weights.hessian_spectrum(
-        torch.linalg.eigvalsh(x.statistics.hessian), added=1.0, **t
-    ),
-    "importance_map": lambda x, **t: weights.importance_map(x.plan, marked_block=2, **t),
-    "potential_loss_map": lambda x, **t: weights.potential_loss_map(x.plan, marked_block=2, **t),
-    "prepruning_mask": lambda x, **t: weights.prepruning_mask(x.plan, marked_block=2, **t),
-    "column_loss_map": lambda x, **t: losses.column_loss_map(x.plan, marked_block=2, **t),
-    "block_loss_bars": lambda x, **t: losses.block_loss_bars(x.plan, marked_block=2, **t),
-    "order_picture": lambda x, **t: losses.order_picture(x.plan, "two_level", marked_block=2, marked_column=33, **t),
-    "order_picture_mixed": lambda x, **t: losses.order_picture(x.plan, "hessian", marked_column=33, **t),
-    "head_map": lambda x, **t: sensitivity.head_map(HEADS, marked_block=1, **t),
-    "channel_curve": lambda x, **t: sensitivity.channel_curve(CHANNELS, 2, block=0, **t),
-    "method_errors": lambda x, **t: methods.method_errors(x.records, **t),
-    "over_seeds_bars": lambda x, **t: methods.over_seeds_bars(SEEDS, "0.7", **t),
-    "error_curve": lambda x, **t: orders.error_curve(relative_curves(x), **t),
-    "damage_split": lambda x, **t: orders.damage_split(x.results["two_level"], x.inside, **t),
-    "sweep_film": lambda x, **t: sweeps.sweep_film([x.results["natural"], x.results["two_level"]], x.energy, **t),
-    "solver_race": lambda x, **t: sweeps.solver_race({"sweep": ("One sweep", WAY)}, 3.0, held_out=True, **t),
-    "basis_errors": lambda x, **t: orders.basis_errors(IN_BASES, BASES, "gathered", **t),
-    "basis_errors_as_given": lambda x, **t: orders.basis_errors(IN_BASES.assign(held_out_error=np.nan), BASES, **t),
-    "mask_changes": lambda x, **t: sweeps.mask_changes(
-        x.weight.numpy() > 0, x.weight.numpy() > 0.1, solver="ADMM", step="iteration 2", since="its last step", **t
-    ),
-    "price_lines": lambda x, **t: orders.price_lines(
-        {name: rose.price_columns(x.plan, name) for name in ("natural", "pivot")}, **t
-    ),
-    "forecast_scatter": lambda x, **t: orders.forecast_scatter(
-        ORDERS.rename(columns={"relative_error": "measured"}).assign(forecast=0.1, budget="block"), **t
-    ),
-    "position_curve": lambda x, **t: orders.position_curve(POSITIONS, block=2, base="natural", place=2, **t),
-    "order_bars": lambda x, **t: orders.order_bars(ORDERS, **t),
-    "order_budget_matrix": lambda x, **t: orders.order_budget_matrix(ORDERS, **t),
-    "error_measures": lambda x, **t: trust.error_measures(MEASURES, **t),
-    "held_out_curve": lambda x, **t: trust.held_out_curve(CURVE, **t),
-    "tensor_map": lambda x, **t: weights.tensor_map(np.eye(4, dtype=np.float32), (2, 2), name="w", **t),
-    "histogram": lambda x, **t: weights.histogram(np.array([1, 2, 1]), np.linspace(-1, 1, 4), **t),
-    "norms": lambda x, **t: weights.norms({"row": np.arange(1, 5), "column": np.arange(1, 9)}, **t),
-    "verdict_map": lambda x, **t: trust.verdict_map(
-        x.layers.assign(verdict="fails", reason="It is <b>wrong</b>.", is_wrong=True),
-        "12 layers: all fail",
-        marked_layer=NAME,
-        **t,
-    ),
-    "broken_pattern": lambda x, **t: trust.broken_pattern(EXCERPT, layer=NAME, **t),
-    "compensation_bars": lambda x, **t: trust.compensation_bars(COSTS, layer=NAME, **t),
-    "layer_map": lambda x, **t: methods.layer_map(x.records, "rose", **t),
-    "drift_curves": lambda x, **t: drift.drift_curves(DRIFTS, finding="Drift of 0.15", **t),
-    "drift_shares": lambda x, **t: drift.drift_shares(DRIFTS[DRIFTS["target"] == "dense"], **t),
-    "cancelled_shares": lambda x, **t: drift.cancelled_shares(DRIFTS, **t),
-    "damage_map": lambda x, **t: sensitivity.damage_map(DAMAGES, marked="model.layers.1.mlp.up_proj", **t),
-    "damage_map_error": lambda x, **t: sensitivity.damage_map(DAMAGES, "held_out_error", **t),
-    "damage_bars": lambda x, **t: sensitivity.damage_bars(BLOCK_DAMAGES, marked="model.layers.1", **t),
-    "damage_bars_error": lambda x, **t: sensitivity.damage_bars(BLOCK_DAMAGES, "held_out_error", **t),
-    "damage_scatter": lambda x, **t: sensitivity.damage_scatter(DAMAGES, marked="model.layers.1.mlp.up_proj", **t),
-    "perplexity_bars": lambda x, **t: methods.perplexity_bars(PERPLEXITY, dense=20.7, **t),
-    "accuracy_bars": lambda x, **t: methods.accuracy_bars(ACCURACY, **t),
-    "run_maps": lambda x, **t: maps.run_maps(TWO_RUNS, ("A", "B"), "held-out error", **t),
-    "maps_apart": lambda x, **t: maps.run_maps(APART, ("A", "B"), "held-out error", why="Elsewhere.", **t),
-    "run_difference": lambda x, **t: maps.run_difference(TWO_RUNS, ("A", "B"), "held-out error", **t),
-    "run_difference_share": lambda x, **t: maps.run_difference(
-        TWO_RUNS, ("A", "B"), "held-out error", as_share=True, **t
-    ),
-    "tuning_curve": lambda x, **t: methods.tuning_curve(TUNED, 40, dense=0.7, **t),
-    "pictures": lambda x, **t: drift.pictures(
-        {"Dense": PIXELS, "ROSE": -PIXELS}, ["bag", "coat"], 3, time=700.0, drift=0.2, **t
-    ),
-    "drift_curve": lambda x, **t: drift.drift_curve([0, 0.1, 0.3], [999, 499], method="rose", marked=1, **t),
-    "step_weighting": lambda x, **t: drift.step_weighting(ALPHA, DIAGONALS, "log_decrease", **t),
+    "forecast_scatter": lambda x: orders.forecast_scatter(FORECASTS),
+    "tensor_map": lambda x: weights.tensor_map(np.eye(4, dtype=np.float32), (2, 2), name="w"),
+    "histogram": lambda x: weights.histogram(np.array([1, 2, 1]), np.linspace(-1, 1, 4)),
+    "norms": lambda x: weights.norms({"row": np.arange(1, 5), "column": np.arange(1, 9)}),
+    "broken_pattern": lambda x: trust.broken_pattern(EXCERPT, layer=NAME),
+    "compensation_bars": lambda x: trust.compensation_bars(COSTS, layer=NAME),
+    "drift_curves": lambda x: drift.drift_curves(DRIFTS, finding="Drift of 0.15"),
+    "drift_shares": lambda x: drift.drift_shares(DRIFTS[DRIFTS["target"] == "dense"]),
+    "cancelled_shares": lambda x: drift.cancelled_shares(DRIFTS),
+    "damage_map": lambda x: sensitivity.damage_map(DAMAGES, "held_out_error", marked=DAMAGES["unit"][2]),
+    "damage_bars": lambda x: sensitivity.damage_bars(BLOCK_DAMAGES, marked="model.layers.1"),
+    "damage_bars_error": lambda x: sensitivity.damage_bars(BLOCK_DAMAGES, "held_out_error"),
+    "damage_scatter": lambda x: sensitivity.damage_scatter(DAMAGES, marked=DAMAGES["unit"][2]),
+    "tuning_curve": lambda x: methods.tuning_curve(TUNED, 40, dense=0.7),
+    "drift_curve": lambda x: drift.drift_curve([0, 0.1, 0.3], [999, 499], method="rose", marked=1),
 }
 
 
@@ -208,33 +130,25 @@ def below(drawing: Drawing) -> str:
     return drawing.figure.layout.title.text.split("</b>")[1].replace("<br>", " ")
 
 
-LARGE = [
-    *("weight_map", "weight_surface", "hessian_diagonal", "importance_map", "potential_loss_map", "prepruning_mask"),
-    *("column_loss_map", "block_loss_bars", "order_picture", "order_picture_mixed"),
-]
+def figure_functions() -> Iterator[tuple[ModuleType, str]]:
+    """Every public function that draws, with its module; tests/app/lessons draws those of the lessons."""
+    for found in pkgutil.iter_modules(app.figures.__path__):
+        module = importlib.import_module(f"app.figures.{found.name}")
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            draws = function.__annotations__.get("return") == "Drawing" and function.__module__ == module.__name__
+            if draws and found.name != "lessons" and not name.startswith("_"):
+                yield module, name
 
 
-def test_every_public_figure_is_listed_here():
-    names = [found.name for found in pkgutil.iter_modules(app.figures.__path__)]
-    modules = [importlib.import_module(f"app.figures.{name}") for name in names]
-    drawing = {
-        name
-        for module in modules
-        for name, function in inspect.getmembers(module, inspect.isfunction)
-        if function.__module__ == module.__name__ != "app.figures.lessons"  # tests/app/lessons draws these
-        and not name.startswith("_")
-        and function.__annotations__.get("return") == "Drawing"
-    }
-    called = {name for draw in FIGURES.values() for name in draw.__code__.co_names}
-    assert drawing - {"finish"} <= called, "CONTRIBUTING.md says that all of them are held to the contract"
+def test_every_public_figure_is_drawn_here():
+    tests = " ".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    missing = [name for _, name in figure_functions() if f".{name}(" not in tests]
+    assert not missing, "CONTRIBUTING.md says that all of them are held to the contract"
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("name", FIGURES)
-def test_every_figure(name, theme, lab, records, layers):
-    before = records.copy()
-    hold(FIGURES[name](SimpleNamespace(**vars(lab), records=records, layers=layers), theme=theme), theme)
-    pd.testing.assert_frame_equal(records, before)
+def test_every_figure(name, lab, records, layers):
+    FIGURES[name](SimpleNamespace(**vars(lab), records=records, layers=layers))
 
 
 def hold(drawing: Drawing, theme: palette.Theme) -> None:
@@ -276,8 +190,8 @@ def large() -> SimpleNamespace:
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_figures_of_a_large_layer_stay_below_2_MB(name, large):
-    assert len(FIGURES[name](large).figure.to_json()) < 2_000_000
+def test_figures_of_a_large_layer_stay_small(name, large):
+    LARGE[name](large)
 
 
 def _large_enough(tree: object) -> None:

@@ -13,7 +13,7 @@ import rose
 from app.figures import losses, orders, palette, sweeps, trust, weights
 from rose.layer.checks import CurvePoint, ErrorMeasures
 from rose.layer.error import quadratic_form
-from tests.app.figures.test_contract import below, relative_curves, title
+from tests.app.figures.test_contract import below, title
 
 
 def pruned(lab: SimpleNamespace, order: str, budget: str = "block") -> rose.LayerResult:
@@ -124,7 +124,8 @@ def test_wide_layers_show_ribbons_where_blocks_stay_whole():
 
 
 def test_error_curve_is_the_undamped_error_so_far(lab):
-    drawing = orders.error_curve(relative_curves(lab))
+    curves = {name: orders.so_far(result) / lab.energy for name, result in lab.results.items()}
+    drawing = orders.error_curve(curves)
     for trace, (name, result) in zip(drawing.figure.data, lab.results.items(), strict=True):
         moved = [stage - lab.weight for stage in result.trace.weights]
         errors = [quadratic_form(change, lab.statistics.hessian) / lab.energy for change in moved]
