@@ -16,7 +16,7 @@ from torch import nn
 
 import rose
 from app.jobs import Run, is_busy, return_memory
-from app.runs.checked import CheckpointRun, CheckRequest
+from app.runs.checked import CheckpointRun, setup_of
 from app.runs.damage import DamageRequest, DamageRun
 from app.runs.diffusion import DenseModel
 from app.runs.pruning import PruningRun
@@ -25,6 +25,7 @@ from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study, held_by
 from rose.files import expand
 from rose.model.load.models import is_hub_id, load_skeleton
+from rose.recipe.steps import CheckCopies
 
 IDLE = 600.0  # seconds without a page before memory is freed
 KEPT_STUDIES = 4
@@ -35,7 +36,7 @@ KEPT_MEASUREMENTS = 16  # of each kind
 KEPT_REPORTS = 40
 ASKED_ON_START = "; the page Start has a button that asks the Hub for it"
 R = TypeVar("R", bound=Run)
-Key = tuple[Setup, DamageRequest | CheckRequest, tuple[str | None, ...]]
+Key = tuple[Setup, DamageRequest | CheckCopies, tuple[str | None, ...]]
 
 # What sessions have started, the latest at the end: one object for all of them.
 studies: Callable[[], dict[Setup, Study]] = cache(dict)
@@ -190,9 +191,9 @@ def _drop_ended(runs: dict[Any, R], limit: int) -> None:
         runs.pop(key).discard()
 
 
-def key_of(chosen: Setup, request: DamageRequest | CheckRequest) -> Key:
+def key_of(chosen: Setup, request: DamageRequest | CheckCopies) -> Key:
     """The request and the identities of its files: replaced files are measured anew."""
-    pruned = request.restore if isinstance(request, DamageRequest) else request.pruned
+    pruned = request.restore if isinstance(request, DamageRequest) else request.pruned[0]
     return chosen, request, tuple(disk.model_identity(name) for name in (chosen.model, pruned) if name)
 
 
@@ -205,9 +206,9 @@ def start_damage(chosen: Setup, request: DamageRequest, viewer: str) -> DamageRu
     return _join(damages(), key_of(chosen, request), make, viewer)
 
 
-def start_check(request: CheckRequest, viewer: str) -> CheckpointRun:
+def start_check(request: CheckCopies, viewer: str) -> CheckpointRun:
     """As `start_damage`, for a check of a checkpoint."""
-    setup = request.setup
+    setup = setup_of(request)
     load_dense = partial(load, setup.model, setup.dtype, stream=setup.stream)
     return _join(checks(), key_of(setup, request), lambda _: CheckpointRun(request, load_dense), viewer)
 

@@ -26,7 +26,7 @@ from app.figures.palette import Theme
 from app.figures.style import Drawing
 from app.results import pairs
 from app.results.naming import name_apart
-from app.runs.checked import CheckpointRun, differs, facts, record_of
+from app.runs.checked import CheckpointRun, differs, facts, name_of, record_of
 from app.runs.pruning import HELD_OUT
 from rose import RunReport, verdicts
 from rose.environment import says_versions, versions
@@ -307,25 +307,25 @@ def _versions_of(run: RunReport) -> str:
 
 def check_report(run: CheckpointRun) -> ReportPage:
     """The headline, a line for each verdict, the map, layers that stand out, drift and numbers."""
-    check, request = run.check, run.request
+    check, request, name = run.check, run.request, name_of(run.request)
     assert check is not None
-    short, setup = words.short_layer, request.setup
+    short, setup = words.short_layer, run.setup
     drawings = [check_map(check)] if differs(check) else []
-    drawings += [trust.broken_pattern(excerpt, layer=short(name)) for name, excerpt in run.excerpts.items()]
+    drawings += [trust.broken_pattern(excerpt, layer=short(layer)) for layer, excerpt in run.excerpts.items()]
     worst = [row for _, row in check.by_error.head(BARS).iterrows()]
     drawings += [trust.compensation_bars(row, layer=short(row["layer"])) for row in worst]
     drawings += [check_drift(run)] if check.summary["drift"] else []
     on = f" on {setup.samples} × {setup.length} tokens of {words.text_name(setup.text)}"
     tables = {"Wrong tensors": check.wrong, "Others that differ": check.others}
     return ReportPage(
-        title=f"Check of {request.name}",
-        subtitle=f"Against {setup.model}{on if request.with_tokens else ', the weights alone'}",
+        title=f"Check of {name}",
+        subtitle=f"Against {setup.model}{', the weights alone' if request.calibration is None else on}",
         findings=[headline(check).text, *map(": ".join, lines(check, short)), *facts(run)],
         drawings=drawings,
         tables={heading: table for heading, table in tables.items() if len(table)},
         layers=check.layers,
-        recipes={request.name: str(Recipe((request.recipe(),)))},
-        versions={request.name: says_versions()},
+        recipes={name: str(Recipe((request,)))},
+        versions={name: says_versions()},
     )
 
 

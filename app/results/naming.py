@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -71,21 +71,33 @@ def label(run: rose.RunReport) -> str:
 
 def name_apart(runs: Sequence[rose.RunReport]) -> dict[str, rose.RunReport]:
     """The runs by distinct names; a name gets folder, model, layers or calibration where runs differ in them."""
-    models, sizes = ({each(run) for run in runs} - {""} for each in (model_of, size_of))
-    folders = _folders(runs)
-    run_by_name: dict[str, rose.RunReport] = {}
+    folders, run_by_name = _folders(runs), dict[str, rose.RunReport]()
     for run in runs:
-        marks = [folders[run.place]]
-        marks += [model_of(run)] if len(models) > 1 else []
-        marks += [size_of(run)] if len(sizes) > 1 else []
-        calibrations = {calibration_of(other) for other in runs if other.name == run.name}
-        marks += [calibration_of(run)] if len(calibrations) > 1 else []
+        alike = [other for other in runs if other.name == run.name]
+        marks = [(of, [other for other in runs if of(other)]) for of in (model_of, size_of)] + [(calibration_of, alike)]
+        text = ", ".join(filter(None, [folders[run.place], *(_mark(of, run, others) for of, others in marks)]))
         name = run.name
-        if text := ", ".join(filter(None, marks)):  # "ROSE at 0.7 (folder)", or "ROSE at 0.7 (study, folder)"
+        if text:  # "ROSE at 0.7 (folder)", or "ROSE at 0.7 (study, folder)"
             name = f"{name[:-1]}, {text})" if name.endswith(")") else f"{name} ({text})"
         name = words.unused(name, run_by_name)
         run_by_name[name] = replace(run, called=name, origin=run.identity)
     return run_by_name
+
+
+def labelled(runs: Sequence[rose.RunReport]) -> dict[str, rose.RunReport]:
+    """The runs by label, to choose from; equal labels get calibration, folder or a number."""
+    folders, by_label = _folders(runs), dict[str, rose.RunReport]()
+    labels = [label(run) for run in runs]
+    for run, text in zip(runs, labels, strict=True):
+        alike = [other for other, other_label in zip(runs, labels, strict=True) if other_label == text]
+        marks = _mark(calibration_of, run, alike), _mark(lambda other: folders[other.place], run, alike)
+        by_label[words.unused(" · ".join(filter(None, (text, *marks))), by_label)] = run
+    return by_label
+
+
+def _mark(of: Callable[[rose.RunReport], str], run: rose.RunReport, others: Sequence[rose.RunReport]) -> str:
+    """What tells a run from the others; "" where they do not differ in it."""
+    return of(run) if len({of(other) for other in others}) > 1 else ""
 
 
 def _folders(runs: Sequence[rose.RunReport]) -> dict[str, str]:
@@ -97,17 +109,3 @@ def _folders(runs: Sequence[rose.RunReport]) -> dict[str, str]:
         depth = next(at for at in range(1, len(parts) + 1) if all(other[-at:] != parts[-at:] for other in rest))
         names[place] = short_text("/".join(parts[-depth:]))
     return names
-
-
-def labelled(runs: Sequence[rose.RunReport]) -> dict[str, rose.RunReport]:
-    """The runs by label, to choose from; equal labels get calibration, folder or a number."""
-    by_label: dict[str, rose.RunReport] = {}
-    folders = _folders(runs)
-    labels = [label(run) for run in runs]
-    for run, text in zip(runs, labels, strict=True):
-        alike = [other for other, other_label in zip(runs, labels, strict=True) if other_label == text]
-        parts = [text]
-        parts += [calibration_of(run)] if len({calibration_of(other) for other in alike}) > 1 else []
-        parts += [folders[run.place]] if folders[run.place] and len({other.place for other in alike}) > 1 else []
-        by_label[words.unused(" · ".join(parts), by_label)] = run
-    return by_label

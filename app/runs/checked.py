@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from app.study.study import LoadedModel
 from rose.files import expand
 from rose.model.check.check import CheckpointCheck
 from rose.model.check.findings import findings
-from rose.model.defaults import CHECKED_AGAINST
 from rose.model.estimate import Cost, estimate_cost, estimate_evaluation, sweeps_of
 from rose.model.load.tokens import check_text
 from rose.model.network.layers import keep_low_rank
@@ -31,65 +29,57 @@ from rose.report import NUMBERS
 PICTURED = 12  # layers that break a pattern and have a picture of their mask
 AROUND = (24, 64)  # rows and columns of that picture
 UNKNOWN = "checkpoint"  # in place of a method, where the masks are no method's
-TOKENS = ("text", "samples", "length", "seed", "held_out")  # fields of a set-up
+TOKENS = ("samples", "length", "seed", "held_out")  # fields of a set-up and of a recipe
 COLUMNS = {"error": "target_error", "held_out_error": "held_out_target_error", "dense_input_error": "relative_error"}
 
 
-@dataclass(frozen=True)
-class CheckRequest:
-    """What is checked: the set-up has the dense model, and the tokens if `with_tokens`."""
+def request_of(setup: Setup, dense: str, pruned: str, *, with_tokens: bool, stream: bool) -> CheckCopies:
+    """Only with parts of the set-up that make a difference, so that the same check is the same request.
 
-    setup: Setup
-    pruned: str  # packaged name, Hub id, folder, .gguf file, or the .zip file of a kept copy
-    with_tokens: bool = True
+    Raises RoseError for impossible values.
+    """
+    tokens = {name: getattr(setup, name) for name in TOKENS} | {"calibration": setup.text} if with_tokens else {}
+    models = {"dense": dense or setup.model, "pruned": pruned, "dtype": setup.dtype, "stream": stream}
+    return CheckCopies.of(**models, **tokens)
 
-    @classmethod
-    def of(cls, setup: Setup, dense: str, pruned: str, *, with_tokens: bool, stream: bool) -> CheckRequest:
-        """Only with parts of the set-up that make a difference, so that the same check is the same request."""
-        tokens = {name: getattr(setup, name) for name in TOKENS}
-        chosen = replace(Setup(), model=dense or setup.model, dtype=setup.dtype, stream=stream)
-        return cls(replace(chosen, **tokens) if with_tokens else chosen, pruned, with_tokens)
 
-    @property
-    def name(self) -> str:
-        """The checkpoint's name, for people."""
-        return expand(self.pruned.rstrip("/")).name[:60]
+def setup_of(request: CheckCopies) -> Setup:
+    """The dense model and the tokens, if it has any."""
+    tokens = {} if request.calibration is None else {name: getattr(request, name) for name in TOKENS}
+    text = request.calibration or Setup.text
+    return Setup(model=request.dense, dtype=request.dtype, stream=request.stream, text=text, **tokens)
 
-    def check(self, skeletons: Sequence[nn.Module] = ()) -> None:
-        """Raises RoseError for an impossible request; `skeletons`: of the models, where available."""
-        self.setup.check()
-        if not self.pruned:
-            raise rose.RoseError("Name the checkpoint: a folder, a .gguf file or a Hub id.")
-        if self.pruned == self.setup.model:
-            raise rose.RoseError("That is the dense model itself; name a checkpoint that was made from it.")
-        if self.with_tokens:
-            check_text(self.setup.text, self.setup.held_out, self.setup.length)
-            for skeleton in skeletons:
-                Network(skeleton).check_length(self.setup.length)
 
-    def estimate(self, skeleton: nn.Module) -> Cost:
-        """Of a check with tokens; `skeleton`: of the dense model."""
-        setup = self.setup
-        sizes: dict[str, Any] = {"samples": setup.samples + setup.held_out, "length": setup.length}
-        sweeps = 1 + sweeps_of(CHECKED_AGAINST)  # and a refit
-        cost = estimate_cost(skeleton, **sizes, passes=2, sweeps=sweeps, target="dense")
-        windows = (setup.held_out or setup.samples) * setup.length
-        return replace(cost, seconds=cost.seconds + 2 * estimate_evaluation(skeleton, tokens=windows))
+def name_of(request: CheckCopies) -> str:
+    """The checkpoint's name, for people."""
+    return expand(request.pruned[0].rstrip("/")).name[:60]
 
-    def recipe(self) -> CheckCopies:
-        """The recipe of the same check."""
-        setup = self.setup
-        tokens = {name: getattr(setup, name) for name in TOKENS if name != "text"} | {"calibration": setup.text}
-        shared = {"dense": setup.model, "pruned": self.pruned, "dtype": setup.dtype, "stream": setup.stream}
-        return CheckCopies.of(**shared, **(tokens if self.with_tokens else {}))
+
+def check(request: CheckCopies, skeletons: Sequence[nn.Module] = ()) -> None:
+    """Raises RoseError for an impossible request; `skeletons`: of the models, where available."""
+    if request.pruned[0] == request.dense:
+        raise rose.RoseError("That is the dense model itself; name a checkpoint that was made from it.")
+    if request.calibration is not None:
+        check_text(request.calibration, request.held_out, request.length)
+        for skeleton in skeletons:
+            Network(skeleton).check_length(request.length)
+
+
+def estimate(request: CheckCopies, skeleton: nn.Module) -> Cost:
+    """Of a check with tokens; `skeleton`: of the dense model."""
+    sizes: dict[str, Any] = {"samples": request.samples + request.held_out, "length": request.length}
+    sweeps = 1 + sweeps_of(request.methods)  # and a refit
+    cost = estimate_cost(skeleton, **sizes, passes=2, sweeps=sweeps, target="dense")
+    windows = (request.held_out or request.samples) * request.length
+    return replace(cost, seconds=cost.seconds + 2 * estimate_evaluation(skeleton, tokens=windows))
 
 
 class CheckpointRun(Run):
     """One check; `check`, and `excerpts` of masks that break a pattern, by layer, are there once it is done."""
 
-    def __init__(self, request: CheckRequest, load: Callable[[], LoadedModel]) -> None:
+    def __init__(self, request: CheckCopies, load: Callable[[], LoadedModel]) -> None:
         super().__init__()
-        self.request, self._load = request, load
+        self.request, self.setup, self._load = request, setup_of(request), load
         self.check: CheckpointCheck | None = None
         self.cautions: list[str] = []  # on the calibration text
         self.excerpts: dict[str, MaskExcerpt] = {}
@@ -99,19 +89,19 @@ class CheckpointRun(Run):
     def drawn(self) -> dict[str, Any]:
         """Its tokens, as reports name them; once it is done."""
         assert self.check is not None
-        return self.request.setup.drawn | {"bos_token": self.check.summary["bos_token"]}
+        return self.setup.drawn | {"bos_token": self.check.summary["bos_token"]}
 
     def _run(self, job: Job) -> None:
-        setup = self.request.setup
+        setup = self.setup
         self._say("Loading the dense model")
         loaded = self._load()
         tokens = held_out = None
-        if self.request.with_tokens:
+        if self.request.calibration is not None:
             tokens, held_out = setup.draw(loaded.tokenizer, self.cautions.append)
         self._say("Reading the checkpoint")
         options: Any = {"dtype": setup.dtype, "stream": setup.stream, "tokenizer": setup.model}
-        pruned, _ = rose.load_model(self.request.pruned, finite=False, **options)
-        keep_low_rank(pruned, expand(self.request.pruned))
+        pruned, _ = rose.load_model(self.request.pruned[0], finite=False, **options)
+        keep_low_rank(pruned, expand(self.request.pruned[0]))
         self._say("Comparing layer by layer")
         with holding(loaded.lock, job):
             check = rose.check_checkpoint(loaded.model, pruned, tokens, held_out=held_out, progress=self._follow())
@@ -160,8 +150,8 @@ def differs(check: CheckpointCheck) -> bool:
 def facts(run: CheckpointRun) -> list[str]:
     """Sentences on the whole besides headline and verdicts, the cautions first."""
     assert run.check is not None
-    drawn = run.drawn if run.request.with_tokens else None
-    return run.cautions + findings(run.check, expand(run.request.pruned), drawn)
+    drawn = None if run.request.calibration is None else run.drawn
+    return run.cautions + findings(run.check, expand(run.request.pruned[0]), drawn)
 
 
 def record_of(run: CheckpointRun) -> rose.RunReport:
@@ -170,7 +160,7 @@ def record_of(run: CheckpointRun) -> rose.RunReport:
     Errors are against the dense model's output, as with target dense; on the dense model's inputs, where these errors
     were measured, as in a study. A check has the drift after each decoder block, not where it arises.
     """
-    check, setup = run.check, run.request.setup
+    check, setup = run.check, run.setup
     assert check is not None
     table = check.layers.rename(columns=COLUMNS).reindex(columns=["layer", "block_index", "projection", *NUMBERS])
     table["zeros_before"] /= table["rows"] * table["columns"]  # which it counts
@@ -179,7 +169,7 @@ def record_of(run: CheckpointRun) -> rose.RunReport:
         "method": (summary["method"] or {"name": UNKNOWN})["name"],
         "model": setup.model,
         "dtype": setup.dtype,
-        "checkpoint": run.request.pruned,
+        "checkpoint": run.request.pruned[0],
         "sparsity": summary["pattern"] if ":" in summary["pattern"] else round(summary["sparsity"], 3),
         "layers": summary["layers"],
         "weights": summary["weights"],
@@ -187,15 +177,10 @@ def record_of(run: CheckpointRun) -> rose.RunReport:
         "seconds": run.seconds,
         "remarks": run.cautions + check.cautions,
     }
-    if run.request.with_tokens:
+    if run.request.calibration is not None:
         results |= run.drawn | {"windows": setup.held_out or setup.samples, "window_length": setup.length}
         results |= {"evaluated_on": HELD_OUT if setup.held_out else setup.text, "environment": summary["environment"]}
         results |= {name: value for name, value in summary.items() if name.startswith(("perplexity_", "losses_"))}
         results["drift"] = [entry | {"passed_on": np.nan, "arisen": np.nan} for entry in summary["drift"]]
-    report = rose.RunReport(table, results, called=f"{run.request.name} (checked)", origin=check)
-    return report.signed(run.request.recipe())
-
-
-def folder_of(request: CheckRequest) -> str:
-    """The path of a checkpoint that other pages can open; "" for a Hub id or a file."""
-    return request.pruned if Path(expand(request.pruned), "config.json").is_file() else ""
+    report = rose.RunReport(table, results, called=f"{name_of(run.request)} (checked)", origin=check)
+    return report.signed(run.request)

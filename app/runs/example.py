@@ -20,7 +20,7 @@ import torch
 
 import rose
 from app.figures.trust import MaskExcerpt
-from app.runs.checked import CheckpointRun, CheckRequest
+from app.runs.checked import CheckpointRun, request_of
 from app.runs.copies import dense_record
 from app.runs.damage import DamageRequest, DamageRun
 from app.runs.diffusion import PICTURES, DiffusionRequest, DiffusionRun
@@ -46,7 +46,7 @@ SLIM = SlimSettings.of(method="slimllm", ratio=0.2)
 DAMAGE = DamageRequest("layers")
 SMALLER = Smaller(model=SETUP.model, samples=SETUP.samples, length=SETUP.length, minutes=12.0, output=Path("smaller"))
 
-CHECK = CheckRequest.of(SETUP, "", "two-of-four", with_tokens=True, stream=False)
+CHECK = request_of(SETUP, "", "two-of-four", with_tokens=True, stream=False)
 
 
 @cache

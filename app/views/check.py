@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -18,14 +19,16 @@ from app.results import html_report, look_inside, naming
 from app.results.downloads import csv_button, file_button
 from app.results.pairs import DRIFT_SCALE
 from app.runs import checked, example
-from app.runs.checked import CheckpointRun, CheckRequest
+from app.runs.checked import CheckpointRun
 from app.study.setup import weights_size
+from rose.files import expand
 from rose.model.check.check import CheckpointCheck
 from rose.model.check.costs import ERROR_OF
 from rose.model.check.findings import PARTIAL, SOUND, WORSE, WRONG, headline, method_of
 from rose.model.check.findings import lines as check_lines
 from rose.model.check.verdicts import NOT_PRUNED, VERDICTS, says_pattern
 from rose.model.estimate import Cost
+from rose.recipe.steps import CheckCopies
 
 OTHER = "Another checkpoint"
 ON = {"tokens": "Weights, and errors on tokens", "weights": "Weights alone", "inside": "Look inside"}
@@ -56,18 +59,18 @@ def draw() -> None:
         look_inside.draw()
         return
     request = _choose(with_tokens=mode == "tokens")
-    run = shared.checks().get(shared.key_of(request.setup, request))
+    run = request and shared.checks().get(shared.key_of(checked.setup_of(request), request))
     _offer(request, run)
     if run is not None:
         follow(run, "checkpoint", ". Nothing was kept.")
-    elif not request.pruned:
+    elif request is None:
         run = example.check()
         components.example("a copy at 2:4, one group of which was broken by hand,")
     if run is not None and run.check is not None:
         _results(run, run.check)
 
 
-def _choose(*, with_tokens: bool) -> CheckRequest:
+def _choose(*, with_tokens: bool) -> CheckCopies | None:
     setup = session.setup()
     left, right, last = st.columns([2, 2, 1.4], vertical_alignment="bottom")
     dense = left.text_input(
@@ -82,51 +85,55 @@ def _choose(*, with_tokens: bool) -> CheckRequest:
         pruned = pruned_model(dense or setup.model, "check", "Checkpoint", OTHER, path, help)
     help = "Reads one decoder block of each model at a time, for safetensors files larger than memory."
     stream = last.toggle("Leave the weights on disk", **linked("check_stream"), help=help)
-    return CheckRequest.of(setup, dense, pruned, with_tokens=with_tokens, stream=stream)
+    try:
+        return checked.request_of(setup, dense, pruned, with_tokens=with_tokens, stream=stream) if pruned else None
+    except rose.RoseError as problem:
+        components.error(problem)
+        return None
 
 
-def _offer(request: CheckRequest, run: CheckpointRun | None) -> None:
+def _offer(request: CheckCopies | None, run: CheckpointRun | None) -> None:
     if run is not None and run.job.status in ("running", "done"):
         return
-    cost, problem, missing = _priced(request) if request.pruned else (None, "", "")
+    cost, problem, missing = _priced(request) if request else (None, "", "")
     label = "Check" if cost is None else f"Check, about {components.lasting(cost)}"
-    icon, is_empty = ":material/fact_check:", not request.pruned
+    icon, is_empty = ":material/fact_check:", request is None
     place = start_button(label, "check-start", _start, request, problem=problem, running=is_empty, icon=icon)
     if missing:
         study_form.offer_to_find(missing)
-    elif is_empty:
+    elif request is None:
         place.caption("Name a checkpoint above. Its layers are compared with the dense model's; tokens add errors.")
     elif not problem:
-        setup, text = request.setup, "Zeros, patterns and changes in seconds; no errors and no perplexity."
+        setup, text = checked.setup_of(request), "Zeros, patterns and changes in seconds; no errors and no perplexity."
         if cost is not None:
             needed = words.size(2 * weights_size(cost, setup.dtype) + cost.memory)
             text = f"{setup.samples} × {setup.length} tokens of {words.text_name(setup.text)} and {setup.held_out} × "
             text += f"{setup.length} held out through both models; {needed} of memory."
         place.caption(words.plain(text))
         with place:
-            study_form.say_hub(setup, replace(setup, model=request.pruned))
+            study_form.say_hub(setup, replace(setup, model=request.pruned[0]))
 
 
-def _priced(request: CheckRequest) -> tuple[Cost | None, str, str]:
+def _priced(request: CheckCopies) -> tuple[Cost | None, str, str]:
     """The cost of a check; or why none is possible, and the missing model."""
-    names = (request.setup.model, request.pruned)
+    names = (request.dense, request.pruned[0])
     skeletons = [study_form.structure(name) for name in names]
     try:
-        request.check([skeleton for skeleton in skeletons if skeleton is not None])
+        checked.check(request, [skeleton for skeleton in skeletons if skeleton is not None])
     except rose.RoseError as problem:
         return None, str(problem), ""
     for name, skeleton in zip(names, skeletons, strict=True):
         if skeleton is None:
             return None, study_form.problems()[name], name
     dense = skeletons[0]
-    if not request.with_tokens or dense is None:
+    if request.calibration is None or dense is None:
         return None, "", ""
-    return request.estimate(dense), "", ""
+    return checked.estimate(request, dense), "", ""
 
 
-def _start(request: CheckRequest) -> None:
+def _start(request: CheckCopies) -> None:
     run = shared.start_check(request, session.viewer())
-    session.follow(run, f"fact_check: Checking {words.plain(request.name)}")
+    session.follow(run, f"fact_check: Checking {words.plain(checked.name_of(request))}")
 
 
 def _results(run: CheckpointRun, check: CheckpointCheck) -> None:
@@ -214,7 +221,7 @@ def _one(run: CheckpointRun, check: CheckpointCheck) -> None:
     look = components.look(layer)
     if pd.notna(row.get("error")):
         components.show(figures.compensation_bars(row, **look), "check-bars")
-    elif run.request.with_tokens:
+    elif run.request.calibration is not None:
         st.caption("No error was measured: the layer is untouched, broken, behind a broken one, or of an expert.")
     if layer in run.excerpts:
         components.show(figures.broken_pattern(run.excerpts[layer], **look), "check-mask")
@@ -222,7 +229,7 @@ def _one(run: CheckpointRun, check: CheckpointCheck) -> None:
 
 def _further(run: CheckpointRun, check: CheckpointCheck) -> None:
     """Files, and other pages about this checkpoint."""
-    request, folder = run.request, checked.folder_of(run.request)
+    folder = run.request.pruned[0]
     shown = {"runs": [naming.label(checked.record_of(run))]}
     with st.container(horizontal=True, vertical_alignment="center"):
         csv_button("Layers, CSV", check.layers, "check.csv", "check-csv")
@@ -231,7 +238,7 @@ def _further(run: CheckpointRun, check: CheckpointCheck) -> None:
         file_button("Report, HTML", html, "check.html", key="check-report", mime="text/html")
         if run is not example.check():  # which Compare runs does not offer
             st.page_link("views/runs.py", label="Compare it", query_params=shown, icon=":material/compare:")
-        if folder and request.setup.model == session.setup().model:
+        if Path(expand(folder), "config.json").is_file() and run.setup.model == session.setup().model:
             text, restore = {"text_path": folder}, {"damage_how": "Restore alone", "damage_path": folder}
             icon = ":material/chrome_reader_mode:"
             st.page_link("views/text.py", label="Read a text with it", query_params=text, icon=icon)

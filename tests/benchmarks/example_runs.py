@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +120,9 @@ def make_check(load: Any) -> dict[str, Any]:
     with torch.no_grad():
         model.get_parameter(f"{layer}.weight")[row, column : column + 4] = torch.tensor([0.1, 0.2, 0.3, 0.0])
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder, CHECK.pruned)
+        place = Path(folder, *CHECK.pruned)
         rose.save_model(model, tokenizer, place)
-        run = CheckpointRun(replace(CHECK, pruned=str(place)), load)
+        run = CheckpointRun(CHECK.changed(pruned=(str(place),)), load)
         follow(run)
     assert run.check is not None
     part: dict[str, Any] = {name: json_rows(getattr(run.check, name)) for name in ("layers", "others")}

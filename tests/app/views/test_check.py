@@ -139,7 +139,7 @@ def test_check_with_tokens_measures_compensation(setup, pruned_folder):
     assert f"damage_path={quote_plus(str(pruned_folder))}" in links["damage"]
 
 
-def test_equal_verdicts_are_a_sentence_without_a_map(setup, folder, tmp_path, monkeypatch):
+def test_equal_verdicts_are_a_sentence_without_a_map(setup, folder, tmp_path):
     model, tokenizer = rose.load_model(str(folder))
     rose.save_model(model, tokenizer, tmp_path / "same")
     app = opened(setup, tmp_path / "same", check_on="Weights alone")
@@ -153,7 +153,7 @@ def test_equal_verdicts_are_a_sentence_without_a_map(setup, folder, tmp_path, mo
     assert not figures(app)
     assert "<figure " not in html_report.to_html(html_report.check_report(run))
     assert "Read a text with it" in [link.proto.label for link in app.get("page_link")]
-    monkeypatch.setattr(checked, "folder_of", lambda _request: "")  # as of a Hub id
+    run.request = run.request.changed(pruned=("owner/model",))  # a Hub id
     assert "Read a text with it" not in [link.proto.label for link in app.run().get("page_link")]
 
 
