@@ -105,7 +105,6 @@ def test_a_stopped_run_goes_on_to_the_same_bits(several):
         "allocation.safetensors",
         "drift.json",
         "lock",
-        "run-copy.json",
         "run.json",
     }
 

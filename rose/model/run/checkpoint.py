@@ -3,7 +3,6 @@
 The folder holds
 
     run.json                    the run: settings, digests of tokens and of the dense weights
-    run-copy.json               the same, in case the first is damaged
     allocation.safetensors      decisions on the dense model: the pattern of each layer, or the shapes to cut to
     block-00007.safetensors     pruned weights of one decoder block's layers, their records, the time spent so far
     drift.json                  drift after each decoder block of a run that has ended
@@ -46,8 +45,7 @@ from rose.tensor_files import DamagedFile, digest, facts_of, read_tensors, write
 
 logger = logging.getLogger(__name__)
 
-DESCRIPTIONS = ("run.json", "run-copy.json")
-DECISIONS, DRIFT = "allocation.safetensors", "drift.json"
+RUN, DECISIONS, DRIFT = "run.json", "allocation.safetensors", "drift.json"
 EXPLAINS = ("command", "format", "parts", "streamed")  # differences that cause others, so they are reported first
 FORMAT = 10  # raise it where an older folder would no longer give the same weights
 
@@ -168,11 +166,10 @@ def begun_with(folder: str | Path | None, name: str) -> Any:
 
 
 def _described(folder: Path) -> dict[str, Any] | None:
-    """The content of run.json or its copy; None if both are missing or damaged."""
-    for path in map(folder.joinpath, DESCRIPTIONS):
-        with suppress(OSError, ValueError, RecursionError):
-            if isinstance(run := json.loads(path.read_text()), dict):
-                return run
+    """The content of run.json; None if it is missing or damaged."""
+    with suppress(OSError, ValueError, RecursionError):
+        if isinstance(run := json.loads((folder / RUN).read_text()), dict):
+            return run
     return None
 
 
@@ -213,8 +210,8 @@ def claimed(folder: str | Path, run: Callable[[], Mapping[str, Any]]) -> Iterato
 
 def _is_begun(folder: Path) -> bool:
     """Whether the folder describes a run; raises RoseError for a folder with other content."""
-    begun = any((folder / name).exists() for name in DESCRIPTIONS)
-    ours = ("lock", f"{DESCRIPTIONS[0]}*{TEMPORARY}")  # the latter of a run that was killed before it had one
+    begun = (folder / RUN).exists()
+    ours = ("lock", f"{RUN}*{TEMPORARY}")  # the latter of a run that was killed before it had one
     if not begun and any(not any(map(item.match, ours)) for item in folder.iterdir()):
         raise RoseError(f"{folder} is not empty and holds no checkpoint; choose another folder.")
     return begun
@@ -236,8 +233,8 @@ def _claim(folder: Path, lock: BaseFileLock, describe: Callable[[], Mapping[str,
     before = _described(folder) if begun else run
     if before is None:
         raise RoseError(
-            f"{folder / DESCRIPTIONS[0]} and its copy are damaged, so nothing tells which run the decoder blocks there "
-            "are of; put one of them back, or remove the folder and start the run again."
+            f"{folder / RUN} is damaged, so nothing tells which run the decoder blocks there are of; put it back, or "
+            "remove the folder and start the run again."
         )
     changed = [name for name in {**run, **before} if run.get(name) != before.get(name)]
     if changed:
@@ -250,9 +247,8 @@ def _claim(folder: Path, lock: BaseFileLock, describe: Callable[[], Mapping[str,
     with explained(folder):
         for leftover in folder.glob(f"*{TEMPORARY}"):
             leftover.unlink()
-        for path in map(folder.joinpath, DESCRIPTIONS):
-            if not path.exists() or path.read_bytes() != text:
-                write_atomically(path, text)
+        if not begun or (folder / RUN).read_bytes() != text:
+            write_atomically(folder / RUN, text)
 
 
 def _difference(name: str, run: Mapping[str, Any], before: Mapping[str, Any]) -> str:
