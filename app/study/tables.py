@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Collection
-from math import isfinite
+from typing import Any
 
 import pandas as pd
 
@@ -16,73 +15,53 @@ from rose.rows import FLOAT32_MAX
 from rose.wording import size
 
 SHOWN_METHODS = ("sparsegpt", "rose", "rose_global")
-COLUMNS = ("layer", "value")
+COLUMNS = ["layer", "value"]
 
 
 def read_numbers(source: str | bytes, layers: Collection[str]) -> tuple[pd.Series, list[str]]:
     """Reads numbers of layers: a CSV file with the columns layer and value, or a tuned model's report.json, ‖ΔW‖/‖W‖.
 
     `source` is a path or content. Returns the numbers of these layers, and the other names in the file.
-    Raises RoseError for another file, or a row that is none, with its line and column.
+    Raises RoseError for another file, or a row that is none.
     """
-    content = _content(source)
-    if content.lstrip().startswith("{"):
-        report = RunReport.from_json(content, "The file")
-        if not report.is_tuned:
-            raise RoseError("The file is no report of a tuned model; give its report.json, or a CSV file.")
-        rows = [(name, str(value), f"Layer {name[:80]}, change") for name, value in report.tuned["change"].items()]
-    else:
-        rows = _rows(content)
-    numbers: dict[str, float] = {}
-    for name, text, where in rows:
-        if name in numbers:
-            raise RoseError(f"{where.partition(', ')[0]}, column layer: {name[:80]} is there twice; correct the file.")
-        numbers[name] = _number(text, where)
-    matched = pd.Series({name: value for name, value in numbers.items() if name in layers}, dtype=float)
-    if matched.empty:
-        example = f", such as {next(iter(numbers))[:80]}" if numbers else ""
-        raise RoseError(f"The file names no layer of this model{example}; its layers are called {next(iter(layers))}.")
-    return matched, [name for name in numbers if name not in layers]
-
-
-def _rows(content: str) -> list[tuple[str, str, str]]:
-    """Layer, value and place of each line below the head."""
-    reader, rows = csv.reader(io.StringIO(content), strict=True), []
-    try:
-        head = [name.strip() for name in next(reader, [])]
-        if not set(COLUMNS) <= set(head):
-            raise RoseError(f"The file has no columns {' and '.join(COLUMNS)} in its first line; add them.")
-        for row in filter(None, reader):
-            where = f"Line {reader.line_num}"
-            if len(row) != len(head):
-                raise RoseError(f"{where} has {len(row)} fields, and the first line {len(head)}; correct the file.")
-            layer, value = (row[head.index(name)].strip() for name in COLUMNS)
-            rows.append((layer, value, f"{where}, column value"))
-    except csv.Error as problem:
-        raise RoseError(f"The file cannot be read as CSV ({problem}); correct it.") from problem
-    return rows
-
-
-def _content(source: str | bytes) -> str:
     try:
         if isinstance(source, str):
             check_small(source)
             source = expand(source).read_bytes()
         if len(source) > LARGEST:
             raise RoseError(f"The file is larger than {size(LARGEST)}, so it is no table of layers.")
-        return source.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise RoseError(f"The file cannot be read as text ({problem}); choose another.") from problem
-
-
-def _number(text: str, where: str) -> float:
-    try:
-        value = float(text.replace("_", "?"))  # which Python reads, and no other program
-    except ValueError:
-        value = float("nan")
-    if not (isfinite(value) and abs(value) <= FLOAT32_MAX):
-        raise RoseError(f"{where}: {text[:40]!r} is no finite number; correct the file.")
-    return value
+        content = source.decode("utf-8-sig")
+        if content.lstrip().startswith("{"):
+            report = RunReport.from_json(content, "The file")
+            if not report.is_tuned:
+                raise RoseError("The file is no report of a tuned model; give its report.json, or a CSV file.")
+            table = pd.DataFrame(report.tuned["change"].items(), columns=COLUMNS)
+        else:
+            options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "skipinitialspace": True}
+            table = pd.read_csv(io.StringIO(content), **options).rename(columns=str.strip)[COLUMNS]
+        if not isinstance(table.index, pd.RangeIndex):  # else pandas takes the first fields for names
+            raise RoseError("The lines of the file have more fields than its first line; correct the file.")
+    except RoseError:
+        raise
+    except KeyError:
+        raise RoseError(f"The file has no columns {' and '.join(COLUMNS)} in its first line; add them.") from None
+    except (OSError, ValueError) as problem:
+        raise RoseError(
+            f"The file cannot be read as CSV ({str(problem).strip()}); correct it, or choose another."
+        ) from problem
+    names = table["layer"].str.strip()
+    if names.duplicated().any():
+        raise RoseError(f"The layer {names[names.duplicated()].iloc[0][:80]} is there twice; correct the file.")
+    numbers = pd.to_numeric(table["value"], errors="coerce")
+    for row in table.index[~numbers.between(-FLOAT32_MAX, FLOAT32_MAX)][:1]:
+        text = str(table["value"][row])[:40]
+        raise RoseError(f"Row {row + 1}, column value: {text!r} is no finite number; correct the file.")
+    numbers.index = names
+    is_here = names.isin(list(layers)).to_numpy()
+    if not is_here.any():
+        example = f", such as {names[0][:80]}" if len(names) else ""
+        raise RoseError(f"The file names no layer of this model{example}; its layers are called {next(iter(layers))}.")
+    return numbers[is_here].astype(float), list(names[~is_here])
 
 
 def column_table(plan: OrderPlan, order: Order, block: int) -> pd.DataFrame:
