@@ -12,7 +12,7 @@ from app.components.work import follow
 from app.figures import trust as figures
 from app.figures.palette import method_style
 from app.figures.trust import STATUSES, verdict_map
-from app.forms.widgets import linked
+from app.forms.widgets import linked, start_button
 from app.results.downloads import csv_button
 from app.study import checking
 from app.study.checking import Findings, LayerCheckRequest, LayerChecks
@@ -70,17 +70,8 @@ def _offer(study: Study, request: LayerCheckRequest, run: LayerChecks | None) ->
     if run is not None:
         components.ended(run.job, NOT_KEPT)
     cost, is_early = checking.estimate(study, request), study.calibration.tokens is None
-    left, right = st.columns([1, 2], vertical_alignment="center")
-    left.button(
-        "Measure this layer",
-        type="primary",
-        icon=":material/play_arrow:",
-        on_click=_start,
-        args=(study, request),
-        key="check-start",
-        disabled=is_early,
-        help="The calibration tokens are not drawn yet." if is_early else None,
-    )
+    icon, problem = ":material/play_arrow:", "The calibration tokens are not drawn yet." if is_early else ""
+    right = start_button("Measure this layer", "check-start", _start, study, request, problem=problem, icon=icon)
     right.caption(
         f"Prunes by {words.count(len(request.methods), 'method')}, then measures each error from the tokens too, and "
         f"on ever more of them: about {components.lasting(cost)}, {words.size(cost.memory)} of memory."

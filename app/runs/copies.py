@@ -84,13 +84,7 @@ def worth_keeping(copies: Sequence[rose.RunReport]) -> list[str]:
 
 
 class CopyRun(Run):
-    """Work that makes copies of a model, which may be tuned once it has ended, in a run of its own.
-
-    Attributes:
-        dense, copies: records of the dense model and of the finished copies.
-        checkpoints: folders that were kept, by the names of the copies.
-        tuning, file: the latest tuning of a copy, and the latest file written from a copy.
-    """
+    """Work that makes copies of a model, which may be tuned once it has ended, in a run of its own."""
 
     def __init__(
         self,
@@ -102,19 +96,15 @@ class CopyRun(Run):
         folder: str = "",
         publish: Callable[[rose.RunReport], None] = lambda _copy: None,
     ) -> None:
-        """
-        Args:
-            prompt: a text that every model continues by `new_tokens` tokens; "" for none.
-            folder: of the checkpoints; "" for a temporary folder.
-            publish: gets the record of every finished copy.
-        """
+        """`publish` gets the record of every finished copy; checkpoints lie in `folder`, "" for a temporary folder."""
         super().__init__()
-        self.setup, self.prompt, self.new_tokens = setup, prompt, new_tokens
+        self.setup = setup
+        self.prompt, self.new_tokens = prompt, new_tokens  # a text that every model continues, "" for none
         self.dense: rose.RunReport | None = None
         self.copies: list[rose.RunReport] = []
-        self.checkpoints: dict[str, Path] = {}
-        self.tuning: Tuning | None = None
-        self.file: FileRun | None = None
+        self.checkpoints: dict[str, Path] = {}  # folders that were kept, by the names of the copies
+        self.tuning: Tuning | None = None  # the latest
+        self.file: FileRun | None = None  # the latest
         self._load, self._kept_in, self._publish = load, folder, publish
 
     def windows(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
@@ -221,18 +211,7 @@ def tuned_memory(setup: Setup, model: nn.Module) -> int:
 
 
 class Tuning(Run):
-    """One tuning of one checkpoint.
-
-    A cancelled tuning ends after the step at work; the best step so far is evaluated and kept.
-
-    Attributes:
-        source: the copy that is tuned.
-        copy: the tuned copy; None until the run is done, and where tuning has not helped.
-        report: None until the run is done.
-        curve: losses by step; it grows while the run goes on.
-        steps: how many there will be, 0 until it is known.
-        dense: loss of next tokens of the dense model on held-out windows, once it is known.
-    """
+    """One tuning of one checkpoint. Where it is cancelled, the best step so far is evaluated and kept."""
 
     CANCEL = "Stop here, keep the best"
     UNIT = " steps"
@@ -245,9 +224,9 @@ class Tuning(Run):
         if source is None or place is None:
             raise rose.RoseError(f"The checkpoint of {name} is not there any more; choose another copy.")
         self.run, self.source, self.minutes = run, source, minutes
-        self.copy: rose.RunReport | None = None
-        self.curve, self.steps = pd.DataFrame(), 0
-        self.dense: float | None = None
+        self.copy: rose.RunReport | None = None  # the tuned copy, once the run is done; None where tuning did not help
+        self.curve, self.steps = pd.DataFrame(), 0  # losses by step, growing; how many there will be, once it is known
+        self.dense: float | None = None  # the dense model's loss of next tokens on held-out windows, once it is known
         self.report: TuneReport | None = None
         self._checkpoint, self._load, self._is_enough = place, load, False
 

@@ -97,19 +97,13 @@ def forms(bits: int | None) -> dict[str, str]:
 
 
 class FileRun(Run):
-    """A checkpoint written in another form, and read back.
-
-    Attributes:
-        folder, form: the checkpoint, and one of `forms`.
-        place: the written folder or file; None until the run is done.
-        remarks: sentences on the written file.
-    """
+    """A checkpoint written in another form, one of `forms`, and read back."""
 
     def __init__(self, folder: Path, form: str) -> None:
         super().__init__()
         self.folder, self.form = folder, form
-        self.place: Path | None = None
-        self.remarks: list[str] = []
+        self.place: Path | None = None  # the written folder or file, once the run is done
+        self.remarks: list[str] = []  # sentences on it
 
     def _run(self, job: Job) -> None:
         self._say("Reading the checkpoint")

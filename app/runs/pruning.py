@@ -25,12 +25,11 @@ from app.study.setup import Setup, check_memory, one_spelling, patterns_of, weig
 from app.study.study import LoadedModel
 from rose.files import expand, reachable
 from rose.layer.pattern import THRESHOLD, Grid
-from rose.model.estimate import Cost, estimate_cost, estimate_evaluation, estimate_memory, sweeps_of
+from rose.model.estimate import Cost, estimate_evaluation, estimate_memory, pruning_cost
 from rose.model.load.models import parse_dtype
 from rose.model.load.tokens import load_apart
 from rose.model.measure.zero_shot import MISSING, check_task_folder, is_installed, zero_shot
 from rose.model.network.network import Network
-from rose.model.network.precision import DEFAULT as COMPUTED
 from rose.model.run.settings import RunSettings
 from rose.output import check_output, check_room
 from rose.recipe.parts import PruneSettings
@@ -100,11 +99,8 @@ class PruneRequest:
         folder, cases = expand(self.folder) if self.keep == "folder" else Path(), []
         for sparsity, bits, method, target in product(self.sparsities, self.bits, self.methods, self.targets):
             is_dense = target == "dense"  # which is always true sequential
-            shared |= {"method": method, "sparsity": sparsity, "target": target, "bits": bits}
-            shared |= {
-                "group": None if bits is None else self.group,
-                "output": folder / case_name(method, sparsity, target, bits),
-            }
+            asked: dict[str, Any] = {"method": method, "sparsity": sparsity, "target": target, "bits": bits}
+            shared |= asked | {"group": None if bits is None else self.group, "output": folder / case_name(**asked)}
             shared["true_sequential"] = self.true_sequential and not is_dense
             cases.append(Prune.of(**shared, target_damping=self.target_damping if is_dense else None))
         return cases
@@ -161,23 +157,15 @@ class PruneRequest:
 
     def estimate_case(self, setup: Setup, case: Prune, model: nn.Module) -> Cost:
         """Pruning one copy; `model` may be a skeleton."""
-        sizes: dict[str, Any] = {"samples": setup.samples + setup.held_out, "length": setup.length}
-        sizes["layers"] = self.layer_patterns
-        is_dense = case.target == "dense"
-        cost = estimate_cost(
-            model,
-            **sizes,
-            sweeps=sweeps_of([case.method], case.bits),
-            passes=1 if self.true_sequential and not is_dense else 2,
-            compute=COMPUTED,
-            target=case.target,
-        )
+        cost = pruning_cost(case, model, case.method, case.target)
         memory = estimate_memory(
             model,
-            **sizes,
+            samples=setup.samples + setup.held_out,
+            length=setup.length,
+            layers=self.layer_patterns,
             dtype=parse_dtype(setup.dtype),
             sequential=self.true_sequential,
-            dense_targets=is_dense,
+            dense_targets=case.target == "dense",
             held_out=setup.held_out > 0,
             method=case.method,
         )

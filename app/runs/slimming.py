@@ -154,16 +154,13 @@ def _timed(model: Any, ids: Tensor) -> float:
 
 
 class SmallerRun(Run):
-    """Every way estimated, then measured, the most promising first, for the minutes that were asked for.
-
-    Attributes:
-        rows: one a way, measured rows in place of their estimates.
-        left_out: sentences on ways that cannot be made.
-    """
+    """Every way estimated, then measured, the most promising first, for the minutes that were asked for."""
 
     def __init__(self, spec: Smaller, load: Callable[[], LoadedModel]) -> None:
         super().__init__()
-        self.spec, self.left_out, self.rows, self._load = spec, list[str](), list[Row](), load
+        self.spec, self._load = spec, load
+        self.rows: list[Row] = []  # one a way, measured rows in place of their estimates
+        self.left_out: list[str] = []  # sentences on ways that cannot be made
 
     def _run(self, job: Job) -> None:
         self._say("Loading the model")

@@ -59,7 +59,7 @@ def draw() -> None:
         look_inside.draw()
         return
     request = _choose(with_tokens=mode == "tokens")
-    run = request and shared.checks().get(shared.key_of(checked.setup_of(request), request))
+    run = None if request is None else shared.checks().get(shared.key_of(checked.setup_of(request), request))
     _offer(request, run)
     if run is not None:
         follow(run, "checkpoint", ". Nothing was kept.")

@@ -25,7 +25,7 @@ from rose.files import expand
 from rose.interrupt import CANCELLED
 from rose.layer.methods import Settings
 from rose.layer.pattern import Grid
-from rose.model.estimate import Memory, estimate_cost, estimate_memory, sweeps_of
+from rose.model.estimate import Memory, estimate_cost, estimate_memory, pruning_cost, sweeps_of
 from rose.model.load.models import has_tokenizer
 from rose.model.load.tokens import load_apart, tuning_draw
 from rose.model.network.layers import count_zeros, keep_low_rank, prunable_layers
@@ -59,7 +59,7 @@ def prune(spec: Prune, console: Console) -> int:
     run_setup.select(network, spec.layers)
     Precision.of(spec.compute, network.dtype, network.device)
     memory = partial(estimate_memory, layers=spec.layers, sequential=spec.true_sequential, method=spec.method)
-    seconds = shared.pruning_seconds(spec, model, spec.method, spec.target)
+    seconds = pruning_cost(spec, model, spec.method, spec.target).seconds
     estimates = [partial(memory, dense_targets=spec.target == "dense")]
     shared.tell_cost(spec, "Pruning", seconds, estimates, model, console)
     drawn = shared.calibration(spec, tokenizer, spec.seed)

@@ -25,7 +25,14 @@ from rose.files import expand, reachable
 from rose.layer.columnar import WIDEST, paper_figures
 from rose.model.check.check import EVEN, CheckpointCheck, better_by_layer, check_checkpoint, common_masks
 from rose.model.check.findings import FEW, findings, headline, lines
-from rose.model.estimate import estimate_cost, estimate_damage, estimate_evaluation, estimate_memory, sweeps_of
+from rose.model.estimate import (
+    estimate_cost,
+    estimate_damage,
+    estimate_evaluation,
+    estimate_memory,
+    pruning_cost,
+    sweeps_of,
+)
 from rose.model.load.models import parse_dtype
 from rose.model.measure import comparison, zero_shot
 from rose.model.measure.comparison import ComparisonFolder, ComparisonRow
@@ -167,7 +174,7 @@ def compare(spec: Compare, console: Console) -> None:
     first, _ = draw(seeds[0])
     Recipe((spec,)).write(spec.output)
     folder.know(model, {"evaluation": windows, f"calibration (seed {seeds[0]})": first})
-    once = sum(shared.pruning_seconds(spec, model, settings.layer.method, settings.target) for settings in runs)
+    once = sum(pruning_cost(spec, model, settings.layer.method, settings.target).seconds for settings in runs)
     passes = (1 + len(runs) * len(seeds)) * estimate_evaluation(model, tokens=windows.numel())
     kinds = {(settings.layer.method, settings.target == "dense") for settings in runs}
     memory = partial(estimate_memory, layers=spec.layers, sequential=spec.true_sequential)

@@ -18,7 +18,7 @@ from rose.commands import terminal
 from rose.environment import versions
 from rose.layer.methods import SettingsOptions
 from rose.model.defaults import STORED
-from rose.model.estimate import Memory, check_free, estimate_cost, largest, sweeps_of
+from rose.model.estimate import Memory, check_free, largest
 from rose.model.load.models import parse_dtype, read_as, stored_dtype
 from rose.model.load.tokens import check_text, check_windows, load_calibration, text_file
 from rose.model.measure.perplexity import perplexity_of, window_losses
@@ -134,14 +134,6 @@ def tell_cost(
         ]
         without = f" without --{listing(more)}" if is_long and more else ""
         console.print(f"{doing}: about {' and '.join(costs)}, by estimate{without}", soft_wrap=True)
-
-
-def pruning_seconds(spec: Any, model: Any, method: str, target: str) -> float:
-    """How long pruning by this method will take, by estimate."""
-    passes = 1 if spec.true_sequential and target != "dense" else 2
-    sizes = drawn_sizes(spec) | pick(spec, ("layers", "compute"))
-    sweeps = sweeps_of([method], spec.bits)
-    return estimate_cost(model, sweeps=sweeps, passes=passes, target=target, **sizes).seconds
 
 
 def drawn_sizes(spec: Any) -> dict[str, Any]:

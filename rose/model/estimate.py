@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import psutil
 import torch
@@ -114,6 +115,14 @@ def estimate_cost(
         statistics //= len({layer.block_index for layer in chosen})
     hidden = 2 * 4 * tokens * network.config.hidden_size
     return Cost(seconds, statistics + hidden, 4 * count_parameters(model), len(chosen))
+
+
+def pruning_cost(spec: Any, model: nn.Module, method: str, target: str) -> Cost:
+    """Of pruning by this method, with this target and what else a recipe such as `Prune` asks."""
+    sizes: dict[str, Any] = {"samples": spec.samples + spec.held_out, "length": spec.length, "layers": spec.layers}
+    passes = 1 if spec.true_sequential and target != "dense" else 2
+    sweeps = sweeps_of([method], spec.bits)
+    return estimate_cost(model, **sizes, sweeps=sweeps, passes=passes, compute=spec.compute, target=target)
 
 
 def gap_work(layers: Sequence[PrunableLayer], tokens: int, share: float = 1.0, products: float = 1.0) -> float:
