@@ -104,6 +104,31 @@ class LayerRecord:
 
 
 @dataclass(frozen=True)
+class DamageRecord:
+    """The model's loss by one unit, as `rose damage` measures it; see `rose.model.measure.damage`."""
+
+    unit: str  # name of the layer, or of the decoder block; "*" for all units at once, with block_index −1
+    block_index: Annotated[int, Within(-1, 10**6)]
+    projection: str  # the layer's name within the block; "" for a block and the whole
+    weights: Annotated[int, Within(1, 10**15)]
+    sparsity: Share  # the fraction of the unit's weights that is removed (or restored)
+    # relative_error, held_out_error: ‖ΔW Xᵀ‖²/‖W Xᵀ‖² on calibration and on window tokens, mean over its layers
+    relative_error: NotNegative
+    held_out_error: NotNegative
+    output_error: NotNegative  # ‖ΔW x‖² in units of the layer's output, mean over window tokens, summed over layers
+    # ‖Δh‖²/‖h‖² of the residual stream after the block, mean over window tokens; NaN for the whole
+    drift: NotNegativeOrNan
+    loss: NotNegativeOrNan  # nats per token with the change
+    delta_loss: Measured  # change of the loss, below 0 where restoring pays
+    damage: Measured  # `delta_loss` of a pruned unit, −`delta_loss` of a restored one
+    standard_error: NotNegativeOrNan  # of both, over windows; NaN for one window
+    perplexity_ratio: NotNegativeOrNan  # exp(delta_loss)
+    seconds: NotNegative
+    cautions: str = ""  # on its layers, see `rose.verdicts.in_brief`
+    massive: str = ""  # its layers' massive activations: channels, and the error with and without them
+
+
+@dataclass(frozen=True)
 class PartRecord:
     """One part of a decoder block in numbers; errors are relative to the mean square of the dense projection's output.
     What has the name of a field of `LayerRecord` means the same."""
@@ -290,3 +315,8 @@ def _read(name: str, text: str, hint: Any) -> Any:
 def _optional(kind: type) -> list[str]:
     """Fields that are a number or None."""
     return [name for name, hint in get_type_hints(kind).items() if hint in (float | None, int | None)]
+
+
+def read_damages(path: str | Path) -> list[DamageRecord]:
+    """Reads a rows.csv of `rose damage`, complete or not; raises RoseError for another file."""
+    return read_records(path, DamageRecord, "damages")

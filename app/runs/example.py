@@ -31,9 +31,9 @@ from app.study.setup import Setup
 from rose.layer.pattern import RECOMMENDED
 from rose.model.check.check import CheckpointCheck
 from rose.model.measure.perplexity import EncodedText, Reading
-from rose.model.run.damages import DamageRecord
 from rose.recipe.parts import SlimSettings
 from rose.recipe.steps import Smaller
+from rose.rows import DamageRecord
 from rose.smaller import Row
 from rose.verdicts import Interval
 

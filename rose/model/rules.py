@@ -14,7 +14,7 @@ from rose.layer.pattern import Pattern
 from rose.model.defaults import ALLOCATIONS, BY_DAMAGE, DENSITY_SPREAD
 
 if TYPE_CHECKING:
-    from rose.model.run.damages import DamageRecord
+    from rose.rows import DamageRecord
 
 WHOLE = "*"  # the unit of the damage of all units at once
 DAMAGE_SPREAD = 0.15  # largest distance from the target: beyond it, the measurement at one sparsity says little
@@ -35,7 +35,7 @@ class Allocation(NamedTuple):
 
     def damages(self) -> list[DamageRecord]:
         """The records in the folder; raises RoseError without any."""
-        from rose.model.run.damages import read_damages  # with pandas, which nothing else here needs
+        from rose.rows import read_damages  # with pandas, which nothing else here needs
 
         return read_damages(self.place / "rows.csv")
 

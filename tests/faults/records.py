@@ -27,10 +27,9 @@ from rose.model.measure.comparison import (
     to_markdown,
 )
 from rose.model.measure.damage import DamageReport, correlations, outliers
-from rose.model.run.damages import DamageRecord, read_damages
 from rose.recipe import Recipe
 from rose.report import RunReport
-from rose.rows import LayerRecord, PartRecord, read_records, records_table
+from rose.rows import DamageRecord, LayerRecord, PartRecord, read_damages, read_records, records_table
 from tests.faults.mutations import KINDS, NUMBERS, TEXTS, Change, Reader, change_bytes, change_json_file
 
 MEASURES = ("perplexity", "mean_held_out_error", "seconds")

@@ -19,8 +19,7 @@ from rose.model.measure.comparison import ComparisonRow
 from rose.model.measure.damage import DamageReport
 from rose.model.network.network import read_norms
 from rose.model.rules import parse_allocation
-from rose.model.run.damages import DamageRecord, read_damages
-from rose.rows import csv_text, read_records, records_table
+from rose.rows import DamageRecord, csv_text, read_damages, read_records, records_table
 from tests.app.results.made_reports import made_report
 from tests.tiny import byte_tokenizer, save_tiny_llama
 

@@ -37,13 +37,12 @@ from rose.model.network.precision import Precision
 from rose.model.network.residence import evaluating
 from rose.model.progress import Meter, Progress, ProgressCallback
 from rose.model.rules import WHOLE
-from rose.model.run.damages import DamageRecord
 from rose.model.run.one_layer import damping_of, is_left_dense, prune_one
 from rose.model.run.settings import describe_grid
 from rose.model.walk.forward import Boundaries
 from rose.model.walk.storage import HELD_OUT, token_drift
 from rose.model.walk.walk import TOKENS, BlockStatistics, check_streams, start_walk, statistics_of
-from rose.rows import finite, records_table
+from rose.rows import DamageRecord, finite, records_table
 from rose.verdicts import Interval
 from rose.wording import whole
 

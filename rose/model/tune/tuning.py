@@ -61,8 +61,8 @@ FULL = 32  # steps for the full rate: the first ones make the model worse, and f
 BETAS = (0.9, 0.999)  # of Adam
 WARM_UP = 0.25  # share of the steps in which the rate rises: the first ones follow few gradients, and do harm
 LOOKS = 8  # measurements on held-out windows, and saves, besides the first
-STATE = "state.safetensors"
-FORMAT = 3  # raise it where an older folder would no longer give the same weights
+STATE = "state-{}.safetensors"  # of a part
+FORMAT = 4  # raise it where an older folder would no longer give the same weights
 FACTS = ("step", "steps", "best_step", "seconds", "away", "dense_held_out")  # of a `Tuner`, saved with its weights
 
 
@@ -119,11 +119,10 @@ class Tuner:
     def _size(self) -> float:
         return size_of(self.dense)
 
-    def run(self, progress: ProgressCallback | None = None, checkpoint: str | Path | None = None) -> None:
-        """Tunes. However it ends, the model has the best weights so far, in its own format and with its zeros."""
+    def run(self, progress: ProgressCallback | None, state: Path | None) -> None:
+        """See `Parts.run`; `state` is the file from which a stopped run goes on."""
         network, parameters = self.network, [each.parameter for each in self.trained]
         with ExitStack() as stack:
-            folder = None if checkpoint is None else stack.enter_context(claimed(checkpoint, self._describe))
             stack.enter_context(gradients_only_of(network.model, parameters))
             stack.callback(lambda: list(map(settle, self.trained, self.best)))
             stack.enter_context(reusing_memory())
@@ -134,11 +133,11 @@ class Tuner:
             stack.enter_context(evaluating(self.dense.model, network.device))
             stack.callback(lambda: self.__dict__.pop("optimizer", None))  # its moments take much memory
             stack.callback(lambda: self.__dict__.pop("teacher", None))
-            self._train(progress, folder)
+            self._train(progress, state)
 
-    def _train(self, progress: ProgressCallback | None, folder: Path | None) -> None:
+    def _train(self, progress: ProgressCallback | None, state: Path | None) -> None:
         """The steps of a run, while the model is float32 and on its device."""
-        self.progress, self.folder, self.device = progress, folder, self.network.device
+        self.progress, self.state, self.device = progress, state, self.network.device
         self.teacher = rounded(self.dense) if self.precision.rounds else self.dense.model
         self.optimizer = torch.optim.Adam([each.parameter for each in self.trained], lr=RATE, betas=BETAS, fused=True)
 
@@ -282,9 +281,8 @@ class Tuner:
         return float(total) / (windows.shape[0] * (windows.shape[1] - 1))
 
     def _save(self) -> None:
-        if self.folder is None:
+        if (path := self.state) is None:
             return
-        folder = self.folder
         tensors: dict[str, Tensor] = {}
         for each, best in zip(self.trained, self.best, strict=True):
             tensors |= {f"{each.name}/weight": each.parameter.detach(), f"{each.name}/best": best}
@@ -294,16 +292,16 @@ class Tuner:
         curve = json.dumps(list(map(asdict, self.curve)))
 
         def write() -> None:
-            with explained(folder):
-                write_tensors(folder / STATE, tensors, facts=facts, curve=curve)
+            with explained(path.parent):
+                write_tensors(path, tensors, facts=facts, curve=curve)
 
         self.workers.from_first(write)
 
     def _resume(self) -> bool:
-        if self.folder is None:
+        if self.state is None:
             return False
         try:
-            tensors, texts = read_tensors(self.folder / STATE)
+            tensors, texts = read_tensors(self.state)
         except DamagedFile:
             return False
         facts = json.loads(texts["facts"])
@@ -319,17 +317,6 @@ class Tuner:
             if state:
                 self.optimizer.state[each.parameter] = state
         return True
-
-    def _describe(self) -> dict[str, Any]:
-        settings = {"command": "tune", "format": FORMAT, "parts": 1, **self.settings.to_dict()}
-        return {
-            **settings,
-            **self.precision.describe(),
-            "tokens": texts_digest(self.tokens, self.held_out),
-            "layers": [each.name for each in self.trained],
-            "model": self.network.residence.fingerprint(),
-            "dense": self.dense.residence.fingerprint(),
-        }
 
     @property
     def table(self) -> pd.DataFrame:
@@ -465,22 +452,32 @@ class Parts:
             self.settings = self.settings.changed(compute=begun)
             del self.tuner
             self.tuner = self._tuner(0)
-        # Each part has a folder of its own within, which describes the rest.
-        run = {"command": "tune", "format": FORMAT, "parts": count, **self.settings.to_dict()}
-        run |= self.tuner.precision.describe()
-        with claimed(checkpoint, lambda: run) if checkpoint is not None and count > 1 else nullcontext():
+        with claimed(checkpoint, self._describe) if checkpoint is not None else nullcontext() as folder:
             start = time.perf_counter()
             for number in range(count):
                 if number:
                     del self.tuner  # before the next one measures free memory
                     self.tuner = self._tuner(number)
                 part = part_callback(progress, start, number / count, (number + 1) / count) if count > 1 else progress
-                folder = Path(checkpoint) / str(number) if checkpoint is not None and count > 1 else checkpoint
                 try:
-                    self.tuner.run(part, folder)
+                    self.tuner.run(part, folder and folder / STATE.format(number))
                 finally:
                     if self.tuner.curve:  # not if it was stopped before any measurement
                         self.done.append(self.tuner.report())
+
+    def _describe(self) -> dict[str, Any]:
+        tuner = self.tuner
+        return {
+            "command": "tune",
+            "format": FORMAT,
+            "parts": len(self.parts),
+            **self.settings.to_dict(),
+            **tuner.precision.describe(),
+            "tokens": texts_digest(tuner.tokens, tuner.held_out),
+            "layers": self.parts,
+            "model": tuner.network.residence.fingerprint(),
+            "dense": tuner.dense.residence.fingerprint(),
+        }
 
     def report(self) -> TuneReport:
         """One report of all parts; steps and seconds go on from part to part."""

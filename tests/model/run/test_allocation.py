@@ -33,8 +33,7 @@ from rose.model.run.allocation import (
     owl_ratios,
     sensitivity_ratios,
 )
-from rose.model.run.damages import DamageRecord
-from rose.rows import records_table
+from rose.rows import DamageRecord, records_table
 from tests.model.families import make_model, make_tokens, stop_at
 
 

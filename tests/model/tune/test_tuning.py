@@ -286,9 +286,9 @@ def test_a_process_may_have_no_window(monkeypatch):
 def test_a_resumed_optimizer_is_on_the_device_of_the_weights(tmp_path):
     parts = {name: torch.ones(3) for name in ("weight", "best", "exp_avg", "exp_avg_sq")} | {"step": torch.tensor(4.0)}
     facts = json.dumps(dict.fromkeys(tuning.FACTS, 0))
-    write_tensors(tmp_path / tuning.STATE, {f"a/{name}": one for name, one in parts.items()}, facts=facts, curve="[]")
+    write_tensors(tmp_path / "state", {f"a/{name}": one for name, one in parts.items()}, facts=facts, curve="[]")
     parameter = nn.Parameter(torch.zeros(3, device="meta"))
-    loop: Any = Namespace(folder=tmp_path, device=parameter.device)
+    loop: Any = Namespace(state=tmp_path / "state", device=parameter.device)
     loop.trained, loop.optimizer = [Namespace(name="a", parameter=parameter)], torch.optim.Adam([parameter])
     assert tuning.Tuner._resume(loop)
     state = loop.optimizer.state[parameter]
