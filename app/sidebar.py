@@ -103,7 +103,7 @@ def _choose_sparsity(study: Study) -> None:
     )
     if not study.calibration.complete:
         study_form.say_hub(other)
-    begin: dict[str, Any] = {"on_click": _measure, "args": (other,), "disabled": not estimate.fits}
+    begin: dict[str, Any] = {"on_click": study_form.measure, "args": (other,), "disabled": not estimate.fits}
     look: dict[str, Any] = {"icon": ":material/play_arrow:", "width": "stretch"}
     st.button(f"Measure at {words.plain(sparsity)}", key="measure-sparsity", **begin, **look)
 
@@ -116,11 +116,6 @@ def _ask_sparsity() -> None:
     if study is not None and study.is_measured:
         study_form.forget()
         session.choose_setup(other)
-
-
-def _measure(chosen: Setup) -> None:
-    study_form.forget()
-    session.measure(chosen)
 
 
 def _running() -> None:

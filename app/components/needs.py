@@ -102,12 +102,11 @@ def _wait_for_layer(study: Study, layer: str, numbers: Callable[[Study, str], No
     wait_for(study, lambda: study.has(layer))
 
 
-def wait_for(study: Study, ready: Callable[[], bool], shown: bool = True) -> None:
+def wait_for(study: Study, ready: Callable[[], bool]) -> None:
     """Shows progress, and redraws the page once the run has ended or `ready()` holds, when it must not call this."""
 
     def poll() -> None:
-        if shown:
-            study_status(study, "waiting")
+        study_status(study, "waiting")
         if ready():
             st.rerun()
 

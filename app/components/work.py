@@ -1,6 +1,7 @@
 """Sentences in a box, whose quotations stay text, and work in progress: live parts, how far a job is, how to cancel."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -112,28 +113,17 @@ def finished(pieces: Sequence[Callable[[], Any]], key: str, signature: object, n
         session.follow(batch, f"swap_vert: {noun.capitalize()}")
         st.session_state[slot] = (signature, batch)
         batch.job.start().wait(PATIENCE)
+    if batch.job.status == "running":
+        while_running(batch.job, partial(progress, batch, key), 0.5)
+        return False
     if batch.job.status == "done":
         del st.session_state[slot]
         return True
-    _follow_batch(batch, key, slot)
+    ended(batch.job, f" after {batch.job.message}; finished ones are kept.")
+    if st.button("Run the rest", key=f"{key}-again", icon=":material/refresh:"):
+        del st.session_state[slot]
+        st.rerun()
     return False
-
-
-def _follow_batch(batch: SerialRun, key: str, slot: str) -> None:
-    running = batch.job.status == "running"
-
-    def poll() -> None:
-        if batch.job.status == "running":
-            progress(batch, key)
-            return
-        if running:
-            st.rerun()
-        ended(batch.job, f" after {batch.job.message}; finished ones are kept.")
-        if st.button("Run the rest", key=f"{key}-again", icon=":material/refresh:"):
-            del st.session_state[slot]
-            st.rerun()
-
-    live(poll, 0.5 if running else None)
 
 
 def _cancel(run: Run) -> None:

@@ -103,6 +103,13 @@ def forget() -> None:
         del st.session_state[name]
 
 
+def measure(chosen: Setup) -> None:
+    """Starts a run, and ends the one this session was waiting for."""
+    if chosen != session.draft():
+        forget()
+    session.measure(chosen)
+
+
 def _key(name: str) -> dict[str, Any]:
     """A widget's key; hidden fields keep what was typed into them."""
     return {"key": PREFIX + name, "persist_state": "page"}

@@ -73,7 +73,7 @@ def offer(button: DeltaGenerator, expected: DeltaGenerator, edited: Setup, study
         "Measure layers",
         type="primary",
         icon=":material/play_arrow:",
-        on_click=begin,
+        on_click=study_form.measure,
         args=(edited,),
         disabled=there or cannot,
         help="They are measured already. Change something first." if there else None,
@@ -112,13 +112,6 @@ def show_estimate(edited: Setup, estimate: Preflight | str) -> None:
     study_form.say_hub(edited)
     for warning in estimate.warnings:
         components.warning(warning)
-
-
-def begin(chosen: Setup) -> None:
-    """Starts a run, and ends the one this session was waiting for."""
-    if chosen != session.draft():
-        study_form.forget()
-    session.measure(chosen)
 
 
 def picture(study: Study) -> None:
@@ -175,7 +168,7 @@ def beside(study: Study, table: pd.DataFrame) -> None:
 def recent() -> None:
     for place, setup in enumerate(other for other in st.session_state.get("recent", []) if other != session.setup()):
         label, icon = words.plain(study_form.describe(setup)), ":material/history:"
-        st.button(label, key=f"recent-{place}", icon=icon, type="tertiary", on_click=begin, args=(setup,))
+        st.button(label, key=f"recent-{place}", icon=icon, type="tertiary", on_click=study_form.measure, args=(setup,))
 
 
 draw()

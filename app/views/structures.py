@@ -43,7 +43,7 @@ def _structures() -> Structures | None:
     if study is not None and study.loaded is not None and study.job.status == "done":
         return Structures(study)
     if study is not None and study.job.status == "running":  # its progress is beside the page
-        components.wait_for(study, lambda: study.job.status != "running", shown=False)
+        components.while_running(study.job, lambda: None)
         return None
     try:
         seconds = collecting(setup, shared.skeleton(setup.model))
