@@ -223,18 +223,18 @@ def _described_blocks(config: Any) -> list[object]:
         _, blocks = decoder_blocks(model)
     except RoseError:
         return []
-    return [tuple(_settings(path, module) for path, module in block.named_modules()) for block in blocks]
 
+    def settings(module: nn.Module) -> object:
+        plain = {
+            name: value
+            for name, value in vars(module).items()
+            if isinstance(value, (bool, int, float, str)) and not name.startswith("_") and name not in PLACE_FIELDS
+        }
+        tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        sizes = tuple((name, tensor.shape) for name, tensor in tensors)
+        return type(module).__name__, tuple(sorted(plain.items())), sizes
 
-def _settings(path: str, module: nn.Module) -> tuple[object, ...]:
-    plain = {
-        name: value
-        for name, value in vars(module).items()
-        if isinstance(value, (bool, int, float, str)) and not name.startswith("_") and name not in PLACE_FIELDS
-    }
-    tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-    sizes = tuple((name, tensor.shape) for name, tensor in tensors)
-    return path, type(module).__name__, tuple(sorted(plain.items())), sizes
+    return [tuple((path, settings(module)) for path, module in block.named_modules()) for block in blocks]
 
 
 # Cuts

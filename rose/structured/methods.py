@@ -14,7 +14,6 @@ from rose.structured.problem import Problem, greedy, set_cost, swaps
 
 UNTOUCHED = 0.01  # share of channels that SlimLLM's program keeps although their scores are the lowest
 
-
 # The units that stay, (units,) bool, and how many of them returned in place of others.
 Choice = tuple[Tensor, int]
 # (problem, how many go out of each pool, pools of units, units already gone) -> choice

@@ -43,24 +43,6 @@ Shapes = list[list[Shape]]  # [block][part]
 Candidate = tuple[float, dict[str, Shape]]  # distance from the target; shapes by kind of part
 
 
-def uniform_candidates(parts: Sequence[Part], target: float, multiple: int) -> list[Candidate]:
-    """Shapes that save about `target` parameters of one decoder block, the nearest first."""
-    by_kind = {part.kind: part for part in parts}
-    candidates = []
-    for heads in head_shapes(by_kind[HEADS].shape) if HEADS in by_kind else [None]:
-        chosen, left = {}, target
-        if heads:
-            chosen[HEADS], left = heads, target - by_kind[HEADS].saved(heads)
-        if CHANNELS in by_kind:
-            if (channels := channels_for(by_kind[CHANNELS], left, multiple)) is None:
-                continue
-            chosen[CHANNELS] = channels
-        distance = abs(sum(part.saved(chosen[kind]) for kind, part in by_kind.items()) - target)
-        if distance <= target / 2:
-            candidates.append((distance, chosen))
-    return sorted(candidates, key=lambda entry: entry[0])
-
-
 def saved_by(parts: Sequence[Sequence[Part]], shapes: Shapes) -> int:
     """Parameters removed by these shapes; both [block][part]."""
     return sum(part.saved(shape) for part, shape in _pairs(parts, shapes))
@@ -377,27 +359,38 @@ def _uniform_candidates(
     multiple: int,
     allowed: Callable[[Mapping[str, Shape]], bool],
 ) -> list[Candidate]:
-    """See `uniform_candidates`; raises RoseError if no candidate is allowed."""
+    """Shapes of every decoder block that together save about `target` parameters, the nearest first; raises RoseError
+    if none of them is allowed."""
     every = parts_of_any(model)
     if len({(part.kind, part.shape) for part in every}) > len({part.kind for part in every}):
         raise RoseError(
             "The decoder blocks of this model differ in shape already; choose an allocation that lets them differ "
             "(cost or similarity)."
         )
-    if CHANNELS in {part.kind for part in parts[0]} and not can_say(model, parts, {CHANNELS: Shape(1, 1)}):
+    by_kind = {part.kind: part for part in parts[0]}
+    if CHANNELS in by_kind and not can_say(model, parts, {CHANNELS: Shape(1, 1)}):
         raise RoseError(
             f"The configuration of {type(model).__name__} has no number for MLP channels, so plain transformers could "
             "not load the result; allow shapes that rose alone reads (allocation cost), or choose the method depth."
         )
-    candidates = uniform_candidates(parts[0], target / len(parts), multiple)
+
+    def saved(shapes: Mapping[str, Shape]) -> int:
+        return sum(by_kind[kind].saved(shape) for kind, shape in shapes.items())
+
+    heads = [{HEADS: shape} for shape in head_shapes(by_kind[HEADS].shape)] if HEADS in by_kind else [{}]
+    of_block, candidates = target / len(parts), []
+    for chosen in heads:
+        if CHANNELS in by_kind:
+            if (channels := channels_for(by_kind[CHANNELS], of_block - saved(chosen), multiple)) is None:
+                continue
+            chosen = chosen | {CHANNELS: channels}
+        if (distance := abs(saved(chosen) - of_block)) <= of_block / 2:
+            candidates.append((distance, chosen))
+    candidates.sort(key=lambda entry: entry[0])
     if not any(allowed(chosen) for _, chosen in candidates):
-        by_kind = {part.kind: part for part in parts[0]}
         fewest = {CHANNELS: fewest_channels(by_kind[CHANNELS], multiple)} if CHANNELS in by_kind else {}
-        heads = head_shapes(by_kind[HEADS].shape) if HEADS in by_kind else []
-        every_shapes = [fewest | {HEADS: shape} for shape in heads] or [fewest]
-        every_shapes.sort(key=lambda shapes: -sum(by_kind[kind].saved(shape) for kind, shape in shapes.items()))
-        largest = next(filter(allowed, every_shapes), {})
-        most = len(parts) * sum(by_kind[kind].saved(shape) for kind, shape in largest.items())
+        largest = next(filter(allowed, sorted((fewest | shapes for shapes in heads), key=saved, reverse=True)), {})
+        most = len(parts) * saved(largest)
         if 0 < most < target:
             raise too_much(most / block_parameters(model))
         raise RoseError(

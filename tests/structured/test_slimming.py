@@ -335,7 +335,6 @@ def test_bad_requests_are_one_sentence_and_change_nothing(make, options, message
 FOUR: dict[str, Any] = {**GATED, "num_hidden_layers": 4}
 _GPT2: dict[str, Any] = {"vocab_size": VOCABULARY, "n_embd": 32, "n_head": 4, "n_positions": 64}
 
-
 DEPENDENT: dict[str, tuple[PretrainedConfig, tuple[str, ...], str]] = {
     "norms over all heads": (transformers.Olmo2Config(**GATED), (CHANNELS,), r"_norm\.weight belongs to them"),
     "a norm for each head": (transformers.StableLmConfig(**GATED, qk_layernorm=True), (CHANNELS,), "belongs to them"),

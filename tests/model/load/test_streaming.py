@@ -20,7 +20,7 @@ from rose.model.network.layers import decoder_blocks
 from rose.model.network.network import Network
 from rose.output import PARTIAL
 from rose.tensor_files import digest
-from tests.model.families import DENSE, make_model, make_tokens, on_meta, save, stop_at
+from tests.model.families import DENSE, logits, make_model, make_tokens, on_meta, save, stop_at
 from tests.tiny import save_tiny_llama
 
 pytestmark = pytest.mark.usefixtures("small_batches")
@@ -37,6 +37,11 @@ def test_pruned_as_in_memory_to_the_bit(family, dtype, shard, tmp_path):
     whole, tokenizer = rose.load_model(str(folder), dtype=dtype)
     expected = rose.prune_model(whole, make_tokens(), **OPTIONS)
     rose.save_model(whole, tokenizer, tmp_path / "whole")
+    again, same_tokenizer = rose.load_model(str(tmp_path / "whole"), dtype=dtype)
+    assert torch.equal(logits(again), logits(whole))
+    assert same_tokenizer("w5 w7")["input_ids"] == tokenizer("w5 w7")["input_ids"]
+    assert not again.training
+    assert not any(parameter.requires_grad for parameter in again.parameters())
     streamed, tokenizer = rose.load_model(str(folder), stream=True, dtype=dtype)
     found = rose.prune_model(streamed, make_tokens(), **OPTIONS)
     assert on_meta(streamed)

@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerFast
 import rose
 from rose.model.load import tokens as calibration
 from rose.model.load.tokens import DATASETS, is_downloaded, load_calibration, load_text, packaged_text
-from tests.tiny import byte_tokenizer
 
 WORDS = 1000
 
@@ -53,8 +52,11 @@ def test_random_windows_do_not_overlap(text, tokenizer, samples, length):
         assert len(tokens.unique()) == samples * length
 
 
-def test_more_windows_than_fit_are_drawn_independently(text, tokenizer):
+def test_more_windows_than_fit_are_drawn_independently_and_reported(text, tokenizer, caplog):
+    rose.load_tokens(text, tokenizer, samples=10, length=100)
+    assert not caplog.text
     tokens = rose.load_tokens(text, tokenizer, samples=40, length=100)
+    assert "40 windows of 100 overlap" in caplog.text
     assert tokens.shape == (40, 100)
     assert are_runs(tokens)
     assert tokens[:, 0].min() < 200
@@ -223,14 +225,3 @@ def test_long_texts_are_cut_into_tokens_part_by_part(separator, tmp_path, tokeni
     assert torch.equal(whole, parts)
     monkeypatch.setattr(calibration, "PART", 61)
     assert len(calibration._encode(tokenizer, path.read_text())) >= WORDS  # a word may be cut, none is lost
-
-
-def test_overlapping_windows_are_reported(tmp_path, caplog):
-    path = tmp_path / "short.txt"
-    path.write_text("w1 " * 100)
-    tokenizer = byte_tokenizer()
-    fit = len(tokenizer(path.read_text(), add_special_tokens=False)["input_ids"]) // 30
-    for samples, told in ((fit, False), (fit + 1, True)):
-        caplog.clear()
-        rose.load_tokens(str(path), tokenizer, samples=samples, length=30, bos="never")
-        assert ("windows of 30 overlap" in caplog.text) == told

@@ -46,7 +46,6 @@ CONFIGURATIONS: dict[str, Callable[[], PretrainedConfig]] = {
 }
 TOKENS = torch.randint(0, 256, (2, 20), generator=torch.Generator().manual_seed(0))
 
-
 TEXT = "a rose is a rose is a rose by any other name, roses are red " * 5
 
 
