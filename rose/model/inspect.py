@@ -46,15 +46,15 @@ ADDED, GONE, RENAMED = "added", "gone", "renamed"
 INTEGERS = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL")
 
 
-class TensorFiles:
+class TensorFiles(ExitStack):
     """The tensors of a checkpoint folder or of one file, by name; to be used in a `with`. Raises RoseError for neither
     a folder with safetensors nor a .safetensors or .gguf file, or a damaged one."""
 
     def __init__(self, place: str | Path) -> None:
+        super().__init__()
         packaged = PACKAGED[str(place)].path() if str(place) in PACKAGED else None
         self.place = packaged or reachable(place)
         self.tensors: dict[str, StoredTensor] = {}
-        self._open = ExitStack()
         self._pieces: dict[str, Callable[[], Iterator[Tensor]]] = {}  # runs of rows by tensor
         self._metadata: dict[str, str] = {}
         try:
@@ -82,7 +82,7 @@ class TensorFiles:
         if not self.place.is_dir() and self.place.suffix != ".safetensors":
             raise RoseError(f"{self.place} is neither a folder nor a .safetensors or .gguf file; name such.")
         for path in weight_files(self.place) if self.place.is_dir() else [self.place]:
-            file = self._open.enter_context(TensorFile(path))
+            file = self.enter_context(TensorFile(path))
             self._metadata |= file.source_metadata if file.is_packed else file.metadata
             for name in file.names():
                 if name in self.tensors:
@@ -94,12 +94,6 @@ class TensorFiles:
                 self._pieces[name] = partial(file.runs, name, step)
                 stored = file.packed_bytes(name) or math.prod(shape) * _bits(kind) // 8
                 self.tensors[name] = StoredTensor(path, kind, shape, stored)
-
-    def __enter__(self) -> TensorFiles:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
 
     def has_weights(self, name: str) -> bool:
         """Whether a tensor holds weights: not integers, which are indices or packed by somebody else."""
