@@ -6,6 +6,7 @@ session starts. Widgets of single pages may use `bind="query-params"` for choice
 
 import math
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -53,13 +54,13 @@ def follow(run: Run, label: str) -> None:
         st.session_state.running = [*running(), (run, label)]
 
 
-def start_run(slot: str, run: Run, label: str) -> None:
-    """Starts work in a slot of the session's state; earlier work in the slot is cancelled."""
+def start_run(slot: str, make: Callable[[], Run], label: str) -> None:
+    """Callback: starts work in a slot of the session's state; earlier work in the slot is cancelled."""
     earlier = st.session_state.get(slot)
     if earlier is not None:
         leave(earlier.job)
         earlier.discard()
-    st.session_state[slot] = run
+    run = st.session_state[slot] = make()
     _begin(run, label)
 
 

@@ -7,6 +7,7 @@ import streamlit as st
 
 from app import components, session, shared, words
 from app.forms import study_form
+from app.forms.widgets import say_hub
 from app.lab import race_of_solvers
 from app.study import preflight
 from app.study.setup import Setup
@@ -102,7 +103,7 @@ def _choose_sparsity(study: Study) -> None:
         + ("" if estimate.fits else " They will not fit into memory.")
     )
     if not study.calibration.complete:
-        study_form.say_hub(other)
+        say_hub(other)
     begin: dict[str, Any] = {"on_click": study_form.measure, "args": (other,), "disabled": not estimate.fits}
     look: dict[str, Any] = {"icon": ":material/play_arrow:", "width": "stretch"}
     st.button(f"Measure at {words.plain(sparsity)}", key="measure-sparsity", **begin, **look)

@@ -2,7 +2,18 @@
 
 # ruff: noqa: F401  pages name all of them `components.…`
 from app.components.choices import URL, choose, edited_setup, keep_choice, pick_layer, pick_row, section, select_layer
-from app.components.figure import SHARE, continued, follow_theme, in_percent, look, look_over, recipe, show, table
+from app.components.figure import (
+    SHARE,
+    continued,
+    follow_theme,
+    frame,
+    in_percent,
+    look,
+    look_over,
+    recipe,
+    show,
+    table,
+)
 from app.components.needs import (
     START_PAGE,
     begin_restored,

@@ -15,8 +15,10 @@ URL: Final = "query-params"  # a widget bound to it keeps its choice in the URL
 def choose(label: str, options: Mapping[Any, str], key: str, **widget: Any) -> Any:
     """One of a few, as buttons in a row; the choice is in the URL.
 
-    `options`: value -> text on screen and in the URL; the first is the default.
+    `options`: value -> text on screen and in the URL; the first is the default, also for a choice that went.
     """
+    if st.session_state.get(key) not in (None, *options):
+        del st.session_state[key]
     return st.segmented_control(
         label,
         list(options),
@@ -28,9 +30,14 @@ def choose(label: str, options: Mapping[Any, str], key: str, **widget: Any) -> A
     )
 
 
-def section(options: Mapping[str, str], key: str, label: str = "Section", **options_of_widget: Any) -> Any:
-    """Chooses the part of a page to show; screen readers read the label."""
-    return choose(label, options, key, label_visibility="collapsed", **options_of_widget)
+def section(options: Mapping[str, Any] | Sequence[str], key: str, label: str = "Section", **widget: Any) -> Any:
+    """Chooses the part of a page to show; screen readers read the label.
+
+    `options`: value -> text on screen, or a tuple that begins with the text; or texts, each its own value.
+    """
+    texts = options if isinstance(options, Mapping) else dict(zip(options, options, strict=True))
+    texts = {value: text[0] if isinstance(text, tuple) else text for value, text in texts.items()}
+    return choose(label, texts, key, label_visibility="collapsed", **widget)
 
 
 def select_layer(layer: str) -> None:

@@ -12,6 +12,7 @@ import pandas as pd
 import streamlit as st
 
 from app import session, words
+from app.components.choices import pick_row, select_layer
 from app.figures import style
 from app.figures.style import Drawing
 from rose.recipe import Recipe
@@ -96,6 +97,33 @@ def downloads(drawing: Drawing, key: str) -> None:
         st.download_button(label, content, f"{key}.{kind}", on_click="ignore", key=f"{key}-{kind}")
     pressed = '<button class="picture" data-figure="{}" data-format="{}">Figure, {}</button>'  # see `page.js`
     st.html("".join(pressed.format(key, form, form.upper()) for form in ("png", "svg")))
+
+
+def frame(
+    table: pd.DataFrame,
+    columns: Mapping[str, Any],
+    key: str,
+    alt: str,
+    rows: Sequence[Any] | None = None,
+    choose: Callable[[Any], None] = select_layer,
+) -> None:
+    """A table of numbers, of which `columns` are shown: a label, a label with a number's format, or a column of
+    Streamlit by name. A chosen row chooses its entry of `rows`."""
+    number = st.column_config.NumberColumn
+    pick: dict[str, Any] = {}
+    if rows is not None:
+        pick = {"selection_mode": "single-row", "on_select": lambda: pick_row(key, rows, choose)}
+    st.dataframe(
+        table,
+        hide_index=True,
+        column_order=[name for name in columns if name in table],
+        column_config={
+            name: number(look[0], format=look[1]) if isinstance(look, tuple) else look for name, look in columns.items()
+        },
+        key=key,
+        alt=alt,
+        **pick,
+    )
 
 
 def in_percent(table: pd.DataFrame, shares: Sequence[str]) -> pd.DataFrame:

@@ -51,27 +51,13 @@ def choose(setup: Setup) -> PruneRequest:
     sparsities = text_input("Sparsities", "prune_sparsities", setup.sparsity, help_text, sparsities_place)
     help_text = 'Names separated by spaces, * allowed: "*.o_proj". Empty: all of the set-up.'
     layers = text_input("Layers", "prune_layers", setup.layers, help_text, layers_place)
-    left, right = st.columns(2)
-    with left:
-        bits = _pills("Bits of kept weights", BITS, AS_STORED, "prune_bits", "Kept weights are rounded to a grid with "
-                      "an exact zero, and later columns compensate for that too. Copies of different bits are not "
-                      "ranked.")  # fmt: skip
-    with right:
-        look: dict[str, Any] = {"format_func": KEEP.__getitem__, "help": KEEP_HELP}
-        keep = st.selectbox("Checkpoints", list(KEEP), **look, **linked("prune_keep"))
-        help_text = "Each checkpoint is a new folder in it, with its report."
-        is_folder = keep == "folder"
-        folder = text_input("Folder on this machine", "prune_folder", "pruned/", help_text) if is_folder else ""
     with st.expander("More", icon=":material/more_horiz:", key="prune-more"):
-        settings = {**_windows(setup), **_targets(bits), **_tasks()}
+        settings = {**_weights(), **_windows(setup), **_targets(), **_tasks()}
     return PruneRequest(
         methods=tuple(dict.fromkeys(methods)),
         sparsities=_names(sparsities) or (setup.sparsity,),
         layers=layers or setup.layers,
         threshold=threshold,
-        bits=tuple(None if name == AS_STORED else int(name) for name in bits),
-        keep=keep,
-        folder=folder,
         **settings,
     )
 
@@ -81,6 +67,29 @@ def _pills(label: str, options: dict[str, str], usual: str, key: str, help: str)
     look: dict[str, Any] = {"selection_mode": "multi", "format_func": options.__getitem__, "help": help}
     chosen = st.pills(label, list(options), default=[usual], **look, **linked(key))
     return [name for name in options if name in chosen]
+
+
+def _weights() -> dict[str, Any]:
+    """The grid of kept weights, and where checkpoints go."""
+    left, right = st.columns(2)
+    group = PruneRequest.group
+    with left:
+        bits = _pills("Bits of kept weights", BITS, AS_STORED, "prune_bits", "Kept weights are rounded to a grid with "
+                      "an exact zero, and later columns compensate for that too. Copies of different bits are not "
+                      "ranked.")  # fmt: skip
+        if bits not in ([], [AS_STORED]):
+            help_text = "Consecutive input columns of a row. Each scale takes 16 bits."
+            group = st.selectbox(
+                "Columns that share a scale", list(map(str, GROUPS)), 1, help=help_text, **linked("prune_group")
+            )
+    with right:
+        look: dict[str, Any] = {"format_func": KEEP.__getitem__, "help": KEEP_HELP}
+        keep = st.selectbox("Checkpoints", list(KEEP), **look, **linked("prune_keep"))
+        help_text = "Each checkpoint is a new folder in it, with its report."
+        is_folder = keep == "folder"
+        folder = text_input("Folder on this machine", "prune_folder", "pruned/", help_text) if is_folder else ""
+    stored = tuple(None if name == AS_STORED else int(name) for name in bits)
+    return {"bits": stored, "group": group, "keep": keep, "folder": folder}
 
 
 def _windows(setup: Setup) -> dict[str, Any]:
@@ -105,29 +114,24 @@ def _windows(setup: Setup) -> dict[str, Any]:
     return {"evaluate": text, "prompt": prompt, **sizes}
 
 
-def _targets(bits: list[str]) -> dict[str, Any]:
-    first, second, third, fourth = st.columns([3, 2, 2, 2], vertical_alignment="bottom")
+def _targets() -> dict[str, Any]:
+    first, second, third = st.columns([3, 2, 2], vertical_alignment="bottom")
     with first:
         targets = _pills("Target", TARGETS, "dense", "prune_targets", "What each layer is fitted to. Dense: the dense "
                          "model's output, which also makes good what pruned layers before it lost. Layer: the output "
                          "of its own dense weights, as in the papers.")  # fmt: skip
-    look: dict[str, Any] = {"value": None, "placeholder": "automatic", "disabled": "dense" not in targets}
-    look["label"] = "Damping of the correction, μ"
-    damping = spec_number(second, FIELDS["target_damping"], linked("prune_target_damping"), **look)
-    # Dense targets are always true-sequential, so the toggle is fixed for them.
-    is_asked = "layer" in targets
-    fixed: dict[str, Any] = {"value": True, "disabled": True, "key": "prune-always-sequential"}
-    sequential = third.toggle(
-        "True-sequential",
-        **(linked("prune_true_sequential") if is_asked else fixed),
-        help="Calibrates each layer after those before it in the decoder block are pruned: one forward pass instead "
-        "of two, more memory.",
-    )
-    help_text = "Consecutive input columns of a row. Each scale takes 16 bits."
-    look = {"disabled": bits in ([], [AS_STORED]), "help": help_text}
-    group = fourth.selectbox("Columns that share a scale", list(map(str, GROUPS)), 1, **look, **linked("prune_group"))
-    values = {"targets": tuple(targets), "target_damping": damping, "group": group}
-    return values | {"true_sequential": is_asked and sequential}
+    damping, sequential = None, False
+    if "dense" in targets:
+        look = {"value": None, "placeholder": "automatic", "label": "Damping of the correction, μ"}
+        damping = spec_number(second, FIELDS["target_damping"], linked("prune_target_damping"), **look)
+    if "layer" in targets:  # dense targets always are true-sequential
+        sequential = third.toggle(
+            "True-sequential",
+            **linked("prune_true_sequential"),
+            help="Calibrates each layer after those before it in the decoder block are pruned: one forward pass "
+            "instead of two, more memory.",
+        )
+    return {"targets": tuple(targets), "target_damping": damping, "true_sequential": sequential}
 
 
 def _tasks() -> dict[str, Any]:
@@ -139,6 +143,8 @@ def _tasks() -> dict[str, Any]:
     help_text = f"Names of lm-eval's tasks, separated by spaces: {' '.join(zero_shot.TASKS)}. Their questions come "
     help_text += "from the Hub, unless they were loaded before."
     tasks = text_input("Zero-shot tasks", "prune_tasks", "none", help_text, first)
+    if not tasks:
+        return {}
     help_text = "The first questions of each task. With 100 of them the standard error is about 5 points."
     usual = PruneRequest.questions
     questions = second.number_input("Questions each", 1, value=usual, **linked("prune_questions"), help=help_text)

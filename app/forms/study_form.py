@@ -1,15 +1,13 @@
 """The set-up as widgets of the start page, from a dropped recipe, and in one line."""
 
 from typing import Any
-from urllib.parse import urlsplit
 
 import streamlit as st
-from huggingface_hub import constants
 from torch import nn
 
 import rose
 from app import session, shared, words
-from app.forms.widgets import spec_number
+from app.forms.widgets import HUB, spec_number
 from app.study import preflight
 from app.study.setup import FIELDS, NUMBERS, Setup
 from rose.model.defaults import STORED
@@ -23,7 +21,6 @@ from rose.recipe import Recipe
 from rose.recipe.spec import Spec
 from rose.recipe.steps import Analyze, Prune
 
-HUB = urlsplit(constants.ENDPOINT).netloc
 FILE = "file"
 NAMES = {"wikitext2": "WikiText-2", "c4": "C4", "ptb": "Penn Treebank"}  # of data sets, for people
 SOURCES = {
@@ -163,13 +160,6 @@ def structure(model: str) -> nn.Module | None:
         # Remembered, or every move of a slider would look for it again.
         problems()[model] = str(problem).replace(shared.ASKED_ON_START, "")  # see `offer_to_find`
         return None
-
-
-def say_hub(*setups: Setup) -> None:
-    """A line beside the start button: the names that these runs ask the Hub for, if any."""
-    if names := list(dict.fromkeys(name for setup in setups for name in preflight.asked_of_hub(setup))):
-        notice = f"This asks {HUB} for {words.listing(names)}; what is not here yet is downloaded."
-        st.caption(words.plain(notice))
 
 
 def problems() -> dict[str, str]:

@@ -2,18 +2,23 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import streamlit as st
+from huggingface_hub import constants
 from streamlit.delta_generator import DeltaGenerator
 
 from app import components, shared, words
 from app.runs.copies import kept_checkpoints
 from app.runs.damage import DamageRequest
 from app.runs.pruning import PruneRequest
+from app.study.preflight import asked_of_hub
 from app.study.setup import LARGEST, Setup
 from rose import METHODS, RoseError
 from rose.model.estimate import Cost
 from rose.recipe.spec import SpecField
+
+HUB = urlsplit(constants.ENDPOINT).netloc
 
 
 def linked(key: str) -> dict[str, Any]:
@@ -36,10 +41,19 @@ def method_choice(place: DeltaGenerator, usual: str, key: str) -> str:
 
 def priced(setup: Setup, request: DamageRequest | PruneRequest) -> tuple[Cost | None, str]:
     """The cost of a run, or a sentence that says why it is impossible."""
-    try:
+
+    def estimate() -> Cost:
         skeleton = shared.skeleton(setup.model)
         request.check(setup, skeleton)
-        return request.estimate(setup, skeleton), ""
+        return request.estimate(setup, skeleton)
+
+    return attempt(estimate)
+
+
+def attempt(make: Callable[[], Any]) -> tuple[Any, str]:
+    """What `make` gives, or None and the sentence that refuses it."""
+    try:
+        return make(), ""
     except RoseError as problem:
         return None, str(problem)
 
@@ -47,14 +61,6 @@ def priced(setup: Setup, request: DamageRequest | PruneRequest) -> tuple[Cost | 
 def text_input(label: str, key: str, example: str, help: str, place: Any = st) -> str:
     """A text that the URL carries, such as a path on this machine."""
     return place.text_input(label, **linked(key), placeholder=example, help=help).strip()
-
-
-def file_input(label: str, key: str, types: Sequence[str], example: str, help: str) -> Any:
-    """A file from the browser's machine, or else the path of a file on this machine, in the URL as KEY_path; "" for
-    neither."""
-    left, right = st.columns(2)
-    upload = left.file_uploader(label, type=list(types), key=f"{key}-file")
-    return upload or text_input("or its path on this machine", f"{key}_path", example, help, right)
 
 
 def folders_input(label: str, key: str, help: str) -> str:
@@ -94,14 +100,36 @@ def pruned_model(model: str, key: str, label: str, other: str, place: tuple[str,
 
 
 def start_button(
-    label: str, key: str, start: Callable[..., None], *args: Any, problem: str = "", running: bool = False, icon: str
+    label: str,
+    key: str,
+    start: Callable[..., None],
+    *args: Any,
+    icon: str,
+    problem: str = "",
+    running: bool = False,
+    ready: bool = True,
+    takes: str = "",
+    asking: Sequence[Setup] = (),
 ) -> DeltaGenerator:
-    """The button that starts a run, and the place beside it, which says what stands in the way."""
+    """The button that starts a run, and the place beside it.
+
+    The place says what stands in the way; or, unless a run goes on, what a run takes and what `asking` asks the Hub.
+    """  # fmt: skip
     left, right = st.columns([1, 3], vertical_alignment="center")
-    disabled = bool(problem) or running
+    disabled = bool(problem) or running or not ready
     look: dict[str, Any] = {"type": "primary", "icon": icon, "disabled": disabled, "width": "stretch"}
     left.button(label, key=key, on_click=start, args=args, **look)
-    if problem:
-        with right:
+    with right:
+        if problem:
             components.warning(problem)
+        elif takes and not running:
+            st.caption(takes)
+            say_hub(*asking)
     return right
+
+
+def say_hub(*setups: Setup) -> None:
+    """A line beside the start button: the names that these runs ask the Hub for, if any."""
+    if names := list(dict.fromkeys(name for setup in setups for name in asked_of_hub(setup))):
+        notice = f"This asks {HUB} for {words.listing(names)}; what is not here yet is downloaded."
+        st.caption(words.plain(notice))

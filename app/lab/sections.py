@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from math import isnan
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 import rose
-from app import components, words
+from app import components, first, session, words
 from app.components import URL
 from app.figures import orders, palette
 from app.figures.orders import forecast_scatter, price_lines
@@ -24,9 +25,12 @@ from app.lab.sweeps import (
     inside,
     missing,
     outcome,
+    times,
     trace_bytes,
 )
 from app.study.study import Study
+from rose.layer.loss import block_widths
+from rose.layer.pattern import parse_sparsity
 from rose.layer.registry import order_names
 
 BUDGETS = {"block": "Equal shares", "layer": "One threshold"}
@@ -40,6 +44,45 @@ WHO_IS_WHO = (
     "blocks, costliest first) where a layer is columnar, else SparseGPT. ROSE global: columns by loss over the whole "
     "layer, and one threshold that decides how much each block gives up."
 )
+
+
+def require_layer(purpose: str, page: str) -> tuple[Study, str, rose.OrderPlan]:
+    """The chosen layer and its plan, after its numbers; until its inputs are read, the example's pictures of a page."""
+
+    def meanwhile(study: Study, layer: str) -> None:
+        key_figures(study, layer)
+        if study.is_example:
+            first.of_layer(page, layer, session.theme())
+
+    study, layer = components.require_layer(purpose, meanwhile)
+    key_figures(study, layer)
+    return study, layer, session.plan(study, layer)
+
+
+def key_figures(study: Study, layer: str) -> None:
+    """The numbers of a measured layer, held-out errors first; its inputs are not needed."""
+    row = session.overview(study).set_index("layer").loc[layer]
+    blocks = words.count(len(block_widths(row["columns"], study.setup.block_size)), "block")
+    called, sign = ("columnar", ">") if row["is_columnar"] else ("not columnar", "≤")
+    st.markdown(
+        f"**{words.plain(words.short_layer(layer))}**, {row['rows']} × {row['columns']} weights in {blocks}, sparsity "
+        f"{parse_sparsity(study.setup.sparsity)}: **{called}**, relative range {row['relative_range']:.3f} {sign} "
+        f"{session.threshold():g}. {errors(row, 'held_out', 'Held-out') or errors(row, 'error', 'Calibration')}"
+    )
+    components.cautions(study.cautions(layer))
+
+
+def errors(row: pd.Series, kind: str, tokens: str) -> str:
+    """Of SparseGPT and of ROSE; nothing where nothing was held out."""
+    natural, ordered = row[f"{kind}_sparsegpt"], row[f"{kind}_rose"]
+    if pd.isna(natural):
+        return ""
+    one, other = words.apart(natural, ordered)
+    saved = 1 - times(ordered, natural)  # NaN: 0 of 0
+    change = f"{words.percent(abs(saved))} {'less' if saved > 0 else 'more'}"
+    if not row["is_columnar"] or isnan(saved) or not saved:
+        change = "the same" if row["is_columnar"] else "the same by construction"
+    return f"{tokens} error: SparseGPT **{one}**, ROSE **{other}**, {change}."
 
 
 def label(order: str) -> str:

@@ -67,19 +67,10 @@ def _one(path: str) -> None:
     def choose(name: str) -> None:
         st.session_state.inspect_tensor = name
 
-    st.dataframe(
-        components.in_percent(table[list(LABELS)], ["sparsity"]).rename(columns=LABELS),
-        hide_index=True,
-        height=min(250, 38 + 35 * len(table)),
-        key="inspect-table",
-        on_select=lambda: components.pick_row("inspect-table", list(table["name"]), choose),
-        selection_mode="single-row",
-        column_config={
-            "Zeros": st.column_config.NumberColumn(format=components.SHARE),
-            "Bytes": st.column_config.NumberColumn(format="localized"),
-        },
-        alt="All tensors of the file; a chosen row is drawn below",
-    )
+    cells = components.in_percent(table[list(LABELS)], ["sparsity"]).rename(columns=LABELS)
+    shown = {name: name for name in cells} | {"Zeros": ("Zeros", components.SHARE), "Bytes": ("Bytes", "localized")}
+    alt = "All tensors of the file; a chosen row is drawn below"
+    components.frame(cells, shown, "inspect-table", alt, list(table["name"]), choose)
     csv_button("Tensors, CSV", table, "tensors.csv", "inspect-csv")
     names = list(table.loc[table["shape"].str.contains("×"), "name"])
     if not names:
@@ -108,14 +99,9 @@ def _beside(path: str, other: str) -> None:
         return
     counted = ", ".join(f"{status} {count}" for status, count in table["status"].value_counts().items())
     st.markdown(f"**{words.sentence(words.count(len(table), 'tensor'))}: {words.plain(counted)}.**")
-    shown = components.in_percent(table[list(BESIDE)], ["change", "moved"]).rename(columns=BESIDE)
-    share = st.column_config.NumberColumn(format=components.SHARE)
-    st.dataframe(
-        shown,
-        hide_index=True,
-        key="inspect-beside",
-        height=430,
-        column_config={BESIDE["change"]: share, BESIDE["moved"]: share},
-        alt="All tensors of both files",
-    )
+    cells = components.in_percent(table[list(BESIDE)], ["change", "moved"]).rename(columns=BESIDE)
+    shown = {name: name for name in cells} | {
+        BESIDE[name]: (BESIDE[name], components.SHARE) for name in ("change", "moved")
+    }
+    components.frame(cells, shown, "inspect-beside", "All tensors of both files")
     csv_button("Differences, CSV", table, "differences.csv", "inspect-beside-csv")

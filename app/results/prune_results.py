@@ -12,7 +12,7 @@ from app import components, session, shared, words
 from app.components.work import follow
 from app.figures import maps, style
 from app.figures import methods as figures
-from app.forms.widgets import linked, start_button
+from app.forms.widgets import attempt, linked, start_button
 from app.results import naming, pairs
 from app.results.downloads import checkpoint_button, csv_button, file_button, large_button, report_button
 from app.results.pairs import accuracy_table, layer_table, model_table
@@ -275,34 +275,27 @@ def _offer_tuning(run: CopyRun, copies: list[str], model: Callable[[], nn.Module
     name = copies[0]
     if len(copies) > 1:
         name = right.selectbox("Copy", copies, format_func=words.plain, **linked("tune_copy"))
-    problem, cost = "", ""
-    try:
+
+    def takes() -> str:
         cost = f"{words.size(tuned_memory(run.setup, model()))} besides two models"
         if isinstance(run, PruningRun):
             seconds = 60 * minutes + run.request.evaluation_seconds(model())
             cost = f"About {words.duration(seconds)} with evaluation, and {cost}: {words.plain(name)}, trained"
         else:
             cost = f"Up to {cost}. It is trained"
-    except RoseError as refused:
-        problem = str(refused)
-    place = start_button(
-        f"Tune for {minutes:g} {'minute' if minutes == 1 else 'minutes'}",
-        f"{prefix}tune-start".replace("_", "-"),
-        session.start_tuning,
-        run,
-        name,
-        minutes,
-        problem=problem,
-        running=run.is_tuning,
-        icon=":material/model_training:",
-    )
-    if not problem and not run.is_tuning:  # which tells its own time
         windows = tuning_draw(run.setup.length)
         text = f"{words.plain(words.text_name(run.setup.text))}, {windows.length} tokens each"
-        place.caption(
+        return (
             f"{cost} on up to {windows.samples} windows of {text}, none of which perplexity is measured on. Further "
             "windows decide which step is kept; the curve is on those, so not comparable with perplexity above."
         )
+
+    text, problem = attempt(takes)
+    start_button(
+        f"Tune for {minutes:g} {'minute' if minutes == 1 else 'minutes'}", f"{prefix}tune-start".replace("_", "-"),
+        session.start_tuning, run, name, minutes, icon=":material/model_training:", problem=problem,
+        running=run.is_tuning, takes=text or "",
+    )  # fmt: skip
 
 
 def _follow_tuning(tuning: Tuning, prefix: str) -> None:

@@ -139,15 +139,9 @@ def all_layers(study: Study) -> None:
 def _table(table: pd.DataFrame) -> None:
     table = table.sort_values("status", key=lambda column: -column.map(RANK), kind="stable", ignore_index=True)
     cells = table.assign(layer=table["layer"].map(words.short_layer)).replace(CELLS)
-    st.dataframe(
-        cells.rename(columns={"layer": "Layer", "status": "Status", "found": "What did not pass"}),
-        hide_index=True,
-        key="check_table",
-        on_select=lambda: components.pick_row("check_table", list(table["layer"])),
-        selection_mode="single-row",
-        column_order=["Layer", "Status", "What did not pass", *CHECKS],
-        column_config={"What did not pass": st.column_config.TextColumn(width="large")},
-        height=min(430, 38 + 35 * len(cells)),
-        alt="Checks of all layers, the worst first; a chosen row chooses its layer",
-    )
+    cells = cells.rename(columns={"layer": "Layer", "status": "Status", "found": "What did not pass"})
+    shown: dict[str, Any] = {name: name for name in ("Layer", "Status", "What did not pass", *CHECKS)}
+    shown["What did not pass"] = st.column_config.TextColumn(width="large")
+    alt = "Checks of all layers, the worst first; a chosen row chooses its layer"
+    components.frame(cells, shown, "check_table", alt, list(table["layer"]))
     csv_button("Table, CSV", table, "checks.csv", "checks-csv")

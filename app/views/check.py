@@ -41,13 +41,13 @@ BOXES = {  # what the headline stands in, by its status; green only over what wa
 }
 SHARES = ("sparsity", "moved", "change", "recovered")
 FACTS: dict[str, Any] = {  # columns of the table of all layers, besides errors
-    "sparsity": st.column_config.NumberColumn("Zeros", format=SHARE),
+    "sparsity": ("Zeros", SHARE),
     "pattern": "Pattern",
     "broken_groups": "Broken groups",
-    "moved": st.column_config.NumberColumn("Kept weights moved", format=SHARE),
-    "change": st.column_config.NumberColumn("Change of kept weights, of their norm", format=SHARE),
+    "moved": ("Kept weights moved", SHARE),
+    "change": ("Change of kept weights, of their norm", SHARE),
     "levels": "Values of the grid",
-    "recovered": st.column_config.NumberColumn("Part of a refit's gain recovered", format=SHARE),
+    "recovered": ("Part of a refit's gain recovered", SHARE),
 }
 
 
@@ -60,7 +60,8 @@ def draw() -> None:
         return
     request = _choose(with_tokens=mode == "tokens")
     run = None if request is None else shared.checks().get(shared.key_of(checked.setup_of(request), request))
-    _offer(request, run)
+    if run is None or run.job.status not in ("running", "done"):
+        _offer(request)
     if run is not None:
         follow(run, "checkpoint", ". Nothing was kept.")
     elif request is None:
@@ -92,26 +93,23 @@ def _choose(*, with_tokens: bool) -> CheckCopies | None:
         return None
 
 
-def _offer(request: CheckCopies | None, run: CheckpointRun | None) -> None:
-    if run is not None and run.job.status in ("running", "done"):
-        return
+def _offer(request: CheckCopies | None) -> None:
     cost, problem, missing = _priced(request) if request else (None, "", "")
     label = "Check" if cost is None else f"Check, about {components.lasting(cost)}"
-    icon, is_empty = ":material/fact_check:", request is None
-    place = start_button(label, "check-start", _start, request, problem=problem, running=is_empty, icon=icon)
-    if missing:
-        study_form.offer_to_find(missing)
-    elif request is None:
-        place.caption("Name a checkpoint above. Its layers are compared with the dense model's; tokens add errors.")
-    elif not problem:
-        setup, text = checked.setup_of(request), "Zeros, patterns and changes in seconds; no errors and no perplexity."
+    takes, asking = "Name a checkpoint above. Its layers are compared with the dense model's; tokens add errors.", []
+    if request is not None:
+        setup, takes = checked.setup_of(request), "Zeros, patterns and changes in seconds; no errors and no perplexity."
+        asking = [setup, replace(setup, model=request.pruned[0])]
         if cost is not None:
             needed = words.size(2 * weights_size(cost, setup.dtype) + cost.memory)
-            text = f"{setup.samples} × {setup.length} tokens of {words.text_name(setup.text)} and {setup.held_out} × "
-            text += f"{setup.length} held out through both models; {needed} of memory."
-        place.caption(words.plain(text))
-        with place:
-            study_form.say_hub(setup, replace(setup, model=request.pruned[0]))
+            takes = f"{setup.samples} × {setup.length} tokens of {words.text_name(setup.text)} and {setup.held_out} × "
+            takes += f"{setup.length} held out through both models; {needed} of memory."
+    start_button(
+        label, "check-start", _start, request, icon=":material/fact_check:", problem=problem,
+        ready=request is not None, takes=words.plain(takes), asking=asking,
+    )  # fmt: skip
+    if missing:
+        study_form.offer_to_find(missing)
 
 
 def _priced(request: CheckCopies) -> tuple[Cost | None, str, str]:
@@ -143,7 +141,7 @@ def _results(run: CheckpointRun, check: CheckpointCheck) -> None:
     verdicts = check_lines(check, words.short_layer)
     st.markdown("\n".join(f"- **{words.plain(about)}**: {words.plain(text)}" for about, text in verdicts))
     sections = [EVERY, ONE] + ([DRIFT] if check.summary["drift"] else [])
-    view = components.section({name: name for name in sections}, "check_view", "What is shown")
+    view = components.section(sections, "check_view", "What is shown")
     if view == DRIFT:
         components.show(html_report.check_drift(run, session.theme()), "check-drift")
         st.caption(DRIFT_SCALE)
@@ -165,23 +163,13 @@ def _every(run: CheckpointRun, check: CheckpointCheck) -> None:
         "layer": st.column_config.TextColumn("Layer", pinned=True),
         "verdict": "Verdict",
         "reason": st.column_config.TextColumn("Why", width="large"),
-        **{name: st.column_config.NumberColumn(label, format="%.4f") for name, label in errors.items()},
+        **{name: (label, "%.4f") for name, label in errors.items()},
         **FACTS,
     }
-    st.dataframe(
-        components.in_percent(
-            table.assign(layer=table["layer"].map(words.short_layer), pattern=table["pattern"].map(says_pattern)),
-            SHARES,
-        ),
-        hide_index=True,
-        height=min(430, 38 + 35 * len(table)),
-        key="check-layers",
-        on_select=lambda: components.pick_row("check-layers", list(table["layer"]), _show_layer),
-        selection_mode="single-row",
-        column_order=list(columns),
-        column_config=columns,
-        alt="All layers of the checkpoint with verdict, reason and errors, the worst first",
-    )
+    shown = table.assign(layer=table["layer"].map(words.short_layer), pattern=table["pattern"].map(says_pattern))
+    alt = "All layers of the checkpoint with verdict, reason and errors, the worst first"
+    names = list(table["layer"])
+    components.frame(components.in_percent(shown, SHARES), columns, "check-layers", alt, names, _show_layer)
     if len(check.others):
         with st.expander(f"Norms, biases, embeddings and ties that differ: {len(check.others)}"):
             st.dataframe(check.others, hide_index=True, key="check-others", alt="Other tensors that differ")

@@ -10,8 +10,7 @@ import rose
 from app import components, session, shared, words
 from app.components.work import progress
 from app.figures import sensitivity as figures
-from app.forms import study_form
-from app.forms.widgets import method_choice, priced, pruned_model
+from app.forms.widgets import method_choice, priced, pruned_model, start_button
 from app.results.downloads import csv_button, file_button
 from app.runs import example
 from app.runs.damage import DamageRequest, DamageRun, layer_of
@@ -36,13 +35,13 @@ def draw() -> None:
     with st.expander("Measure your own", icon=":material/tune:", key="damage-form"):
         request = _choose()
         run = None if request is None else shared.damages().get(shared.key_of(session.setup(), request))
-        _offer(request, run)
+        if run is None or run.job.status not in ("running", "done"):
+            _offer(request, run)
     if request is None or run is None:
         run = example.damage()
         components.example(f"each layer pruned alone by SparseGPT at {run.setup.sparsity}")
-    shown = run
 
-    def arriving() -> None:
+    def arriving(shown: DamageRun) -> None:
         table, running = shown.table, shown.job.status == "running"
         if running:
             progress(shown, "damage")
@@ -54,7 +53,7 @@ def draw() -> None:
         elif running:
             st.info("The first units are being measured.")
 
-    components.while_measured(shown.job, arriving)
+    components.while_measured(run.job, partial(arriving, run))
 
 
 def _choose() -> DamageRequest | None:
@@ -85,28 +84,17 @@ def _choose() -> DamageRequest | None:
 
 
 def _offer(request: DamageRequest | None, run: DamageRun | None) -> None:
-    if run is not None and run.job.status in ("running", "done"):
-        return
     setup = session.setup()
     cost, problem = priced(setup, request) if request is not None else (None, NO_RUN)
-    label = "Measure sensitivity"
+    label, takes = "Measure sensitivity", ""
     if run is not None and run.records:
-        label = "Go on measuring"
+        label, takes = "Go on measuring", "What is measured is kept."
     elif cost is not None:
-        label += f", about {components.lasting(cost)} and {words.size(cost.memory + cost.model_memory)}"
-    st.button(
-        label,
-        key="damage-start",
-        type="primary",
-        icon=":material/play_arrow:",
-        on_click=session.start_damage,
-        args=(request,),
-        disabled=bool(problem),
-    )
-    if problem:
-        st.caption(words.plain(problem))
-    else:
-        study_form.say_hub(setup)
+        takes = f"About {components.lasting(cost)}, {words.size(cost.memory + cost.model_memory)} of memory."
+    start_button(
+        label, "damage-start", session.start_damage, request, icon=":material/play_arrow:", problem=problem,
+        takes=takes, asking=[setup],
+    )  # fmt: skip
 
 
 def _results(run: DamageRun, table: pd.DataFrame) -> None:
@@ -164,44 +152,31 @@ def _together(run: DamageRun) -> None:
 
 def _exact(run: DamageRun, table: pd.DataFrame) -> None:
     """The numbers of every unit, and how well each error ranks the units."""
-    column = st.column_config.NumberColumn
     with st.expander("All numbers", icon=":material/table:", key="damage-numbers", on_change="rerun") as part:
         if not part.open:
             return
-        st.dataframe(
-            table,
-            hide_index=True,
-            height=min(380, 38 + 35 * len(table)),
-            column_order=["unit", "damage", "standard_error", "perplexity_ratio", *MEASURES, "sparsity", "weights"],
-            column_config={
-                "unit": st.column_config.TextColumn("Unit", pinned=True),
-                "damage": column("Sensitivity, nats per token", format="%.4f"),
-                "standard_error": column("Standard error", format="%.4f"),
-                "perplexity_ratio": column("Perplexity ratio", format="%.4f"),
-                **{name: column(label, format="%.4g") for name, label in MEASURES.items()},
-                "sparsity": column("Removed", format="%.3f"),
-                "weights": column("Weights", format="localized"),
-            },
-            key="damage-table",
-            alt="All units measured so far with sensitivity and errors",
-        )
+        shown = {
+            "unit": st.column_config.TextColumn("Unit", pinned=True),
+            "damage": ("Sensitivity, nats per token", "%.4f"),
+            "standard_error": ("Standard error", "%.4f"),
+            "perplexity_ratio": ("Perplexity ratio", "%.4f"),
+            **{name: (label, "%.4g") for name, label in MEASURES.items()},
+            "sparsity": ("Removed", "%.3f"),
+            "weights": ("Weights", "localized"),
+        }
+        components.frame(table, shown, "damage-table", "All units measured so far with sensitivity and errors")
         if len(table) > 2:
             ranks = correlations(table)
             ranks["name"] = ranks["name"].where(ranks["name"] != "", "all units")
             ranks[[*MEASURES]] = ranks[[*MEASURES]].map(lambda interval: "–" if interval is None else f"{interval}")
             names = {"group": "Among", "name": "Which", "units": "Units", **MEASURES}
-            st.dataframe(
-                ranks, hide_index=True, column_config=names, key="damage-correlations", alt="Rank correlations"
-            )
+            components.frame(ranks, names, "damage-correlations", "Rank correlations")
             st.caption("Spearman's rank correlation of each error with sensitivity, with its 95\u202f% interval.")
         with st.container(horizontal=True):
             csv_button("CSV", table, "damage.csv", "damage-csv")
-            file_button("JSON", partial(_as_json, run), "damage.json", key="damage-json")
-
-
-def _as_json(run: DamageRun) -> str:
-    report = run.report
-    return json.dumps({"summary": finite(report.summary), "units": json_rows(report.units)}, indent=1)
+            report = run.report
+            content = lambda: {"summary": finite(report.summary), "units": json_rows(report.units)}  # noqa: E731
+            file_button("JSON", lambda: json.dumps(content(), indent=1), "damage.json", key="damage-json")
 
 
 draw()

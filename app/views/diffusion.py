@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
 import streamlit as st
 
 import rose
@@ -11,7 +10,7 @@ from app import components, session, shared, words
 from app.components.work import follow
 from app.figures import drift as figures
 from app.figures import maps
-from app.forms.widgets import linked, method_choice, start_button
+from app.forms.widgets import attempt, linked, method_choice, start_button
 from app.runs import example
 from app.runs.diffusion import PICTURES, DiffusionRequest, DiffusionRun
 from rose.diffusion.evaluation import GARMENTS
@@ -40,7 +39,7 @@ def draw() -> None:
         LAYERS: _layers,
         WEIGHTS: partial(_weights, request),
     }
-    sections[components.section({name: name for name in sections}, "diffusion_view", "Results")](done)
+    sections[components.section(list(sections), "diffusion_view", "Results")](done)
 
 
 def _choose() -> DiffusionRequest:
@@ -58,27 +57,21 @@ def _choose() -> DiffusionRequest:
 
 
 def _offer(request: DiffusionRequest, run: DiffusionRun | None) -> None:
-    running, problem, icon = session.sees_at_work(run), "", ":material/content_cut:"
-    try:
-        request.check()
-    except rose.RoseError as refused:
-        problem = "" if running else str(refused)
-    right = start_button(
-        "Prune and draw", "diffusion-start", _start, request, problem=problem, running=running, icon=icon
+    running, (_, problem) = session.sees_at_work(run), attempt(request.check)
+    takes = (
+        f"Layers are pruned like a language model's, with Hessians summed over the {STEPS} steps of {request.samples} "
+        "pictures; takes a few seconds."
     )
-    with right:
-        if run is not None and run.job.status != "done":
+    is_over = run is None or run.job.status == "done"
+    place = start_button(
+        "Prune and draw", "diffusion-start", session.start_run, "diffusion_run",
+        partial(DiffusionRun, request, shared.dense_diffusion), "blur_on: Pruning the diffusion model",
+        problem="" if running else problem, running=running, takes=takes if is_over else "",
+        icon=":material/content_cut:",
+    )  # fmt: skip
+    if run is not None:
+        with place:
             follow(run, "diffusion", ". The dense model was not changed.", every=0.5)
-        elif not problem:
-            st.caption(
-                f"Layers are pruned like a language model's, with Hessians summed over the {STEPS} steps of "
-                f"{request.samples} pictures; takes a few seconds."
-            )
-
-
-def _start(request: DiffusionRequest) -> None:
-    run = DiffusionRun(request, shared.dense_diffusion)
-    session.start_run("diffusion_run", run, "blur_on: Pruning the diffusion model")
 
 
 def _pictures(done: DiffusionRun) -> None:
@@ -87,8 +80,12 @@ def _pictures(done: DiffusionRun) -> None:
     assert done.drift is not None
     step = st.slider("Denoising steps done", 0, STEPS, STEPS, **linked("diffusion_step"), help="0 is pure noise.")
     name = f"{rose.METHODS[done.request.method].label} {done.request.sparsity}"
+    states = [
+        (trajectory.states[step] if step < len(trajectory.states) else trajectory.pictures)[:, 0].numpy()
+        for trajectory in (done.dense, done.pruned)
+    ]
     drawing = figures.pictures(
-        {"Dense": _at(done.dense, step), name: _at(done.pruned, step)},
+        dict(zip(("Dense", name), states, strict=True)),
         GARMENTS[:PICTURES],
         step,
         time=done.dense.times[step] if step < STEPS else None,
@@ -96,12 +93,6 @@ def _pictures(done: DiffusionRun) -> None:
         theme=session.theme(),
     )
     components.show(drawing, "diffusion-pictures", fill=(460, "min(420px, 22vw)"))
-
-
-def _at(trajectory: rose.Trajectory, step: int) -> np.ndarray:
-    """x after this step, (n, 28, 28)."""
-    shown = trajectory.pictures if step == len(trajectory.states) else trajectory.states[step]
-    return shown[:, 0].numpy()
 
 
 def _drift(done: DiffusionRun) -> None:

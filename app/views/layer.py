@@ -8,17 +8,15 @@ import pandas as pd
 import streamlit as st
 
 import rose
-from app import components, first, session, words
+from app import components, session, words
 from app.components import URL, look
 from app.figures import losses, maps, methods, orders, palette, weights
 from app.figures.style import Drawing
 from app.forms import prune_choices
-from app.lab.sweeps import times
+from app.lab import sections
 from app.results import trust
 from app.study import tables
 from app.study.study import Study
-from rose.layer.loss import block_widths
-from rose.layer.pattern import parse_sparsity
 
 NO_BLOCK = "none"
 ORDERS = {"rose": "ROSE", "two_level": "Two-level", "global": "Global", "pivot": "Pivot"}
@@ -28,61 +26,23 @@ Section = Callable[[Study, str, rose.OrderPlan, int | None], None]
 
 def draw() -> None:
     st.title("Layer: what makes it columnar, or not?")
-    study, layer = components.require_layer("Here you see one layer in depth", meanwhile)
-    plan = session.plan(study, layer)
-    key_figures(study, layer)
+    study, layer, plan = sections.require_layer("Here you see one layer in depth", "layer")
     with st.container(horizontal=True, vertical_alignment="center"):
-        section = components.section({name: label for name, (label, _) in SECTIONS.items()}, "section")
+        section = components.section(SECTIONS, "section")
         block = choose_block(plan)
     SECTIONS[section][1](study, layer, plan, block)
     expander = st.expander("More: weights, spectrum, blocks, other layers, checks", key="layer_more", bind=URL)
     if expander.open:
         with expander:
-            name = components.section({name: label for name, (label, _) in MORE.items()}, "more", "More")
+            name = components.section(MORE, "more", "More")
             MORE[name][1](study, layer, plan, block)
     if not study.setup.stream:  # or the page Prune is shut
         label, icon = "Prune this layer in the whole model, as the study does", ":material/content_cut:"
-        st.page_link("views/prune.py", label=label, icon=icon, query_params=as_studied(study, layer))
-
-
-def as_studied(study: Study, layer: str) -> dict[str, Any]:
-    """The choices of the page Prune that prune this layer alone as the study has: its errors are then the study's."""
-    methods = [rose.METHODS[name].label for name in ("sparsegpt", "rose")]
-    chosen = {"prune_layers": layer, "prune_methods": methods, "prune_targets": [prune_choices.TARGETS["layer"]]}
-    return {**study.setup.to_texts(), **chosen, "layer": layer}
-
-
-def meanwhile(study: Study, layer: str) -> None:
-    """While the inputs of a layer are read: its numbers, and its picture where the example has it."""
-    key_figures(study, layer)
-    if study.is_example:
-        first.of_layer("layer", layer, session.theme())
-
-
-def key_figures(study: Study, layer: str) -> None:
-    """The numbers of a measured layer, held-out errors first; its inputs are not needed."""
-    row = session.overview(study).set_index("layer").loc[layer]
-    blocks = words.count(len(block_widths(row["columns"], study.setup.block_size)), "block")
-    called, sign = ("columnar", ">") if row["is_columnar"] else ("not columnar", "≤")
-    st.markdown(
-        f"**{words.plain(words.short_layer(layer))}**, {row['rows']} × {row['columns']} weights in {blocks}, sparsity "
-        f"{parse_sparsity(study.setup.sparsity)}: **{called}**, relative range {row['relative_range']:.3f} {sign} "
-        f"{session.threshold():g}. {errors(row, 'held_out', 'Held-out') or errors(row, 'error', 'Calibration')}"
-    )
-    components.cautions(study.cautions(layer))
-
-
-def errors(row: pd.Series, kind: str, tokens: str) -> str:
-    """Of SparseGPT and of ROSE; nothing where nothing was held out."""
-    natural, ordered = row[f"{kind}_sparsegpt"], row[f"{kind}_rose"]
-    if pd.isna(natural):
-        return ""
-    first, second = words.apart(natural, ordered)
-    saved = 1 - times(ordered, natural)  # NaN: 0 of 0
-    change = f"{words.percent(abs(saved))} {'less' if saved > 0 else 'more'}"
-    if not row["is_columnar"] or isnan(saved) or not saved:
-        change = "the same" if row["is_columnar"] else "the same by construction"
-    return f"{tokens} error: SparseGPT **{first}**, ROSE **{second}**, {change}."
+        # This layer alone, with the study's target: its errors are then the study's.
+        methods = [rose.METHODS[name].label for name in ("sparsegpt", "rose")]
+        chosen: dict[str, Any] = {"prune_methods": methods, "prune_targets": [prune_choices.TARGETS["layer"]]}
+        chosen |= {**study.setup.to_texts(), "prune_layers": layer, "layer": layer}
+        st.page_link("views/prune.py", label=label, icon=icon, query_params=chosen)
 
 
 def choose_block(plan: rose.OrderPlan) -> int | None:
@@ -132,7 +92,7 @@ LOSS_MAPS: dict[str, tuple[str, Callable[..., Drawing]]] = {
 
 
 def loss_maps(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
-    shown = components.section({name: label for name, (label, _) in LOSS_MAPS.items()}, "loss_map", "Map of")
+    shown = components.section(LOSS_MAPS, "loss_map", "Map of")
     components.show(LOSS_MAPS[shown][1](plan, **look(layer, marked_block=block)), f"layer-{shown}")
 
 
@@ -161,21 +121,11 @@ def method_errors(table: pd.DataFrame, key: str) -> None:
     records = tables.error_records(table)
     column = "held_out_error" if table["held_out_sparsegpt"].notna().any() else "relative_error"
     components.show(methods.method_errors(records, column=column, theme=session.theme()), key)
-    number = st.column_config.NumberColumn
     labels = records["method"].map(lambda name: palette.method_style(name).label)
-    st.dataframe(
-        records.assign(layer=records["layer"].map(words.short_layer), method=labels),
-        hide_index=True,
-        column_order=["layer", "method", "held_out_error", "relative_error"],
-        column_config={
-            "layer": "Layer",
-            "method": "Method",
-            "held_out_error": number("Held-out error", format="%.5f"),
-            "relative_error": number("Calibration error", format="%.5f"),
-        },
-        key=f"{key}-numbers",
-        alt="Relative error of each method",
-    )
+    records = records.assign(layer=records["layer"].map(words.short_layer), method=labels)
+    errors = {"held_out_error": ("Held-out error", "%.5f"), "relative_error": ("Calibration error", "%.5f")}
+    shown = {"layer": "Layer", "method": "Method", **errors}
+    components.frame(records, shown, f"{key}-numbers", "Relative error of each method")
 
 
 # More
@@ -196,31 +146,24 @@ def spectrum(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) 
 
 
 def blocks(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
-    components.show(losses.block_loss_bars(plan, **look(layer, marked_block=block)), "layer-bars", on_select=pick_block)
+    def pick(key: str) -> None:
+        points = st.session_state[key].selection.points
+        if points:
+            st.session_state.block = str(int(points[0]["x"]))
+
+    components.show(losses.block_loss_bars(plan, **look(layer, marked_block=block)), "layer-bars", on_select=pick)
     if block is None:
         return
-    table, number = tables.column_table(plan, plan.order, block), st.column_config.NumberColumn
-    st.dataframe(
-        table,
-        hide_index=True,
-        height=280,
-        column_config={
-            "column": number("Column"),
-            "position": number("Position in block"),
-            "step": number("Step in ROSE's sweep"),
-            "column_loss": number("Column loss", format="%.4g"),
-            "rank": number("Rank by loss", help="In the whole layer; 1 loses most"),
-            "hessian_diagonal": number("H_jj", format="%.4g"),
-        },
-        key="block-columns",
-        alt=f"Columns of block {block} with loss, rank, Hessian diagonal and place in the order",
-    )
-
-
-def pick_block(key: str) -> None:
-    points = st.session_state[key].selection.points
-    if points:
-        st.session_state.block = str(int(points[0]["x"]))
+    shown = {
+        "column": "Column",
+        "position": "Position in block",
+        "step": "Step in ROSE's sweep",
+        "column_loss": ("Column loss", "%.4g"),
+        "rank": "Rank by loss in the layer, 1: most",
+        "hessian_diagonal": ("H_jj", "%.4g"),
+    }
+    alt = f"Columns of block {block} with loss, rank, Hessian diagonal and place in the order"
+    components.frame(tables.column_table(plan, plan.order, block), shown, "block-columns", alt)
 
 
 def compare(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:

@@ -1,6 +1,5 @@
 """Layers: which layers are columnar, and does order matter there? A map beside a scatter, and all numbers on demand."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,7 +9,7 @@ import rose
 from app import components, session, words
 from app.components import SHARE, URL
 from app.figures import maps, palette
-from app.forms.widgets import file_input
+from app.forms.widgets import text_input
 from app.results import naming, trust
 from app.results.downloads import csv_button, report_button
 from app.results.pairs import differences
@@ -117,32 +116,28 @@ def columnar(table: pd.DataFrame) -> str:
     """How many layers are columnar, and how many would be at the default threshold."""
     threshold, layers = session.threshold(), table[table["is_columnar"]]
     which, verb = words.sentence(words.out_of(len(layers), len(table), "layer")), "is" if len(layers) < 2 else "are"
-    text = f"**{which} {verb} columnar** above {threshold:g}{': ' if len(layers) else ''}{places(layers)}."
+    places = []  # "4, 5, 18 and 19 · self_attn.o_proj", kinds of layers in the model's order
+    for kind, rows in layers.groupby(layers["projection"].map(maps.map_row), sort=False):
+        blocks = list(dict.fromkeys(str(index) for index in rows["block_index"]))
+        rest = f" and {len(blocks) - NAMED} more" if len(blocks) > NAMED else ""
+        places.append(f"{', '.join(blocks[:NAMED])}{rest} · {words.plain(kind)}")
+    text = f"**{which} {verb} columnar** above {threshold:g}{': ' if places else ''}{'; '.join(places)}."
     if threshold != THRESHOLD:
         text += f" At {THRESHOLD:g}, ROSE's own, {words.word(int((table['relative_range'] > THRESHOLD).sum()))}."
     return text
 
 
-def places(layers: pd.DataFrame) -> str:
-    """ "4, 5, 18 and 19 · self_attn.o_proj", kinds of layers in the model's order."""
-    texts = []
-    for kind, rows in layers.groupby(layers["projection"].map(maps.map_row), sort=False):
-        blocks = list(dict.fromkeys(str(index) for index in rows["block_index"]))
-        rest = f" and {len(blocks) - NAMED} more" if len(blocks) > NAMED else ""
-        texts.append(f"{', '.join(blocks[:NAMED])}{rest} · {words.plain(kind)}")
-    return "; ".join(texts)
-
-
 def with_own(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     """The table with somebody's own numbers by layer, as soon as there is a file that can be read."""
     label = "CSV, or report.json of a tuned model"
-    source = file_input(label, OWN, ["csv", "json"], "~/scores.csv", "A CSV file has the columns layer and value.")
-    if not source:
+    left, right = st.columns(2)
+    upload = left.file_uploader(label, ["csv", "json"], key=f"{OWN}-file")
+    help = "A CSV file has the columns layer and value."
+    path = text_input("or its path on this machine", f"{OWN}_path", "~/scores.csv", help, right)
+    if not upload and not path:
         return table
     try:
-        numbers, unknown = tables.read_numbers(
-            source if isinstance(source, str) else source.getvalue(), study.layer_names
-        )
+        numbers, unknown = tables.read_numbers(upload.getvalue() if upload else path, study.layer_names)
     except rose.RoseError as problem:
         components.error(problem)
         return table
@@ -164,37 +159,27 @@ def trust_line(records: pd.DataFrame, cautions: int) -> str:
 
 
 def exact(study: Study, table: pd.DataFrame) -> None:
-    number = st.column_config.NumberColumn
     errors = [f"{kind}_{method}" for kind in ("held_out", "error") for method in tables.SHOWN_METHODS]
     shares = [name for name, metric in maps.METRICS.items() if metric.kind == "change"]
-    shown: Sequence[str] = [
-        *("block_index", "projection", OWN, "relative_range", "is_columnar", "column_variation", *shares, *errors),
-        *("condition", "rows", "columns", "dead_columns", "live_range", "damping", "cautions"),
-    ]
-    st.dataframe(
-        components.in_percent(table, shares),
-        hide_index=True,
-        height=min(420, 38 + 35 * len(table)),
-        column_order=[name for name in shown if name in table and table[name].notna().any()],
-        column_config={
-            "block_index": number("Decoder block", pinned=True),
-            "projection": st.column_config.TextColumn("Projection", pinned=True),
-            "is_columnar": st.column_config.CheckboxColumn("Columnar"),
-            "condition": number("Condition number of H", format="scientific"),
-            "live_range": number("Range without dead columns", format="%.2f"),
-            "damping": number("Damping used", format="%g"),
-            **{name: number(maps.metric(name).label, format="%.2f") for name in ("relative_range", "column_variation")},
-            **{name: number(maps.metric(name).label, format=SHARE) for name in shares},
-            **{name: number(maps.metric(name).label, format="%.4f") for name in errors},
-            **{
-                name: words.sentence(name.replace("_", " ")) for name in ("rows", "columns", "dead_columns", "cautions")
-            },
-        },
-        key="layers-table",
-        on_select=lambda: components.pick_row("layers-table", table["layer"].tolist()),
-        selection_mode="single-row",
-        alt="All layers measured so far with relative range, errors and condition number of H",
-    )
+    label: Any = lambda name: maps.metric(name).label  # noqa: E731
+    shown: dict[str, Any] = {
+        "block_index": st.column_config.NumberColumn("Decoder block", pinned=True),
+        "projection": st.column_config.TextColumn("Projection", pinned=True),
+        OWN: OWN,
+        "relative_range": (label("relative_range"), "%.2f"),
+        "is_columnar": st.column_config.CheckboxColumn("Columnar"),
+        "column_variation": (label("column_variation"), "%.2f"),
+        **{name: (label(name), SHARE) for name in shares},
+        **{name: (label(name), "%.4f") for name in errors},
+        "condition": ("Condition number of H", "scientific"),
+        **{name: words.sentence(name.replace("_", " ")) for name in ("rows", "columns", "dead_columns")},
+        "live_range": ("Range without dead columns", "%.2f"),
+        "damping": ("Damping used", "%g"),
+        "cautions": "Cautions",
+    }
+    shown = {name: look for name, look in shown.items() if name in table and table[name].notna().any()}
+    alt = "All layers measured so far with relative range, errors and condition number of H"
+    components.frame(components.in_percent(table, shares), shown, "layers-table", alt, table["layer"].tolist())
     with st.container(horizontal=True, vertical_alignment="center"):
         st.caption("ROSE is two-level order where a layer is columnar, else SparseGPT.", width="stretch")
         csv_button("CSV", table, "layers.csv", "layers-csv")

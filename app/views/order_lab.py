@@ -5,7 +5,7 @@ from collections.abc import Callable
 import streamlit as st
 
 import rose
-from app import components, first, session, words
+from app import components, session
 from app.lab import basis, race_of_solvers, sections, your_order
 from app.study.study import Study
 
@@ -20,17 +20,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Study, str], None]]] = {
 
 def draw() -> None:
     st.title("Order lab: can you do better than ROSE?")
-    study, layer = components.require_layer("Here you try pruning orders on a real layer", meanwhile)
-    plan = session.plan(study, layer)
-    columnar = "columnar" if plan.is_columnar else "not columnar"
-    rows, columns = plan.importance.shape
-    st.markdown(
-        f"**{words.plain(words.short_layer(layer))}**, {rows} × {columns} weights in "
-        f"{words.count(len(plan.block_width), 'block')}, sparsity {plan.pattern}: {columnar}, relative range "
-        f"{plan.relative_range:.3f}."
-    )
-    components.cautions(study.cautions(layer))
-    section = components.section({name: label for name, (label, _) in SECTIONS.items()}, "lab_section")
+    study, layer, _ = sections.require_layer("Here you try pruning orders on a real layer", "order_lab")
+    section = components.section(SECTIONS, "lab_section")
     if section != "own" and "own" in st.query_params:
         del st.query_params["own"]
     try:
@@ -41,12 +32,6 @@ def draw() -> None:
         race = {"prune_view": race_of_solvers.TITLE}
         label = "Race the solvers behind the methods on this layer"
         st.page_link("views/prune.py", label=label, icon=":material/sprint:", query_params=race)
-
-
-def meanwhile(study: Study, layer: str) -> None:
-    """While the inputs of a layer are read: its picture where the example has it."""
-    if study.is_example:
-        first.of_layer("order_lab", layer, session.theme())
 
 
 draw()

@@ -8,7 +8,6 @@ import streamlit as st
 import rose
 from app import components, session, shared, words
 from app.components.work import follow
-from app.forms import study_form
 from app.forms.prune_choices import choose
 from app.forms.widgets import priced, start_button
 from app.lab import race_of_solvers
@@ -42,10 +41,8 @@ def draw() -> None:
         return
     models = shown.models
     sections = results.sections(shown, models) | {race_of_solvers.TITLE: lambda *_: race_of_solvers.draw(run)}
-    if st.session_state.get("prune_view") not in (None, *sections):
-        st.session_state.pop("prune_view")
     with st.container(horizontal=True, vertical_alignment="center"):
-        view = components.section({name: name for name in sections}, "prune_view", "Results")
+        view = components.section(list(sections), "prune_view", "Results")
         icon = ":material/compare_arrows:"
         st.page_link("views/smaller.py", label="Rounded, slimmed or pruned: what pays?", icon=icon, width="content")
     if shown is not run:
@@ -75,30 +72,29 @@ def _offer(setup: Setup, request: PruneRequest, run: PruningRun | None) -> None:
     own_run = session.pruning("own_pruning")
     if not problem and own_run is not run and own_run is not None and own_run.job.status == "running":
         problem = "Your own run goes on; choose it under the other runs below to cancel it first."
-    running = session.sees_at_work(run)
-    icon = ":material/content_cut:"
-    right = start_button("Prune", "prune-start", _start, request, problem=problem, running=running, icon=icon)
-    if cost is None or problem or running:  # a run that goes on tells its own time, and no earlier promise beside it
-        return
-    copies = words.sentence(words.count(request.count, "copy", "copies"))
-    weights = weights_size(cost, setup.dtype)
-    right.caption(
-        f"{copies} by {words.listing([rose.METHODS[name].label for name in request.methods])}, "
-        f"{words.count(cost.layers, 'layer')} each: about {components.lasting(cost)}, "
-        f"{words.size(weights + cost.memory)} besides the model. {_disk(request, weights)}"
-    )
-    with right:
-        study_form.say_hub(setup, replace(setup, text=request.evaluate))
+    takes = ""
+    if cost is not None:
+        copies = words.sentence(words.count(request.count, "copy", "copies"))
+        weights = weights_size(cost, setup.dtype)
+        takes = (
+            f"{copies} by {words.listing([rose.METHODS[name].label for name in request.methods])}, "
+            f"{words.count(cost.layers, 'layer')} each: about {components.lasting(cost)}, "
+            f"{words.size(weights + cost.memory)} besides the model. {_disk(request, weights)}"
+        )
+    start_button(
+        "Prune", "prune-start", _start, request, icon=":material/content_cut:", problem=problem,
+        running=session.sees_at_work(run), takes=takes, asking=[setup, replace(setup, text=request.evaluate)],
+    )  # fmt: skip
 
 
 def _disk(request: PruneRequest, weights: int) -> str:
     """Size and folder of the checkpoints."""
     if request.keep == "none":
         return ""
-    copies = len(request.sparsities) * len(request.bits) if request.keep == "best" else request.count
-    if request.keep != "folder" and free_space() < weights + RESERVE:
-        return f"No checkpoint will be kept: {tempfile.gettempdir()} has only {words.size(free_space())} free."
     where = request.folder if request.keep == "folder" else tempfile.gettempdir()
+    if request.keep != "folder" and free_space() < weights + RESERVE:
+        return f"No checkpoint will be kept: {where} has only {words.size(free_space())} free."
+    copies = len(request.sparsities) * len(request.bits) if request.keep == "best" else request.count
     checkpoints = words.sentence(words.count(copies, "checkpoint"))
     return f"{checkpoints}, {words.size(copies * weights)}, in {words.plain(where)}."
 
@@ -124,16 +120,13 @@ def _others() -> None:
         methods = ", ".join(rose.METHODS[method].label for method in run.request.methods)
         return f"{run.setup.model}: {methods} at {', '.join(run.request.sparsities)}, {doing}"
 
-    def show() -> None:
-        session.follow_pruning(st.session_state.pop("prune-other"))
-
     st.selectbox(
         f"Other runs on this server ({len(runs)})",
         list(runs),
         None,
         format_func=label,
         key="prune-other",
-        on_change=show,
+        on_change=lambda: session.follow_pruning(st.session_state.pop("prune-other")),
         placeholder="Choose a run to see it",
     )
 

@@ -43,9 +43,7 @@ def draw() -> None:
         DRIFT: any(run.drift for run in runs),
         SEEDS: bool(tables),
     }
-    names = {name: name for name, has_data in sections.items() if has_data}
-    if st.session_state.get("runs_view") not in (None, *names):
-        st.session_state.pop("runs_view")
+    names = [name for name, has_data in sections.items() if has_data]
     with st.container(horizontal=True, vertical_alignment="center"):
         view = components.section(names, "runs_view", "What is shown")
         settings = _choose_map(runs) if view == MAP else None
@@ -160,10 +158,6 @@ def _map(both: Pair, measure: str, part: str) -> None:
     else:
         drawing = maps.run_difference(both.rows(measure), names, label, as_share=part == "share", theme=theme)
     components.show(drawing, "runs-map")
-    _remarks(both, label)
-
-
-def _remarks(both: Pair, label: str) -> None:
     remarks = []
     if "error" in label and on_other_windows(both.first.summary, both.second.summary):
         remarks.append("Part of the difference comes from different windows of text, see Settings.")

@@ -1,12 +1,12 @@
 """Make it smaller: what does each way give?"""
 
+from functools import partial
+
 import streamlit as st
 
-import rose
 from app import components, session, shared, words
 from app.components.work import follow
-from app.forms import study_form
-from app.forms.widgets import linked, spec_number, start_button
+from app.forms.widgets import attempt, linked, spec_number, start_button
 from app.results.downloads import checkpoint_button, csv_button
 from app.runs import example
 from app.runs.slimming import SmallerRun
@@ -37,40 +37,20 @@ def draw() -> None:
 
 
 def _offer(run: SmallerRun | None) -> None:
-    setup, problem, spec = session.setup(), "", None
+    setup = session.setup()
     left, right = st.columns([1, 3], vertical_alignment="bottom")
     minutes = spec_number(left, FIELDS["minutes"], linked("smaller_minutes"), value=float(FIELDS["minutes"].default))
     help = words.sentence(FIELDS["second"].description) + "."
     second = right.text_input("Second text", **linked("smaller_second"), placeholder="source code of Python", help=help)
-    try:
-        spec = Smaller.of(
-            model=setup.model,
-            dtype=setup.dtype,
-            calibration=setup.text,
-            samples=setup.samples,
-            length=setup.length,
-            seed=setup.seed,
-            held_out=max(2, setup.held_out),
-            second=second.strip() or None,
-            minutes=minutes,
-            output="smaller",
-        )
-    except rose.RoseError as refused:
-        problem = str(refused)
-    running, icon = session.sees_at_work(run), ":material/compare_arrows:"
-    place = start_button(
-        f"Measure for {minutes:g} minutes", "smaller-start", _start, spec, problem=problem, running=running, icon=icon
-    )
-    if not running and not problem:
-        place.caption(f"Estimates every way for {words.plain(setup.model)}, then measures the most promising first.")
-        with place:
-            study_form.say_hub(setup)
-
-
-def _start(spec: Smaller) -> None:
-    setup = session.setup()
-    run = SmallerRun(spec, lambda: shared.load(setup.model, setup.dtype))
-    session.start_run("smaller", run, "compare_arrows: Making it smaller")
+    asked = {name: getattr(setup, name) for name in ("model", "dtype", "samples", "length", "seed")}
+    asked |= {"calibration": setup.text, "held_out": max(2, setup.held_out), "second": second.strip() or None}
+    spec, problem = attempt(lambda: Smaller.of(**asked, minutes=minutes, output="smaller"))
+    start_button(
+        f"Measure for {minutes:g} minutes", "smaller-start", session.start_run, "smaller",
+        partial(SmallerRun, spec, partial(shared.load, setup.model, setup.dtype)), "compare_arrows: Making it smaller",
+        problem=problem, running=session.sees_at_work(run), icon=":material/compare_arrows:", asking=[setup],
+        takes=f"Estimates every way for {words.plain(setup.model)}, then measures the most promising first.",
+    )  # fmt: skip
 
 
 def _results(run: SmallerRun) -> None:

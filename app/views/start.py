@@ -10,6 +10,7 @@ import rose
 from app import components, session, shared, words
 from app.figures import maps
 from app.forms import study_form
+from app.forms.widgets import say_hub
 from app.study import preflight
 from app.study.preflight import Preflight
 from app.study.setup import Setup, weights_size
@@ -37,7 +38,12 @@ def draw() -> None:
                 st.html(DROP)
                 study_form.drop_recipe()
         expected = st.container(key="start-expected")
-        recent()
+        others = [other for other in st.session_state.get("recent", []) if other != session.setup()]
+        for place, setup in enumerate(others):
+            label, icon = words.plain(study_form.describe(setup)), ":material/history:"
+            st.button(
+                label, key=f"recent-{place}", icon=icon, type="tertiary", on_click=study_form.measure, args=(setup,)
+            )
     session.choose_draft(edited)
     study = session.study()
     estimating = offer(button, expected, edited, study)
@@ -109,7 +115,7 @@ def show_estimate(edited: Setup, estimate: Preflight | str) -> None:
             f"This will not fit into memory. Choose fewer layers, fewer samples, bfloat16 or a smaller model{spare}.",
             ":material/memory:",
         )
-    study_form.say_hub(edited)
+    say_hub(edited)
     for warning in estimate.warnings:
         components.warning(warning)
 
@@ -163,12 +169,6 @@ def beside(study: Study, table: pd.DataFrame) -> None:
     st.page_link("views/learn.py", label="New to pruning? Learn how", icon=":material/school:")
     if study.is_example and study.kept is not None:
         st.caption(f"A finished example, measured with {study.kept.made_with}.")
-
-
-def recent() -> None:
-    for place, setup in enumerate(other for other in st.session_state.get("recent", []) if other != session.setup()):
-        label, icon = words.plain(study_form.describe(setup)), ":material/history:"
-        st.button(label, key=f"recent-{place}", icon=icon, type="tertiary", on_click=study_form.measure, args=(setup,))
 
 
 draw()

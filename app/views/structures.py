@@ -9,8 +9,7 @@ import rose
 from app import components, session, shared, words
 from app.components.work import follow
 from app.figures import sensitivity as figures
-from app.forms import study_form
-from app.forms.widgets import linked, start_button
+from app.forms.widgets import attempt, linked, start_button
 from app.results import prune_results
 from app.results.downloads import checkpoint_button, csv_button, file_button
 from app.runs import example
@@ -30,18 +29,28 @@ def draw() -> None:
     st.title("Heads and channels: which can go?")
     components.require_weights()
     views = {HEAD_MAP: _heads, CHANNEL_CURVE: _channels, COPY: _slim}
-    view = components.section({name: name for name in views}, "structures_view", "What is shown")
+    view = components.section(list(views), "structures_view", "What is shown")
     try:
         views[view]()
     except rose.RoseError as problem:
         components.info(problem)
 
 
-def _structures() -> Structures | None:
-    """The heads and channels of the current study; None, with a way to get them, where their inputs are not here."""
+def _structures(kind: str) -> Structures | None:
+    """The heads or channels of the current study; None, with a way to get them, where their inputs are not here.
+
+    Raises RoseError where this model has no such parts, or none was measured.
+    """
     study, setup = session.study(), session.setup()
     if study is not None and study.loaded is not None and study.job.status == "done":
-        return Structures(study)
+        structures = Structures(study)
+        if kind not in structures.kinds:
+            noun = "heads" if kind == HEADS else "channels"
+            raise rose.RoseError(f"The configuration of this model keeps all {noun}; see the other view.")
+        if not structures.blocks(kind):
+            missing = words.short_layer(structures.missing[0])
+            raise rose.RoseError(f"{missing} was not measured; measure all layers on the page Start.")
+        return structures
     if study is not None and study.job.status == "running":  # its progress is beside the page
         components.while_running(study.job, lambda: None)
         return None
@@ -68,21 +77,10 @@ def _are_priced(structures: Structures, parts: Sequence[Part], noun: str) -> boo
     return components.finished(pieces, "structures", signature, "part")
 
 
-def _check_kind(structures: Structures, kind: str) -> None:
-    """Raises RoseError where this model has no such parts, or none was measured."""
-    if kind not in structures.kinds:
-        noun = "heads" if kind == HEADS else "channels"
-        raise rose.RoseError(f"The configuration of this model keeps all {noun}; see the other view.")
-    if not structures.blocks(kind):
-        missing = words.short_layer(structures.missing[0])
-        raise rose.RoseError(f"{missing} was not measured; measure all layers on the page Start.")
-
-
 def _heads() -> None:
     block, _ = words.place_of(session.layer() or "")
-    structures, table, per_group = _structures(), example.head_costs(), 3
+    structures, table, per_group = _structures(HEADS), example.head_costs(), 3
     if structures is not None:
-        _check_kind(structures, HEADS)
         parts = [part for (kind, _), part in structures.parts.items() if kind == HEADS]
         if _are_priced(structures, parts, "head"):
             table, per_group = structures.head_costs(), parts[0].shape.per_group
@@ -101,9 +99,8 @@ def _heads() -> None:
 
 
 def _channels() -> None:
-    structures, block, table = _structures(), 0, example.channel_costs()
+    structures, block, table = _structures(CHANNELS), 0, example.channel_costs()
     if structures is not None:
-        _check_kind(structures, CHANNELS)
         blocks, (chosen, _) = structures.blocks(CHANNELS), words.place_of(session.layer() or "")
         index = blocks.index(chosen) if chosen in blocks else 0
         choice = st.selectbox("Decoder block", blocks, index, key="structures_block")
@@ -146,22 +143,16 @@ def _slim() -> None:
     if run is not None and run.setup != setup:
         run = None
     settings, prompt = _choose_slimming()
-    problem, cost_text = "", ""
-    try:
-        cost = estimate(setup, settings, shared.skeleton(setup.model))
+    takes, (cost, problem) = "", attempt(lambda: estimate(setup, settings, shared.skeleton(setup.model)))
+    if cost is not None:
         memory = words.size(weights_size(cost, setup.dtype) + cost.memory)
-        cost_text = f"About {components.lasting(cost)}, {memory} besides the model."
-    except rose.RoseError as refused:
-        problem = str(refused)
-    running = session.sees_at_work(run)
-    icon = ":material/compress:"
-    right = start_button(
-        "Make a smaller copy", "slim-start", _start, settings, prompt, problem=problem, running=running, icon=icon
-    )
-    if cost_text and not running:
-        right.caption(cost_text)
-        with right:
-            study_form.say_hub(setup)
+        takes = f"About {components.lasting(cost)}, {memory} besides the model."
+    make = partial(Slimming, setup, settings, partial(shared.load, setup.model, setup.dtype), prompt=prompt)
+    start_button(
+        "Make a smaller copy", "slim-start", session.start_run, "slimming", make, "compress: Making it smaller",
+        icon=":material/compress:",
+        problem=problem, running=session.sees_at_work(run), takes=takes, asking=[setup],
+    )  # fmt: skip
     if run is not None and run.job.status != "done":
         follow(run, "slim", "; nothing was changed.")
         return
@@ -171,12 +162,6 @@ def _slim() -> None:
         return
     _outcome(run)
     prune_results.tune(run, lambda: shared.skeleton(setup.model))
-
-
-def _start(settings: SlimSettings, prompt: str) -> None:
-    setup = session.setup()
-    run = Slimming(setup, settings, lambda: shared.load(setup.model, setup.dtype), prompt=prompt)
-    session.start_run("slimming", run, "compress: Making it smaller")
 
 
 def _outcome(run: Slimming) -> None:

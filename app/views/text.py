@@ -1,6 +1,7 @@
 """Your text: what does pruning do to it?"""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,6 @@ import streamlit as st
 from app import components, session, shared, words
 from app.components.work import follow
 from app.figures import tokens as coloured
-from app.forms import study_form
 from app.forms.widgets import folders_input, linked, saved, start_button
 from app.results.downloads import csv_button
 from app.runs import example, reading
@@ -70,8 +70,8 @@ def _ask() -> tuple[str, list[Checkpoint]]:
     )
     with right:
         help = "Folders that `rose prune` or `rose slim` has written"
-        folders = folders_input("Folders of saved models", "text_path", help)
         models = [copies[name] for name in chosen if name in copies]
+        folders = folders_input("Folders of saved models", "text_path", help)
         models += saved(folders, lambda path: [saved_checkpoint(path)])
     return text, named_apart(models, [DENSE, *reading.COLUMNS])
 
@@ -82,20 +82,16 @@ def _offer(text: str, checkpoints: list[Checkpoint], run: TextReading | None) ->
         problem = "Write a text first."
     elif len(checkpoints) > MOST:
         problem = f"At most {words.count(MOST, 'model')} beside the dense one; take some out."
-    running, icon = session.sees_at_work(run) or not checkpoints, ":material/chrome_reader_mode:"
-    right = start_button("Read", "text-read", _start, text, checkpoints, problem=problem, running=running, icon=icon)
-    if not checkpoints:
-        right.caption("Choose a pruned model, or name the folder of one.")
-    elif not problem:
-        right.caption("Takes about as long as the models take to load.")
-        with right:
-            study_form.say_hub(replace(session.setup(), text=Setup.text))  # the text is the reader's own
-
-
-def _start(text: str, checkpoints: list[Checkpoint]) -> None:
     setup = session.setup()
-    run = TextReading(setup, text, checkpoints, lambda: shared.load(setup.model, setup.dtype))
-    session.start_run("reading", run, "chrome_reader_mode: Reading")
+    make = partial(TextReading, setup, text, checkpoints, partial(shared.load, setup.model, setup.dtype))
+    takes = "Takes about as long as the models take to load."
+    start_button(
+        "Read", "text-read", session.start_run, "reading", make, "chrome_reader_mode: Reading",
+        icon=":material/chrome_reader_mode:", problem=problem,
+        running=session.sees_at_work(run), ready=bool(checkpoints),
+        takes=takes if checkpoints else "Choose a pruned model, or name the folder of one.",
+        asking=[replace(setup, text=Setup.text)] if checkpoints else (),  # the text is the reader's own
+    )  # fmt: skip
 
 
 def _results(run: TextReading, encoded: EncodedText, readings: Readings) -> None:
@@ -151,25 +147,14 @@ def _changes(table: pd.DataFrame, size: pd.Series, names: list[str]) -> None:
     ranked = table.loc[size.sort_values(ascending=False, kind="stable").index].reset_index(drop=True)
     ranked["before"] = ranked["before"].map(lambda text: f"…{text[-SEEN:]}" if len(text) > SEEN else text)
     changes, is_single = [f"{name} − dense" for name in names], len(names) == 1
-    column = st.column_config.NumberColumn
-    nats = {name: column("Pruned" if is_single and name != DENSE else None, format="%.2f") for name in [DENSE, *names]}
-    gaps = {name: column("Change" if is_single else None, format="%+.2f") for name in changes}
-    st.dataframe(
-        ranked,
-        hide_index=True,
-        height=420,
-        key="text-tokens",
-        on_select=lambda: components.pick_row("text-tokens", ranked["number"].tolist(), _show_token),
-        selection_mode="single-row",
-        column_order=["token", *changes, *nats, "before"],
-        column_config={
-            "token": st.column_config.TextColumn("Token", pinned=True),
-            "before": st.column_config.TextColumn("Preceding text"),
-            **nats,
-            **gaps,
-        },
-        alt="Tokens with their surprise in nats under every model",
-    )
+    shown = {
+        "token": st.column_config.TextColumn("Token", pinned=True),
+        **dict.fromkeys(changes, ("Change" if is_single else None, "%+.2f")),
+        **{name: ("Pruned" if is_single and name != DENSE else None, "%.2f") for name in [DENSE, *names]},
+        "before": "Preceding text",
+    }
+    alt = "Tokens with their surprise in nats under every model"
+    components.frame(ranked, shown, "text-tokens", alt, ranked["number"].tolist(), _show_token)
     csv_button("Tokens, CSV", table, "tokens.csv", "text-tokens-csv")
 
 

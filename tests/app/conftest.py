@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 from streamlit.components.v2 import manifest_scanner
+from streamlit.testing.v1 import AppTest
 
 import rose
 from app import shared
@@ -24,6 +26,19 @@ def components_sought_once() -> Iterator[None]:
     with mock.patch.object(
         manifest_scanner, "scan_component_manifests", cache(manifest_scanner.scan_component_manifests)
     ):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def pages_show_no_exception() -> Iterator[None]:
+    run = AppTest._run
+
+    def checked(app: AppTest, *arguments: Any, **options: Any) -> AppTest:
+        run(app, *arguments, **options)
+        assert not app.exception, app.exception
+        return app
+
+    with mock.patch.object(AppTest, "_run", checked):
         yield
 
 

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import nbformat
@@ -28,7 +29,7 @@ from tests.browser.conftest import COLUMNAR_LAYER, ROOT, SETUP, chromium, measur
 from tests.browser.test_check import broken_checkpoint
 from tests.browser.test_prune import prune
 
-PAGES = {
+PAGES: dict[str, dict[str, Any]] = {
     "start": {},
     "layers": {},
     "layer": {},
@@ -148,8 +149,8 @@ def measure_damage(page: Page) -> None:
 def shoot_measured(browser: Browser, folder: Path, pictures: Path, name: str, fill: Callable[[Page], None]) -> None:
     """A page behind a measurement that takes minutes, on a server of its own."""
     with serve(folder / f"{name}.txt", ROSE_CACHE="") as address:
-        for scheme in ("light", "dark"):
-            page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": TALL})  # type: ignore[arg-type]
+        for scheme in THEMES:
+            page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": TALL})
             page.goto(f"{address}/{name}")
             settle(page)
             fill(page)
@@ -165,9 +166,9 @@ def time_and_perplexity(results: Sequence[Result], *, dense: float, time: str, t
     for run in results:
         look = method_style(run.method)
         look = look.opened()._replace(colour=chart.ink.muted) if run.target == "layer" else look
-        named = {"mode": "markers+text", "text": [run.name], "textposition": "top center", "showlegend": False}
-        chart.points([run.seconds], [run.value], look, "", size=13, **named)
-    chart.figure.add_hline(y=dense, line=chart.dashed(1.5))
+        named: dict[str, Any] = {"mode": "markers+text", "textposition": "top center", "showlegend": False}
+        chart.points([run.seconds], [run.value], look, "", size=13, text=[run.name], **named)
+    chart.figure.add_hline(y=dense, line=chart.dashed | {"width": 1.5})
     chart.x(type="log")
     finding = verdicts.says_ranking(verdicts.rank(results))
     what = "Perplexity against time, lower is better in both; dashed: dense; grey, open: target layer"
@@ -230,8 +231,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         cache = {"ROSE_CACHE": f"{folder}/cache"}
         with serve(Path(folder, "log.txt"), **cache) as address:
-            for scheme in ("light", "dark") if asked & {*PAGES} else ():
-                page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 800})  # type: ignore[arg-type]
+            for scheme in THEMES if asked & {*PAGES} else ():
+                page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 800})
                 page.goto(f"{address}/?{query()}")
                 settle(page)
                 page.get_by_role("link", name="Explore").first.click()  # the example; sessions share its inputs

@@ -36,7 +36,6 @@ SETUP = {
     "held_out": "2",
 }
 COLUMNAR_LAYER = "model.layers.18.self_attn.o_proj"
-MEASURED_LAYERS = 12
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -19,10 +19,11 @@ def broken_checkpoint(dense: str, folder: Path) -> Path:
     model, tokenizer = rose.load_model(dense)
     with torch.no_grad():
         for layer in prunable_layers(model):
-            groups = layer.module.weight.unflatten(1, (-1, 4))
+            weight = layer.module.get_parameter("weight")
+            groups = weight.unflatten(1, (-1, 4))
             groups.scatter_(2, groups.abs().topk(2, largest=False).indices, 0)
             if layer.name == BROKEN:
-                layer.module.weight[7, 16:20] = torch.tensor([0.1, 0.2, 0.3, 0.0])
+                weight[7, 16:20] = torch.tensor([0.1, 0.2, 0.3, 0.0])
     rose.save_model(model, tokenizer, folder / "broken")
     return folder / "broken"
 

