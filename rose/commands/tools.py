@@ -24,7 +24,8 @@ from rose.commands import Output, command, terminal
 from rose.files import beside, expand
 from rose.layer.registry import order_names
 from rose.model.inspect import SAME, TensorFiles, compare_files, inspect_file, to_json, tree
-from rose.model.load.stored import INDEX, unused_files
+from rose.model.load.stored import INDEX, weight_files
+from rose.model.network.layers import LOW_RANK_FILE
 from rose.model.packaged import PACKAGED
 from rose.model.ship.export import export_gguf
 from rose.model.ship.packing import PackedSize, pack_folder, unpack_folder
@@ -139,7 +140,8 @@ def pack(spec: Pack, console: Console) -> None:
     """Writes a checkpoint folder without the room that zeros take."""
     packed, output = _written(spec, console, "Packing", "-packed", pack_folder)
     terminal.say(f"Written to {output}: {size(packed.stored)} instead of {size(packed.plain)}", *packed.remarks())
-    if unused := unused_files(expand(spec.folder)):
+    used = {*weight_files(folder := expand(spec.folder)), folder / LOW_RANK_FILE}
+    if unused := sorted(path.name for path in folder.glob("*.safetensors") if path not in used):
         terminal.say(f"Left out, as {INDEX} does not name them: {', '.join(unused)}")
 
 

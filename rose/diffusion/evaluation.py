@@ -110,8 +110,7 @@ def evaluate_diffusion(
         steps, seed, guidance: see `rose.record_trajectory`.
         tick: called with the share done, 0 to 1; may raise to stop.
 
-    Raises:
-        RoseError: another model, too few pictures for the Fréchet distance, or a dense trajectory of another run.
+    Raises RoseError for another model, too few pictures for the Fréchet distance, or a dense trajectory of another run.
     """
     check_garments(pipeline)
     check_pictures(pictures)

@@ -26,19 +26,15 @@ OWN_CLASS = "GarmentPipeline"  # what a saved pipeline's index calls the package
 
 
 def load_diffusion(name: str | Path = PACKAGED, *, dtype: str | torch.dtype = "float32") -> Any:
-    """Loads a diffusion pipeline, on the CPU, with its denoiser in evaluation mode.
+    """A `diffusers.DiffusionPipeline` on the CPU, with its denoiser in evaluation mode; calling it draws pictures.
 
     Args:
         name: "garments" (packaged: 1.8 million parameters, ten classes of garments, 28 × 28 pixels), a folder written
             by `save_diffusion` or `save_pretrained`, or a Hub id.
         dtype: "float32", "bfloat16" or "float16".
 
-    Returns:
-        A `diffusers.DiffusionPipeline`; calling it draws pictures.
-
-    Raises:
-        RoseError: no diffusers, no such pipeline, missing or corrupt files, weights that are not finite, no network, or
-            a pipeline without a transformer or UNet.
+    Raises RoseError: no diffusers, no such pipeline, missing or corrupt files, weights that are not finite, no network,
+    or a pipeline without a transformer or UNet.
     """
     check_installed()
     format_, name = parse_dtype(dtype), as_text(name)

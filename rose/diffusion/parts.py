@@ -188,12 +188,10 @@ def prune_diffusion_structured(
         pipeline, conditions, step_weights, packages, steps, guidance, batch, seed: see `prune_diffusion`.
         progress: called with a `Progress` after every denoising step and part; may raise to stop, which leaves the
             model as it was.
-
         options: see `rose.prune_structured`. Only projections with a bias get one; `ratio` is a share of the parameters
             of `parts` (None means both). Heads go to the nearest whole number; channels make up the rest.
 
-    Raises:
-        RoseError: bad input, or a denoiser that cannot be made smaller, before any work.
+    Raises RoseError, before any work, for bad input, or a denoiser that cannot be made smaller.
     """
     start = time.perf_counter()
     check_keywords(options, CutOptions.__optional_keys__)  # no allocation: blocks of a denoiser are not alike
@@ -214,9 +212,6 @@ def prune_diffusion_structured(
     shapes = [shapes_by_ratio(of_block, settings.ratio, settings.multiple, fewest=_refuse) for of_block in parts]
     reduction = Reduction()
 
-    def read_by(package: Sequence[tuple[Part, Shape]]) -> list[PrunableLayer]:
-        return layers_read(method, [part for part, _ in package])
-
     def reduce(change: tuple[Part, Shape], statistics: dict[str, InputStatistics]) -> PartRecord:
         part, shape = change
         with_bias = repair != "none" and part.output.bias is not None
@@ -228,7 +223,9 @@ def prune_diffusion_structured(
         return solution.record
 
     with reduction:
-        records = calibration.visit(changed(parts, shapes), read_by, reduce, progress)
+        records = calibration.visit(
+            changed(parts, shapes), lambda package: layers_read(method, [part for part, _ in package]), reduce, progress
+        )
     reshape(denoiser, reduction.cuts)
     whole = sum(part.parameters(part.shape) for of_block in parts for part in of_block)
     removed = sum(record.parameters - record.kept_parameters for record in records)

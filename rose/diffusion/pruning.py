@@ -200,8 +200,7 @@ def prune_diffusion(
         progress: called with a `Progress` after every denoising step and layer; may raise to stop the run.
         options: see `rose.prune_layer`; `sparsity` is 0.5 by default, `block_size` as of `default_block_size`.
 
-    Raises:
-        RoseError: bad input, before any work, or a layer that cannot be pruned, with its name.
+    Raises RoseError for bad input, before any work, or a layer that cannot be pruned, with its name.
     """
     options.setdefault("sparsity", SPARSITY)
     if by_itself := options.get("block_size") is None:

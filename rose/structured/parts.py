@@ -33,8 +33,6 @@ _MLP = (
     ("fc2", ("fc1",)),
     ("dense_4h_to_h", ("dense_h_to_4h",)),
 )
-
-
 _PAIRED = ("diffllama",)  # each head is subtracted from another one: none can go alone
 _SHARED = (False, True, True)  # queries are each head's own; keys and values are a group's
 

@@ -164,12 +164,8 @@ def _squeezed(part: Bytes) -> tuple[Bytes, bool]:
 
 
 class TensorFile:
-    """The tensors of a safetensors file, packed or not, one at a time; a context manager.
-
-    Raises:
-        RoseError: a packed file of a later version, or a damaged one.
-        OSError, SafetensorError: not a whole safetensors file.
-    """
+    """The tensors of a safetensors file, packed or not, one at a time; a context manager. Raises RoseError for a packed
+    file of a later version, or a damaged one; OSError and SafetensorError for no whole safetensors file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -131,9 +131,8 @@ def load_model(
         finite: refuse weights that are NaN or infinite.
         tokenizer: name of the model whose tokenizer is used; by default the model itself.
 
-    Raises:
-        RoseError: no such model, no network, not a causal language model, missing or corrupt file, weights that are not
-            finite or that the configuration does not name, not enough memory, or a repository that needs remote code.
+    Raises RoseError: no such model, no network, not a causal language model, missing or corrupt file, weights that are
+    not finite or that the configuration does not name, not enough memory, or a repository that needs remote code.
     """
     if dtype != STORED:
         parse_dtype(dtype)

@@ -21,7 +21,7 @@ from rose.errors import RoseError
 from rose.interrupt import stop_point
 from rose.model.formats.conversion import Conversion
 from rose.model.formats.packed import TensorFile
-from rose.model.network.layers import LOW_RANK_FILE, MASKED, decoder_blocks
+from rose.model.network.layers import MASKED, decoder_blocks
 from rose.model.network.precision import name_of
 from rose.wording import count, whole
 
@@ -96,12 +96,6 @@ def names_of_weights(folder: Path) -> list[str]:
 
 def _stored(path: Path) -> Path:
     return path if path.exists() or not packed(path).exists() else packed(path)
-
-
-def unused_files(folder: Path) -> list[str]:
-    """Names of safetensors files beside a checkpoint's, such as a second copy; raises as `weight_files`."""
-    used = {*weight_files(folder), folder / LOW_RANK_FILE}
-    return sorted(path.name for path in folder.glob("*.safetensors") if path not in used)
 
 
 def packed(path: Path) -> Path:

@@ -165,7 +165,7 @@ def load_tokens(
     split: str = "train",
     bos: str = "auto",
 ) -> Tensor:
-    """Windows of a text as token ids.
+    """Windows of a text as token ids, (samples, length) int64.
 
     With a seed, windows are random and disjoint where the text is long enough. With `seed=None` they follow one another
     from the start, as for perplexity.
@@ -177,11 +177,7 @@ def load_tokens(
         bos: whether windows begin with a beginning-of-sequence token, see `first_token`. It counts towards `length`;
             perplexity does not count it.
 
-    Returns:
-        (samples, length) int64.
-
-    Raises:
-        RoseError: bad numbers, an unreadable source, or a text that is too short.
+    Raises RoseError for bad numbers, an unreadable source, or a text that is too short.
     """
     check_windows(samples, length)
     if samples is None and seed is not None:

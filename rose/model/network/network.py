@@ -32,7 +32,7 @@ from rose.wording import sentence
 
 PARTS = 8
 NORMS, WEIGHTS = "embedding_norms", "weight_norms"  # as files call them
-PART = "is_language_part"  # of a model, and in a report
+PART = "is_language_part"  # of a model that is only the language model of its files, and in a report
 PADDING = 8  # a run of one token is padding where it is longer than this, and than this part of a window
 
 
@@ -42,7 +42,7 @@ class Network:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.device = pick_device()
+        self.device, self.family = pick_device(), type(model).__name__
         self.config: Any = text_config(model)
         self.is_streamed = hasattr(model, ATTRIBUTE)
 
@@ -70,11 +70,6 @@ class Network:
     def dtype(self) -> torch.dtype:
         """The format that the decoder blocks' weights are stored in."""
         return next(self.blocks.parameters()).dtype
-
-    @property
-    def family(self) -> str:
-        """The name of the model's class, for messages."""
-        return type(self.model).__name__
 
     def select(self, layers: Sequence[str | PrunableLayer] | None) -> list[PrunableLayer]:
         """The layers of these names, see `matching`."""
@@ -169,11 +164,6 @@ def embedding_norms(model: nn.Module) -> list[float]:
     with network.residence.embedding():
         parts = body.get_input_embeddings().weight.detach().chunk(PARTS)
         return [float(f"{float(part.float().norm()):.6g}") for part in parts]
-
-
-def language_part(model: nn.Module) -> dict[str, bool]:
-    """A report's entry for a model that is only the language model of its files."""
-    return {PART: True} if hasattr(model, PART) else {}
 
 
 def weight_norms(model: nn.Module) -> list[float]:

@@ -122,8 +122,3 @@ def computes_bfloat16() -> bool:
     """Whether bfloat16 models run here without loss of speed."""
     device = pick_device()
     return device.type == "cuda" or _chosen(device) == "bfloat16"
-
-
-def plainly(device: torch.device) -> torch.autocast:
-    """Context for work that a hook starts within a forward pass."""
-    return torch.autocast(device.type, enabled=False)

@@ -114,9 +114,8 @@ def export_gguf(
         embeddings: "auto", the format that llama.cpp gives them in such a file (see `embedding_type`), or "f32".
         announce: called with a sentence on the file's size before it is written.
 
-    Raises:
-        RoseError: unknown formats, a family or tokenizer that is not exported, or a file that is already there, has
-            another suffix than .gguf, or cannot be written.
+    Raises RoseError: unknown formats, a family or tokenizer that is not exported, or a file that is already there, has
+    another suffix than .gguf, or cannot be written.
     """
     if kind not in TYPES:
         raise RoseError(

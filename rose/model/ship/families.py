@@ -130,16 +130,18 @@ def _gemma_norms(name: str, weight: Tensor, _config: Any) -> Tensor:
     return weight.float() + 1 if name.endswith("norm.weight") else weight
 
 
-def _transposed(name: str, weight: Tensor, _config: Any) -> Tensor:
-    return weight.T if name.endswith(CONV1D) else weight
-
-
 FAMILIES = {
     "llama": Family(gguf.MODEL_ARCH.LLAMA, "hidden_act", SILU, _plain_rotary, _llama_rows),
     "qwen2": Family(gguf.MODEL_ARCH.QWEN2, "hidden_act", SILU, _plain_rotary),
     "qwen3": Family(gguf.MODEL_ARCH.QWEN3, "hidden_act", SILU, _plain_rotary),
     "gemma3_text": Family(gguf.MODEL_ARCH.GEMMA3, "hidden_activation", GELU_TANH, _gemma3, _gemma_norms),
-    "gpt2": Family(gguf.MODEL_ARCH.GPT2, "activation_function", GELU_TANH, _gpt2, _transposed),
+    "gpt2": Family(
+        gguf.MODEL_ARCH.GPT2,
+        "activation_function",
+        GELU_TANH,
+        _gpt2,
+        lambda name, weight, _config: weight.T if name.endswith(CONV1D) else weight,
+    ),
 }
 
 # Beginnings of the patterns by which byte-level vocabularies split text -> what llama.cpp calls them.

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from rose.errors import RoseError
 from rose.layer.statistics import InputStatistics
 from rose.model.network.layers import PrunableLayer
-from rose.model.network.precision import plainly
 from rose.model.network.stand_ins import hooked
 from rose.model.walk.forward import no_input, version_of
 from rose.model.walk.targets import BatchKey, BlockTargets, Gaps
@@ -128,7 +127,7 @@ class _Block:
 
     def _stop(self, layer: PrunableLayer, _module: nn.Module, args: tuple) -> None:
         if layer.name not in self.readers:
-            with plainly(self.walk.network.device):  # layers are pruned in float32
+            with torch.autocast(self.walk.network.device.type, enabled=False):  # layers are pruned in float32
                 self.main.switch(layer, *args)
         elif self.by_route[getcurrent()] not in self.readers[layer.name]:
             raise RoseError(
