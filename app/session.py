@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-import pandas as pd
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.web.server.starlette.starlette_app_utils import decode_xsrf_token_string
@@ -294,14 +293,6 @@ def choose_layer(name: str, *, by_default: bool = False) -> None:
 
 def threshold() -> float:
     return st.session_state.get("chosen_threshold", THRESHOLD)
-
-
-def overview(of: Study) -> pd.DataFrame:
-    return of.overview(threshold())
-
-
-def plan(of: Study, layer: str) -> rose.OrderPlan:
-    return of.plan(layer, threshold())
 
 
 def theme() -> Literal["light", "dark"]:

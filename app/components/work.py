@@ -17,20 +17,13 @@ PATIENCE = 1.5  # seconds a page waits for a batch before it shows progress inst
 SHORT = 200  # characters of cautions that are shown unfolded
 
 
-def error(text: object, icon: str = ":material/error:") -> None:
-    st.error(words.plain(text), icon=icon)
+def _box(kind: str, usual: str | None, text: object, icon: str | None = None, **options: Any) -> None:
+    getattr(st, kind)(words.plain(text), icon=icon or usual, **options)
 
 
-def warning(text: object, icon: str = ":material/warning:") -> None:
-    st.warning(words.plain(text), icon=icon)
-
-
-def info(text: object, icon: str | None = None, **options: Any) -> None:
-    st.info(words.plain(text), icon=icon, **options)
-
-
-def success(text: object, icon: str | None = None) -> None:
-    st.success(words.plain(text), icon=icon)
+error = partial(_box, "error", ":material/error:")
+warning = partial(_box, "warning", ":material/warning:")
+info, success = partial(_box, "info", None), partial(_box, "success", None)
 
 
 def cautions(sentences: Sequence[str]) -> None:

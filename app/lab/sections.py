@@ -23,7 +23,6 @@ from app.lab.sweeps import (
     dense_energy,
     frame,
     inside,
-    missing,
     outcome,
     times,
     trace_bytes,
@@ -56,12 +55,12 @@ def require_layer(purpose: str, page: str) -> tuple[Study, str, rose.OrderPlan]:
 
     study, layer = components.require_layer(purpose, meanwhile)
     key_figures(study, layer)
-    return study, layer, session.plan(study, layer)
+    return study, layer, study.plan(layer, session.threshold())
 
 
 def key_figures(study: Study, layer: str) -> None:
     """The numbers of a measured layer, held-out errors first; its inputs are not needed."""
-    row = session.overview(study).set_index("layer").loc[layer]
+    row = study.overview(session.threshold()).set_index("layer").loc[layer]
     blocks = words.count(len(block_widths(row["columns"], study.setup.block_size)), "block")
     called, sign = ("columnar", ">") if row["is_columnar"] else ("not columnar", "≤")
     st.markdown(
@@ -96,7 +95,7 @@ def single_orders() -> list[str]:
 
 def outcomes(study: Study, layer: str, sweeps: Sequence[PlannedSweep], key: str) -> list[SweepResult] | None:
     """The results of these sweeps, or None while they are made: progress is drawn, and other sweeps at this key end."""
-    pieces = [partial(outcome, study, layer, sweep) for sweep in missing(study, layer, sweeps)]
+    pieces = [partial(outcome, study, layer, sweep) for sweep in sweeps if not study.knows(sweep.key, ("lab", layer))]
     if not components.finished(pieces, key, (study.created, layer, tuple(sweep.key for sweep in sweeps))):
         return None
     return [outcome(study, layer, sweep) for sweep in sweeps]

@@ -79,11 +79,6 @@ def outcome(study: Study, layer: str, sweep: PlannedSweep) -> SweepResult:
     return study.remember(sweep.key, compute, ("lab", layer))
 
 
-def missing(study: Study, layer: str, sweeps: Sequence[PlannedSweep]) -> list[PlannedSweep]:
-    """Those that have not been made yet."""
-    return [sweep for sweep in sweeps if not study.knows(sweep.key, ("lab", layer))]
-
-
 def dense_energy(study: Study, layer: str) -> float:
     """tr(W H Wᵀ) on calibration inputs: what relative errors are relative to."""
     return study.remember(

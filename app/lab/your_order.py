@@ -74,7 +74,7 @@ def _draw(study: Study, layer: str) -> None:
     every = outcomes(study, layer, planned(order, draft.budget), "lab-own")
     if every is None:
         return
-    four, shown = leading(every), session.plan(study, layer)
+    four, shown = leading(every), study.plan(layer, session.threshold())
     mine = four[0]
     strip, table = st.columns([2.6, 1])
     with strip:

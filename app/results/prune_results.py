@@ -82,7 +82,7 @@ def what_you_get(run: PruningRun, models: list[RunReport]) -> None:
     if len(copies) > 1:
         st.caption("95\u202f% intervals over windows, paired, one calibration draw; ≈ no clear difference, = same.")
     if (study := session.study()) is not None and study.is_measured:
-        for line in pairs.differences(study, session.overview(study), run):
+        for line in pairs.differences(study, study.overview(session.threshold()), run):
             st.caption(words.plain(line))
     if copies:
         _take_away(run, models)

@@ -94,7 +94,7 @@ def _checks(study: Study, layer: str, methods: list[str], findings: Findings | N
     if findings is not None:
         checks += [(label_of(method), check) for method, check in findings.checks()]
     else:
-        is_columnar = bool(session.plan(study, layer).is_columnar)
+        is_columnar = bool(study.plan(layer, session.threshold()).is_columnar)
         measured = {("two_level" if is_columnar else "sparsegpt") if name == "rose" else name for name in methods}
         for record in study.measurements.records:
             if record.layer == layer and record.method in measured:

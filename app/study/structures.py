@@ -4,24 +4,16 @@ from collections.abc import Sequence
 from functools import partial
 
 import pandas as pd
-from torch import nn
 
 import rose
-from app.study.setup import Setup
 from app.study.study import Study
 from rose import verdicts
-from rose.model.estimate import estimate_cost, matmul_rate
+from rose.model.estimate import matmul_rate
 from rose.structured.configuration import can_bias, kinds_of
 from rose.structured.parts import CHANNELS, HEADS, Part, Shape, find_parts
 from rose.structured.plan import PRICING
 from rose.structured.problem import Problem
 from rose.structured.survey import PartSurvey, make_problem, price_part
-
-
-def collecting(setup: Setup, model: nn.Module) -> float:
-    """Estimated seconds until the inputs of all layers are collected; `model` may be a skeleton."""
-    samples = setup.samples + setup.held_out
-    return estimate_cost(model, samples=samples, length=setup.length, layers=setup.layer_patterns, sweeps=0).seconds
 
 
 class Structures:

@@ -113,7 +113,7 @@ def order(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> 
 
 
 def error(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
-    method_errors(session.overview(study).query("layer == @layer"), "layer-errors")
+    method_errors(study.overview(session.threshold()).query("layer == @layer"), "layer-errors")
 
 
 def method_errors(table: pd.DataFrame, key: str) -> None:
@@ -168,7 +168,7 @@ def blocks(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) ->
 
 def compare(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
     """Layers side by side: the chosen layer and the highest relative ranges, or the chosen layers."""
-    table = session.overview(study)
+    table = study.overview(session.threshold())
     ranked = table.sort_values("relative_range", ascending=False, kind="stable")["layer"].tolist()
     chosen = st.multiselect(
         "Beside this layer",
@@ -183,7 +183,7 @@ def compare(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -
 
 
 def numbers(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
-    row = session.overview(study).set_index("layer").loc[layer]
+    row = study.overview(session.threshold()).set_index("layer").loc[layer]
     natural, ordered = (words.number(row[f"error_{name}"]) for name in ("sparsegpt", "rose"))
     shown = {
         "Calibration error": f"SparseGPT {natural}, ROSE {ordered}",

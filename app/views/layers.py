@@ -27,7 +27,7 @@ def draw() -> None:
     study = components.require_study("Here you see every layer of a model at a glance")
 
     def arriving() -> None:
-        table = session.overview(study)
+        table = study.overview(session.threshold())
         if table.empty:
             trust.all_layers(study)  # which says what is waited for
             return

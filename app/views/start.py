@@ -125,7 +125,7 @@ def picture(study: Study) -> None:
 
     def follow() -> None:
         components.study_status(study, "start")
-        table = session.overview(study)
+        table = study.overview(session.threshold())
         left, right = st.columns([5, 1.6])
         with right:
             beside(study, table)

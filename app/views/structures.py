@@ -16,7 +16,8 @@ from app.runs import example
 from app.runs.pruning import PROMPT
 from app.runs.slimming import Slimming, estimate
 from app.study.setup import weights_size
-from app.study.structures import Structures, collecting
+from app.study.structures import Structures
+from rose.model.estimate import estimate_cost
 from rose.recipe.parts import SlimSettings
 from rose.rows import with_cautions
 from rose.structured.defaults import ALLOCATIONS
@@ -55,7 +56,8 @@ def _structures(kind: str) -> Structures | None:
         components.while_running(study.job, lambda: None)
         return None
     try:
-        seconds = collecting(setup, shared.skeleton(setup.model))
+        model, samples, layers = shared.skeleton(setup.model), setup.samples + setup.held_out, setup.layer_patterns
+        seconds = estimate_cost(model, samples=samples, length=setup.length, layers=layers, sweeps=0).seconds
     except rose.RoseError:
         st.page_link(components.START_PAGE, label="Choose a model", icon=":material/tune:")
         return None
