@@ -1,14 +1,12 @@
-"""The HTML report draws its figures from the disk, without a network, and Compare runs opens what it reports."""
+"""The HTML report draws its figures from the disk, without a network."""
 
 from pathlib import Path
-from urllib.parse import urlencode
 
 import pytest
 from playwright.sync_api import Browser, expect
 
 from app.results import html_report
 from tests.app.results.made_reports import made_report, saved
-from tests.browser.conftest import OpenPage, expect_finding
 
 
 @pytest.fixture
@@ -47,13 +45,3 @@ def test_the_report_needs_no_network(browser: Browser, folders: list[str], tmp_p
     assert not said, said
     assert asked == [output.as_uri()]
     context.close()
-
-
-def test_folders_are_put_side_by_side(open_page: OpenPage, folders: list[str], tmp_path: Path) -> None:
-    page = open_page("runs", urlencode({"runs_path": "; ".join(folders)}))
-    expect_finding(page, "has the lower held-out error in all six layers; on average it is 20.% lower")
-    with page.expect_download() as waiting:
-        page.get_by_role("button", name="Report, HTML").click()
-    text = Path(waiting.value.path()).read_text()
-    assert "has the lower held-out error in all six layers" in text
-    assert text.startswith("<!doctype html>")
