@@ -256,13 +256,13 @@ def says_lost(run: RunReport) -> str:
 
 def settings(runs: Sequence[RunReport], *, only_different: bool = False) -> pd.DataFrame:
     """Settings of the recipes and facts of the runs: a column "setting" and one for each run."""
-    beside = settings_beside([run.recipe for run in runs], only_different=only_different)
-    rows = [[words.sentence(field.label), *texts] for field, texts in beside]
+    rows = [[words.sentence(field.label), *texts] for field, texts in settings_beside([run.recipe for run in runs])]
     for name, label in FACTS.items():
         facts = [run.summary.get("tuned") or {} if name == "minutes" else run.summary for run in runs]
         texts = [str(summary.get(name, "–"))[:300] for summary in facts]
-        if set(texts) != {"–"} and not (only_different and len(set(texts)) == 1):
+        if set(texts) != {"–"}:
             rows.append([label, *texts])
+    rows = [row for row in rows if not only_different or len(set(row[1:])) > 1]
     return pd.DataFrame(rows, columns=["setting", *(run.name for run in runs)])
 
 

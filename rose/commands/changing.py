@@ -199,23 +199,17 @@ def _check_rest(model: PreTrainedModel, kinds: Sequence[str], settings: Settings
         )
 
 
-def _print_parts(parts: pd.DataFrame) -> None:
-    """Prints what is left of every reduced part, and its errors: against the dense model's output where that was the
-    target."""
-    errors = ["target_error", "held_out_target_error"]
-    if not parts["target_error"].notna().any():
-        errors = ["relative_error", "held_out_error"]
-    measured = [name for name in errors if parts[name].notna().any()]
-    shown = parts[["layer", *measured, "unrecovered_error"]].copy()
-    shown = shown.rename(columns={"unrecovered_error": "error_before_recovery"})
-    shown.insert(1, "kept", parts["kept_units"].astype(str) + " of " + parts["units"].astype(str))
-    terminal.print_table(shown, "Parts")
-
-
 def _print_slimmed(report: rose.RunReport) -> None:
+    """Prints what is left of every reduced part with its errors, and then of the model."""
     summary, (slimmed, *rest) = report.summary, report.stages
-    if len(slimmed.layers):
-        _print_parts(slimmed.layers)
+    if len(parts := slimmed.layers):
+        errors = ["target_error", "held_out_target_error"]
+        if not parts["target_error"].notna().any():
+            errors = ["relative_error", "held_out_error"]
+        measured = [name for name in errors if parts[name].notna().any()]
+        shown = parts[["layer", *measured]].assign(error_before_recovery=parts["unrecovered_error"])
+        shown.insert(1, "kept", parts["kept_units"].astype(str) + " of " + parts["units"].astype(str))
+        terminal.print_table(shown, "Parts")
     terminal.say(
         f"{whole(summary['parameters'])} parameters before, {whole(summary['kept_parameters'])} after: "
         f"{100 * summary['removed_fraction']:.1f} % of the decoder blocks taken out, {summary['seconds']:.0f} s"

@@ -31,10 +31,6 @@ def as_sparsity(value: Any) -> str:
     return f"{ratio:.12g}" if isinstance(value, str) else repr(ratio).removesuffix(".0")
 
 
-def _method(name: Any) -> str:
-    return get_method(name).name
-
-
 def _order(name: str) -> str:
     if name != "rose":  # two-level or natural, as the layer is columnar or not
         check_order_name(name)
@@ -118,7 +114,9 @@ Layers = Annotated[
     BeforeValidator(one_or_several),
     setting("only these layers, last of all options; * matches any part, in quotes", form="words", metavar="NAME"),
 ]
-Method = Annotated[str, AfterValidator(_method), setting("a pruning method, see `rose models`")]
+Method = Annotated[
+    str, AfterValidator(lambda name: get_method(name).name), setting("a pruning method, see `rose models`")
+]
 BlockSize = Annotated[Whole, setting("columns per block", label="Block size, columns", unit="columns", ge=1)]
 Damping = Annotated[Real, setting("added to the Hessian's diagonal, as a share of its mean", ge=0)]
 Order = Annotated[str, AfterValidator(_order), setting("override the method's order: a name, or random:SEED")]

@@ -198,9 +198,7 @@ COMMANDS = {spec.run: spec for spec in _ALL}
 """What the command line can do, by name, in the order of its help."""
 
 
-def settings_beside(
-    recipes: Sequence[Mapping[str, Any]], *, only_different: bool = False
-) -> list[tuple[SpecField, list[str]]]:
+def settings_beside(recipes: Sequence[Mapping[str, Any]]) -> list[tuple[SpecField, list[str]]]:
     """Each declared field that a recipe has, and its value in every recipe as text, "–" where a recipe has none.
 
     `recipes` are those of `RunReport`: "run" and the values of its fields.
@@ -208,12 +206,11 @@ def settings_beside(
     runs = {str(recipe.get("run")) for recipe in recipes}
     specs = [spec for name, spec in SPECS.items() if name in runs] or list(SPECS.values())
     fields = {name: field for spec in reversed(specs) for name, field in spec.fields().items()}
-    rows = [
+    return [
         (fields[name], [setting_text(recipe.get(name)) for recipe in recipes])
         for name in dict.fromkeys(name for spec in specs for name in spec.fields())
         if fields[name].extra["kept"] and any(recipe.get(name) is not None for recipe in recipes)
     ]
-    return [row for row in rows if not only_different or len(set(row[1])) > 1]
 
 
 def setting_text(value: Any) -> str:

@@ -69,11 +69,6 @@ def describe_grid(grid: Grid | None) -> dict[str, Any]:
 
 
 def describe_layer(settings: Settings) -> dict[str, Any]:
-    names = ("block_size", "damping", "threshold")
-    return {
-        "method": settings.method,
-        "sparsity": str(settings.pattern),
-        "options": dict(settings.options),
-        **{name: getattr(settings, name) for name in names},
-        **describe_grid(settings.grid),
-    }
+    described = {name: getattr(settings, name) for name in ("block_size", "damping", "threshold")}
+    head = {"method": settings.method, "sparsity": str(settings.pattern), "options": dict(settings.options)}
+    return head | described | describe_grid(settings.grid)

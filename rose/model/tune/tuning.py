@@ -55,7 +55,7 @@ from rose.tensor_files import DamagedFile, digest, read_tensors, write_tensors
 
 FAR = 0.55  # nats a token behind the dense model, below which the rate is less: there is less to gain than it disturbs
 KEPT = 0.4  # of the trained weights, above which the rate is less: outputs move in proportion to the weights that do
-SIZE = 2.5e-4  # of `size_of`, below which the rate is less in proportion: Adam's steps are as large for small weights
+SIZE = 2.5e-4  # of `_size`, below which the rate is less in proportion: Adam's steps are as large for small weights
 LEAST = 0.1  # share of the rate that is left at the dense model itself, for users whose own text differs
 FULL = 32  # steps for the full rate: the first ones make the model worse, and few further ones do not win it back
 BETAS = (0.9, 0.999)  # of Adam
@@ -117,7 +117,14 @@ class Tuner:
 
     @cached_property
     def _size(self) -> float:
-        return size_of(self.dense)
+        """Sum of all layers' norms over their number of weights: less for small weights, and for large layers.
+
+        A step of Adam moves each of a layer's n weights by about the rate, many of them together: a matrix of norm
+        rate·√n, compared with a root mean square of ‖W‖/√n in the layer.
+        """
+        weights = [layer.weight for layer in self.dense.layers]
+        norms = sum(float(torch.linalg.vector_norm(weight, dtype=torch.float64)) for weight in weights)
+        return norms / sum(weight.numel() for weight in weights)
 
     def run(self, progress: ProgressCallback | None, state: Path | None) -> None:
         """See `Parts.run`; `state` is the file from which a stopped run goes on."""
@@ -356,16 +363,6 @@ class Tuner:
 def texts_digest(tokens: Tensor, held_out: Tensor | None) -> str:
     texts = {"tokens": tokens.long()}
     return digest(texts if held_out is None else texts | {"held_out": held_out.long()})
-
-
-def size_of(dense: Network) -> float:
-    """Sum of all layers' norms over their number of weights: less for small weights, and for large layers.
-
-    A step of Adam moves each of a layer's n weights by about the rate, many of them together: a matrix of norm rate·√n,
-    compared with a root mean square of ‖W‖/√n in the layer.
-    """
-    norms = sum(float(torch.linalg.vector_norm(layer.weight, dtype=torch.float64)) for layer in dense.layers)
-    return norms / sum(layer.weight.numel() for layer in dense.layers)
 
 
 def tune_model(

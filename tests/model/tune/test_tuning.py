@@ -616,11 +616,9 @@ def test_a_copy_is_written_and_marked_if_tuning_was_cancelled(tmp_path, monkeypa
 
 def test_the_commands_tune(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(terminal, "MINUTE", 0)
-    tiny = str(save_tiny_llama(tmp_path / "dense"))
-    text, other = tmp_path / "text.txt", tmp_path / "other.txt"
-    text.write_text(" ".join(f"The quick brown fox jumps over {number} lazy dogs." for number in range(40)))
+    _, tiny, *windows = tiny_task(tmp_path)
+    other = tmp_path / "other.txt"
     other.write_text("Another text has other words. " * 40)
-    windows = ["--samples", "4", "--length", "48", "--held-out", "2", "--calibration", str(text)]
     evaluated = ["--evaluate", str(other), "--windows", "2"]
     pruned, tuned = tmp_path / "pruned", tmp_path / "tuned"
     prune = ["prune", "--model", tiny, *windows, "--block-size", "16", "--output", str(pruned), "--tune", "0.02"]
