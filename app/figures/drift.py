@@ -54,7 +54,7 @@ def drift_curves(table: pd.DataFrame, *, finding: str, theme: Theme = "light") -
 
 
 def drift_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
-    """Drift of one run by decoder block: what is passed on to each block, and what arises in it."""
+    """Drift of one run by decoder block: drift passed on to the block, and drift that arises in it."""
     blocks, chart = table["block_index"], Chart(x="decoder block", y=DRIFT, height=HEIGHT, legend=True, theme=theme)
     passed, arisen = Style(palette.SLATE, "passed on"), Style(palette.ORANGE, "arisen in the block", pattern="/")
     for column, look in {"passed_on": passed, "arisen": arisen}.items():
@@ -106,11 +106,6 @@ def cancelled_shares(table: pd.DataFrame, *, problem: str = "", theme: Theme = "
 
 
 # Pictures
-
-
-def weighting(name: str) -> str:
-    """A step weighting as people read it."""
-    return WEIGHTINGS[name].label
 
 
 def pictures(
@@ -203,7 +198,7 @@ def step_weighting(
     chart.y(title_text="diag(H) / mean", **right)
     live = shares["uniform"] > 0
     change = np.abs(shares[chosen][live] / shares["uniform"][live] - 1)
-    finding = f"{weighting(chosen)} moves diag(H) by at most {percent(change.max())}"
+    finding = f"{WEIGHTINGS[chosen].label} moves diag(H) by at most {percent(change.max())}"
     note = f"Left: weight α of each step. Right: diag(H) / mean, channels sorted by the uniform one{chart.of}"
     if chosen == "uniform":
         finding = "Uniform weights: every step counts the same"

@@ -1,4 +1,4 @@
-"""The figures of the lessons: small layers whose numbers are all printed, and what is left of an order elsewhere.
+"""The figures of the lessons: small layers with all numbers printed, and the effect of an order in other layers.
 
 Columns and blocks are counted from 1 on screen, from 0 in arguments.
 """

@@ -114,7 +114,7 @@ def order_picture(
 
 
 def _draw_blocks(chart: Chart, plan: OrderPlan, step: np.ndarray) -> str:
-    """Adds each block's lines, or its ribbon; says in words which."""
+    """Adds the lines or the ribbon of each block; returns in words which of the two."""
     widths, every = plan.block_width, -(-len(step) // PICTURE_LINES)
     loss = to_numpy(plan.loss_per_column).astype(np.float64)
     colours = palette.magnitude_colours(loss, chart.theme)

@@ -167,12 +167,12 @@ def map_row(projection: str, experts: str | None = None) -> str:
 
 
 def folded(rows: pd.DataFrame) -> pd.DataFrame:
-    """Layers with a `value` each in its row of the map; experts share a cell, which shows their largest value."""
+    """Layers with a `value`, by row of the map; experts share a cell, which shows their largest value."""
     return _largest(rows.assign(projection=rows["projection"].map(map_row)))
 
 
 def every_layer(rows: pd.DataFrame, cells: pd.DataFrame) -> str:
-    """What these cells are of."""
+    """The layers that these cells show, in words."""
     return "every layer, of experts the largest" if len(rows) > len(cells) else "every layer"
 
 

@@ -211,7 +211,7 @@ def _accuracy_finding(means: dict[str, float], errors: dict[str, float], dense: 
 def tuning_curve(curve: pd.DataFrame, steps: int, *, dense: float | None, theme: Theme = "light") -> Drawing:
     """Perplexity on held-out windows after every measurement so far, with a ring at the lowest.
 
-    `curve` has step, seconds, held_out, as of `rose.TuneReport`; `steps` are to come, 0 if unknown; `dense` is a loss.
+    `curve` has step, seconds, held_out, from `rose.TuneReport`; `steps` are to come, 0 if unknown; `dense` is a loss.
     """
     rows = curve.dropna(subset=["held_out"])
     if rows.empty:

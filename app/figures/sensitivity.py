@@ -1,4 +1,4 @@
-"""What each part of a model costs alone: layers and decoder blocks beside their error, heads, and channels of MLPs.
+"""The cost of each part of a model alone: layers and decoder blocks beside their error, heads, and channels of MLPs.
 
 Tables of damage come from `rose.model.measure.damage`: one row per unit.
 """
@@ -21,17 +21,12 @@ from rose import RoseError, verdicts
 from rose.model.measure.damage import outliers, rank_correlation
 
 BLOCK = "decoder block"  # in place of a projection, where the unit is one
-# Predictors of damage: column -> words, and axis.
+# Predictors of damage: column -> words, axis, and what the number of a decoder block is made of.
 PREDICTORS = {
-    "held_out_error": ("held-out error", "held-out relative error"),
-    "relative_error": ("calibration error", "relative error on calibration tokens"),
-    "output_error": ("output error", "output error ‖ΔW x‖², per token"),
-    "drift": ("drift", "drift of the stream after the decoder block, ‖Δh‖² / ‖h‖²"),
-}
-SUMMED = {  # what one number of a decoder block is made of
-    "held_out_error": ", mean over its layers",
-    "relative_error": ", mean over its layers",
-    "output_error": ", sum over its layers",
+    "held_out_error": ("held-out error", "held-out relative error", ", mean over its layers"),
+    "relative_error": ("calibration error", "relative error on calibration tokens", ", mean over its layers"),
+    "output_error": ("output error", "output error ‖ΔW x‖², per token", ", sum over its layers"),
+    "drift": ("drift", "drift of the stream after the decoder block, ‖Δh‖² / ‖h‖²", ""),
 }
 APART = (1.2, 0.3)  # decades of error and of sensitivity between two names
 NAMED = 2  # outliers with a label in the plot
@@ -64,7 +59,7 @@ def damage_bars(
     if table.empty:
         raise RoseError("No decoder block has been measured yet.")
     rows = table.sort_values("block_index", ignore_index=True)
-    name, axis = ("sensitivity", "nats per token") if value == "damage" else PREDICTORS[value]
+    name, axis, made_of = ("sensitivity", "nats per token", "") if value == "damage" else PREDICTORS[value]
     chart = Chart(x="decoder block", y=axis, height=360, theme=theme)
     caption, columns = "", ["unit", "block_index", value]
     outline = {"line": {"color": palette.MARK, "width": np.where(rows["unit"] == marked, 3, 0)}}
@@ -80,7 +75,7 @@ def damage_bars(
     chart.block_axis([*rows["block_index"], *(place_of(unit)[0] or 0 for unit in units)])
     top = rows.loc[rows[value].idxmax()]
     finding = f"{sentence(name)} is highest in {short_layer(top['unit'])}, {number(top[value])}"
-    note = f"{sentence(name)} of every decoder block{SUMMED.get(value, '')}"
+    note = f"{sentence(name)} of every decoder block{made_of}"
     return chart.done(finding, note, caption, f"Bar chart of {name} by decoder block", rows[columns])
 
 
@@ -92,7 +87,7 @@ def damage_scatter(
 
     With `restore` units were given their dense weights back in a pruned model.
     """
-    name, axis = PREDICTORS[predictor]
+    name, axis, _ = PREDICTORS[predictor]
     rows = as_layers(table)
     shown = rows[(rows["damage"] > 0) & (rows[predictor] > 0)]
     if shown.empty:

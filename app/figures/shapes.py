@@ -43,7 +43,7 @@ class Marked(Look, total=False):
 class Chart:
     """A figure under way: shapes and axes are added to it, and `done` puts the words around it.
 
-    `height` is in pixels; `headroom` of them lie between title and plot. `subplots` are as of plotly's `make_subplots`.
+    `height` is in pixels; `headroom` of them lie between title and plot. `subplots` go to plotly's `make_subplots`.
     `hover` is plotly's template; an empty one shows nothing; `properties` go to plotly's trace.
     """
 
@@ -66,7 +66,7 @@ class Chart:
     def done(self, finding: str, subtitle: str, caption: str, alt: str, data: pd.DataFrame) -> Drawing:
         """Frames the figure with a title, the finding, over a subtitle: the quantity, its object and its units.
 
-        `alt` is the kind of picture and what it is of, without a full stop; the finding follows it.
+        `alt` names the kind of picture and its subject, without a full stop; the finding follows it.
         """
         title, lines = style.heading(finding, subtitle, self.ink.muted)
         freed = 10 + round(1.35 * style.TITLE_SIZE * lines)
@@ -147,8 +147,8 @@ class Chart:
     def layer_map(self, grid: pd.DataFrame, rows: pd.DataFrame, unit: str, *, at: Any = None, **heat: Any) -> None:
         """A map of decoder block × projection whose invisible marks answer the pointer and clicks, which cells do not.
 
-        `grid` is as of `layer_grid`, in units of the colour scale; `rows` has layer, block_index, projection and text,
-        the value as the pointer shows it; `at` is row and col of a subplot.
+        `grid` comes from `layer_grid`, in units of the colour scale; `rows` has layer, block_index, projection and
+        text, the value as the pointer shows it; `at` is row and col of a subplot.
         """
         place = at or {}
         projections, blocks = list(grid.index), np.array(grid.columns, np.int32)
@@ -165,7 +165,7 @@ class Chart:
         self.y(**order, showgrid=False, ticks="", **place)
 
     def outline_layer(self, grid: pd.DataFrame, rows: pd.DataFrame, layer: str | None) -> None:
-        """Outlines the cell of a layer on a map; as of `layer_map`, but with all layers that share cells."""
+        """Outlines the cell of a layer on a map; here `rows` has all layers, also those that share a cell."""
         for row in rows[rows["layer"] == layer].itertuples():
             place = list(grid.index).index(row.projection)
             self.outline(row.block_index - 0.5, row.block_index + 0.5, place - 0.5, place + 0.5)
@@ -176,7 +176,7 @@ class Chart:
         self.points(cells["block_index"], cells["projection"], look, "", size=size, marker=marker, showlegend=False)
 
     def outline(self, x0: float, x1: float, y0: float, y1: float, **properties: Any) -> None:
-        """A rectangle around what is chosen, in data coordinates."""
+        """A rectangle around the chosen cells, in data coordinates."""
         line = {"color": MARK, "width": 3} | properties.pop("line", {})
         self.figure.add_shape(type="rect", x0=x0, x1=x1, y0=y0, y1=y1, line=line, layer="above", **properties)
 
@@ -286,7 +286,7 @@ class Shrunk(NamedTuple):
 
 
 def shrink(array: Any, limit: int = MAX_CELLS, how: Literal["max", "sum"] = "max", entries: str = "weights") -> Shrunk:
-    """At most `limit` cells a side, by the maximum or the sum of each rectangle; `what` names the entries in the note.
+    """At most `limit` cells a side, by the maximum or the sum of each rectangle; `entries` is their name in the note.
 
     Never the mean: it would hide a single strong column, which is what people look for here.
     """
@@ -321,7 +321,7 @@ def _reduce(values: np.ndarray, axis: int, step: int, how: str) -> np.ndarray:
 
 
 def frame(shrunk: Shrunk) -> pd.DataFrame:
-    """The shrunk matrix as a table: first channels of each cell as names, and in the first heading what a cell is."""
+    """The shrunk matrix as a table; names are first channels of cells, and the first heading describes a cell."""
     rows, columns = shrunk.array.shape
     whole = shrunk.rows == shrunk.columns == 1
     first = "output channel" if whole else f"output channel ({shrunk.note})"

@@ -60,7 +60,7 @@ def sweep_film(
 
 
 def _draw(results: Sequence[LayerResult], step: int, energy: float, view: tuple[Show, int], shared: Look) -> Drawing:
-    """The sweeps after `step` blocks: the matrices above, error so far below. `view`: what is shown, cells a side."""
+    """The sweeps after `step` blocks: matrices above, error so far below. `view`: weights or change, cells a side."""
     blocks, sweeps = len(results[0].order.widths), len(results)
     curves = [so_far(result) / (energy or 1.0) for result in results]
     looks = [sweep_style(result) for result in results]
@@ -96,7 +96,7 @@ def _draw(results: Sequence[LayerResult], step: int, energy: float, view: tuple[
 
 
 def _matrix(chart: Chart, column: int, result: LayerResult, step: int, view: tuple[Show, int]) -> tuple[float, str]:
-    """Adds one heatmap, and a veil on the columns that are pruned; where its colours end, and what its cells are."""
+    """Adds one heatmap with a veil on pruned columns; returns the end of its colours, and its cells in words."""
     trace, order, at, (show, cells) = trace_of(result), result.order, {"row": 1, "col": column}, view
     first, now = (to_numpy(trace.weights[k]) for k in (0, step))
     values = np.abs(now if show == "weights" else now - first)

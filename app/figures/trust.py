@@ -190,7 +190,7 @@ def broken_pattern(excerpt: MaskExcerpt, **shared: Unpack[Look]) -> Drawing:
 
 
 def compensation_bars(row: pd.Series, **shared: Unpack[Look]) -> Drawing:
-    """The error of one layer, of its mask without compensation, and of its mask refitted, beside what methods reach.
+    """The error of one layer, of its mask without compensation, and of its mask refitted, beside the errors of methods.
 
     `row` comes from `CheckpointCheck.layers`, checked with tokens.
     """

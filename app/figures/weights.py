@@ -43,7 +43,7 @@ def _matrix(shared: Marked, widths: Sequence[int] = ()) -> Chart:
 def _cells(
     chart: Chart, shrunk: Shrunk, shape: Sequence[int], unit: str, texts: tuple[str, str, str, str], **properties: Any
 ) -> Drawing:
-    """A heatmap of one value per weight. `texts`: title, subtitle, caption, and what the picture is of."""
+    """A heatmap of one value per weight. `texts`: title, subtitle, caption, and the subject for `alt`."""
     finding, subtitle, caption, alt = texts
     zmax, saturates = ceiling(shrunk.array)
     chart.cells(shrunk, unit, **({"zmax": zmax} | properties))
@@ -133,7 +133,7 @@ def importance_map(plan: OrderPlan, **shared: Unpack[Marked]) -> Drawing:
 
 
 def potential_loss_map(plan: OrderPlan, **shared: Unpack[Marked]) -> Drawing:
-    """L as a heatmap: what pre-pruning would remove, by importance."""
+    """L as a heatmap: the importance of the weights that pre-pruning would remove."""
     chart, values = _matrix(shared, plan.block_width), to_numpy(plan.potential_loss)
     per_column = to_numpy(plan.loss_per_column)
     worst, total = int(per_column.argmax()), float(values.sum(dtype=np.float64))

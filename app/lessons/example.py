@@ -1,8 +1,9 @@
-"""The layers that the lessons prune: three inputs and one output, and four outputs of nine inputs.
+"""The layers that the lessons prune, and measurements of whole models that the lessons quote. No Streamlit here.
 
-The larger one has the importance S of the ROSE paper's worked example (arXiv 2603.05878, overview figure, part b). The
-paper names no inputs. All inputs here have size 1, so S = |W|. Signs and overlaps were drawn at random, and chosen so
-that the effects of an order are large enough to be seen. No Streamlit here.
+Two layers have printed numbers: three inputs and one output, and four outputs of nine inputs. The larger layer has the
+importance S of the ROSE paper's worked example (arXiv 2603.05878, overview figure, part b). The paper names no inputs.
+All inputs here have size 1, so S = |W|. Signs and overlaps were drawn at random, and chosen so that the effects of an
+order are large enough to be seen.
 """
 
 from __future__ import annotations
@@ -10,13 +11,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 import rose
-from rose.layer.error import quadratic_form
+from app.lab.basis import BASES
+from app.study import cache
+from app.study.setup import Setup
+from rose import verdicts
+from rose.layer.basis import HeadLayout, find_rotations, rotate_columns
+from rose.layer.error import quadratic_form, relative_error
+from rose.layer.pattern import Pattern
+from rose.verdicts import Interval
 
 SPARSITY, BLOCK_SIZE, DAMPING = 1 / 3, 3, 0.0  # no damping: the formulas hold to the last digit
 WEIGHT = (
@@ -100,3 +111,123 @@ def remove_one(alike: float, column: int) -> Removal:
     square = float(before[column] ** 2)
     alone, cost = square * float(matrix[column, column]), square / float(inverse[column, column])
     return Removal(matrix, inverse, before, after, alone, cost)
+
+
+# A generated attention layer without its attention, in several bases: what a rotation of its heads changes
+
+WIDTH, HEADS, HEAD_SIZE, ZEROS = 96, 6, 16, 0.7  # of the stream; heads as wide as a block; sparsity
+TOKENS = 512  # of calibration; equally many are held out
+SHARED = 0.6  # part of an input channel's variance that it has in common with others
+LAYOUT = HeadLayout(HEAD_SIZE, tuple(range(HEADS)))
+STEEPEST = 0.35  # by how much the parts of the last head's values fall, one after another, as exponents
+METHODS = ("sparsegpt", "rose")
+
+
+@dataclass(frozen=True)
+class Turned:
+    """The layer in one basis."""
+
+    importance: list[float]  # of its columns, (in,)
+    relative_range: float
+    moved: float  # ‖y' − y‖ / ‖y‖, y being the dense output in the given basis
+    errors: dict[str, float]  # held out, by method
+
+
+@lru_cache(maxsize=1)
+def turned() -> dict[str, Turned]:
+    """The layer in every basis of `BASES`."""
+    values, output, tokens = _generate()
+    dense = tokens @ values.T @ output.T
+    hessian = _statistics(tokens[:TOKENS] @ values.T).hessian
+    layers = {}
+    for name in BASES:
+        turned_values, turned_output = values, output
+        if name != "given":
+            rotations = find_rotations(output, hessian, LAYOUT, name, pattern=Pattern(ZEROS), block_size=HEAD_SIZE)
+            turned_output = rotate_columns(output, LAYOUT, rotations).float()
+            turned_values = rotate_columns(values.T, LAYOUT, rotations).float().T  # RᵀW_v
+        read = tokens @ turned_values.T
+        statistics, held_out = _statistics(read[:TOKENS]), _statistics(read[TOKENS:])
+        errors, options = {}, dict[str, Any](sparsity=ZEROS, block_size=HEAD_SIZE)
+        for method in METHODS:
+            pruned = rose.prune_layer(turned_output, statistics, method=method, **options).weight
+            errors[method] = relative_error(turned_output, pruned, held_out.hessian)
+        plan = rose.plan_order(turned_output, statistics, **options)
+        moved = float((read @ turned_output.T - dense).norm() / dense.norm())
+        layers[name] = Turned(plan.importance.sum(0).tolist(), plan.relative_range, moved, errors)
+    return layers
+
+
+def errors_in_bases() -> pd.DataFrame:
+    """One row per basis and method: basis, method, error."""
+    rows = [(basis, method, error) for basis, layer in turned().items() for method, error in layer.errors.items()]
+    return pd.DataFrame(rows, columns=["basis", "method", "error"])
+
+
+def _generate() -> tuple[Tensor, Tensor, Tensor]:
+    """W_v, (columns, width), W_o, (width, columns), and tokens, calibration first; channels share common sources."""
+    generator = torch.Generator().manual_seed(0)
+    columns, sources = HEADS * HEAD_SIZE, WIDTH // 4
+    heads = []
+    for head in range(HEADS):  # equal in strength; from head to head fewer parts carry it, and each mixes its parts
+        sizes = torch.exp(-STEEPEST * head / (HEADS - 1) * torch.arange(HEAD_SIZE))
+        sizes *= HEAD_SIZE**0.5 / sizes.norm()
+        mixing = torch.linalg.qr(torch.randn(HEAD_SIZE, HEAD_SIZE, generator=generator)).Q
+        heads.append(mixing @ (sizes[:, None] * torch.randn(HEAD_SIZE, WIDTH, generator=generator)) / WIDTH**0.5)
+    values = torch.cat(heads)
+    output = torch.randn(WIDTH, columns, generator=generator)
+    common = torch.randn(2 * TOKENS, sources, generator=generator)
+    mixing = torch.randn(sources, WIDTH, generator=generator) * (SHARED / sources) ** 0.5
+    noise = torch.randn(2 * TOKENS, WIDTH, generator=generator)
+    return values, output, common @ mixing + noise * (1 - SHARED) ** 0.5
+
+
+def _statistics(inputs: Tensor) -> rose.InputStatistics:
+    statistics = rose.InputStatistics(inputs.shape[1])
+    statistics.update(inputs)
+    return statistics
+
+
+# Measurements of whole models
+
+# `python -m tests.benchmarks.example_study whole_models` copies the file out of docs/results.
+DATA = Path(__file__).with_name("whole_models.csv")
+
+
+def measured() -> pd.DataFrame:
+    """file of docs/results, method (or order/budget), tuned, seed, value: perplexities at 70 %, or mean errors."""
+    return pd.read_csv(DATA)
+
+
+def perplexity_ratio(method: str, *, tuned: bool = False) -> Interval:
+    """Perplexity over that of SparseGPT, not tuned, paired over draws of calibration."""
+    table = measured()[measured()["file"] == "headline.csv"].sort_values("seed")
+    chosen = (
+        (table["method"] == name) & (table["tuned"] == tunes) for name, tunes in ((method, tuned), ("sparsegpt", False))
+    )
+    return verdicts.paired_ratio(*(list(np.log(table["value"][rows])) for rows in chosen))
+
+
+def output_error(name: str) -> float:
+    """Held-out error of output projections over SparseGPT's, mean over layers and draws. `name`: order/budget, or a
+    method."""
+    table = measured()
+    chosen = (table["file"] == "orders-outputs.csv") & (table["method"] == name)
+    return float(table[chosen]["value"].mean())
+
+
+@lru_cache(maxsize=1)
+def example_layers() -> pd.DataFrame:
+    """The finished study that the app opens with: a row a layer with is_columnar, and held-out errors by method."""
+    example = cache.read_example(Setup())
+    assert example is not None, "the example comes with the app"
+    table = pd.DataFrame([vars(record) for record in example.records])
+    errors = table.pivot_table(index="layer", columns="method", values="held_out_error", sort=False)
+    facts = table.drop_duplicates("layer").set_index("layer")[["block_index", "projection", "is_columnar"]]
+    return facts.join(errors).reset_index()
+
+
+def saved_by_rose() -> float:
+    """Share of SparseGPT's held-out error that ROSE's order saves, mean over the columnar layers of the example."""
+    columnar = example_layers().query("is_columnar")
+    return 1 - float((columnar["two_level"] / columnar["sparsegpt"]).mean())

@@ -20,7 +20,7 @@ from app.figures import lessons as figures
 from app.figures.lessons import signed
 from app.figures.style import Drawing
 from app.lab.basis import BASES
-from app.lessons import basis, example, whole_models
+from app.lessons import example
 from app.words import apart, number, percent, word
 
 Values = Mapping[str, Any]
@@ -203,7 +203,7 @@ def the_budget(values: Values, answered: bool) -> Screen:
 
 
 def in_whole_models(values: Values, answered: bool) -> Screen:
-    layers, ratio = whole_models.example_layers(), whole_models.perplexity_ratio
+    layers, ratio = example.example_layers(), example.perplexity_ratio
     ratios = {
         "ROSE": ratio("rose"),
         "ROSE ADMM": ratio("rose_admm"),
@@ -211,7 +211,7 @@ def in_whole_models(values: Values, answered: bool) -> Screen:
         "ROSE, tuned": ratio("rose", tuned=True),
         "ROSE ADMM, tuned": ratio("rose_admm", tuned=True),
     }
-    saved, columnar_layers = whole_models.saved_by_rose(), int(layers["is_columnar"].sum())
+    saved, columnar_layers = example.saved_by_rose(), int(layers["is_columnar"].sum())
     text = TEXT.in_whole_models(answered, len(layers), columnar_layers, saved, ratios)
     if not answered:
         return Screen("Does it help a whole model?", text, partial(figures.columnar_map, layers))
@@ -223,10 +223,10 @@ def in_whole_models(values: Values, answered: bool) -> Screen:
 
 
 def make_columnar(values: Values, answered: bool) -> Screen:
-    layers, chosen = basis.turned(), values["basis"]
+    layers, chosen = example.turned(), values["basis"]
     texts = apart(*(layers[name].errors["sparsegpt"] for name in ("given", "learned", "random")))
     moved = max(layer.moved for layer in layers.values())
-    errors, layer = basis.errors() if answered else basis.errors().iloc[:0], layers[chosen]
+    errors, layer = example.errors_in_bases()[: None if answered else 0], layers[chosen]
     stage = partial(figures.basis_panels, layer.importance, layer.relative_range, errors, chosen, BASES)
     return Screen("A layer can be made columnar", TEXT.make_columnar(answered, layers, texts, moved), stage)
 
@@ -240,13 +240,13 @@ def what_for(values: Values, answered: bool) -> Screen:
         "global/layer": "ROSE global",
         "rose_admm": "ROSE ADMM, no order",
     }
-    errors = {label: whole_models.output_error(name) for name, label in names.items()}
-    rose, admm = (whole_models.perplexity_ratio(method) for method in ("rose", "rose_admm"))
+    errors = {label: example.output_error(name) for name, label in names.items()}
+    rose, admm = (example.perplexity_ratio(method) for method in ("rose", "rose_admm"))
     finding = "Revising the mask helps more than any order"
     subtitle = "Held-out error of SmolLM2-135M's 30 output projections at 70 %, SparseGPT = 1"
     caption = "From docs/results/orders-outputs.csv: means over 30 layers and three draws of calibration text."
     stage = partial(figures.remaining_bars, errors, subtitle, finding, caption)
-    return Screen("So what is ROSE for?", TEXT.what_for(whole_models.saved_by_rose(), rose, admm), stage)
+    return Screen("So what is ROSE for?", TEXT.what_for(example.saved_by_rose(), rose, admm), stage)
 
 
 LESSONS = (

@@ -20,7 +20,7 @@ from rose.rows import finite, json_rows
 
 INTERVENTIONS = {"prune": "Prune alone", "restore": "Restore alone"}
 UNITS = {"blocks": "Decoder blocks", "layers": "Layers"}
-MEASURES = {name: words.sentence(label) for name, (label, _) in figures.PREDICTORS.items()}
+MEASURES = {name: words.sentence(label) for name, (label, *_) in figures.PREDICTORS.items()}
 MEANING = {
     "prune": "One unit is pruned, everything else stays dense: its sensitivity is the rise of the loss.",
     "restore": "The model is pruned, one unit gets its dense weights back: its sensitivity is the fall of the loss.",

@@ -27,7 +27,9 @@ def draw() -> None:
     _offer(request, run)
     done = run if run is not None and run.job.status == "done" else example.diffusion()
     shown = done.request
-    label = f"{rose.METHODS[shown.method].label}, {shown.sparsity}, {figures.weighting(shown.step_weights).lower()}"
+    label = (
+        f"{rose.METHODS[shown.method].label}, {shown.sparsity}, {figures.WEIGHTINGS[shown.step_weights].label.lower()}"
+    )
     again = "" if shown == request else " Prune to see your choice."
     if done is run:
         st.caption(f"Shown: {label}, noise {shown.noise}.{again}")
@@ -48,7 +50,7 @@ def _choose() -> DiffusionRequest:
     usual = DiffusionRequest.sparsity
     sparsity = second.select_slider("Sparsity", SPARSITIES, usual, **linked("diffusion_sparsity"))
     help = "How much each denoising step counts in the Hessians. OBS-Diff lets early, noisy steps count more."
-    labels = {name: figures.weighting(name) for name in STEP_WEIGHTS}
+    labels = {name: figures.WEIGHTINGS[name].label for name in STEP_WEIGHTS}
     weights = third.selectbox(
         "Step weights", list(labels), format_func=labels.__getitem__, **linked("diffusion_weights"), help=help
     )

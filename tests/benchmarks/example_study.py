@@ -29,7 +29,7 @@ from app.figures import maps, palette, weights
 from app.figures.style import untitled
 from app.jobs import run_to_end
 from app.lab import your_order
-from app.lessons import whole_models
+from app.lessons import example
 from app.study import cache
 from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study
@@ -111,7 +111,7 @@ def _packed(drawing: Any) -> dict[str, Any]:
 
 
 def copied_numbers() -> pd.DataFrame:
-    """The rows of `whole_models.rows`, from docs/results."""
+    """The rows of `example.measured`, from docs/results."""
     results = ROOT / "docs/results"
     headline = pd.read_csv(results / "headline.csv")
     headline = headline[headline["comparison"] == "headline 0.7"].assign(value=headline["perplexity"])
@@ -126,8 +126,8 @@ def copied_numbers() -> pd.DataFrame:
 
 
 def make_whole_models() -> Path:
-    copied_numbers().to_csv(whole_models.DATA, index=False)
-    return whole_models.DATA
+    copied_numbers().to_csv(example.DATA, index=False)
+    return example.DATA
 
 
 MAKERS = {"study": make_study, "first": make_first, "whole_models": make_whole_models}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from app.figures.palette import Theme
-from app.lessons import basis, example, story, whole_models
+from app.lessons import example, story
 from app.lessons.story import LESSONS, Lesson, Slider
 from tests.app.figures.test_contract import hold
 from tests.benchmarks.example_study import copied_numbers
@@ -88,13 +88,13 @@ def test_answers_match_computed_errors():
     assert min(by_block, key=by_block.__getitem__) == "random"
     assert max(error, key=error.__getitem__) == ("global", "block")
     assert min(error, key=error.__getitem__) == ("global", "layer")
-    ratio = whole_models.perplexity_ratio("rose")
+    ratio = example.perplexity_ratio("rose")
     assert not ratio.is_clear
-    assert whole_models.perplexity_ratio("rose_admm").high < 1
+    assert example.perplexity_ratio("rose_admm").high < 1
 
 
 def test_learned_basis_changes_the_error_and_not_the_model():
-    layers = basis.turned()
+    layers = example.turned()
     assert max(layer.moved for layer in layers.values()) < 1e-6
     given, learned = layers["given"], layers["learned"]
     assert given.relative_range < 0.5 < learned.relative_range
@@ -104,9 +104,9 @@ def test_learned_basis_changes_the_error_and_not_the_model():
 
 
 def test_whole_model_numbers_match_the_documents():
-    copied, packaged = copied_numbers(), whole_models.rows()
+    copied, packaged = copied_numbers(), example.measured()
     assert packaged.equals(copied), "run python -m tests.benchmarks.example_study whole_models"
-    layers = whole_models.example_layers()
+    layers = example.example_layers()
     assert len(layers) == 210
     text = story.in_whole_models({}, True).text
     assert f"the other {210 - int(layers['is_columnar'].sum())} ROSE does what SparseGPT does" in text
