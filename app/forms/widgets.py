@@ -86,7 +86,7 @@ def pruned_model(model: str, key: str, label: str, other: str, place: tuple[str,
     whose key is KEY_path.
     """
     path_key, copy_key = f"{key}_path", f"{key}_copy"
-    copies = {name: str(copy.place) for name, copy in kept_checkpoints(list(shared.prunings().values()), model).items()}
+    copies = {name: str(place) for name, place in kept_checkpoints(list(shared.prunings().values()), model).items()}
 
     def typed() -> None:
         if (chosen := st.session_state[copy_key]) not in (*copies, other):

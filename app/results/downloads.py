@@ -49,14 +49,6 @@ def report_button(runs: Callable[[], Sequence[RunReport]], name: str, key: str, 
 
         return html_report.to_html(html_report.report_of(runs()))
 
-    st.download_button(
-        "Report, HTML",
-        make,
-        f"{name}.html",
-        mime="text/html",
-        icon=":material/description:",
-        on_click="ignore",
-        key=key,
-        help="One file to send: findings, interactive figures, settings and versions. It needs no network.",
-        **widget,
-    )
+    help = "One file to send: findings, interactive figures, settings and versions. It needs no network."
+    look = {"mime": "text/html", "icon": ":material/description:", "help": help} | widget
+    file_button("Report, HTML", make, f"{name}.html", key=key, **look)

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 import rose
 from app import words
 from app.jobs import Job, Run
-from app.runs.kept_copies import RESERVE, Checkpoint, FileRun, free_space, written_beside
+from app.runs.kept_copies import RESERVE, FileRun, free_space, written_beside
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.files import expand
@@ -192,14 +192,13 @@ class CopyRun(Run):
         super().discard()
 
 
-def kept_checkpoints(runs: Sequence[CopyRun], model: str) -> dict[str, Checkpoint]:
-    """Checkpoints of copies of this model that runs have kept, by label, the latest first."""
-    checkpoints: dict[str, Checkpoint] = {}
+def kept_checkpoints(runs: Sequence[CopyRun], model: str) -> dict[str, Path]:
+    """Folders of copies of this model that runs have kept, by label, the latest first."""
+    checkpoints: dict[str, Path] = {}
     for run in reversed(runs):
         for copy in reversed(run.copies):
             if run.setup.model == model and (place := run.kept(copy)) is not None:
-                name = words.unused(copy.name, checkpoints)
-                checkpoints[name] = Checkpoint(name, place)
+                checkpoints[words.unused(copy.name, checkpoints)] = place
     return checkpoints
 
 

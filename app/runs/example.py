@@ -105,7 +105,7 @@ def damage() -> DamageRun:
 def reading() -> TextReading:
     """The sample text, read by the dense model and by four copies."""
     part = parts()["reading"]
-    run = TextReading(SETUP, SAMPLE, (), _no_model)
+    run = TextReading(SETUP, SAMPLE, {}, _no_model)
     run.encoded = EncodedText(torch.tensor([part["tokens"]]), tuple(part["pieces"]))
     for name, reading in part["readings"].items():
         losses, chances = (torch.tensor(reading[key], dtype=torch.float64) for key in ("losses", "chances"))

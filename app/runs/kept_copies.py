@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import rose
 from app import words
@@ -26,13 +26,8 @@ RESERVE = 10**9  # bytes that checkpoints, and files made of them, leave free
 PACKED = "packed"
 
 
-class Checkpoint(NamedTuple):
-    name: str
-    place: Path
-
-
-def saved_checkpoint(path: str) -> Checkpoint:
-    """A folder that the user names. Raises RoseError where the folder holds no checkpoint."""
+def saved_checkpoint(path: str) -> tuple[str, Path]:
+    """Name and folder of a checkpoint that the user names. Raises RoseError where there is none."""
     place = reachable(path.strip())
     check_merged(place)
     if not (place / "config.json").is_file():
@@ -40,17 +35,16 @@ def saved_checkpoint(path: str) -> Checkpoint:
             f"There is no model in {place}; give a folder that `rose prune` or `rose slim` has written."
         )
     with contextlib.suppress(rose.RoseError):  # a model without a readable report can be read all the same
-        return Checkpoint(rose.RunReport.load(place).runs[-1].name, place)
-    return Checkpoint(place.resolve().name[:40], place)
+        return rose.RunReport.load(place).runs[-1].name, place
+    return place.resolve().name[:40], place
 
 
-def named_apart(checkpoints: Sequence[Checkpoint], used: Sequence[str] = ()) -> list[Checkpoint]:
-    """With distinct names: equal names get their folders, and used names a number."""
-    names, apart = list(used), []
-    alike = Counter(checkpoint.name for checkpoint in checkpoints)
+def named_apart(checkpoints: Sequence[tuple[str, Path]], used: Sequence[str]) -> dict[str, Path]:
+    """Folders by distinct names: equal names get their folders, and used names a number."""
+    alike, apart = Counter(name for name, _ in checkpoints), dict[str, Path]()
     for name, place in checkpoints:
-        names.append(words.unused(f"{name} ({place.resolve().name[:40]})" if alike[name] > 1 else name, names))
-        apart.append(Checkpoint(names[-1], place))
+        longer = f"{name} ({place.resolve().name[:40]})" if alike[name] > 1 else name
+        apart[words.unused(longer, [*used, *apart])] = place
     return apart
 
 

@@ -1,6 +1,7 @@
 """A user's own text, read by the dense model and by pruned copies in the background. No Streamlit here."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 import rose
 from app import words
 from app.jobs import Job, Run, holding
-from app.runs.kept_copies import Checkpoint
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.measure.perplexity import EncodedText, Reading, encode_text, read_text
@@ -33,20 +33,18 @@ CONTEXT = 30  # characters before a token that the table shows
 class TextReading(Run):
     """One text read by several models, the dense one first; grows while its job runs."""
 
-    def __init__(
-        self, setup: Setup, text: str, checkpoints: Sequence[Checkpoint], load: Callable[[], LoadedModel]
-    ) -> None:
+    def __init__(self, setup: Setup, text: str, checkpoints: dict[str, Path], load: Callable[[], LoadedModel]) -> None:
+        """`checkpoints`: folders of pruned models, by name."""
         super().__init__()
-        self.setup, self.text, self.checkpoints, self._load = setup, text, tuple(checkpoints), load
+        self.setup, self.text, self.checkpoints, self._load = setup, text, checkpoints, load
         self.encoded: EncodedText | None = None
         self.readings: dict[str, Reading] = {}
         self.vocabulary: dict[int, str] = {}  # texts of tokens that were asked for
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
-    def answers(self, setup: Setup, text: str, checkpoints: Sequence[Checkpoint]) -> bool:
+    def answers(self, setup: Setup, text: str, checkpoints: dict[str, Path]) -> bool:
         model, other = (self.setup.model, self.setup.dtype), (setup.model, setup.dtype)
-        places = [[checkpoint.place for checkpoint in some] for some in (self.checkpoints, checkpoints)]
-        return (model, self.text, places[0]) == (other, text, places[1])
+        return (model, self.text, [*self.checkpoints.values()]) == (other, text, [*checkpoints.values()])
 
     def _run(self, job: Job) -> None:
         self._say("Loading the dense model")
@@ -58,21 +56,21 @@ class TextReading(Run):
         with holding(loaded.lock, job):
             dense = _read(DENSE, loaded.model, encoded)
         self.encoded, self.readings[DENSE] = encoded, dense
-        for number, checkpoint in enumerate(self.checkpoints, 1):
+        for number, (name, place) in enumerate(self.checkpoints.items(), 1):
             self.fraction = number / (1 + len(self.checkpoints))
-            self._say(f"{checkpoint.name} is loaded and reads")
-            self.readings[checkpoint.name] = self._read(checkpoint, encoded, job)
+            self._say(f"{name} is loaded and reads")
+            self.readings[name] = self._read(name, place, encoded, job)
         self.fraction = 1.0
 
-    def _read(self, checkpoint: Checkpoint, encoded: EncodedText, job: Job) -> Reading:
-        model, tokenizer = rose.load_model(str(checkpoint.place), dtype=self.setup.dtype)
+    def _read(self, name: str, place: Path, encoded: EncodedText, job: Job) -> Reading:
+        model, tokenizer = rose.load_model(str(place), dtype=self.setup.dtype)
         job.check()
         if not torch.equal(encode_text(tokenizer, self.text).tokens, encoded.tokens):
             raise rose.RoseError(
-                f"{checkpoint.name} splits this text into other tokens than {self.setup.model}. Choose a checkpoint "
-                f"pruned from {self.setup.model}, or choose the dense model of {checkpoint.name} on the start page."
+                f"{name} splits this text into other tokens than {self.setup.model}. Choose a checkpoint "
+                f"pruned from {self.setup.model}, or choose the dense model of {name} on the start page."
             )
-        return _read(checkpoint.name, model, encoded)
+        return _read(name, model, encoded)
 
     def token(self, number: int) -> str:
         if number not in self.vocabulary:

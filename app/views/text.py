@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from app.forms.widgets import folders_input, linked, saved, start_button
 from app.results.downloads import csv_button
 from app.runs import example, reading
 from app.runs.copies import kept_checkpoints
-from app.runs.kept_copies import Checkpoint, named_apart, saved_checkpoint
+from app.runs.kept_copies import named_apart, saved_checkpoint
 from app.runs.reading import DENSE, LIMIT, MOST, SAMPLE, Readings, TextReading
 from app.study.setup import Setup
 from rose.model.measure.perplexity import EncodedText
@@ -48,7 +49,7 @@ def draw() -> None:
         _results(run, run.encoded, dict(run.readings))
 
 
-def _ask() -> tuple[str, list[Checkpoint]]:
+def _ask() -> tuple[str, dict[str, Path]]:
     text = st.text_area(
         "Your text",
         SAMPLE,
@@ -58,7 +59,7 @@ def _ask() -> tuple[str, list[Checkpoint]]:
         help=f"At most {LIMIT} tokens. It stays on this machine, and in the link of this page.",
     )
     copies = kept_checkpoints(list(shared.prunings().values()), session.setup().model)
-    components.keep_choice("text_models", {name: (str(copy.place),) for name, copy in copies.items()})
+    components.keep_choice("text_models", {name: (str(place),) for name, place in copies.items()})
     left, right = st.columns(2, vertical_alignment="bottom")
     chosen = left.multiselect(
         "Models pruned on this server",
@@ -70,13 +71,13 @@ def _ask() -> tuple[str, list[Checkpoint]]:
     )
     with right:
         help = "Folders that `rose prune` or `rose slim` has written"
-        models = [copies[name] for name in chosen if name in copies]
         folders = folders_input("Folders of saved models", "text_path", help)
+        models = [(name, copies[name]) for name in chosen if name in copies]
         models += saved(folders, lambda path: [saved_checkpoint(path)])
     return text, named_apart(models, [DENSE, *reading.COLUMNS])
 
 
-def _offer(text: str, checkpoints: list[Checkpoint], run: TextReading | None) -> None:
+def _offer(text: str, checkpoints: dict[str, Path], run: TextReading | None) -> None:
     problem = ""
     if not text.strip():
         problem = "Write a text first."

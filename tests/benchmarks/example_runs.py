@@ -26,7 +26,6 @@ from app.runs.copies import CopyRun
 from app.runs.damage import DamageRun
 from app.runs.diffusion import DenseModel, DiffusionRequest, DiffusionRun
 from app.runs.example import CHECK, DAMAGE, FILE, PROMPT, REQUEST, SETUP, SLIM, SMALLER, parts
-from app.runs.kept_copies import Checkpoint
 from app.runs.pruning import PruningRun
 from app.runs.reading import SAMPLE, TextReading
 from app.runs.slimming import Slimming, SmallerRun
@@ -67,7 +66,7 @@ def make_pruning(load: Any) -> dict[str, Any]:
 
 
 def make_reading(load: Any, places: Sequence[tuple[str, Path | None]]) -> dict[str, Any]:
-    run = TextReading(SETUP, SAMPLE, [Checkpoint(name, place) for name, place in places if place], load)
+    run = TextReading(SETUP, SAMPLE, {name: place for name, place in places if place}, load)
     follow(run)
     assert run.encoded is not None
     likely = {int(number) for reading in run.readings.values() for number in reading.likely.flatten()}

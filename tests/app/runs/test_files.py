@@ -8,17 +8,21 @@ import pytest
 import torch
 
 import rose
-from app.runs.kept_copies import RESERVE, Checkpoint, FileRun, forms, named_apart, size_of, written_beside, zipped
+from app.runs.kept_copies import RESERVE, FileRun, forms, named_apart, size_of, written_beside, zipped
 from rose.output import PARTIAL, check_output
 from tests.app.tiny_study import ended
 from tests.model.ship.test_export import CONFIGURATIONS, logits, save
 
 
 def test_copies_of_one_name_are_told_apart_by_their_folders():
-    copies = [Checkpoint("ROSE at 0.5", Path("/one/half")), Checkpoint("ROSE at 0.5", Path("/two/broken"))]
-    copies += [Checkpoint("Wanda at 0.5", Path("/wanda")), Checkpoint("dense", Path("/three"))]
-    names = [one.name for one in named_apart(copies, ["dense"])]
-    assert names == ["ROSE at 0.5 (half)", "ROSE at 0.5 (broken)", "Wanda at 0.5", "dense, run 2"]
+    copies = [("ROSE at 0.5", Path("/one/half")), ("ROSE at 0.5", Path("/two/broken"))]
+    copies += [("Wanda at 0.5", Path("/wanda")), ("dense", Path("/three"))]
+    assert list(named_apart(copies, ["dense"])) == [
+        "ROSE at 0.5 (half)",
+        "ROSE at 0.5 (broken)",
+        "Wanda at 0.5",
+        "dense, run 2",
+    ]
 
 
 def test_checkpoint_is_zipped_with_its_folders(tmp_path):

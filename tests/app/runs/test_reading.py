@@ -10,7 +10,7 @@ import torch
 import rose
 from app import words
 from app.runs import reading
-from app.runs.kept_copies import Checkpoint, saved_checkpoint
+from app.runs.kept_copies import saved_checkpoint
 from app.runs.reading import DENSE, TextReading
 from app.study.setup import Setup
 from app.study.study import LoadedModel
@@ -21,7 +21,7 @@ from tests.tiny import save_tiny_llama
 TEXT = "A rose is a rose.\nIs it?"
 
 
-def read(folder: Path, checkpoints: list[Checkpoint], text: str = TEXT, status: str = "done") -> TextReading:
+def read(folder: Path, checkpoints: dict[str, Path], text: str = TEXT, status: str = "done") -> TextReading:
     def load() -> LoadedModel:
         return LoadedModel(*rose.load_model(str(folder)), threading.Lock())
 
@@ -29,7 +29,7 @@ def read(folder: Path, checkpoints: list[Checkpoint], text: str = TEXT, status: 
 
 
 def test_dense_and_pruned_read_the_same_text(folder, pruned_folder):
-    run = read(folder, [Checkpoint("folder", pruned_folder)])
+    run = read(folder, {"folder": pruned_folder})
     assert list(run.readings) == [DENSE, "folder"]
     model, tokenizer = rose.load_model(str(pruned_folder))
     expected = read_text(model, encode_text(tokenizer, TEXT).tokens).losses
@@ -52,15 +52,15 @@ def test_dense_and_pruned_read_the_same_text(folder, pruned_folder):
 def test_model_with_nan_losses_is_named(folder, monkeypatch):
     nothing = Reading(torch.tensor([0.5, torch.nan]), torch.zeros(3, 1), torch.zeros(3, 1))
     monkeypatch.setattr(reading, "read_text", lambda *_arguments, **_options: nothing)
-    run = read(folder, [], status="failed")
+    run = read(folder, {}, status="failed")
     assert run.job.message.startswith("Dense gives some tokens no number")
     assert not run.readings
 
 
 def test_unreadable_inputs_are_refused(folder, pruned_folder, tmp_path):
-    assert "more than 256" in read(folder, [], "a" * 600, "failed").job.message
+    assert "more than 256" in read(folder, {}, "a" * 600, "failed").job.message
     other = save_tiny_llama(tmp_path / "other", bos=True)
-    run = read(folder, [Checkpoint("other", other)], status="failed")
+    run = read(folder, {"other": other}, status="failed")
     assert "into other tokens" in run.job.message
     assert list(run.readings) == [DENSE]
     with pytest.raises(rose.RoseError, match="There is no model in"):
@@ -68,4 +68,4 @@ def test_unreadable_inputs_are_refused(folder, pruned_folder, tmp_path):
     (tmp_path / "adapter_config.json").touch()
     with pytest.raises(rose.RoseError, match="holds an adapter, and not the model that it belongs to"):
         saved_checkpoint(str(tmp_path))
-    assert saved_checkpoint(str(pruned_folder)).name == "Magnitude at 0.5"
+    assert saved_checkpoint(str(pruned_folder)) == ("Magnitude at 0.5", pruned_folder)

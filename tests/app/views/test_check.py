@@ -16,7 +16,6 @@ from app.forms import widgets
 from app.results import html_report
 from app.runs import checked
 from app.runs.checked import CheckpointRun
-from app.runs.kept_copies import Checkpoint
 from app.study.setup import Setup
 from rose.model.network.layers import prunable_layers
 from tests.app.tiny_study import ended, figures, open_on, open_page, texts, titles
@@ -94,7 +93,7 @@ def test_wrong_layers_are_listed_first(setup, planted):
 
 
 def test_typed_path_replaces_the_kept_copy(setup, planted, monkeypatch):
-    kept = {"ROSE at 2:4": Checkpoint("ROSE at 2:4", planted)}
+    kept = {"ROSE at 2:4": planted}
     monkeypatch.setattr(widgets, "kept_checkpoints", lambda _runs, _model: kept)
     app = open_on(setup, PAGE)
     box = app.selectbox(key="check_copy")
