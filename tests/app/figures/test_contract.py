@@ -11,7 +11,6 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import pytest
 import torch
 
@@ -164,8 +163,14 @@ def hold(drawing: Drawing, theme: palette.Theme) -> None:
     assert layout.template.layout.font.color == palette.INKS[theme].text
     assert layout.template.layout.paper_bgcolor == palette.INKS[theme].page
     _large_enough(figure.to_plotly_json())
-    _typed_arrays(drawing)
-    _whole_ticks(figure)
+    for trace in figure.data:
+        if trace.type in ("heatmap", "surface"):
+            assert isinstance(trace.z, np.ndarray)
+            assert trace.z.dtype in (np.float32, np.uint8)
+            assert max(trace.z.shape) <= shapes.MAX_CELLS
+    for axis in (*figure.select_xaxes(), *figure.select_yaxes()):
+        if COUNTED.match(axis.title.text or ""):
+            assert axis.dtick in range(1, 1001), f"no fractions on an axis that counts: {axis.title.text}"
     assert not re.search(r'format": ?"[^"]*%"', figure.to_json()), "plotly's per cent has no space before the sign"
 
 
@@ -205,18 +210,3 @@ def _large_enough(tree: object) -> None:
     elif isinstance(tree, (list, tuple)):
         for value in tree:
             _large_enough(value)
-
-
-def _whole_ticks(figure: go.Figure) -> None:
-    """No fractions on an axis that counts: blocks, heads, layers, steps."""
-    for axis in (*figure.select_xaxes(), *figure.select_yaxes()):
-        if COUNTED.match(axis.title.text or ""):
-            assert axis.dtick in range(1, 1001), axis.title.text
-
-
-def _typed_arrays(drawing: Drawing) -> None:
-    for trace in drawing.figure.data:
-        if trace.type in ("heatmap", "surface"):
-            assert isinstance(trace.z, np.ndarray)
-            assert trace.z.dtype in (np.float32, np.uint8)
-            assert max(trace.z.shape) <= shapes.MAX_CELLS
