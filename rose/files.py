@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,6 +55,12 @@ def reachable(name: str | Path) -> Path:
         why = getattr(problem, "strerror", None) or problem
         raise RoseError(f"{str(name)[:200]} cannot be looked up ({why}); check the path.") from problem
     return path
+
+
+def check_foreign(folder: Path, ours: Sequence[str], holds: str) -> None:
+    """Raises RoseError if the folder has an item whose name matches none of our patterns; `holds`: what ours are."""
+    if any(not any(map(item.match, ours)) for item in folder.iterdir()):
+        raise RoseError(f"{folder} is not empty and holds no {holds}; choose another folder.")
 
 
 def check_small(path: str | Path) -> None:

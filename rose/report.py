@@ -337,14 +337,14 @@ class RunReport:
         remarks = list(self.summary.get("remarks", ()))
         if self.kind != "check":  # cautions are about errors on calibration tokens
             texts = self.summary.get("text_cautions", [])
-            remarks = [*texts, *cautions(self.layers), *self._text_remarks(), *self._target_remarks(), *remarks]
+            remarks = [*texts, *cautions(self.layers), *self._own_remarks(), *remarks]
             is_finite = self.pruned["relative_error"].notna() if not self.is_analysis else pd.Series(dtype=bool)
             if is_finite.any() and not is_finite.all():  # a tuned copy has none at all
                 where = sentence(f"in {out_of(int((~is_finite).sum()), len(is_finite), 'layer')}")
                 remarks.append(f"{where} the error on calibration tokens is not finite; means leave it out.")
         return list(dict.fromkeys(remarks))
 
-    def _text_remarks(self) -> Iterator[str]:
+    def _own_remarks(self) -> Iterator[str]:
         if self.summary.get("is_language_part"):
             yield LANGUAGE_PART
         if padded := self.summary.get("padded_windows"):
@@ -352,8 +352,6 @@ class RunReport:
                 f"{padded} of {self.summary['samples']} calibration windows begin or end with one repeated token, like "
                 "padding, which counts as text here; give windows without padding, as load_tokens does."
             )
-
-    def _target_remarks(self) -> Iterator[str]:
         if self.summary.get("target") != "dense" or "target" not in self.layers:  # parts have no such column
             return
         pruned = pruned_rows(self.layers)

@@ -221,11 +221,7 @@ def without_formulas(table: pd.DataFrame) -> pd.DataFrame:
     def plain(value: Any) -> Any:
         return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
-    safe = table.rename(columns=plain)
-    for place, column in enumerate(table.dtypes):
-        if not pd.api.types.is_numeric_dtype(column):
-            safe.isetitem(place, table.iloc[:, place].map(plain))
-    return safe
+    return table.rename(columns=plain).map(plain)
 
 
 def json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from itertools import combinations
 
 import torch
@@ -52,7 +52,7 @@ class Aligned:
 
 @dataclass
 class LayerInputs:
-    """The inputs of a layer; layers that read the same tensors share them, unless they write into the stream."""
+    """The inputs of a layer; layers that read the same tensors share their statistics."""
 
     statistics: InputStatistics  # of the inputs in the other model, X_p
     gap: InputGap  # between those and the inputs in the dense model
@@ -61,7 +61,7 @@ class LayerInputs:
     # None where these are the same, or not asked for.
     unpruned: InputStatistics | None = None
 
-    @cached_property
+    @property
     def dense_hessian(self) -> Tensor:
         """X_dᵀX_d = (X_p + D)ᵀ(X_p + D), (in, in)."""
         cross = self.gap.cross
@@ -247,14 +247,10 @@ class _PairReading:
     def result(self) -> dict[str, LayerInputs]:
         """What each layer has read, once all batches are through."""
         inputs: dict[str, LayerInputs] = {}
-        shared: dict[tuple[int, ...], LayerInputs] = {}
         for name, (statistics, gap) in self._sums.items():
-            unpruned, stream = self._unpruned.get(name), self.lost.gaps.get(name)
-            key = (id(statistics), id(unpruned), id(stream))
-            if key not in shared:
-                is_other = unpruned is not None and not torch.equal(unpruned.hessian, statistics.hessian)
-                shared[key] = LayerInputs(statistics, gap, stream, unpruned if is_other else None)
-            inputs[name] = shared[key]
+            unpruned = self._unpruned.get(name)
+            is_other = unpruned is not None and not torch.equal(unpruned.hessian, statistics.hessian)
+            inputs[name] = LayerInputs(statistics, gap, self.lost.gaps.get(name), unpruned if is_other else None)
         return inputs
 
     @torch.no_grad()

@@ -97,9 +97,8 @@ class Readable:
         return False
 
 
-def _read_losses(text: str) -> list[float] | None:
-    losses = [float(loss) for loss in text.split()]
-    return losses if losses or not text else None
+def read_losses(text: str) -> tuple[float, ...]:
+    return tuple(map(float, text.split()))
 
 
 NAME = re.compile(r"[\w .:,/+()@×-]{1,200}")  # a method as typed, in characters that no page takes for a command
@@ -129,7 +128,7 @@ class ComparisonRow:
     mean_held_out_target_error: float | None = None
     drift: float | None = None
     environment: str = ""
-    losses: Annotated[str, Readable(_read_losses)] = ""
+    losses: Annotated[str, Readable(read_losses)] = ""
     cautions: str = ""
 
 
@@ -292,7 +291,7 @@ def results_of(table: pd.DataFrame, sparsity: str, column: str = "perplexity") -
         if not np.isfinite(group[column]).all():
             continue
         name, environment = str(group["method"].iloc[0]), group["environment"].iloc[0] if "environment" in group else ""
-        losses = [tuple(map(float, str(text).split())) for text in group.get("losses", [])]
+        losses = [read_losses(str(text)) for text in group.get("losses", [])]
         is_complete = column == "perplexity" and len(set(map(len, losses))) == 1 and losses[0]
         drawn: dict[Any, tuple[float, ...]] = dict(zip(group["seed"], losses, strict=True)) if is_complete else {}
         results.append(

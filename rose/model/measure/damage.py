@@ -29,10 +29,10 @@ from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 from rose.model.defaults import UNITS
 from rose.model.estimate import pass_work
-from rose.model.measure.folder import MeasurementFolder
+from rose.model.measure.folder import SETTINGS, MeasurementFolder
 from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.layers import PrunableLayer, by_block, check_not_shared
-from rose.model.network.network import Network, check_same_model, embedding_norms
+from rose.model.network.network import Network, check_same_model, embedding_norms, read_norms
 from rose.model.network.precision import Precision
 from rose.model.network.residence import evaluating
 from rose.model.progress import Meter, Progress, ProgressCallback
@@ -144,7 +144,8 @@ class DamageFolder(MeasurementFolder[DamageRecord]):
     summaries = ("summary.json",)
 
     def summarize(self, settings: dict[str, Any]) -> dict[str, str]:
-        summary = DamageReport.from_records(self.rows, **settings, embedding_norms=self.norms).summary
+        norms = read_norms(self.folder / SETTINGS)  # none where the measured model is not known
+        summary = DamageReport.from_records(self.rows, **settings, embedding_norms=norms).summary
         return {"summary.json": json.dumps(finite(summary), indent=1)}
 
 

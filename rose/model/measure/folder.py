@@ -13,7 +13,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.files import TEMPORARY, reachable, write_atomically
+from rose.files import TEMPORARY, check_foreign, reachable, write_atomically
 from rose.model.network.network import NORMS, WEIGHTS, check_same_model, embedding_norms, read_norms, weight_norms
 from rose.rows import Record, read_records, records_table
 from rose.tensor_files import digest
@@ -34,7 +34,6 @@ class MeasurementFolder(Generic[Record]):
         key: the fields that identify a row.
         holds: for messages, the folder's and the rows' content.
         summaries: names of the files besides settings.json and rows.csv.
-        norms: `embedding_norms` of the measured model, if known.
     """
 
     kind: ClassVar[type]
@@ -47,29 +46,23 @@ class MeasurementFolder(Generic[Record]):
         self.folder = reachable(folder)
         self._settings: dict[str, Any] = json.loads(json.dumps(dict(settings)))
         self._lock = FileLock(self.folder / ".lock")
-        self.norms: list[float] = []
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / ".lock").exists():
                 self._check_ours()  # before anything is left in it
             with self._lock:
-                self._claim()
+                self._check_ours()
+                for name in (SETTINGS, ROWS, *self.summaries):
+                    for unfinished in self.folder.glob(f"{name}?*{TEMPORARY}"):  # of a killed process
+                        unfinished.unlink()
+                if not (self.folder / ROWS).exists():  # a command that failed before any measurement left others
+                    self._write_settings()
+                self._check_settings()
                 self.rows = self._read()
                 if self.rows:  # a killed command may have added a row without its summary
                     self._write(self.summarize(dict(self._settings)))
         except OSError as problem:
             raise RoseError(f"The folder {folder} cannot be used ({problem.strerror}); choose another.") from problem
-
-    def _claim(self) -> None:
-        self._check_ours()
-        for name in (SETTINGS, ROWS, *self.summaries):
-            for unfinished in self.folder.glob(f"{name}?*{TEMPORARY}"):  # of a killed process
-                unfinished.unlink()
-        if (self.folder / ROWS).exists():
-            self._check_settings()
-            self.norms = read_norms(self.folder / SETTINGS)
-        else:  # a command that failed before any measurement may have left others
-            self._write_settings()
 
     def _check_ours(self) -> None:
         """Refuses a folder with anything in it that a measurement has not written."""
@@ -82,8 +75,7 @@ class MeasurementFolder(Generic[Record]):
         ours = [".lock", f"{SETTINGS}?*{TEMPORARY}"]
         if is_begun:  # settings are written first
             ours += [f"{SETTINGS}*", "recipe.yaml*", *(f"{name}*" for name in self.summaries), f"{ROWS}*"]
-        if any(not any(map(item.match, ours)) for item in self.folder.iterdir()):
-            raise RoseError(f"{self.folder} is not empty and holds no {self.holds[0]}; choose another folder.")
+        check_foreign(self.folder, ours, self.holds[0])
 
     def _stored(self) -> dict[str, Any] | None:
         """settings.json; None where it is missing or damaged."""
@@ -116,7 +108,7 @@ class MeasurementFolder(Generic[Record]):
         Raises RoseError for rows of another model or text, or a folder that cannot be written any more.
         """
         digests = {name: digest({"tokens": tokens}) for name, tokens in texts.items()}
-        self.norms, weights = embedding_norms(model), weight_norms(model)
+        norms, weights = embedding_norms(model), weight_norms(model)
         with self._writing():
             if self.rows:
                 path, other = self.folder / SETTINGS, f"The rows in {self.folder} are those of another"
@@ -130,7 +122,7 @@ class MeasurementFolder(Generic[Record]):
                 if name := next((name for name in before.keys() & digests.keys() if before[name] != digests[name]), ""):
                     raise RoseError(f"{other} text: the {name} tokens differ; choose another folder.")
                 digests = before | digests  # a text that the folder does not know is not refused
-            self._write_settings(**{NORMS: self.norms, WEIGHTS: weights, DIGESTS: digests})
+            self._write_settings(**{NORMS: norms, WEIGHTS: weights, DIGESTS: digests})
 
     def add(self, *rows: Record) -> None:
         """Adds rows that no process has added yet, and updates the other files.

@@ -27,7 +27,6 @@ from rose.model.network.residence import evaluating, pick_device
 TASKS = ("boolq", "winogrande", "piqa", "openbookqa", "hellaswag", "arc_easy", "arc_challenge")
 BATCH = 8  # sequences at a time
 MISSING = "Zero-shot tasks need lm-eval; run: pip install -r requirements-eval.txt"
-FILE = "zero_shot.csv"  # accuracies, in a model's folder
 
 
 def check_installed() -> None:

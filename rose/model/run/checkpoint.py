@@ -33,7 +33,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor
 
 from rose.errors import RoseError
-from rose.files import GOES_ON, TEMPORARY, explained, reachable, write_atomically
+from rose.files import GOES_ON, TEMPORARY, check_foreign, explained, reachable, write_atomically
 from rose.model.network.heads import rotated_heads
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import PART, Network, embedding_norms, padding
@@ -211,9 +211,8 @@ def claimed(folder: str | Path, run: Callable[[], Mapping[str, Any]]) -> Iterato
 def _is_begun(folder: Path) -> bool:
     """Whether the folder describes a run; raises RoseError for a folder with other content."""
     begun = (folder / RUN).exists()
-    ours = ("lock", f"{RUN}*{TEMPORARY}")  # the latter of a run that was killed before it had one
-    if not begun and any(not any(map(item.match, ours)) for item in folder.iterdir()):
-        raise RoseError(f"{folder} is not empty and holds no checkpoint; choose another folder.")
+    if not begun:  # the temporary file is of a run that was killed before it had one
+        check_foreign(folder, ("lock", f"{RUN}*{TEMPORARY}"), "checkpoint")
     return begun
 
 
