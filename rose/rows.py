@@ -30,8 +30,7 @@ class Within(NamedTuple):
     high: float = FLOAT32_MAX
     or_nan: bool = False
 
-    def __contains__(self, value: object) -> bool:
-        assert isinstance(value, float | int)
+    def __call__(self, value: float) -> bool:
         if value != value:  # math.isnan does not take every whole number
             return self.or_nan
         return self.low <= value <= self.high or (value == math.inf and self.high == FLOAT32_MAX)
@@ -193,7 +192,8 @@ def json_table(rows: Any) -> pd.DataFrame:
 
 
 def _holds(value: Any, hint: Any) -> bool:
-    """Whether a value has the declared type and is within its limits."""
+    """Whether a value has the declared type, and no limit, a function of it, returns None or False for it; functions
+    that read a text raise ValueError instead."""
     declared, *limits = get_args(hint) if get_origin(hint) is Annotated else (hint,)
     types = get_args(declared) or (declared,)  # those of `float | None`
     if float in types or int in types:
@@ -202,7 +202,7 @@ def _holds(value: Any, hint: Any) -> bool:
     else:
         is_typed = type(value) in types and type(value) in (str, bool)
         is_typed = is_typed and not (type(value) is str and _CONTROL.search(value))
-    return is_typed and all(value in limit for limit in limits)
+    return is_typed and all(limit(value) not in (None, False) for limit in limits)
 
 
 def with_cautions(layers: pd.DataFrame) -> pd.DataFrame:
@@ -303,9 +303,10 @@ def _read(name: str, text: str, hint: Any) -> Any:
         number = text if text.isascii() and "_" not in text else "x"  # what Python reads as a number, and nothing else
         with suppress(ValueError):
             value = int(number) if declared is int else float(number or "nan")
-    if not _holds(value, hint):
-        raise ValueError(f" ({name} {text[:40]!r})")
-    return value
+    with suppress(ValueError):
+        if _holds(value, hint):
+            return value
+    raise ValueError(f" ({name} {text[:40]!r})")
 
 
 def _optional(kind: type) -> list[str]:

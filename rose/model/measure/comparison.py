@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -85,20 +85,9 @@ def plan_comparison(
     return variants, runs
 
 
-@dataclass(frozen=True)
-class Readable:
-    """For `Annotated`: the texts that a function reads without a ValueError and without None."""
-
-    read: Callable[[str], Any]
-
-    def __contains__(self, text: object) -> bool:
-        with suppress(ValueError):
-            return self.read(str(text)) is not None
-        return False
-
-
-def read_losses(text: str) -> tuple[float, ...]:
-    return tuple(map(float, text.split()))
+def _read_losses(text: str) -> list[float] | None:
+    losses = [float(loss) for loss in text.split()]
+    return losses if losses or not text else None
 
 
 NAME = re.compile(r"[\w .:,/+()@×-]{1,200}")  # a method as typed, in characters that no page takes for a command
@@ -114,8 +103,8 @@ class ComparisonRow:
     versions have an empty environment, losses and cautions.
     """
 
-    method: Annotated[str, Readable(NAME.fullmatch)]
-    sparsity: Annotated[str, Readable(parse_sparsity)]
+    method: Annotated[str, NAME.fullmatch]
+    sparsity: Annotated[str, parse_sparsity]
     seed: Annotated[int, Within(0, 2**63)]
     perplexity: Perplexity
     dense_perplexity: Perplexity
@@ -128,7 +117,7 @@ class ComparisonRow:
     mean_held_out_target_error: float | None = None
     drift: float | None = None
     environment: str = ""
-    losses: Annotated[str, Readable(read_losses)] = ""
+    losses: Annotated[str, _read_losses] = ""
     cautions: str = ""
 
 
@@ -291,7 +280,7 @@ def results_of(table: pd.DataFrame, sparsity: str, column: str = "perplexity") -
         if not np.isfinite(group[column]).all():
             continue
         name, environment = str(group["method"].iloc[0]), group["environment"].iloc[0] if "environment" in group else ""
-        losses = [read_losses(str(text)) for text in group.get("losses", [])]
+        losses = [tuple(map(float, str(text).split())) for text in group.get("losses", [])]
         is_complete = column == "perplexity" and len(set(map(len, losses))) == 1 and losses[0]
         drawn: dict[Any, tuple[float, ...]] = dict(zip(group["seed"], losses, strict=True)) if is_complete else {}
         results.append(

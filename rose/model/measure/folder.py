@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Generic
@@ -67,9 +67,8 @@ class MeasurementFolder(Generic[Record]):
     def _check_ours(self) -> None:
         """Refuses a folder with anything in it that a measurement has not written."""
         stored = self._stored()
-        is_begun = stored is not None and all(
-            (stored | self._settings)[name] is None for name in (stored.keys() ^ self._settings.keys()) - KNOWN
-        )
+        either = stored | self._settings
+        is_begun = all(either[name] is None for name in (stored.keys() ^ self._settings.keys()) - KNOWN)
         if is_begun and (self.folder / ROWS).exists():
             return
         ours = [".lock", f"{SETTINGS}?*{TEMPORARY}"]
@@ -77,16 +76,15 @@ class MeasurementFolder(Generic[Record]):
             ours += [f"{SETTINGS}*", "recipe.yaml*", *(f"{name}*" for name in self.summaries), f"{ROWS}*"]
         check_foreign(self.folder, ours, self.holds[0])
 
-    def _stored(self) -> dict[str, Any] | None:
-        """settings.json; None where it is missing or damaged."""
-        try:
-            stored = json.loads((self.folder / SETTINGS).read_text())
-        except (ValueError, RecursionError, FileNotFoundError):
-            return None
-        return stored if isinstance(stored, dict) else None
+    def _stored(self) -> dict[str, Any]:
+        """settings.json; nothing where it is missing or damaged."""
+        with suppress(ValueError, RecursionError, FileNotFoundError):
+            if isinstance(stored := json.loads((self.folder / SETTINGS).read_text()), dict):
+                return stored
+        return {}
 
     def _check_settings(self) -> None:
-        before, now = self._stored() or {}, self._settings
+        before, now = self._stored(), self._settings
         for name in sorted((before.keys() | now.keys()) - KNOWN):
             if before.get(name) != now.get(name):
                 old, new = ("not given" if settings.get(name) is None else settings[name] for settings in (before, now))
@@ -118,7 +116,7 @@ class MeasurementFolder(Generic[Record]):
                         f"{other} model: its weights differ, as those of a pruned or tuned copy do; give the model "
                         "that was measured, or choose another folder."
                     )
-                before = (self._stored() or {}).get(DIGESTS) or {}
+                before = self._stored().get(DIGESTS) or {}
                 if name := next((name for name in before.keys() & digests.keys() if before[name] != digests[name]), ""):
                     raise RoseError(f"{other} text: the {name} tokens differ; choose another folder.")
                 digests = before | digests  # a text that the folder does not know is not refused
