@@ -16,11 +16,13 @@ from app.forms.widgets import attempt, linked, start_button
 from app.results import naming, pairs
 from app.results.downloads import checkpoint_button, csv_button, file_button, large_button, report_button
 from app.results.pairs import accuracy_table, layer_table, model_table
-from app.runs.copies import MINUTES, CopyRun, Tuning, file_name, results_of, tuned_memory
+from app.runs.copies import MINUTES, CopyRun, Tuning, file_name, results_of
 from app.runs.kept_copies import PACKED, FileRun, forms
 from app.runs.pruning import HELD_OUT, PruningRun
 from rose import RoseError, RunReport
+from rose.model.estimate import tuning_memory
 from rose.model.load.tokens import tuning_draw
+from rose.model.network.network import Network
 from rose.rows import ERRORS, csv_text, with_cautions
 
 MOST_MINUTES = 24 * 60.0
@@ -277,7 +279,9 @@ def _offer_tuning(run: CopyRun, copies: list[str], model: Callable[[], nn.Module
         name = right.selectbox("Copy", copies, format_func=words.plain, **linked("tune_copy"))
 
     def takes() -> str:
-        cost = f"{words.size(tuned_memory(run.setup, model()))} besides two models"
+        network, length = Network(model()), tuning_draw(run.setup.length).length
+        memory = tuning_memory(network, length, sum(layer.weight.numel() for layer in network.layers))
+        cost = f"{words.size(memory)} besides two models"
         if isinstance(run, PruningRun):
             seconds = 60 * minutes + run.request.evaluation_seconds(model())
             cost = f"About {words.duration(seconds)} with evaluation, and {cost}: {words.plain(name)}, trained"

@@ -20,7 +20,6 @@ from app.runs.kept_copies import RESERVE, FileRun, free_space, written_beside
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.files import expand
-from rose.model.estimate import tuning_memory
 from rose.model.load.tokens import load_apart, tuning_draw
 from rose.model.measure.perplexity import continue_prompt, perplexity_of, window_losses
 from rose.model.network.layers import keep_low_rank
@@ -200,13 +199,6 @@ def kept_checkpoints(runs: Sequence[CopyRun], model: str) -> dict[str, Path]:
             if run.setup.model == model and (place := run.kept(copy)) is not None:
                 checkpoints[words.unused(copy.name, checkpoints)] = place
     return checkpoints
-
-
-def tuned_memory(setup: Setup, model: nn.Module) -> int:
-    """Bytes besides the two models; `model`: the dense one, or its skeleton."""
-    network = Network(model)
-    weights = sum(layer.weight.numel() for layer in network.layers)
-    return tuning_memory(network, tuning_draw(setup.length).length, weights)
 
 
 class Tuning(Run):
