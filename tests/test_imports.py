@@ -73,8 +73,8 @@ def test_a_program_that_ends_during_work_ends_in_peace(ended: Ended) -> None:
 
 
 ROOMS = [
-    *("words", "jobs", "figures", "study", "runs", "shared", "session"),
-    *("components", "forms", "lab", "lessons", "results", "sidebar", "first", "views"),
+    *("words", "first", "jobs", "figures", "study", "runs", "shared", "session"),
+    *("components", "forms", "lab", "lessons", "results", "sidebar", "views"),
 ]
 
 
