@@ -128,7 +128,7 @@ class Job:
     def _browsers(self, within: float) -> set[str]:
         """The browsers that asked in the last `within` seconds."""
         now = time.monotonic()
-        return {_browser(watcher) for watcher, asked in self._watchers.items() if now - asked < within}
+        return {_browser(watcher) for watcher, time_asked in self._watchers.items() if now - time_asked < within}
 
     def _run(self) -> None:
         try:

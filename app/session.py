@@ -106,8 +106,8 @@ def _read_link(texts: dict[str, str]) -> None:
     st.session_state.draft, further = Setup.read(edits, st.session_state.setup)
     st.session_state.chosen_layer = st.session_state.linked_layer = texts.get("layer")
     # Without a run in the link, the latest that this browser has started: its results are in front after a reload.
-    own = (name for name, run in reversed(list(shared.prunings().items())) if run.job.is_by(viewer()))
-    st.session_state.pruning, st.session_state.own_pruning = texts.get("run") or next(own, None), None
+    started_here = (name for name, run in reversed(list(shared.prunings().items())) if run.job.is_by(viewer()))
+    st.session_state.pruning, st.session_state.own_pruning = texts.get("run") or next(started_here, None), None
     text = texts.get("threshold", str(THRESHOLD))
     try:
         read = float(text)

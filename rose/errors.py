@@ -34,7 +34,7 @@ EXHAUSTED = ("out of memory", "can't allocate memory", "not enough memory", "Can
 
 
 @contextmanager
-def failing(what: str) -> Iterator[None]:
+def failing(subject: str) -> Iterator[None]:
     """Says in a RoseError that the code of somebody else, such as "The plugin x.py", failed in this body, and how."""
     try:
         yield
@@ -43,7 +43,7 @@ def failing(what: str) -> Iterator[None]:
     except Exception as problem:
         if is_out_of_memory(problem):
             raise
-        raise RoseError(f"{what} failed: {type(problem).__name__}: {problem}.") from problem
+        raise RoseError(f"{subject} failed: {type(problem).__name__}: {problem}.") from problem
 
 
 def is_out_of_memory(problem: BaseException) -> bool:

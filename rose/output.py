@@ -39,8 +39,8 @@ def check_room(path: str | Path, needed: int, reserve: int = 0) -> None:
     """Raises RoseError, before long work, unless `needed` bytes are free at the path, besides a reserve."""
     free = max(0, shutil.disk_usage(_nearest(reachable(path))).free - reserve)
     if needed > free:
-        taken = f"{path} will take about {size(needed)}, and {size(free)} are free there"
-        raise RoseError(f"{taken}; make room, or choose another place.")
+        problem = f"{path} will take about {size(needed)}, and {size(free)} are free there"
+        raise RoseError(f"{problem}; make room, or choose another place.")
 
 
 def check_folder(folder: str | Path) -> None:

@@ -402,8 +402,13 @@ class RunReport:
             return replace(self, then=self.then.without_errors())
         of_layers = (*ERRORS, "pruning_error", "rounding_error", "error_without_massive")
         layers = self.layers.drop(columns=[name for name in of_layers if name in self.layers])
-        gone = {"drift", "plain_bytes", "packed_bytes", *(name for name in self.results if name.startswith("mean_"))}
-        results = {name: value for name, value in self.results.items() if name not in gone}
+        outdated = {
+            "drift",
+            "plain_bytes",
+            "packed_bytes",
+            *(name for name in self.results if name.startswith("mean_")),
+        }
+        results = {name: value for name, value in self.results.items() if name not in outdated}
         return replace(self, layers=layers, results=results)
 
     # ---- files
@@ -562,8 +567,8 @@ def _by_layer(table: pd.DataFrame) -> pd.DataFrame:
     places = [kind if _is_name(kind) else place_of(layer)[1] for kind, layer in kinds]
     result = _floats(table, NUMBERS)
     if "kept_parameters" in table:  # of a slimmed model
-        kept = _floats(table, ("kept_parameters", "parameters"))
-        result["sparsity"] = 1 - kept["kept_parameters"] / kept["parameters"]
+        counts = _floats(table, ("kept_parameters", "parameters"))
+        result["sparsity"] = 1 - counts["kept_parameters"] / counts["parameters"]
     result = table[["layer"]].assign(block_index=blocks.astype(int), projection=places).join(result)
     if "target" in table and table["target"].isin(TARGETS).all():
         result["target"] = table["target"]

@@ -148,9 +148,9 @@ def table(rows: Sequence[Mapping[str, str]], alt: str, marked: str = "", key: st
     plain = [{name: cell if name == marked else words.plain(cell) for name, cell in row.items()} for row in rows]
     with st.container(key=key or None):
         if key:
-            named = enumerate(rows[0] if rows else (), 1)
+            columns = enumerate(rows[0] if rows else (), 1)
             content = [
-                f'.st-key-{key} td:nth-child({place})::before {{ content: "{name} "; }}' for place, name in named
+                f'.st-key-{key} td:nth-child({place})::before {{ content: "{name} "; }}' for place, name in columns
             ]
             st.html(CARDS.format(key=key, names="\n".join(content[1:])))
         st.table(pd.DataFrame(plain), hide_index=True, border="horizontal", alt=alt)

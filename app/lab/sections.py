@@ -76,12 +76,12 @@ def errors(row: pd.Series, kind: str, tokens: str) -> str:
     natural, ordered = row[f"{kind}_sparsegpt"], row[f"{kind}_rose"]
     if pd.isna(natural):
         return ""
-    one, other = words.apart(natural, ordered)
+    first, other = words.apart(natural, ordered)
     saved = 1 - times(ordered, natural)  # NaN: 0 of 0
     change = f"{words.percent(abs(saved))} {'less' if saved > 0 else 'more'}"
     if not row["is_columnar"] or isnan(saved) or not saved:
         change = "the same" if row["is_columnar"] else "the same by construction"
-    return f"{tokens} error: SparseGPT **{one}**, ROSE **{other}**, {change}."
+    return f"{tokens} error: SparseGPT **{first}**, ROSE **{other}**, {change}."
 
 
 def label(order: str) -> str:
@@ -116,8 +116,8 @@ def order_and_budget(study: Study, layer: str) -> None:
     if pattern.is_grouped:
         st.caption(f"Under {pattern} every group gives up the same number of weights, so both budgets agree.")
     seeds = [f"random:{seed}" for seed in range(SEEDS)]
-    others = [order for name in chosen if name != "natural" for order in (seeds if name == "random" else [name])]
-    sweeps = [PlannedSweep(order, budget) for order in ["natural", *others] for budget in BUDGETS]
+    reordered = [order for name in chosen if name != "natural" for order in (seeds if name == "random" else [name])]
+    sweeps = [PlannedSweep(order, budget) for order in ["natural", *reordered] for budget in BUDGETS]
     results = outcomes(study, layer, sweeps, "lab-budget")
     if results is None:
         return

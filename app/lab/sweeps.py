@@ -64,9 +64,9 @@ def outcome(study: Study, layer: str, sweep: PlannedSweep) -> SweepResult:
         if stages:
             assert held_out is not None
             assert trace.weights is not None
-            first, *others = trace.weights
+            first, *later = trace.weights
             energy = quadratic_form(first, held_out.hessian) or 1.0
-            errors = [quadratic_form(weights - first, held_out.hessian) / energy for weights in others]
+            errors = [quadratic_form(weights - first, held_out.hessian) / energy for weights in later]
             curve = np.array([0.0, *errors])
         else:
             so_far = trace.error_so_far(result.added_damping)

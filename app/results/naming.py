@@ -75,7 +75,7 @@ def name_apart(runs: Sequence[rose.RunReport]) -> dict[str, rose.RunReport]:
     for run in runs:
         alike = [other for other in runs if other.name == run.name]
         marks = [(of, [other for other in runs if of(other)]) for of in (model_of, size_of)] + [(calibration_of, alike)]
-        text = ", ".join(filter(None, [folders[run.place], *(_mark(of, run, others) for of, others in marks)]))
+        text = ", ".join(filter(None, [folders[run.place], *(_mark(of, run, compared) for of, compared in marks)]))
         name = run.name
         if text:  # "ROSE at 0.7 (folder)", or "ROSE at 0.7 (study, folder)"
             name = f"{name[:-1]}, {text})" if name.endswith(")") else f"{name} ({text})"
@@ -95,9 +95,9 @@ def labelled(runs: Sequence[rose.RunReport]) -> dict[str, rose.RunReport]:
     return by_label
 
 
-def _mark(of: Callable[[rose.RunReport], str], run: rose.RunReport, others: Sequence[rose.RunReport]) -> str:
+def _mark(of: Callable[[rose.RunReport], str], run: rose.RunReport, compared: Sequence[rose.RunReport]) -> str:
     """What tells a run from the others; "" where they do not differ in it."""
-    return of(run) if len({of(other) for other in others}) > 1 else ""
+    return of(run) if len({of(other) for other in compared}) > 1 else ""
 
 
 def _folders(runs: Sequence[rose.RunReport]) -> dict[str, str]:

@@ -127,8 +127,8 @@ def check() -> CheckpointRun:
     """A copy at 2:4 by SparseGPT, one group of which keeps three weights."""
     part = parts()["check"]
     run = CheckpointRun(CHECK, _no_model)
-    layers, others = (pd.DataFrame(part[name]) for name in ("layers", "others"))
-    run.check = CheckpointCheck(layers, others.reindex(columns=part["columns_of_others"]), part["summary"])
+    layers, parameters = (pd.DataFrame(part[name]) for name in ("layers", "others"))
+    run.check = CheckpointCheck(layers, parameters.reindex(columns=part["columns_of_others"]), part["summary"])
     run.cautions, run.seconds = part["cautions"], part["seconds"]
     for layer, excerpt in part["excerpts"].items():
         broken = [tuple(place) for place in excerpt["broken"]]

@@ -99,8 +99,11 @@ class PruneRequest:
         folder, cases = expand(self.folder) if self.keep == "folder" else Path(), []
         for sparsity, bits, method, target in product(self.sparsities, self.bits, self.methods, self.targets):
             is_dense = target == "dense"  # which is always true sequential
-            asked: dict[str, Any] = {"method": method, "sparsity": sparsity, "target": target, "bits": bits}
-            shared |= asked | {"group": None if bits is None else self.group, "output": folder / case_name(**asked)}
+            settings: dict[str, Any] = {"method": method, "sparsity": sparsity, "target": target, "bits": bits}
+            shared |= settings | {
+                "group": None if bits is None else self.group,
+                "output": folder / case_name(**settings),
+            }
             shared["true_sequential"] = self.true_sequential and not is_dense
             cases.append(Prune.of(**shared, target_damping=self.target_damping if is_dense else None))
         return cases
@@ -199,8 +202,8 @@ class PruningRun(CopyRun):
     ) -> None:
         """`publish` gets the record of every finished copy."""
         folder = request.folder if request.keep == "folder" else ""
-        asked: dict[str, Any] = {"prompt": request.prompt, "new_tokens": request.new_tokens}
-        super().__init__(setup, load, folder=folder, publish=publish, **asked)
+        options: dict[str, Any] = {"prompt": request.prompt, "new_tokens": request.new_tokens}
+        super().__init__(setup, load, folder=folder, publish=publish, **options)
         self.request = request
         self.cautions: list[str] = []  # on the calibration text
         self._begun = self._total = 0.0  # estimated seconds of the steps that were begun, and of all
@@ -216,8 +219,8 @@ class PruningRun(CopyRun):
         if request.tasks:
             tell = step(f"Zero-shot tasks answered by {model_name}", request.task_seconds(model))
             folder = expand(request.task_folder.strip()) if request.task_folder.strip() else None
-            asked: dict[str, Any] = {"tasks": request.tasks, "task_folder": folder, "limit": request.questions}
-            results["zero_shot"] = zero_shot(model, tokenizer, progress=tell, **asked).to_dict("records")
+            options: dict[str, Any] = {"tasks": request.tasks, "task_folder": folder, "limit": request.questions}
+            results["zero_shot"] = zero_shot(model, tokenizer, progress=tell, **options).to_dict("records")
         return results
 
     def _run(self, job: Job) -> None:

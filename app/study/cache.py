@@ -144,22 +144,22 @@ def read(path: Path) -> Kept | None:
     )
 
 
-def write(path: Path, kept: Kept) -> None:
+def write(path: Path, content: Kept) -> None:
     """Writes whatever there is; layers that share their statistics share tensors, under the name of the first layer."""
     tensors: dict[str, Tensor] = {}
     leaders: dict[str, str] = {}
     for stream in STREAMS:
         leader_of: dict[int, str] = {}
-        for layer, statistics in getattr(kept, stream).items():
+        for layer, statistics in getattr(content, stream).items():
             leader = leader_of.setdefault(id(statistics), layer)
             if leader != layer:
                 leaders[layer] = leader
             else:
                 tensors |= {f"{stream}.{layer}.{part}": tensor for part, tensor in statistics.pack().items()}
-    heads = {layer: (layout.width, layout.group) for layer, layout in kept.heads.items()}
-    parts = [asdict(record) for record in kept.records], kept.condition, kept.forecast, heads, leaders
+    heads = {layer: (layout.width, layout.group) for layer, layout in content.heads.items()}
+    parts = [asdict(record) for record in content.records], content.condition, content.forecast, heads, leaders
     texts = {name: json.dumps(part) for name, part in zip(FACTS, parts, strict=True)}
-    write_tensors(path, tensors, text=kept.text, made_with=kept.made_with, **texts)
+    write_tensors(path, tensors, text=content.text, made_with=content.made_with, **texts)
 
 
 def keep_study(folder: Path, setup: Setup, study: Kept) -> None:
@@ -188,9 +188,9 @@ def read_blocks(folder: Path, layers: Sequence[PrunableLayer]) -> list[BlockStat
     """Statistics of these layers by decoder block; None where they are missing or damaged."""
     blocks = []
     for index, chosen in by_block(layers).items():
-        if (kept := read(folder / BLOCK.format(index))) is None:
+        if (stored := read(folder / BLOCK.format(index))) is None:
             return None
-        blocks.append(BlockStatistics(index, chosen, kept.calibration, kept.held_out))
+        blocks.append(BlockStatistics(index, chosen, stored.calibration, stored.held_out))
     return blocks
 
 
@@ -205,8 +205,8 @@ def keep_blocks(folder: Path, blocks: Sequence[BlockStatistics]) -> None:
     with _written_in(folder):
         _make_room(folder, size)
         for block in blocks:
-            kept = Kept(calibration=block.calibration, held_out=block.held_out)
-            write(folder / BLOCK.format(block.block_index), kept)
+            content = Kept(calibration=block.calibration, held_out=block.held_out)
+            write(folder / BLOCK.format(block.block_index), content)
 
 
 @contextmanager

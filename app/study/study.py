@@ -208,12 +208,12 @@ class Study(Run):
     def _recall(self) -> bool:
         """Shows what was kept for these files, and says whether anything was."""
         self.kept = cache.recall(self.setup, self.files) if self._may_recall else None
-        known = self.kept or cache.Kept()
+        stored = self.kept or cache.Kept()
         with self._lock:
             self._records = {}
-            for record in known.records:
+            for record in stored.records:
                 self._records.setdefault(record.layer, []).append(record)
-            self._condition, self._forecast = dict(known.condition), dict(known.forecast)
+            self._condition, self._forecast = dict(stored.condition), dict(stored.forecast)
             self.layer_names = list(self._records)
             self._version += 1
         return self.kept is not None

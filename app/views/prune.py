@@ -59,9 +59,9 @@ def _recipes(setup: Setup, request: PruneRequest) -> None:
             st.caption("Choose at least one method, sparsity, target and number of bits.")
             return
         try:
-            case, *others = request.cases(setup)
-            if others:
-                case = st.selectbox("Copy", [case, *others], format_func=label_of, key="prune-recipe-of")
+            case, *further = request.cases(setup)
+            if further:
+                case = st.selectbox("Copy", [case, *further], format_func=label_of, key="prune-recipe-of")
             components.recipe(Recipe((case,)), case.output.name)
         except rose.RoseError as problem:
             st.caption(words.plain(str(problem)))

@@ -42,9 +42,9 @@ def _offer(run: SmallerRun | None) -> None:
     minutes = spec_number(left, FIELDS["minutes"], linked("smaller_minutes"), value=float(FIELDS["minutes"].default))
     help = words.sentence(FIELDS["second"].description) + "."
     second = right.text_input("Second text", **linked("smaller_second"), placeholder="source code of Python", help=help)
-    asked = {name: getattr(setup, name) for name in ("model", "dtype", "samples", "length", "seed")}
-    asked |= {"calibration": setup.text, "held_out": max(2, setup.held_out), "second": second.strip() or None}
-    spec, problem = attempt(lambda: Smaller.of(**asked, minutes=minutes, output="smaller"))
+    settings = {name: getattr(setup, name) for name in ("model", "dtype", "samples", "length", "seed")}
+    settings |= {"calibration": setup.text, "held_out": max(2, setup.held_out), "second": second.strip() or None}
+    spec, problem = attempt(lambda: Smaller.of(**settings, minutes=minutes, output="smaller"))
     start_button(
         f"Measure for {minutes:g} minutes", "smaller-start", session.start_run, "smaller",
         partial(SmallerRun, spec, partial(shared.load, setup.model, setup.dtype)), "compare_arrows: Making it smaller",

@@ -38,8 +38,8 @@ def draw() -> None:
                 st.html(DROP)
                 study_form.drop_recipe()
         expected = st.container(key="start-expected")
-        others = [other for other in st.session_state.get("recent", []) if other != session.setup()]
-        for place, setup in enumerate(others):
+        earlier = [other for other in st.session_state.get("recent", []) if other != session.setup()]
+        for place, setup in enumerate(earlier):
             label, icon = words.plain(study_form.describe(setup)), ":material/history:"
             st.button(
                 label, key=f"recent-{place}", icon=icon, type="tertiary", on_click=study_form.measure, args=(setup,)

@@ -34,8 +34,8 @@ class Output(Console):
     """Standard output, or error, without markup. A broken pipe, as in `rose models | head`, drops the rest of the
     output and leaves the exit status as it is."""
 
-    def __init__(self, **more: Any) -> None:
-        super().__init__(markup=False, emoji=False, **more)  # or N:M: would be a picture
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)  # or N:M: would be a picture
 
     def on_broken_pipe(self) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())

@@ -129,10 +129,10 @@ def tell_cost(
         if is_long or streams:
             costs.append(f"{size(needed)} {where}")
     if costs:
-        more = [
+        uncounted = [
             name for name in ("rotate", "evaluate", "tune") if "tune" in spec.fields() and getattr(spec, name, None)
         ]
-        without = f" without --{listing(more)}" if is_long and more else ""
+        without = f" without --{listing(uncounted)}" if is_long and uncounted else ""
         console.print(f"{doing}: about {' and '.join(costs)}, by estimate{without}", soft_wrap=True)
 
 

@@ -190,10 +190,10 @@ def report(spec: WriteReport, console: Console) -> None:
     terminal.say(*findings, f"Written to {spec.output}, {size(spec.output.stat().st_size)}")
 
 
-def app(spec: App, _console: Console, more: Sequence[str]) -> None:
+def app(spec: App, _console: Console, arguments: Sequence[str]) -> None:
     """Serves the app in this process until it is stopped."""
     server = app_module("server", "The app", ("streamlit", "plotly"))
-    sys.argv = ["rose app", f"--server.port={spec.port}", *more]
+    sys.argv = ["rose app", f"--server.port={spec.port}", *arguments]
     server.main()
 
 
@@ -206,15 +206,15 @@ def app_script() -> Path:
     raise rose.RoseError("The app is not installed with this package; run it from a checkout with `make app`.")
 
 
-def app_module(name: str, what: str, needed: Sequence[str]) -> ModuleType:
+def app_module(name: str, subject: str, needed: Sequence[str]) -> ModuleType:
     """A module of the app, imported on demand, as `rose` works without the app and its packages.
 
-    Raises RoseError if the app or a needed package is missing; `what` begins the sentence.
+    Raises RoseError if the app or a needed package is missing; `subject` begins the sentence.
     """
     home = app_script().parents[1]
     if missing := [package for package in needed if find_spec(package) is None]:
         install = "install them with `pip install 'rose-explorer[app]'`"
-        raise rose.RoseError(f"{what} needs {' and '.join(missing)}; {install}.")
+        raise rose.RoseError(f"{subject} needs {' and '.join(missing)}; {install}.")
     if str(home) not in sys.path:
         sys.path.insert(0, str(home))  # installed, the package `app` lies where nobody else's import finds it
     return import_module(f"app.{name}")

@@ -399,10 +399,10 @@ def make_order(plan: OrderPlan, order: str | Order | Tensor | Sequence[int]) -> 
     return replace(ORDERS[name](plan, name != order), name=order)
 
 
-def _checked(plan: OrderPlan, order: Order | Tensor | Sequence[int], what: str = "A custom order") -> Order:
+def _checked(plan: OrderPlan, order: Order | Tensor | Sequence[int], subject: str = "A custom order") -> Order:
     """The order on the plan's device; raises RoseError unless it is a permutation of all columns, N:M groups whole."""
     columns, device, unit = plan.column_loss.numel(), plan.column_loss.device, plan.pattern.of or 1
-    wrong = RoseError(f"{what} must name each of the {columns} columns exactly once, by whole numbers.")
+    wrong = RoseError(f"{subject} must name each of the {columns} columns exactly once, by whole numbers.")
     if not isinstance(order, Order):
         order = Order(order, plan.block_width, "custom")  # type: ignore[arg-type]
     try:
@@ -414,11 +414,11 @@ def _checked(plan: OrderPlan, order: Order | Tensor | Sequence[int], what: str =
     ):
         raise wrong
     if sum(order.widths) != columns or min(order.widths) < 1:
-        raise RoseError(f"{what}: block widths must be positive and add up to {columns}.")
+        raise RoseError(f"{subject}: block widths must be positive and add up to {columns}.")
     groups = permutation.long().view(-1, unit)
     torn = (groups != groups[:, :1] + torch.arange(unit, device=device)).any() or (groups[:, 0] % unit).any()
     if torn or any(width % unit for width in order.widths):
-        raise RoseError(f"{what} must keep each group of {unit} neighbouring columns together under {plan.pattern}.")
+        raise RoseError(f"{subject} must keep each group of {unit} neighbouring columns together under {plan.pattern}.")
     return replace(order, permutation=groups.flatten())
 
 

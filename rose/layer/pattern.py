@@ -140,8 +140,8 @@ def parse_grid(bits: int | str | None, group: int | str | None = None) -> Grid |
         if group is not None:
             raise RoseError("A group shares the scale of rounded weights; give bits too, or leave the group out.")
         return None
-    numbers = {str(one): one for one in (*BITS, *GROUPS)}
-    words = [numbers.get(str(one), one) for one in (bits, Grid.group if group is None else group)]
+    numbers = {str(value): value for value in (*BITS, *GROUPS)}
+    words = [numbers.get(str(value), value) for value in (bits, Grid.group if group is None else group)]
     return Grid(words[0], words[1])  # type: ignore[arg-type]  # which it checks
 
 

@@ -298,11 +298,11 @@ def check_order_name(order: str) -> None:
     check_name_or_seed("order", order, order_names())
 
 
-def check_name_or_seed(what: str, name: str, names: Collection[str]) -> None:
+def check_name_or_seed(subject: str, name: str, names: Collection[str]) -> None:
     """Raises RoseError unless the name is in `names`, or "random:SEED"."""
     kind, colon, seed = name.partition(":")
     if not (kind == "random" and colon and seed.isdecimal() and len(seed) <= MAX_SEED_DIGITS):
-        check_named(what, name, names)
+        check_named(subject, name, names)
 
 
 def check_damping(damping: float) -> None:

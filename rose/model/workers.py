@@ -163,7 +163,7 @@ class Workers:
         for number in sorted(range(len(layers)), key=cost, reverse=True):
             group, columns = id(statistics.get(layers[number].name)), layers[number].weight.shape[1]
             factoring = (columns**3 * (group not in factored) for factored in groups)
-            ends = [load + cost(number) + more for load, more in zip(loads, factoring, strict=True)]
+            ends = [load + cost(number) + factoring_cost for load, factoring_cost in zip(loads, factoring, strict=True)]
             owner = ends.index(min(ends))
             owners[number], loads[owner] = owner, ends[owner]
             groups[owner].add(group)

@@ -180,8 +180,8 @@ def _sizes(model: nn.Module, way: Way, dense: Mapping[str, int | None], untouche
     density = 1 - float(parse_sparsity(way.sparsity).ratio)
     if density < 1 or way.bits:
         item = next(model.parameters()).itemsize
-        kept = way.bits + SCALES if way.bits else KEPT_BITS + 8 * (item - 2)  # longer mantissas have no pattern
-        sizes["packed"] = round(untouched + (weights - removed) * ((density < 1) + density * kept) / 8)
+        bits = way.bits + SCALES if way.bits else KEPT_BITS + 8 * (item - 2)  # longer mantissas have no pattern
+        sizes["packed"] = round(untouched + (weights - removed) * ((density < 1) + density * bits) / 8)
     return sizes
 
 

@@ -352,6 +352,16 @@ def law_of_prices() -> str:
     )
 
 
+def whole_by_threshold() -> str:
+    """Perplexity of whole models by ROSE's rule and by its order everywhere, in the draws that have both."""
+    rows = read("prices-whole.csv")
+    values = rows[rows["target"] == "layer"].pivot_table(index="seed", columns="variant", values="perplexity")
+    values = values[["sparsegpt", "rose", "rose, threshold 0"]].dropna()
+    by_variant = [", ".join(f"{value:.1f}" for value in values[name]) for name in values]
+    draws = "draw " + str(values.index[0]) if len(values) == 1 else f"draws {', '.join(map(str, values.index))}"
+    return f"{draws}: SparseGPT {by_variant[0]}; ROSE {by_variant[1]}; its order in every layer {by_variant[2]}"
+
+
 def bits_by_price() -> str:
     """How far Σ d says the error of rounding to 3 bits."""
     rows = read("prices-law.csv")
@@ -790,6 +800,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "forecast_ranks": forecast_ranks,
     "forecast_within": forecast_within,
     "law_of_prices": law_of_prices,
+    "whole_by_threshold": whole_by_threshold,
     "orders_by_price": orders_by_price,
     "outputs_by_draw": outputs_by_draw,
     "pivot_against_global": pivot_against_global,

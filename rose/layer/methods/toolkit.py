@@ -133,7 +133,9 @@ def round_kept(weight: Tensor, statistics: InputStatistics, result: LayerResult,
     steps = rounder.steps.index_select(0, order.inverse)
     rounded = revise(unrounded, swept.weight, mask, damped.matrix, steps, settings.grid).to(weight.dtype)
     dense = error.quadratic_form(weight, statistics.hessian)
-    pruning, both = (error.relative_error(weight, one, statistics.hessian, dense) for one in (result.weight, rounded))
+    pruning, both = (
+        error.relative_error(weight, pruned, statistics.hessian, dense) for pruned in (result.weight, rounded)
+    )
     columns, blocks = errors_in_order(weight, rounded, statistics, damped.damping, result.order, settings.measures)
     return replace(
         result,

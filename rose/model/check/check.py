@@ -177,15 +177,15 @@ def check_checkpoint(
             drifts.append({"block_index": block.index, "drift": block.drift})
     tensors += others_outside(*networks)
     changes = {name: (layer.layer, layer.change) for name, layer in measured.items()}
-    gone = Gone.find(changes, networks[0].config)
+    missing = Gone.find(changes, networks[0].config)
     by_weights = _judge_weights(measured)
     maker = _maker(measured, by_weights)  # before errors are judged: reasons name it
     judged = _judge(measured, by_weights)
     for name, verdict in judged.items():
-        more = ROTATED * (name in in_basis) + gone.says(name, measured[name].change)
-        judged[name] = replace(verdict, reason=verdict.reason + more)
+        suffix = ROTATED * (name in in_basis) + missing.says(name, measured[name].change)
+        judged[name] = replace(verdict, reason=verdict.reason + suffix)
     summary = _summary(measured, judged) | maker | {"drift": drifts, "rotated_heads": rotated}
-    summary |= {"gone": gone.row(layer.change for layer in measured.values())}
+    summary |= {"gone": missing.row(layer.change for layer in measured.values())}
     summary |= {"methods": methods if streams else [], "tokens": 0 if tokens is None else tokens.numel()}
     summary["bos_token"] = None if tokens is None else networks[0].bos_in_front(tokens)
     windows, which = (tokens, "calibration") if held_out is None else (held_out, "held-out")

@@ -126,8 +126,8 @@ def maker_of(masks: Sequence[Recognized]) -> dict[str, dict[str, Any] | None]:
     alike: Counter[str] = Counter()
     for mask in masks:
         target, removal = shared_with(mask, best)
-        others = ((name, other) for (name, aim), other in mask.tried.items() if aim == target and name != best[0])
-        alike.update(name for name, other in others if other == removal)
+        rivals = ((name, other) for (name, aim), other in mask.tried.items() if aim == target and name != best[0])
+        alike.update(name for name, other in rivals if other == removal)
     same = sum(removal.jaccard >= SAME_MASK for removal in shared[best])
     is_same = same >= MOST * len(masks)
     nearest = {"name": best[0], "target": best[1], "layers": same if is_same else len(shared[best])}

@@ -116,12 +116,12 @@ def _in_common(rows: pd.DataFrame) -> str:
         moved = rows[rows["moved"] > 0]
         if moved.empty:
             rounded = ", but for rounding to 16 bits" if rows["rounded"].notna().any() else ""
-            kept = f" are those of the dense model{rounded}"
+            weights = f" are those of the dense model{rounded}"
         else:
             some = listing(list(moved["name"])) if len(moved) <= SHOWN else count(len(moved), "layer")
             where = "" if len(moved) == len(rows) else f" of {some}"
-            kept = f"{where} moved by {_range(moved['change'], percent)} of their norm"
-        texts += [f"{_range(rows['sparsity'], percent)} zeros{pattern}.", f"Kept weights{kept}."]
+            weights = f"{where} moved by {_range(moved['change'], percent)} of their norm"
+        texts += [f"{_range(rows['sparsity'], percent)} zeros{pattern}.", f"Kept weights{weights}."]
     if "error" in rows and rows["error"].notna().any():
         texts.append(f"Errors {_range(rows['error'], number)}, median {number(float(rows['error'].median()))}.")
     wrong = rows[rows["is_wrong"]]

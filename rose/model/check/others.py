@@ -40,8 +40,8 @@ def others_in_block(prefix: str, blocks: tuple[nn.Module, nn.Module], pairs: Seq
     """Those of one decoder block, present in the dense model and in the other; `prefix`: its dotted name."""
     layers = {id(layer.parameter) for pair in pairs for layer in pair}
     before, after = (
-        {f"{prefix}.{name}": value for name, value in named.items() if id(value) not in layers}
-        for named in (dict(block.named_parameters(remove_duplicate=False)) for block in blocks)
+        {f"{prefix}.{name}": value for name, value in parameters.items() if id(value) not in layers}
+        for parameters in (dict(block.named_parameters(remove_duplicate=False)) for block in blocks)
     )
     kinds = {f"{prefix}.{name}": kind for block in blocks for name, kind in _kinds(block).items()}
     return _compare(before, after, kinds)

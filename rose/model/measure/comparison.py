@@ -170,9 +170,9 @@ def compare_methods(
     network = Network(model)
     for run in settings:
         network.to_prune(layers, run.layer.pattern, run.layer.block_size, run.layer.grid)
-    here = environment_of(network, settings[0])
+    environment = environment_of(network, settings[0])
     draw = lru_cache(maxsize=1)(calibration)  # all runs of a seed come one after another
-    done = [row for row in done if row.environment == here]
+    done = [row for row in done if row.environment == environment]
     finished = {(row.method, row.sparsity, row.seed) for row in done}
     dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     before = done[0].dense_perplexity if done else perplexity_of(window_losses(network, windows))
@@ -192,7 +192,7 @@ def compare_methods(
             losses = window_losses(network, windows)
             yield ComparisonRow(
                 method=variant.name, sparsity=pattern, seed=seed, perplexity=perplexity_of(losses),
-                dense_perplexity=before, environment=here, losses=write_losses(losses),
+                dense_perplexity=before, environment=environment, losses=write_losses(losses),
                 cautions=verdicts.in_brief(report.layers), peak_memory=memory, drift=report.last_drift,
                 **{name: report.summary[name] for name in FROM_SUMMARY},
             )  # fmt: skip

@@ -154,5 +154,5 @@ class MeasurementFolder(Generic[Record]):
         for name, text in texts.items():
             write_atomically(self.folder / name, text.encode())
 
-    def _write_settings(self, **known: Any) -> None:
-        self._write({SETTINGS: json.dumps(self._settings | known, indent=1, sort_keys=True)})
+    def _write_settings(self, **settings: Any) -> None:
+        self._write({SETTINGS: json.dumps(self._settings | settings, indent=1, sort_keys=True)})

@@ -68,8 +68,8 @@ class BlockTargets:
         modules = {self.writers[name].term.module for name in self._normed}
         for writer in self.writers.values():  # whose outputs make up the stream before the layer
             modules |= {term.module for term in writer.before} | ({writer.base} if writer.base else set())
-        named = dict(block.named_modules())
-        self._modules = {name: named[name] for name in sorted(modules)}
+        modules_by_name = dict(block.named_modules())
+        self._modules = {name: modules_by_name[name] for name in sorted(modules)}
         self._hooks: list[Any] = []
 
     @contextmanager
