@@ -19,7 +19,7 @@ from rose.layer.target import target_damping
 from rose.model.measure.comparison import mean_and_spread, results_of
 from rose.recipe.spec import SpecField
 from rose.recipe.tools import SPECS
-from rose.wording import percent
+from rose.wording import listing, percent
 from tests.benchmarks import methods as costs_of_methods
 from tests.benchmarks.bits import first_draw
 from tests.benchmarks.tuning import costs_and_worths
@@ -356,10 +356,9 @@ def whole_by_threshold() -> str:
     """Perplexity of whole models by ROSE's rule and by its order everywhere, in the draws that have both."""
     rows = read("prices-whole.csv")
     values = rows[rows["target"] == "layer"].pivot_table(index="seed", columns="variant", values="perplexity")
-    values = values[["sparsegpt", "rose", "rose, threshold 0"]].dropna()
-    by_variant = [", ".join(f"{value:.1f}" for value in values[name]) for name in values]
-    draws = "draw " + str(values.index[0]) if len(values) == 1 else f"draws {', '.join(map(str, values.index))}"
-    return f"{draws}: SparseGPT {by_variant[0]}; ROSE {by_variant[1]}; its order in every layer {by_variant[2]}"
+    values = values[["rose", "rose, threshold 0"]].dropna()
+    rule, always = (listing([f"{value:.1f}" for value in values[name]]) for name in values)
+    return f"draws {listing([str(seed) for seed in values.index])}: {rule} by ROSE's rule, {always} by its order always"
 
 
 def bits_by_price() -> str:
