@@ -53,6 +53,8 @@ MOST_RUNS = 40  # in one folder of folders
 MOST_BLOCKS = 4096  # decoder blocks
 CONDITION = 200  # longest description of an evaluation; compared to the last character
 ENOUGH = 0.8  # share of the planned minutes that a copy named by them was tuned
+# what reading a file of another program may raise
+FOREIGN = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 TARGETS = ("layer", "dense", "dense and stream")  # of a layer
 FLAGS = ("is_columnar", "is_damping_raised")
 NUMBERS = (
@@ -446,7 +448,7 @@ class RunReport:
             return report
         except RoseError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as problem:
+        except FOREIGN as problem:
             raise RoseError(f"{name} is not a report written by rose ({problem!s:.100}); choose another.") from problem
 
     @classmethod
@@ -479,7 +481,7 @@ class RunReport:
             raise RoseError(f"{place} cannot be read ({problem.strerror}); check the path.") from problem
         except RoseError:
             raise
-        except (ValueError, KeyError) as problem:
+        except FOREIGN as problem:
             raise RoseError(f"{beside} holds no accuracies ({problem!s:.100}); remove it.") from problem
         return replace(report, place=str(place.parent))
 

@@ -238,6 +238,9 @@ def test_deep_json_and_accuracies_above_one_are_no_report(tmp_path: Path) -> Non
     pd.DataFrame({"task": ["piqa"], "questions": [10], "accuracy": [2.5]}).to_csv(tmp_path / "zero_shot.csv")
     with pytest.raises(rose.RoseError, match="an accuracy is not from 0 to 1"):
         rose.RunReport.load(tmp_path)
+    (tmp_path / "zero_shot.csv").write_text(f"task,questions,accuracy\npiqa,{'1' * 400},0.5\n")
+    with pytest.raises(rose.RoseError, match="holds no accuracies"):
+        rose.RunReport.load(tmp_path)
 
 
 def test_more_tokens_than_can_be_had_are_refused_before_the_text_is_read() -> None:
