@@ -88,8 +88,8 @@ def plain(text: object) -> str:
 
 
 def text_name(text: str) -> str:
-    """A calibration text in a sentence: "packaged text", or as it was asked for."""
-    return "packaged text" if text == "packaged" else text
+    """A calibration text in a sentence: "Python's reference", or as it was asked for."""
+    return "Python's reference" if text == "packaged" else text
 
 
 def of(name: str) -> str:

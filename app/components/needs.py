@@ -10,7 +10,7 @@ from app.jobs import Job
 from app.runs import example as packaged
 from app.study.preflight import asked_of_hub
 from app.study.study import Study
-from app.words import count, sentence, short_layer
+from app.words import count, sentence, short_layer, text_name
 
 START_PAGE = "views/start.py"
 FAILED_NAMED = 5  # layers
@@ -45,7 +45,8 @@ def require_weights() -> None:
 def example(subject: str, of: str = "") -> None:
     """Says that the page shows the packaged example, and how that was made."""
     setup = packaged.SETUP
-    of = of or f" of {setup.model}, {setup.samples} × {setup.length} tokens of packaged text"
+    tokens = f"{setup.samples} × {setup.length} tokens of {text_name(setup.text)}"
+    of = of or f" of {setup.model}, calibrated on {tokens} and measured on {setup.held_out} × {setup.length} others"
     st.caption(
         f"Example: {subject}{of}.",
         help=f"Comes with the app; made with {packaged.made_with()}.",

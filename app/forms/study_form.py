@@ -24,7 +24,7 @@ from rose.recipe.steps import Analyze, Prune
 FILE = "file"
 NAMES = {"wikitext2": "WikiText-2", "c4": "C4", "ptb": "Penn Treebank"}  # of data sets, for people
 SOURCES = {
-    "packaged": "Packaged English text, works offline",
+    "packaged": "Python's language reference, works offline",
     **{name: f"{NAMES.get(name, name)}, from the Hub" for name in DATASETS},
     FILE: "A .txt or .jsonl file",
 }

@@ -21,9 +21,8 @@ from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.files import expand
 from rose.model.load.tokens import load_apart, tuning_draw
-from rose.model.measure.perplexity import continue_prompt, perplexity_of, window_losses
+from rose.model.measure.perplexity import continue_prompt, perplexity_of, plain_english, window_losses
 from rose.model.network.layers import keep_low_rank
-from rose.model.network.network import Network
 from rose.model.progress import Progress
 from rose.model.ship.packing import packed_size
 from rose.model.tune.task import TuneReport, TuneTask
@@ -32,8 +31,6 @@ from rose.recipe.parts import TuneSettings
 from rose.verdicts import EvaluationSetup, Result, compare, rank, says_move, says_perplexity
 
 DENSE = "dense"  # in place of a method
-SECOND = Path(__file__).with_name("plain_english.txt")  # written for this project, in the public domain
-SECOND_LENGTH = 128  # tokens of its windows
 NEW_TOKENS = 30  # that continue a prompt
 MINUTES = 3.0  # of tuning
 STOPPED = "Stopping: the best so far is kept"
@@ -44,12 +41,6 @@ Step = Callable[[str, float], Callable[[float], None]]
 def dense_record(results: dict[str, Any]) -> rose.RunReport:
     """The record of the unchanged model, with its measurements."""
     return rose.RunReport(pd.DataFrame(columns=["layer"]), results, {"method": DENSE, "sparsity": "0"}, called="Dense")
-
-
-def second_losses(model: Any, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Loss of each window of plain English, which calibrates nothing, in nats a token."""
-    length = min(SECOND_LENGTH, Network(model).positions or SECOND_LENGTH)
-    return window_losses(model, rose.load_tokens(str(SECOND), tokenizer, samples=None, length=length, seed=None))
 
 
 def as_before(record: rose.RunReport) -> dict[str, Any]:
@@ -117,7 +108,7 @@ class CopyRun(Run):
     def judge(self, model_name: str, model: Any, tokenizer: Any, windows: Tensor, step: Step) -> dict[str, Any]:
         """Measures what the run asks of each model, as the results of a record."""
         tell = step(f"Perplexity and text of {model_name}", self.evaluation_seconds(model))
-        losses = {"second": second_losses(model, tokenizer)}
+        losses = {"second": window_losses(model, plain_english(model, tokenizer))}
         if len(windows):
             losses["after"] = window_losses(model, windows, progress=tell)
         results: dict[str, Any] = {f"perplexity_{text}": perplexity_of(values) for text, values in losses.items()}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -37,7 +37,7 @@ from rose.recipe.steps import Prune
 from rose.report import name_of_run
 
 QUESTION_TOKENS = 250  # with all its answers: between winogrande's 60 and hellaswag's 400
-HELD_OUT = "held out"  # windows of the calibration text that nothing else uses, in place of the name of a text
+HELD_OUT = "held out"  # windows of the calibration text, in place of the name of a text
 PROMPT = "Python is a programming language that"
 WINDOWS = 8  # four often leave copies undecided that eight tell apart
 # Of checkpoints. The best of each sparsity, and all, are temporary files; in a folder they stay.
@@ -108,15 +108,21 @@ class PruneRequest:
             cases.append(Prune.of(**shared, target_damping=self.target_damping if is_dense else None))
         return cases
 
-    def evaluated(self, tokenizer: PreTrainedTokenizerBase, setup: Setup, drawn: Iterable[Tensor | None]) -> Tensor:
-        """The windows that perplexity is measured on; `drawn`: the set-up's windows, from its `draw`.
+    def evaluated(
+        self, tokenizer: PreTrainedTokenizerBase, setup: Setup, drawn: tuple[Tensor, Tensor | None]
+    ) -> Tensor:
+        """The windows that perplexity is measured on; `drawn`: the set-up's windows, from its `draw`. Held-out windows
+        are those of the set-up; where these are too few or of another length, others that nothing else uses.
 
         Raises RoseError where the text is too short.
         """
         sizes: dict[str, Any] = {"samples": self.windows, "length": self.window_length}
         if self.evaluate != HELD_OUT:
             return rose.load_tokens(self.evaluate, tokenizer, seed=None, split="test", **sizes)
-        used = torch.cat([windows for windows in drawn if windows is not None])
+        tokens, held_out = drawn
+        if held_out is not None and len(held_out) >= self.windows and held_out.shape[1] == self.window_length:
+            return held_out[: self.windows]
+        used = tokens if held_out is None else torch.cat([tokens, held_out])
         windows, _ = load_apart(setup.text, tokenizer, held_out=0, seed=setup.seed, apart_from=used, **sizes)
         if len(windows) < self.windows:
             raise rose.RoseError(

@@ -143,10 +143,12 @@ def _together(run: DamageRun) -> None:
     verb = "give back" if run.request.restore else "cost"
     spread = "" if error is None else f" ± {words.number(error, 2)}"
     is_clear = error is not None and every > CLEAR * error
-    share = f", {words.percent(alone / every, 0)} of it" if is_clear else ""
+    share = f", {words.percent(alone / every, 0)} of that" if is_clear else ""
+    apart = " Each is pruned on the dense model's inputs. On *Prune* later layers make up for earlier ones."
+    units = "decoder blocks" if run.request.units == "blocks" else "layers"
     st.markdown(
-        f"**All units together {verb} {words.number(every)}{spread} nats per token; measured alone, they add up to "
-        f"{words.number(alone)}{share}.** {base}"
+        f"**Changed together, the {units} {verb} {words.number(every)}{spread} nats per token. Changed one at a time, "
+        f"they {verb} {words.number(alone)} in sum{share}.** {base}{'' if run.request.restore else apart}"
     )
 
 

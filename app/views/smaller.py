@@ -14,7 +14,7 @@ from rose.recipe.steps import Smaller
 from rose.rows import records_table
 from rose.smaller import Row
 from rose.smaller.table import FILES, runtimes
-from rose.verdicts.smaller import recommend
+from rose.verdicts.smaller import recommend, says_stored
 
 FIELDS = Smaller.fields()
 
@@ -41,7 +41,7 @@ def _offer(run: SmallerRun | None) -> None:
     left, right = st.columns([1, 3], vertical_alignment="bottom")
     minutes = spec_number(left, FIELDS["minutes"], linked("smaller_minutes"), value=float(FIELDS["minutes"].default))
     help = words.sentence(FIELDS["second"].description) + "."
-    second = right.text_input("Second text", **linked("smaller_second"), placeholder="source code of Python", help=help)
+    second = right.text_input("Second text", **linked("smaller_second"), placeholder="plain English", help=help)
     settings = {name: getattr(setup, name) for name in ("model", "dtype", "samples", "length", "seed")}
     settings |= {"calibration": setup.text, "held_out": max(2, setup.held_out), "second": second.strip() or None}
     spec, problem = attempt(lambda: Smaller.of(**settings, minutes=minutes, output="smaller"))
@@ -55,12 +55,14 @@ def _offer(run: SmallerRun | None) -> None:
 
 def _results(run: SmallerRun) -> None:
     advice = recommend(run.rows)
+    if note := says_stored(run.rows[0]):
+        st.caption(words.plain(note))
     if advice:
         st.markdown("\n".join(f"- {words.plain(answer.text)}" for answer in advice))
     components.table([_cells(row) for row in run.rows], "Every way, measured or estimated", key="smaller-table")
     st.caption(
         "≈ estimated by a rule, as are the file sizes in that row; the rest is measured. Reads, writes: speed, times "
-        "the dense model's. Elsewhere: the second text, source code of Python unless chosen."
+        "the dense model's. Elsewhere: the second text, plain English unless chosen."
     )
     components.cautions(run.left_out)
     with st.container(horizontal=True, vertical_alignment="center"):

@@ -22,7 +22,7 @@ from rose.recipe.file import Recipe
 from rose.recipe.steps import Smaller
 from rose.smaller.measure import Bench
 from rose.smaller.table import Row, SmallerFolder, runtimes
-from rose.verdicts.smaller import GOALS, Recommendation, recommend
+from rose.verdicts.smaller import GOALS, Recommendation, recommend, says_stored
 from rose.wording import number, size
 
 KEYS = {goal.replace(" ", "-"): goal for goal in GOALS}  # of --write
@@ -58,7 +58,7 @@ def smaller(spec: Smaller, console: Console) -> int:
         console.print("rose: cancelled; rows so far are kept")
     _print(bench.rows)
     recommendations = recommend(bench.rows)
-    terminal.say(*(recommendation.text for recommendation in recommendations))
+    terminal.say(says_stored(bench.rows[0]), *(recommendation.text for recommendation in recommendations))
     _write(spec, bench, recommendations, console)
     programs = runtimes()
     usable = [f"{row.name} ({row.uses}): {row.gain}" for row in programs[programs["here"] == "yes"].itertuples()]

@@ -290,7 +290,7 @@ class Smaller(part.TextPart, part.ModelPart):
     ] = SMALLER.held_out
     second: Annotated[
         part.TextName | None,
-        Field(description=f"a second text for perplexity: {part.TEXTS} (default: source code of Python's library)"),
+        Field(description=f"a second text for perplexity: {part.TEXTS} (default: plain English that comes with rose)"),
     ] = None
     minutes: Annotated[part.Minutes, Field(description="how long to measure; the most promising rows come first")] = (
         20.0

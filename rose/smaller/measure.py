@@ -20,11 +20,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from rose.errors import RoseError
-from rose.files import write_atomically
 from rose.interrupt import stop_point
-from rose.model.load.models import save_model
+from rose.model.load.models import save_model, stored_bytes
 from rose.model.load.tokens import load_apart, load_calibration, load_tokens, tuning_draw
-from rose.model.measure.perplexity import perplexity_of, window_losses
+from rose.model.measure.perplexity import perplexity_of, plain_english, window_losses
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision
 from rose.model.run.prune import prune_model
@@ -36,14 +35,12 @@ from rose.recipe.spec import Spec
 from rose.recipe.steps import Slim, Smaller
 from rose.report import RunReport
 from rose.smaller.table import MEASURED, Row
-from rose.smaller.ways import AS_IS, Way, estimated_rows, file_sizes, ways_of
+from rose.smaller.ways import AS_IS, Way, corrected, estimated_rows, file_sizes, ways_of
 from rose.structured.slimming import prune_structured
 from rose.verdicts import Interval, paired_ratio
 from rose.verdicts.smaller import MUCH_WORSE, recommend
 
 Follow = Callable[[float, str], Any]  # told the share that is done, and what is being done; may raise to stop
-SECOND = "second-text.txt"
-LIBRARY = ("argparse", "difflib", "tarfile", "textwrap", "typing")  # modules of Python whose source is the second text
 PROMPT, NEW_TOKENS = 128, 16
 TURNS = (5, 15)  # of each model, fewest and most
 TIMING = 8.0  # seconds for turns
@@ -61,26 +58,29 @@ class Bench:
         drawn = load_calibration(spec.calibration, tokenizer, seed=spec.seed, bos=spec.bos, **sizes)
         self.tokens, held_out = drawn
         assert held_out is not None
-        second = spec.second or str(folder / SECOND)
-        if not Path(second).exists() and not spec.second:
-            parts = [inspect.getsource(__import__(name)) for name in LIBRARY]
-            write_atomically(Path(second), "\n\n".join(parts).encode())  # single commands can name this file, too
-        sizes = {"samples": spec.held_out, "length": spec.length, "bos": spec.bos}
-        self.texts = {"": held_out, "second": load_tokens(second, tokenizer, seed=None, split="test", **sizes)}
+        if spec.second is None:
+            second = plain_english(model, tokenizer)
+        else:
+            sizes = {"samples": spec.held_out, "length": spec.length, "bos": spec.bos}
+            second = load_tokens(spec.second, tokenizer, seed=None, split="test", **sizes)
+        self.texts = {"": held_out, "second": second}
         self.dense_sizes = file_sizes(model, tokenizer, spec.model, Path(spec.model).name)
         self.ways = ways_of(spec, model)
-        self.rows = estimated_rows(spec, model, self.ways, self.dense_sizes)
+        dense, *copies = estimated_rows(spec, model, self.ways, self.dense_sizes)
+        self.estimates = [replace(dense, stored=stored_bytes(spec.model)), *copies]
+        self.rows, self.measured = self.estimates, dict[str, Row]()
         self.pace = 1.0  # seconds a row has taken, over its estimate
 
     def know(self, rows: Sequence[Row]) -> None:
-        """Puts rows that were measured before in place of their estimates."""
-        measured = {row.key: row for row in rows}
-        self.rows = [measured.get(row.key, row) for row in self.rows]
+        """Puts rows that were measured in place of their estimates, and corrects the estimates that are left."""
+        self.measured |= {row.key: row for row in rows}
+        self.rows = corrected(self.estimates, self.measured)
 
     def leave_out(self, way: Way) -> None:
         """Drops a way that has turned out to be impossible."""
         self.ways = [other for other in self.ways if other.key != way.key]
-        self.rows = [row for row in self.rows if row.key != way.key]
+        self.estimates = [row for row in self.estimates if row.key != way.key]
+        self.know([])
 
     def way(self, key: str) -> Way:
         """Raises RoseError for a key that no way of this model has."""

@@ -67,6 +67,7 @@ class Row:
     decoding_high: Positive = None
     llama_prefill: Positive = None  # in llama.cpp, if llama-bench is installed
     llama_decoding: Positive = None
+    stored: int | None = None  # of the model as it is: bytes of the checkpoint's own files
     losses: str = ""  # by window, in nats a token
     second_losses: str = ""
     environment: str = ""

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -23,7 +23,7 @@ from rose.recipe.file import BETWEEN, PREVIOUS, Recipe
 from rose.recipe.parts import SlimSettings
 from rose.recipe.spec import Spec
 from rose.recipe.steps import Prune, Slim, Smaller
-from rose.smaller.table import ESTIMATE, Row
+from rose.smaller.table import ESTIMATE, FILES, Row
 from rose.structured.parts import block_parameters
 from rose.structured.plan import estimate_slim_memory, estimate_slimming
 from rose.structured.slimming import check_slimming
@@ -32,6 +32,8 @@ AS_IS = "as-is"
 NARROW = 32  # input columns that share a scale in a slimmed copy: few heads may be left
 FRACTIONS = {"fifth": 0.2, "third": 0.33}
 TUNED = "-tuned"
+SEEN = 1.02  # times the dense perplexity, from which on a rule can be corrected,
+MISSES = (0.25, 4.0)  # by a factor of its logarithm in these limits
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,45 @@ def estimated_rows(spec: Smaller, model: nn.Module, ways: Sequence[Way], dense: 
         gain = 1 / (1 - way.slim) if way.slim else None
         rows.append(Row(way.key, way.name, ESTIMATE, way.bits, loads=programs(way.bits), prefill_gain=gain, **facts))
     return rows
+
+
+def corrected(estimates: Sequence[Row], measured: Mapping[str, Row]) -> list[Row]:
+    """Measured rows in place of their estimates. The others follow measured copies of the same kind of removal: their
+    log perplexity and their bytes are scaled by the factors by which the rules of those copies missed."""
+    rows = []
+    for row in estimates:
+        if row.key not in measured:
+            kin = [rule for rule in estimates if rule.key in measured and _removal(rule.key)[0] == _removal(row.key)[0]]
+            row = _corrected(row, [(rule, measured[rule.key]) for rule in kin])
+        rows.append(measured.get(row.key, row))
+    return rows
+
+
+def _removal(key: str) -> list[str]:
+    """["slim", "fifth"] of "slim-fifth-tuned-bits-4"."""
+    return key.partition(TUNED)[0].partition("-bits")[0].split("-")
+
+
+def _corrected(row: Row, kin: Sequence[tuple[Row, Row]]) -> Row:
+    missed = [
+        math.log(result.times) / math.log(rule.times)
+        for rule, result in kin
+        if rule.times and result.times and rule.times > SEEN
+    ]
+    facts: dict[str, Any] = {}
+    if missed:
+        power = min(MISSES[1], max(MISSES[0], math.fsum(missed) / len(missed)))
+        facts = {name: getattr(row, name) ** power for name in ("times", "times_low", "times_high")}
+    for name in FILES:
+        sizes = [(getattr(rule, name), getattr(result, name)) for rule, result in kin if _alike(rule, row)]
+        if sizes and None not in (getattr(row, name), *sizes[0]):
+            facts[name] = round(getattr(row, name) * sizes[0][1] / sizes[0][0])
+    return replace(row, **facts)
+
+
+def _alike(first: Row, second: Row) -> bool:
+    """Whether two copies have the same shapes and the same kind of weights, so that their rules miss alike."""
+    return first.bits == second.bits and _removal(first.key) == _removal(second.key)
 
 
 def _sizes(model: nn.Module, way: Way, dense: Mapping[str, int | None], untouched: int) -> dict[str, Any]:

@@ -47,6 +47,16 @@ def recommend(rows: Sequence[Row]) -> list[Recommendation]:
     return [_recommend(goal, dense, copies) for goal in GOALS]
 
 
+def says_stored(dense: Row) -> str:
+    """A sentence on a checkpoint whose files are smaller than its weights in 16 bits; else ""."""
+    if dense.stored is None or dense.stored >= dense.bytes:
+        return ""
+    return (
+        f"The checkpoint's own file has {size(dense.stored)}: its weights are rounded already. Rounding them again "
+        f"costs less than rounding other models; copies are compared with the same weights in {size(dense.bytes)}."
+    )
+
+
 def _recommend(goal: str, dense: Row, rows: Sequence[Row]) -> Recommendation:
     measured = [row for row in rows if row.is_measured]
     reaching = [row for row in measured if _reaches(goal, row, dense)]
@@ -96,6 +106,8 @@ def _lowest(rows: Sequence[Row]) -> list[Row]:
 
 def _facts(row: Row, dense: Row) -> str:
     share = f"{size(row.bytes)} as {row.smallest}, {percent(row.bytes / dense.bytes, 0)} of {size(dense.bytes)}"
+    if dense.stored and dense.stored < row.bytes:
+        share += f" but more than the file itself, {size(dense.stored)}"
     first, second = number(row.times or math.nan), number(row.second_times or math.nan)
     gains = [number(gain) for gain in (row.prefill_gain, row.decoding_gain) if gain]
     speed = f", reads and writes {listing(gains)} times as fast" if gains else ""

@@ -143,7 +143,7 @@ def measure_damage(page: Page) -> None:
     start = page.get_by_role("button", name=re.compile("Measure sensitivity"))
     if start.count():  # sessions share what was measured
         start.click()
-    expect(page.get_by_text("All units together cost")).to_be_visible(timeout=ALL_LAYERS)
+    expect(page.get_by_text("Changed together")).to_be_visible(timeout=ALL_LAYERS)
 
 
 def shoot_measured(browser: Browser, folder: Path, pictures: Path, name: str, fill: Callable[[Page], None]) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 import rose
 from rose import cli
 from rose.commands import terminal
+from rose.model.measure.perplexity import plain_english
 from rose.recipe.file import Recipe
 from rose.recipe.steps import Smaller
 from rose.smaller import Bench, Row, measure, read_rows, table, ways, ways_of
@@ -72,12 +73,11 @@ def test_the_table_has_measured_rows_with_sizes_speed_and_both_texts(made: Path,
 def test_a_row_is_what_the_single_command_measures(made: Path, checkpoint: str, tmp_path: Path) -> None:
     """The recipe beside the copy makes the same weights, and their perplexity on the second text is that of the row."""
     assert cli.main(["run", str(made / "bits-4" / "recipe.yaml"), f"output={tmp_path / 'again'}"]) == 0
-    copies = [rose.load_model(str(folder))[0] for folder in (made / "bits-4", tmp_path / "again")]
-    assert digest(copies[0].state_dict()) == digest(copies[1].state_dict())
-    evaluated = ["--text", str(made / "second-text.txt"), "--length", "48", "--windows", "4"]
-    assert cli.main(["evaluate", "--model", str(made / "bits-4"), *evaluated, "--json", str(tmp_path / "e.json")]) == 0
-    perplexity = json.loads((tmp_path / "e.json").read_text())["perplexity"]
-    assert perplexity == pytest.approx(read_rows(made)[1].second_perplexity, rel=1e-6)
+    (first, tokenizer), (again, _) = (rose.load_model(str(folder)) for folder in (made / "bits-4", tmp_path / "again"))
+    assert digest(first.state_dict()) == digest(again.state_dict())
+    assert rose.perplexity(again, plain_english(again, tokenizer)) == pytest.approx(
+        read_rows(made)[1].second_perplexity, rel=1e-6
+    )
 
 
 def test_only_the_chosen_copy_is_left_and_a_further_call_measures_further_rows(
@@ -161,6 +161,17 @@ def test_what_cannot_be_done_is_refused(
 ) -> None:
     assert cli.main(["smaller", checkpoint, *DRAW, *more, "--output", str(tmp_path / "out")]) == 2
     assert says in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_estimates_follow_measured_copies_with_the_same_removal() -> None:
+    keys = {"as-is": 1.0, "bits-4": 1.05, "slim-fifth": 1.3, "slim-third": 1.47, "slim-fifth-tuned": 1.15, "half": 1.25}
+    estimates = [replace(row(key, 100, times), basis="estimate") for key, times in keys.items()]
+    measured = row("slim-fifth", 90, 1.48)
+    rows = {each.key: each for each in ways.corrected(estimates, {"slim-fifth": measured})}
+    assert rows["slim-fifth"] is measured
+    assert 1.15 < rows["slim-fifth-tuned"].times < 1.48 < rows["slim-third"].times
+    assert (rows["slim-fifth-tuned"].safetensors, rows["slim-third"].safetensors) == (90, 100)
+    assert [rows[key].times for key in ("as-is", "bits-4", "half")] == [1.0, 1.05, 1.25]
 
 
 def exportable(folder: Path) -> str:

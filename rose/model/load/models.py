@@ -272,6 +272,15 @@ def _safetensors_folder(name: str, source: _Source) -> Path:
     return Path(fetch(allow_patterns=[*files, *(stored.packed(Path(file)).name for file in files)]))
 
 
+def stored_bytes(name: str) -> int | None:
+    """Bytes of the weights' files of a folder or a GGUF file, None for a Hub id or for pickles."""
+    source = _locate(name)
+    files = [Path(source.location) / source.options["gguf_file"]] if source.is_gguf else []
+    if source.stored and source.folder:
+        files = stored.weight_files(source.folder)
+    return sum(path.stat().st_size for path in files) or None
+
+
 def stored_dtype(name: str) -> torch.dtype:
     """The format of most weights, by the files of a folder or the configuration on the Hub; float32 for GGUF or if
     unknown."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from rose.errors import RoseError
 from rose.interrupt import stop_point
-from rose.model.load.tokens import first_token
+from rose.model.load.tokens import first_token, load_tokens
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision
 from rose.model.network.residence import evaluating
@@ -22,6 +23,8 @@ from rose.model.network.stand_ins import hooked
 
 LOGIT_ELEMENTS = 2**27  # 512 MB of float32 logits at a time
 TOP = 10  # of the likeliest next tokens
+PLAIN_ENGLISH = Path(__file__).with_name("plain_english.txt")  # written for this project, in the public domain
+ENGLISH_LENGTH = 128  # tokens of its windows
 CHUNK = 128  # positions whose logits become probabilities at a time: a vocabulary has 10⁵ of them
 
 
@@ -42,6 +45,12 @@ def perplexity(
         RoseError: tokens that do not fit the model, or windows with nothing to predict.
     """
     return perplexity_of(window_losses(model, tokens, compute=compute, progress=progress))
+
+
+def plain_english(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Windows of a text that calibrates nothing, (windows, at most 128) int64."""
+    length = min(ENGLISH_LENGTH, Network(model).positions or ENGLISH_LENGTH)
+    return load_tokens(str(PLAIN_ENGLISH), tokenizer, samples=None, length=length, seed=None)
 
 
 def perplexity_of(losses: Tensor) -> float:

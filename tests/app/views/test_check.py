@@ -108,7 +108,7 @@ def test_typed_path_replaces_the_kept_copy(setup, planted, monkeypatch):
 
 def test_check_with_tokens_measures_compensation(setup, pruned_folder):
     app = opened(setup, pruned_folder, check_view="One layer")
-    assert "4 × 32 tokens of packaged text and 2 × 32 held out" in texts(app)
+    assert "4 × 32 tokens of Python's reference and 2 × 32 held out" in texts(app)
     assert re.match(r"Check, about \d+ s", app.button(key="check-start").label)
     run = pressed(app)
     known = run.check.layers.set_index("layer")

@@ -53,8 +53,8 @@ def test_example_is_replaced_by_measurements(setup):
     for damage, has_share in ((0.03, True), (0.01, False)):  # chance may have made the second
         run.records = (*run.records[:-1], replace(run.records[-1], damage=damage, standard_error=0.01))
         shown = texts(app.run())
-        assert f"together cost {damage:.4f} ± 0.010 nats per token" in shown
-        assert ("% of it" in shown) is has_share
+        assert f"the layers cost {damage:.4f} ± 0.010 nats per token" in shown
+        assert ("% of that" in shown) is has_share
 
 
 def test_cancelled_run_resumes(setup):
@@ -100,7 +100,7 @@ def test_restoring_units_gives_dense_weights_back(setup, tmp_path):
     app.run()
     table = run.table
     assert list(table["damage"]) == list(-table["delta_loss"])
-    assert "All units together give back" in texts(app)
+    assert "Changed together, the decoder blocks give back" in texts(app)
     dense, _ = rose.load_model(setup.model)
     expected = rose.perplexity(dense, held_out)
     assert run.records[-1].loss == pytest.approx(math.log(expected), rel=1e-5)

@@ -101,7 +101,7 @@ def test_url_restores_a_run(setup):
     elsewhere = opened(setup)  # another browser
     elsewhere.selectbox(key="prune-other").set_value(name_of(app)).run()
     assert len(copies_of(elsewhere)) == 2
-    label = f"Below is a run of {setup.model} in float32, calibrated on 4 × 32 tokens of packaged text, seed 0"
+    label = f"Below is a run of {setup.model} in float32, calibrated on 4 × 32 tokens of Python's reference, seed 0"
     assert not opened(replace(setup, sparsity="0.5"), run=name_of(app)).info
     assert label in opened(replace(setup, seed=1), run=name_of(app)).info[0].value
 

@@ -98,7 +98,8 @@ def test_smaller_copy_is_compared_and_written(monkeypatch, study):
     before = [parameter.clone() for parameter in model.parameters()]
     tokens = (study.calibration.tokens, study.calibration.held_out)
     monkeypatch.setattr(Setup, "draw", lambda *_: tokens)
-    monkeypatch.setattr("app.runs.copies.second_losses", lambda *_: torch.ones(2))  # its tokenizer has more tokens
+    english = torch.arange(40).reshape(2, 20)  # as the tokenizer has more tokens than the model
+    monkeypatch.setattr("app.runs.copies.plain_english", lambda *_: english)
     loaded = LoadedModel(model, byte_tokenizer(), threading.Lock())
     run = finish(Slimming(study.setup, SlimSettings(ratio=0.3), lambda: loaded))
     _, slim = run.models
