@@ -54,10 +54,7 @@ def encoded_once() -> Iterator[None]:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Says which tests stay together where several workers divide them: those that share what they prepare.
-
-    The long groups come first, or one worker would still be busy with them when the others have nothing left to do.
-    """
+    """Tests that share their preparation stay on one worker; the long groups come first."""
     items.sort(key=lambda item: LONG.index(_part(item)) if _part(item) in LONG else len(LONG))
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
@@ -68,8 +65,7 @@ def _part(item: pytest.Item) -> str:
 
 
 def _group(item: pytest.Item) -> str:
-    """A file's tests are a group; browser tests are two, as they share a server, and what has been measured on it where
-    they need that; a notebook is one of its own."""
+    """A file; browser tests are two groups, of which one measures on the server; each notebook is one."""
     part = _part(item)
     if part == "browser":
         return f"{part}, measured" if "measured" in item.fixturenames else part  # type: ignore[attr-defined]

@@ -1,15 +1,15 @@
-"""The command line, called as a user calls it, on a tiny checkpoint."""
+"""The command line on a tiny checkpoint: what it hands to the engine, prints, writes, and refuses before any work."""
 
 import errno
 import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from argparse import Namespace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pandas as pd
 import psutil
@@ -21,7 +21,6 @@ import rose
 from rose import cli
 from rose.commands import shared
 from rose.model import estimate
-from rose.model.measure import comparison
 from rose.model.measure import damage as damage_rows
 from rose.model.measure.comparison import ComparisonFolder, ComparisonRow
 from rose.model.network.precision import Precision
@@ -32,9 +31,8 @@ from rose.wording import apart
 from tests.tasks import write_task
 from tests.tiny import save_tiny_llama
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
 CALIBRATION = ["--samples", "4", "--length", "48", "--held-out", "2", "--block-size", "16"]
-COMPARE_ONE = ["compare", "--methods", "wanda", "--seeds", "0", "--evaluate", "packaged", "--windows", "1"]
+COMPARE = "compare --evaluate packaged --methods wanda --seeds 0"
 
 
 @pytest.fixture(scope="module")
@@ -53,30 +51,13 @@ def run(*arguments: str | Path) -> int:
     return cli.main([str(argument) for argument in arguments])
 
 
+def printed(capsys: pytest.CaptureFixture[str], stream: str = "err") -> str:
+    """What a command has printed, as one line."""
+    return " ".join(getattr(capsys.readouterr(), stream).split())
+
+
 def prune(checkpoint: str, output: Path, *more: str) -> int:
     return run("prune", "--model", checkpoint, *CALIBRATION, "--output", output, *more)
-
-
-@pytest.mark.parametrize("method", list(rose.METHODS))
-def test_prune_writes_a_loadable_checkpoint_and_a_true_report(checkpoint, tmp_path, method):
-    output = tmp_path / "pruned"
-    assert prune(checkpoint, output, "--method", method, "--sparsity", "0.5") == 0
-    model = AutoModelForCausalLM.from_pretrained(output)
-    table = pd.read_csv(output / "layers.csv")
-    assert len(table) == 21
-    for layer, sparsity in zip(table["layer"], table["sparsity"], strict=True):
-        zeros = (model.get_submodule(layer).weight == 0).float().mean().item()
-        if method == "oats":  # its low-rank part fills the zeros, and whole ranks of tiny matrices are coarse
-            assert sparsity == pytest.approx(0.5, abs=0.05)
-        else:
-            assert zeros == pytest.approx(sparsity, abs=1e-6)
-            assert sparsity == pytest.approx(0.5, abs=1e-3)
-    summary = rose.RunReport.load(output).summary
-    assert summary["method"] == method
-    assert summary["samples"] == 4
-    assert (table["held_out_error"] > 0).all()
-    ids = AutoTokenizer.from_pretrained(output)("hello", return_tensors="pt")
-    assert model.generate(**ids, max_new_tokens=3, min_new_tokens=3, do_sample=False).shape == (1, 8)
 
 
 def test_a_tuned_copy_keeps_its_tokenizer(checkpoint, tmp_path, capsys):
@@ -89,16 +70,13 @@ def test_a_tuned_copy_keeps_its_tokenizer(checkpoint, tmp_path, capsys):
 
 def test_prune_measures_perplexity_before_and_after(checkpoint, text, tmp_path, capsys):
     assert prune(checkpoint, tmp_path / "out", "--evaluate", str(text), "--windows", "3") == 0
-    shown = capsys.readouterr().out
     summary = rose.RunReport.load(tmp_path / "out").summary
     before, after = apart(summary["perplexity_before"], summary["perplexity_after"])
-    assert f"from {before} to {after}, " in " ".join(shown.split())
+    assert f"from {before} to {after}, " in printed(capsys, "out")
     assert [len(summary[f"losses_{stage}"]) for stage in ("before", "after")] == [3, 3]
     model, tokenizer = rose.load_model(checkpoint)
     windows = rose.load_tokens(str(text), tokenizer, samples=3, length=48, seed=None)
     assert summary["perplexity_before"] == pytest.approx(rose.perplexity(model, windows), rel=1e-5)
-    after, _ = rose.load_model(str(tmp_path / "out"))
-    assert summary["perplexity_after"] == pytest.approx(rose.perplexity(after, windows), rel=1e-4)
 
 
 def test_a_model_is_saved_if_its_evaluation_fails(checkpoint, text, tmp_path, monkeypatch):
@@ -135,15 +113,11 @@ def test_analyze_prints_and_writes_every_layer(checkpoint, tmp_path, capsys):
     assert run("analyze", "--model", checkpoint, *CALIBRATION, *arguments) == 0
     shown = capsys.readouterr().out
     assert "21 of 21 layers are columnar" in shown
-    assert "model.layers.2.mlp.down_proj" in shown
     table = pd.read_csv(output / "layers.csv")
     assert len(table) == 63
-    assert set(table["method"]) == {"sparsegpt", "rose", "wanda"}
     summary = rose.RunReport.load(output).summary
     assert summary["methods"] == ["sparsegpt", "rose", "wanda"]
     assert summary["threshold"] == 0
-    assert {"sparsity", "block_size", "damping", "calibration", "samples", "length", "dtype"} <= summary.keys()
-    assert summary["environment"].endswith(summary["compute"])
     assert summary["paper"]["layer"] == table.loc[table["relative_range"].idxmax(), "layer"]
     assert f"Orders were tried on {summary['paper']['layer']}, the most columnar layer of at most 2048" in shown
 
@@ -159,8 +133,7 @@ def test_evaluate_measures_tasks(checkpoint, tmp_path, capsys):
     assert "Mean accuracy 0.5000 over 1 tasks" in capsys.readouterr().out
     written = pd.read_csv(tmp_path / "accuracy.csv")
     assert written[["task", "questions", "accuracy"]].values.tolist() == [["water", 4, 0.5]]
-    exists = "accuracy.csv already exists; choose another name, or remove it."
-    for place, message in (("missing/a.csv", "folder that exists"), (".", "that exists"), ("accuracy.csv", exists)):
+    for place, message in (("missing/a.csv", "folder that exists"), ("accuracy.csv", "accuracy.csv already exists")):
         assert run(*asked, "--output", tmp_path / place) == 2
         assert message in capsys.readouterr().err
 
@@ -177,8 +150,7 @@ def test_compare_resumes(checkpoint, text, tmp_path, capsys, monkeypatch):
     assert json.loads((output / "settings.json").read_text())["evaluate"] == str(text)
     assert (output / "rows.csv").read_text().startswith(first)
     rows = pd.read_csv(output / "rows.csv")
-    assert len(rows) == 8
-    assert len(rows.drop_duplicates(["method", "sparsity", "seed"])) == 8
+    assert len(rows) == len(rows.drop_duplicates(["method", "sparsity", "seed"])) == 8
     errors = rows[["mean_held_out_target_error", "drift"]]
     assert (errors > 0).all(None)
     assert errors["drift"].nunique() > 4
@@ -224,48 +196,15 @@ def test_rows_of_two_processes_are_kept_once(tmp_path):
     assert {(row.perplexity, row.dense_perplexity) for row in rows} == {(4 / 3, 1.1 + 2.2)}
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--layers", "nothing*"], "No prunable layer is named"),
-        (["--sparsity", "3:5", "--block-size", "15"], "model.layers.0.self_attn.q_proj: "),
-        (["--dtype", "float16", "--compute", "bfloat16"], "load the model in bfloat16"),
-    ],
-)
-def test_models_refuse_before_perplexity_is_measured(checkpoint, tmp_path, capsys, monkeypatch, more, message):
-    def measure(*_args, **_more):
-        raise AssertionError("nothing should be measured")
-
-    monkeypatch.setattr(comparison, "window_losses", measure)
-    assert prune(checkpoint, tmp_path / "out", "--evaluate", "packaged", *more) == 2
-    assert message in " ".join(capsys.readouterr().err.split())
-    settings = ["--methods", "wanda", "--seeds", "0", "--output", str(tmp_path / "compared"), *CALIBRATION]
-    assert run("compare", "--model", checkpoint, "--evaluate", "packaged", *settings, *more) == 2
-    assert message in " ".join(capsys.readouterr().err.split())
+ON_A_GPU = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
 
 
-def on_a_gpu():
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-
-@pytest.mark.parametrize("exhaust", [lambda: bytearray(2**62), lambda: torch.empty(10**14), on_a_gpu])
+@pytest.mark.parametrize("exhaust", [lambda: bytearray(2**62), lambda: torch.empty(10**14), ON_A_GPU])
 def test_too_little_memory_is_one_sentence_and_status_2(checkpoint, tmp_path, monkeypatch, capsys, exhaust):
     monkeypatch.setattr(rose, "prune_model", lambda *_, **__: exhaust())
     assert prune(checkpoint, tmp_path / "out") == 2
     assert "There was not enough memory; fewer --samples, --dtype bfloat16 and --stream" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-
-
-def test_interrupted_prune_writes_nothing_and_exits_130(checkpoint, tmp_path, monkeypatch, capsys):
-    def interrupt(*_args, **_kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(rose, "prune_model", interrupt)
-    assert prune(checkpoint, tmp_path / "out") == 130
-    assert list(tmp_path.iterdir()) == []
-    capsys.readouterr()
-    assert prune(checkpoint, tmp_path / "out", "--checkpoint", str(tmp_path / "kept")) == 130
-    assert "cancelled; nothing was written" in capsys.readouterr().err
 
 
 def test_a_closed_output_keeps_the_exit_status(monkeypatch):
@@ -279,189 +218,152 @@ def test_a_closed_output_keeps_the_exit_status(monkeypatch):
             assert cli.main(command) == status
 
 
-def test_prune_resumes_from_a_checkpoint(checkpoint, tmp_path, monkeypatch, capsys):
-    assert prune(checkpoint, tmp_path / "straight") == 0
+def test_an_interrupted_prune_exits_130_and_resumes_from_its_checkpoint(checkpoint, tmp_path, monkeypatch, capsys):
     kept, work, calls = tmp_path / "kept", one_layer.prune_with, []
 
     def interrupt(*arguments, **options):
         calls.append(None)
-        if len(calls) == 10:  # in the second of three decoder blocks
+        if len(calls) in (1, 11):  # at once, and in the second of three decoder blocks
             raise KeyboardInterrupt
         return work(*arguments, **options)
 
     monkeypatch.setattr(one_layer, "prune_with", interrupt)
+    assert prune(checkpoint, tmp_path / "out") == 130
+    assert "cancelled; nothing was written" in printed(capsys)
+    assert list(tmp_path.iterdir()) == []
     assert prune(checkpoint, tmp_path / "out", "--checkpoint", str(kept)) == 130
-    assert f"the same command resumes from {kept}" in capsys.readouterr().err
+    assert f"the same command resumes from {kept}" in printed(capsys)
     assert not (tmp_path / "out").exists()
     assert prune(checkpoint, tmp_path / "out", "--checkpoint", str(kept)) == 0
-    assert len(calls) == 10 + 14
-    for file in ("model.safetensors", "config.json"):
-        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "straight" / file).read_bytes()
+    assert len(calls) == 11 + 14
     assert prune(checkpoint, tmp_path / "other", "--checkpoint", str(kept), "--sparsity", "0.5") == 2
-    assert "belongs to another run" in capsys.readouterr().err
+    assert "belongs to another run" in printed(capsys)
 
 
 @pytest.mark.parametrize(
     ("command", "what"),
     [
-        (["analyze", "--block-size", "16"], "Analyzing"),
-        (["prune", "--block-size", "16"], "Pruning"),
-        (["slim", "--prune", "0.5"], "Slimming and pruning"),
+        ("analyze --block-size 16", "Analyzing"),
+        ("prune --block-size 16", "Pruning"),
+        ("slim --prune 0.5", "Slimming and pruning"),
     ],
-    ids=["analyze", "prune", "slim"],
 )
 def test_long_runs_print_an_estimate_first(checkpoint, tmp_path, capsys, monkeypatch, command, what):
-    sizes = ["--model", checkpoint, "--samples", "4", "--length", "48", "--held-out", "2"]
-    assert run(*command, *sizes, "--output", tmp_path / "short") == 0
+    asked = [*command.split(), "--model", checkpoint, *CALIBRATION[:-2], "--output"]
+    assert run(*asked, tmp_path / "short") == 0
     assert "by estimate" not in capsys.readouterr().err
     monkeypatch.setattr(estimate, "matmul_rate", lambda: 1e5)
     monkeypatch.setattr(plan, "matmul_rate", lambda: 1e5)
-    assert run(*command, *sizes, "--output", tmp_path / "long") == 0
-    told = capsys.readouterr()
+    assert run(*asked, tmp_path / "long") == 0
     cost = r"about [\d.]+ (s|min|h) and [\d.]+ (kB|MB) besides the model, by estimate"
-    assert re.search(f"^{what}: {cost}$", told.err, re.M)
-    assert "by estimate" not in told.out
+    assert re.search(f"^{what}: {cost}$", capsys.readouterr().err, re.M)
 
 
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        (["prune"], "Pruning takes, besides the model, about"),
-        (["prune", "--stream"], "Pruning takes, at the peak, besides Python and its libraries, "),
-        (["slim", "--prune", "0.5"], "Slimming and pruning takes, besides the model, about"),
-        (["analyze"], "Analyzing takes, besides the model, about"),
-        (COMPARE_ONE, "Comparing takes, besides the model, about"),
+        ("prune", "Pruning takes, besides the model, about"),
+        ("prune --stream", "Pruning takes, at the peak, besides Python and its libraries, "),
+        ("slim --prune 0.5", "Slimming and pruning takes, besides the model, about"),
+        ("analyze", "Analyzing takes, besides the model, about"),
+        (f"{COMPARE} --windows 1", "Comparing takes, besides the model, about"),
     ],
-    ids=lambda given: given[0] + "-stream" * ("--stream" in given) if isinstance(given, list) else "",
 )
 def test_runs_that_need_too_much_memory_are_refused(checkpoint, tmp_path, capsys, monkeypatch, command, says):
     loaded = rose.load_model(checkpoint, stream="--stream" in command)
     monkeypatch.setattr(rose, "load_model", lambda *_given, **_more: loaded)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Namespace(available=1000))
-    sizes = CALIBRATION[: -2 if "slim" in command else None]  # it has no blocks of columns
-    assert run(*command, "--model", checkpoint, *sizes, "--output", tmp_path / "out") == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert says in said
-    assert "and 1 kB are free; give fewer --samples" in said
+    assert run(*command.split(), "--model", checkpoint, *CALIBRATION[:-2], "--output", tmp_path / "out") == 2
+    assert re.search(f"{says}.*and 1 kB are free; give fewer --samples", printed(capsys))
     assert not list(tmp_path.glob("out/*.safetensors"))
 
 
-def test_python_dash_m_rose_reports_bad_input_in_one_line():
-    command = [sys.executable, "-m", "rose", "evaluate", "--model", "./nowhere", "--text", "packaged"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "rose: There is no folder or file ./nowhere; check the path.\n"
-
-
-COMPARE = ["compare", "--evaluate", "packaged"]
-CHEAP = {  # refused before a model is loaded: the command's options, what is said
-    "option": (["prune", "--option", "speed"], "NAME=VALUE"),
-    "allocation of N:M": (["prune", "--allocation", "owl", "--sparsity", "2:4"], "2:4 fixes the ratio"),
-    "allocation": (["prune", "--allocation", "random"], "must be one of uniform, owl, sensitivity"),
-    "checkpoint": (["prune", "--checkpoint", "out"], "--checkpoint must not be inside --output"),
-    "length": (["prune", "--length", "1"], "length must be a whole number from 2 to 1048576"),
-    "held out": (["prune", "--held-out", "-1"], "held_out must be a whole number from 0 to 65536"),
-    "text": (["prune", "--calibration", "absent.txt"], "There is no file absent.txt"),
-    "short text": (["prune", "--calibration", "short.txt"], "short.txt has 5 bytes, too few to calibrate"),
-    "kind of text": (["analyze", "--calibration", "notes.md"], "Unknown text 'notes.md'"),
-    "methods of nothing": (["check", "x", "y", "--methods", "wanda"], "Without --calibration TEXT, a check looks at"),
-    "windows of no check": (["check", "x", "y", "--samples", "64", "--seed", "1"], "leave --samples and --seed out"),
-    "two that say what to draw": (["diffuse", "sample", "--prompts", "a", "--classes", "Bag"], "both say what to draw"),
-    "samples that judge": (["prune", "--samples", "1", "--rotate", "heads"], "give at least 2 calibration samples"),
-    "one of the patterns": ([*COMPARE, "--allocation", "owl", "--sparsity", "0.5,2:4"], "2:4"),
-    "order of one method": ([*COMPARE, "--methods", "rose@natural:5"], "no order named"),
-    "limit": (["evaluate", "--text", "packaged", "--limit", "3"], "--limit and --task-folder need --tasks"),
-    "task folder": (["evaluate", "--text", "packaged", "--task-folder", "x"], "--limit and --task-folder need --tasks"),
-    "windows of no text": (["evaluate", "--tasks", "--windows", "2", "--length", "8"], "uses --length and --windows"),
-    "format of no text": (["evaluate", "--tasks", "--compute", "auto"], "Only the perplexity on --text uses --compute"),
-    "nothing to measure": (["evaluate"], "Say what to measure"),
-    "damping of target layer": (["slim", "--target", "layer", "--target-damping", "1"], "Only target dense"),
-    "multiple": (["slim", "--prune", "8:16", "--multiple", "8"], "needs widths divisible by 16; give --multiple 16."),
-    "depth": (["slim", "--method", "depth", "--parts", "heads", "--target", "dense"], "out --parts and --target."),
-    "widths of depth": (["slim", "--method", "depth", "--multiple", "16", "--damping", "1"], "damping and --multiple"),
-    "prune method alone": (["slim", "--prune-method", "wanda"], "--prune-method needs --prune"),
+LATE = [
+    ("--layers nothing*", "No prunable layer is named"),
+    ("--sparsity 3:5 --block-size 15", "model.layers.0.self_attn.q_proj: "),
+    ("--dtype float16 --compute bfloat16", "load the model in bfloat16"),
+]
+REFUSED = {  # the options of a command and the sentence, by the work that must not have begun
+    "rose.load_model": [
+        ("prune --option speed", "NAME=VALUE"),
+        ("prune --allocation owl --sparsity 2:4", "2:4 fixes the ratio"),
+        ("prune --allocation random", "must be one of uniform, owl, sensitivity"),
+        ("prune --checkpoint out", "--checkpoint must not be inside --output"),
+        ("prune --length 1", "length must be a whole number from 2 to 1048576"),
+        ("prune --held-out -1", "held_out must be a whole number from 0 to 65536"),
+        ("prune --calibration absent.txt", "There is no file absent.txt"),
+        ("prune --calibration short.txt", "short.txt has 5 bytes, too few to calibrate"),
+        ("prune --samples 1 --rotate heads", "give at least 2 calibration samples"),
+        ("analyze --calibration notes.md", "Unknown text 'notes.md'"),
+        ("check x y --methods wanda", "Without --calibration TEXT, a check looks at"),
+        ("check x y --samples 64 --seed 1", "leave --samples and --seed out"),
+        ("diffuse sample --prompts a --classes Bag", "both say what to draw"),
+        ("compare --evaluate packaged --allocation owl --sparsity 0.5,2:4", "2:4"),
+        ("compare --evaluate packaged --methods rose@natural:5", "no order named"),
+        ("evaluate --text packaged --limit 3", "--limit and --task-folder need --tasks"),
+        ("evaluate --text packaged --task-folder x", "--limit and --task-folder need --tasks"),
+        ("evaluate --tasks --windows 2 --length 8", "uses --length and --windows"),
+        ("evaluate --tasks --compute auto", "Only the perplexity on --text uses --compute"),
+        ("evaluate", "Say what to measure"),
+        ("slim --target layer --target-damping 1", "Only target dense"),
+        ("slim --prune 8:16 --multiple 8", "needs widths divisible by 16; give --multiple 16."),
+        ("slim --method depth --parts heads --target dense", "out --parts and --target."),
+        ("slim --method depth --multiple 16 --damping 1", "damping and --multiple"),
+        ("slim --prune-method wanda", "--prune-method needs --prune"),
+    ],
+    "rose.commands.shared.calibration": [  # which reads the text
+        ("slim --ratio 0.99", "do not hold that much"),
+        ("slim --multiple 999", "no smaller multiple of 999"),
+        ("slim --method depth --ratio 0.9999", "is all of them"),
+        ("slim --model pruned", "would fill its zeros"),
+        ("slim --length 100000", "longer than the model's 256 positions"),
+        ("prune --length 100000", "longer than the model's 256 positions"),
+        ("prune --evaluate packaged --windows 1", "out will take about 576 kB, and 1 kB are free there"),
+        ("slim --ratio 0.3", "are free there; make room"),
+    ],
+    "rose.commands.shared.window_losses": [(f"prune --evaluate packaged {more}", message) for more, message in LATE],
+    "rose.model.measure.comparison.window_losses": [(f"{COMPARE} {more}", message) for more, message in LATE],
 }
 
 
-@pytest.mark.parametrize("case", CHEAP)
-def test_bad_options_are_refused_before_a_model_is_loaded(tmp_path, monkeypatch, capsys, case):
-    arguments, message = CHEAP[case]
+@pytest.mark.parametrize(("work", "given", "message"), [(work, *row) for work, rows in REFUSED.items() for row in rows])
+def test_bad_requests_are_refused_first(checkpoint, tmp_path, monkeypatch, capsys, work, given, message):
+    command, *more = given.split()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(rose, "load_model", lambda *_args, **_more: pytest.fail("loaded a model first"))
+    monkeypatch.setattr(work, lambda *_args, **_more: pytest.fail("the work has begun"))
     (tmp_path / "short.txt").write_text("short")
-    output = [] if arguments[0] in ("evaluate", "check") else ["--output", "out"]
-    assert run(*arguments, *output) == 2
-    shown = capsys.readouterr().err
-    assert message in " ".join(shown.split())
-    assert "Traceback" not in shown
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("command", "more", "message"),
-    [
-        ("slim", ["--ratio", "0.99"], "do not hold that much"),
-        ("slim", ["--multiple", "999"], "no smaller multiple of 999"),
-        ("slim", ["--method", "depth", "--ratio", "0.9999"], "is all of them"),
-        ("slim", ["--model", "pruned"], "would fill its zeros"),
-        ("slim", ["--length", "100000"], "longer than the model's 256 positions"),
-        ("prune", ["--length", "100000"], "longer than the model's 256 positions"),
-        ("prune", ["--evaluate", "packaged", "--windows", "1"], "out will take about 576 kB, and 1 kB are free there"),
-        ("slim", ["--ratio", "0.3"], "are free there; make room"),
-    ],
-)
-def test_impossible_runs_are_refused_before_a_text_is_read(
-    checkpoint, tmp_path, monkeypatch, capsys, command, more, message
-):
     if "free" in message:
         monkeypatch.setattr(shutil, "disk_usage", lambda _path: Namespace(free=1000))
-    if more[1] == "pruned":
+    if "pruned" in more:
         model = AutoModelForCausalLM.from_pretrained(checkpoint)
         for layer in rose.prunable_layers(model):
             layer.weight[:, ::2] = 0
         model.save_pretrained(tmp_path / "pruned")
         AutoTokenizer.from_pretrained(checkpoint).save_pretrained(tmp_path / "pruned")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(shared, "calibration", lambda *_args: pytest.fail("has read a text first"))
-    assert run(command, "--model", checkpoint, "--length", "48", *more, "--output", "out") == 2
-    assert message in " ".join(capsys.readouterr().err.split())
+    loads = [] if work == "rose.load_model" else ["--model", checkpoint, *CALIBRATION[:-2]]
+    output = [] if command in ("evaluate", "check") else ["--output", "out"]
+    assert run(command, *loads, *more, *output) == 2
+    assert message in printed(capsys)
+    assert not (tmp_path / "out").exists() or "comparison" in work  # whose folder keeps rows as they come
 
 
 def slim(checkpoint: str, output: Path, *more: str) -> int:
     return run("slim", "--model", checkpoint, *CALIBRATION[:-2], "--multiple", "8", "--output", output, *more)
 
 
-def test_slim_writes_a_smaller_checkpoint(checkpoint, tmp_path, capsys):
-    assert slim(checkpoint, tmp_path / "slim", "--ratio", "0.3", "--evaluate", "packaged", "--windows", "2") == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    report = rose.RunReport.load(tmp_path / "slim").summary
-    before, after = apart(report["perplexity_before"], report["perplexity_after"])
-    assert f"from {before} to {after}, " in shown
-    assert "for any program that uses transformers" in shown
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "slim")
-    assert sum(parameter.numel() for parameter in model.parameters()) == report["kept_parameters"]
-    weights = [Path(folder) / "model.safetensors" for folder in (checkpoint, tmp_path / "slim")]
-    sizes = [path.stat().st_size for path in weights]
-    assert sizes[1] / sizes[0] == pytest.approx(report["kept_parameters"] / report["parameters"], abs=0.02)
-    table = pd.read_csv(tmp_path / "slim" / "layers.csv")
-    assert {len(table)} == {3 * table["part"].nunique()}
-
-
 @pytest.mark.parametrize(("chosen", "targets"), [((), ("layer", "dense")), (("--target", "layer"), ("layer", "layer"))])
-def test_slim_and_prune_in_one_report(checkpoint, tmp_path, capsys, chosen, targets):
+def test_slim_and_prune_are_in_one_report(checkpoint, tmp_path, capsys, chosen, targets):
     settings = ("--ratio", "0.3", "--prune", "2:4", "--prune-method", "wanda", *chosen)
     assert slim(checkpoint, tmp_path / "both", *settings, "--evaluate", "packaged", "--windows", "2") == 0
-    shown = " ".join(capsys.readouterr().out.split())
+    shown = printed(capsys, "out")
     assert "Then 50.0 % of the weights of 21 layers pruned by wanda" in shown
     assert shown.count("Drift of the residual stream after the last pruned decoder block") == 2  # of each step its own
-    report = rose.RunReport.from_json((tmp_path / "both" / "report.json").read_text())
+    report = rose.RunReport.load(tmp_path / "both")
+    before, after = apart(report.summary["perplexity_before"], report.summary["perplexity_after"])
+    assert f"from {before} to {after}, " in shown
     assert report.then.summary["sparsity"] == "2:4"
     assert (report.summary["target"], report.then.summary["target"]) == targets
-    assert report.summary["perplexity_slimmed"] != report.summary["perplexity_after"]
     assert report.layers["part"].notna().sum() == 3  # the channels of three decoder blocks
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "both")
-    for layer in rose.prunable_layers(model):
-        assert layer.weight.reshape(-1, 4).eq(0).sum(1).eq(2).all()
 
 
 WINDOWS = ["--samples", "2", "--length", "32", "--held-out", "2"]
@@ -482,21 +384,15 @@ def test_damage_writes_rows_as_they_come_and_resumes(checkpoint, tmp_path, capsy
 
     monkeypatch.setattr(damage_rows.DamageFolder, "add", stopped)
     assert run(*command) == 130
-    assert f"the same command resumes from {output}" in " ".join(capsys.readouterr().err.split())
+    assert f"the same command resumes from {output}" in printed(capsys)
     first = pd.read_csv(output / "rows.csv")
-    assert list(first["unit"]) == ["model.layers.0", "model.layers.1"]
     assert run(*command) == 0
     rows = pd.read_csv(output / "rows.csv")
     assert list(rows["unit"]) == ["model.layers.0", "model.layers.1", "model.layers.2", "*"]
     pd.testing.assert_frame_equal(rows.head(2), first)
     summary = json.loads((output / "summary.json").read_text())
-    assert summary["together"] == rows["damage"].iloc[-1]
-    assert summary["sum_of_damages"] == pytest.approx(rows["damage"].iloc[:3].sum())
-    assert summary["method"] == "sparsegpt"
-    shown = capsys.readouterr().out
-    assert "All at once cost" in shown
-    assert run(*command) == 0  # nothing is left to measure
-    assert pd.read_csv(output / "rows.csv").equals(rows)
+    assert (summary["together"], summary["method"]) == (rows["damage"].iloc[-1], "sparsegpt")
+    assert "All at once cost" in capsys.readouterr().out
     assert run(*command, "--seed", "7") == 2
     assert "other settings: seed was 0 there and is 7 now" in capsys.readouterr().err
     monkeypatch.setattr(Precision, "environment", lambda *_: "another machine")  # rounds in another way

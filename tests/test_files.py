@@ -43,11 +43,8 @@ def test_failing_to_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_new_files_are_as_readable_as_any_and_the_umask_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It belongs to the process: another thread would write files that anybody may change."""
-    monkeypatch.setattr(os, "umask", lambda _mask: pytest.fail("the umask was changed"))
+def test_new_files_have_the_usual_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "umask", lambda _mask: pytest.fail("the umask belongs to all threads"))
     (tmp_path / "plain").touch()
     write_atomically(tmp_path / "report.json", b"{}")
     with new_folder(tmp_path / "out") as folder:
@@ -57,9 +54,7 @@ def test_new_files_are_as_readable_as_any_and_the_umask_is_left_alone(
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("no room")])
-def test_an_empty_folder_is_filled_or_left_empty(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
+def test_an_empty_folder_is_filled_or_left_empty(tmp_path, monkeypatch, error):
     move, moved = os.replace, []
 
     def stop(one: Path, other: Path) -> None:
@@ -76,43 +71,30 @@ def test_an_empty_folder_is_filled_or_left_empty(
 
 
 @pytest.mark.parametrize("check", [check_output, check_folder, check_file, check_small, rose.load_model])
-def test_a_name_that_is_not_utf_8_is_refused_before_it_is_written_or_read(
-    check: Callable[[Path], Any], tmp_path: Path
-) -> None:
+def test_names_that_are_not_utf_8_are_refused(check: Callable[[Path], Any], tmp_path: Path) -> None:
     place = tmp_path / os.fsdecode(b"half\xff")
     with pytest.raises(rose.RoseError, match=r"half\\udcff' is not UTF-8; choose or make another\.$"):
         check(place)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_new_file_replaces_nothing_that_has_come_meanwhile(tmp_path: Path) -> None:
-    place = tmp_path / "model.gguf"
-
-    def write() -> None:
-        with new_file(place) as temporary:
-            temporary.write_text("ours")
-            place.write_text("theirs")
-
-    with pytest.raises(rose.RoseError, match="already exists"):
-        write()
+def test_a_new_file_replaces_nothing(tmp_path: Path) -> None:
+    place, other = tmp_path / "model.gguf", tmp_path / "found.json"
+    with pytest.raises(rose.RoseError, match="already exists"), new_file(place) as temporary:  # noqa: PT012
+        temporary.write_text("ours")
+        place.write_text("theirs")
     assert place.read_text() == "theirs"
     assert list(tmp_path.iterdir()) == [place]
-
-
-def test_of_two_that_write_one_new_file_the_second_is_refused(tmp_path: Path) -> None:
-    place = tmp_path / "found.json"
-    with new_file(place) as temporary:
+    with new_file(other) as temporary:
         temporary.write_text("ours")
         with pytest.raises(rose.RoseError, match="being written by another process"):
-            write_file(place, "theirs")
+            write_file(other, "theirs")
     with pytest.raises(rose.RoseError, match="already exists"):
-        write_file(place, "theirs")
-    assert place.read_text() == "ours"
+        write_file(other, "theirs")
+    assert other.read_text() == "ours"
 
 
-def test_what_is_made_of_a_folder_is_put_beside_it_also_from_within(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_results_are_put_beside_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model" / "part").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "model")
     assert beside(Path("."), "-packed") == tmp_path / "model-packed"

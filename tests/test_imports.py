@@ -1,5 +1,4 @@
-"""What a fresh process reads, what it leaves for later, and how it ends, also by Ctrl+C while it imports; rooms of the
-app, and tests that share what they prepare stay on one worker."""
+"""What a fresh process imports and how it ends, rooms of the app, and groups of tests on one worker."""
 
 import ast
 import os
@@ -55,16 +54,11 @@ def ended() -> Ended:
     return subprocess.run([sys.executable, "-c", CODE], env=known, capture_output=True, text=True, check=False)
 
 
-def test_threads_without_work_wait_briefly(ended: Ended) -> None:
-    assert "torch finds spins: 1000" in ended.stdout, ended.stderr
-
-
-def test_rose_does_not_read_diffusers(ended: Ended) -> None:
-    assert "rose reads diffusers: False" in ended.stdout, ended.stderr
-
-
-def test_figures_do_not_read_streamlit(ended: Ended) -> None:
-    assert "figures read streamlit: False" in ended.stdout, ended.stderr
+@pytest.mark.parametrize(
+    "line", ["torch finds spins: 1000", "rose reads diffusers: False", "figures read streamlit: False"]
+)
+def test_a_fresh_process_reads_only_what_it_needs(line: str, ended: Ended) -> None:
+    assert line in ended.stdout, ended.stderr
 
 
 def test_a_program_that_ends_during_work_ends_in_peace(ended: Ended) -> None:

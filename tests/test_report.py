@@ -1,11 +1,12 @@
 """Reports survive JSON, CSV and parquet to the last bit."""
 
-import dataclasses
 import json
 import math
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -19,25 +20,11 @@ from tests.tiny import byte_tokenizer
 
 
 def record(number: int = 0, **changes: Any) -> LayerRecord:
-    base = LayerRecord(
-        layer=f"model.layers.{number}.mlp.up_proj",
-        block_index=number,
-        projection="mlp.up_proj",
-        rows=56,
-        columns=32,
-        method="rose",
-        sparsity=0.5,
-        relative_range=1 / 3,
-        is_columnar=False,
-        relative_error=0.1 + 0.2,
-        held_out_error=1 / 7,
-        damping=0.01,
-        dead_columns=0,
-        seconds=0.012345678901234567,
-        order="natural",
-        budget="block",
-    )
-    return dataclasses.replace(base, **changes)
+    place = {"layer": f"model.layers.{number}.mlp.up_proj", "block_index": number, "projection": "mlp.up_proj"}
+    run = {"rows": 56, "columns": 32, "method": "rose", "order": "natural", "budget": "block", "is_columnar": False}
+    numbers = {"sparsity": 0.5, "relative_range": 1 / 3, "relative_error": 0.1 + 0.2, "held_out_error": 1 / 7}
+    more = {"damping": 0.01, "dead_columns": 0, "seconds": 0.012345678901234567}
+    return LayerRecord(**(place | run | numbers | more | changes))
 
 
 WHOLE = '{"version": 2, "recipe": {"method": "rose", "model": "tiny"}, "results": {}, "layers": []}'
@@ -59,8 +46,7 @@ def report(request: pytest.FixtureRequest) -> rose.RunReport:
     return rose.prune_model(make_model("llama"), make_tokens(), sparsity=0.5, block_size=16, held_out=make_tokens(2))
 
 
-def assert_same(table: pd.DataFrame, expected: pd.DataFrame) -> None:
-    pd.testing.assert_frame_equal(table, expected, check_exact=True)
+assert_same = partial(pd.testing.assert_frame_equal, check_exact=True)
 
 
 def test_saved_files_round_trip(report: rose.RunReport, tmp_path: Path) -> None:
@@ -183,24 +169,16 @@ def test_cells_of_a_wrong_type_are_named(column: str, value: Any, text: str) -> 
 
 
 @pytest.mark.parametrize("problem", [OSError(28, "No space left on device"), ValueError("no parquet of it")])
-def test_a_model_is_kept_if_its_report_fails(
-    problem: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: Any) -> None:
-        raise problem
-
+def test_a_model_is_kept_if_its_report_fails(problem, tmp_path, monkeypatch):
     model = make_model("llama")
     report = rose.RunReport.from_records([record(0)])
-    monkeypatch.setattr(rose.RunReport, "save", fail)
+    monkeypatch.setattr(rose.RunReport, "save", Mock(side_effect=problem))
     with pytest.raises(rose.RoseError, match=r"The model is whole in .*its report could not be written"):
         rose.save_model(model, byte_tokenizer(), tmp_path / "model", report=report)
     assert torch.equal(rose.load_model(str(tmp_path / "model"))[0].lm_head.weight, model.lm_head.weight)
 
 
 def test_other_versions_are_refused() -> None:
-    for version, says in (
-        ('"summary": {}', "rose 0.1.0, which is no longer"),
-        ('"version": 3', "a later version"),
-    ):
+    for version, says in (('"summary": {}', "rose 0.1.0, which is no longer"), ('"version": 3', "a later version")):
         with pytest.raises(rose.RoseError, match=f"r.json is a report of {says}"):
             rose.RunReport.from_json(WHOLE.replace('"version": 2', version), "r.json")

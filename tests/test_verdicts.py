@@ -52,11 +52,9 @@ def test_interval_equals_the_paired_t_test() -> None:
         ((-0.4, -0.8, -1e-9), 0.0, "−0.40 (−0.80 to 0.00)", False),
     ],
 )
-def test_printed_intervals_agree_with_verdicts(
-    bounds: tuple[float, float, float], neutral: float, said: str, is_clear: bool
-) -> None:
-    found = verdicts.Interval(*bounds, neutral)
-    assert (str(found), found.is_clear) == (said, is_clear)
+def test_printed_intervals_agree_with_verdicts(bounds, neutral, said, is_clear):
+    interval = verdicts.Interval(*bounds, neutral)
+    assert (str(interval), interval.is_clear) == (said, is_clear)
 
 
 def test_mean_ratio_is_symmetric() -> None:
@@ -247,6 +245,9 @@ def layers(**more: object) -> pd.DataFrame:
     return pd.DataFrame(table | {"relative_error": 0.1, "held_out_error": 0.12} | more)
 
 
+MASSIVE = {"massive": ["channel 7", ""], "error_without_massive": [0.25, None]}
+
+
 @pytest.mark.parametrize(
     ("more", "brief", "said"),
     [
@@ -259,11 +260,7 @@ def layers(**more: object) -> pd.DataFrame:
         ({"zeros_before": [0.5, 0.04]}, "zeros before", "more than 5 % of the weights were zero before pruning"),
         ({"sparsity": [1 / 3, 0.49], "asked_sparsity": 0.5}, "less removed than asked", "In one of two layers clearly"),
         ({"zeros_before": [0.04, 0.0003], "sparsity": [0.04, 0.0003]}, "nothing removed", "no more weights are zero"),
-        (
-            {"massive": ["channel 7", ""], "error_without_massive": [0.25, None]},
-            "massive activations",
-            "channel 7; error 0.100, without these channels 0.250",
-        ),
+        (MASSIVE, "massive activations", "channel 7; error 0.100, without these channels 0.250"),
     ],
 )
 def test_cautions_of_layers(more: dict, brief: str, said: str) -> None:

@@ -1,5 +1,6 @@
 """A measured study of a tiny model, for the pages that show one."""
 
+import threading
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -14,18 +15,16 @@ import rose
 from app import shared
 from app.components import work
 from app.study.setup import Setup
-from app.study.study import Study
+from app.study.study import LoadedModel, Study
 from tests.app.tiny_study import measured_study, numbers_text
 from tests.tiny import save_tiny_llama
 
 
 @pytest.fixture(scope="session", autouse=True)
 def components_sought_once() -> Iterator[None]:
-    """For every page under test Streamlit reads what all installed packages say of themselves, in search of components;
-    that takes a sixth of a second and comes to the same."""
-    with mock.patch.object(
-        manifest_scanner, "scan_component_manifests", cache(manifest_scanner.scan_component_manifests)
-    ):
+    """For every page Streamlit reads the metadata of all installed packages, in a sixth of a second."""
+    scan = cache(manifest_scanner.scan_component_manifests)
+    with mock.patch.object(manifest_scanner, "scan_component_manifests", scan):
         yield
 
 
@@ -68,6 +67,11 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def setup(folder: Path) -> Setup:
     return Setup(model=str(folder), samples=4, length=32, held_out=2, block_size=16)
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> LoadedModel:
+    return LoadedModel(*rose.load_model(str(folder)), threading.Lock())
 
 
 @pytest.fixture(scope="module")

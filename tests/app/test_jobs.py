@@ -2,7 +2,7 @@
 
 import gc
 import threading
-from collections.abc import Callable
+from unittest.mock import Mock
 
 import pytest
 
@@ -38,10 +38,7 @@ def started(*viewers: str) -> Job:
     ],
 )
 def test_failures_have_a_message(problem, said):
-    def work(_job: Job) -> None:
-        raise problem
-
-    job = Job(work).start()
+    job = Job(Mock(side_effect=problem)).start()
     job.wait(SOON)
     assert job.status == "failed"
     assert job.message.startswith(said)
@@ -99,26 +96,20 @@ def test_abandoned_work_ends(monkeypatch):
     assert (job.status, job.abandoned) == ("cancelled", True)
 
 
-def taking(lock: threading.Lock) -> Callable[[Job], None]:
-    """Work that holds a lock for a moment."""
+@pytest.mark.parametrize(("is_left", "ends"), [(False, ("done", "Starting")), (True, ("cancelled", WAITS))])
+def test_waiting_for_a_lock_is_shown_and_can_be_cancelled(is_left, ends):
+    lock, told = threading.Lock(), threading.Event()
 
     def work(job: Job) -> None:
         with holding(lock, job):
             assert lock.locked()
-
-    return work
-
-
-@pytest.mark.parametrize(("is_left", "ends"), [(False, ("done", "Starting")), (True, ("cancelled", WAITS))])
-def test_waiting_for_a_lock_is_shown_and_can_be_cancelled(is_left, ends):
-    lock, told = threading.Lock(), threading.Event()
 
     class Telling(Job):
         def check(self) -> None:
             told.set()
             super().check()
 
-    job = Telling(taking(lock))
+    job = Telling(work)
     job.watch("ann")
     with lock:
         job.start()

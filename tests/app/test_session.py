@@ -14,11 +14,10 @@ from app import session
 from app.jobs import Job, Run
 from app.runs.pruning import PruneRequest, PruningRun
 from app.study.setup import Setup
-from tests.app.tiny_study import COLUMNAR, measured_study, open_page, texts
+from tests.app.tiny_study import COLUMNAR, open_page, texts
 
 
-def test_url_holds_edits_after_a_study():
-    study = measured_study()
+def test_url_holds_edits_after_a_study(placed, study):
     app = open_page("views/start.py", study)
     app.number_input(key="start_samples").set_value(5).run()
     assert (app.query_params["samples"], app.query_params["draft_samples"]) == ("8", "5")
@@ -29,9 +28,9 @@ def test_url_holds_edits_after_a_study():
     assert "draft_samples" not in again.query_params
 
 
-def test_link_to_a_missing_layer_is_explained():
+def test_link_to_a_missing_layer_is_explained(placed, study):
     missing = "model.layers.99.self_attn.o_proj"
-    app = open_page("views/layers.py", measured_study(), layer=missing)
+    app = open_page("views/layers.py", study, layer=missing)
     assert f"The link asks for the layer {missing}, which was not measured here" in texts(app)
     assert app.session_state["chosen_layer"] == COLUMNAR
     app.sidebar.selectbox(key="layer_widget").set_value("model.layers.0.self_attn.q_proj").run()
@@ -45,7 +44,6 @@ def test_threshold_of_a_link_is_clamped(text, value):
 
 
 def test_link_parameters_have_a_fixed_order(monkeypatch):
-    """The parameters stand in the order of the set-up's fields, which no hash has a say in."""
     query: dict[str, str] = {}
     setup = Setup(model="a", samples=3, seed=2, sparsity="2:4", block_size=16)
     state = {"setup": setup, "draft": replace(setup, dtype="bfloat16", damping=0.1), "chosen_layer": "b"}
@@ -63,10 +61,9 @@ class State(dict):
     __setattr__ = dict.__setitem__  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize("page", ["prune", "damage", "runs"])
-def test_unused_edits_can_be_applied_without_measuring(page):
+def test_unused_edits_can_be_applied_without_measuring():
     app = open_page("views/start.py", draft_samples="6", draft_sparsity="0.6")
-    app.switch_page(f"views/{page}.py").run()
+    app.switch_page("views/prune.py").run()
     assert "Edited on the start page, and not in use yet: Samples 6, Sparsity 0.6." in texts(app)
     app.button(key="use-draft").click().run()
     assert "not in use yet" not in texts(app)
@@ -91,8 +88,8 @@ def test_sessions_of_one_browser_share_its_name(monkeypatch):
     assert come().partition("/")[0] != come().partition("/")[0]
 
 
-def test_link_omits_the_default_layer():
-    app = open_page("views/layers.py", **measured_study().setup.to_texts())
+def test_link_omits_the_default_layer(placed, study):
+    app = open_page("views/layers.py", **study.setup.to_texts())
     assert app.session_state["chosen_layer"] == COLUMNAR
     assert "layer" not in app.query_params
 
@@ -104,13 +101,11 @@ def test_a_copy_that_went_is_not_tuned(monkeypatch):
     assert "SparseGPT at 0.7 is not there any more" in told[0]
 
 
-@pytest.mark.parametrize(
-    ("maker", "slot", "start"),
-    [
-        ("Tuning", "tuning", lambda run: session.start_tuning(run, "ROSE at 0.5", 3.0)),
-        ("FileRun", "file", lambda run: session.start_file(run, Path("copy"), "packed")),
-    ],
-)
+STARTS = [("Tuning", "tuning", lambda run: session.start_tuning(run, "ROSE at 0.5", 3.0))]
+STARTS += [("FileRun", "file", lambda run: session.start_file(run, Path("copy"), "packed"))]
+
+
+@pytest.mark.parametrize(("maker", "slot", "start"), STARTS)
 def test_two_sessions_start_one_run(maker, slot, start, monkeypatch):
     both, made, started = threading.Barrier(2), [], []
 

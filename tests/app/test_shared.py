@@ -8,17 +8,14 @@ from app import shared
 from app.jobs import Run, Status
 from app.runs.pruning import PruneRequest, PruningRun
 from app.study.setup import Setup
-from app.study.study import Calibration, LoadedModel, Study, held_by
+from app.study.study import Calibration, Study, held_by
 from rose import InputStatistics
 from rose.model.walk.walk import BlockStatistics
 from tests.app.tiny_study import COLUMNAR, measured_study
 
 
 def unfinished(model: str, seed: int, status: str = "done") -> Study:
-    def load() -> LoadedModel:
-        raise AssertionError("never started")
-
-    study = Study(Setup(model=model, seed=seed), load, Calibration())
+    study = Study(Setup(model=model, seed=seed), Mock(side_effect=AssertionError), Calibration())
     study.job.status = status  # type: ignore[assignment]
     return study
 
@@ -96,7 +93,7 @@ def test_memory_is_freed_when_idle(monkeypatch):
 
 
 def test_studies_on_disk_are_released(monkeypatch):
-    kept, unkept, failed = (measured_study(samples=samples) for samples in (4, 5, 6))
+    kept, unkept, failed = (measured_study(samples=samples, layers="*.o_proj") for samples in (4, 5, 6))
     failed.job.status = "failed"
     known = {one.setup: one for one in (kept, unkept, failed)}
     monkeypatch.setattr(shared, "studies", lambda: known)

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,17 +30,9 @@ AnyRun = TypeVar("AnyRun", bound=Run | Study)
 def tiny_model() -> LlamaForCausalLM:
     """Hidden size 64, three decoder blocks, four heads of 16 channels, so that heads and blocks coincide."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=128,
-        hidden_size=WIDTH,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
+    sizes = {"vocab_size": 128, "hidden_size": WIDTH, "intermediate_size": 96, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
+    config = LlamaConfig(**sizes, **heads, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():
         model.model.layers[1].self_attn.v_proj.weight[-BLOCK:] *= 6
@@ -48,16 +40,10 @@ def tiny_model() -> LlamaForCausalLM:
 
 
 def measured_study(
-    held_out: int = 2,
-    sparsity: str = "0.7",
-    samples: int = 8,
-    model: PreTrainedModel | None = None,
-    status: str = "done",
-    layers: str = "*",
+    *, held_out: int = 2, samples: int = 8, model: PreTrainedModel | None = None, status: str = "done", **chosen: str
 ) -> Study:
     """The study, finished, and placed where the app looks for the one of its set-up."""
-    setup = Setup(model="tiny", samples=samples, length=32, held_out=held_out, block_size=BLOCK, sparsity=sparsity)
-    setup = replace(setup, layers=layers)
+    setup = Setup(model="tiny", samples=samples, length=32, held_out=held_out, block_size=BLOCK, **chosen)
     model = model or tiny_model()
     known = model.config.vocab_size
     tokens = torch.randint(3, known, (samples + held_out, 32), generator=torch.Generator().manual_seed(1))
@@ -70,14 +56,6 @@ def measured_study(
     study = finish(Study(setup, lambda: loaded, calibration), status)
     shared.studies()[setup] = study
     return study
-
-
-def begun(study: Study) -> Study:
-    """Another study of the same layers, of which nothing is known but their names."""
-    other = Study(replace(study.setup, seed=97), study._load, Calibration())
-    other.layer_names = study.layer_names
-    shared.studies()[other.setup] = other
-    return other
 
 
 def numbers_text(folder: Path) -> Path:
@@ -117,9 +95,8 @@ def ended(run: AnyRun, status: str = "done") -> AnyRun:
 
 def tune_one_epoch(monkeypatch: pytest.MonkeyPatch, rate: float) -> None:
     """Tuning takes a number of steps that no clock decides, towards next tokens, which then get better for certain."""
-    monkeypatch.setattr(
-        copies, "TuneSettings", lambda minutes, seed: TuneSettings(epochs=1, loss="ce", rate=rate, seed=seed)
-    )
+    make = partial(TuneSettings, epochs=1, loss="ce", rate=rate)
+    monkeypatch.setattr(copies, "TuneSettings", lambda minutes, seed: make(seed=seed))
 
 
 def finish(run: AnyRun, status: str = "done") -> AnyRun:

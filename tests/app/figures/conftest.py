@@ -1,7 +1,7 @@
 """A small columnar layer with a narrow last block, pruned in two orders, and a made-up model of twelve layers."""
 
 from collections.abc import Callable, Iterator
-from functools import wraps
+from functools import partial, wraps
 from types import SimpleNamespace
 from typing import Any
 
@@ -50,19 +50,16 @@ def lab() -> SimpleNamespace:
     mixing = torch.eye(COLUMNS) + 0.3 * torch.randn(COLUMNS, COLUMNS, generator=generator)
     statistics = rose.InputStatistics(COLUMNS)
     statistics.update(torch.randn(200, COLUMNS, generator=generator) @ mixing)
-    results = {
-        order: rose.prune_layer(
-            weight, statistics, method="sparsegpt", sparsity=0.5, block_size=BLOCK, order=order, trace=True
-        )
-        for order in ("natural", "two_level", "hessian")
-    }
+    prune = partial(
+        rose.prune_layer, weight, statistics, method="sparsegpt", sparsity=0.5, block_size=BLOCK, trace=True
+    )
+    results = {order: prune(order=order) for order in ("natural", "two_level", "hessian")}
     plan = rose.plan_order(weight, statistics, sparsity=0.5, block_size=BLOCK)
     energy = float(((weight @ statistics.hessian) * weight).sum())
     ordered = results["two_level"]
     inside = error_inside(ordered.trace, ordered.order, ordered.mask, statistics.hessian, ordered.added_damping)
-    return SimpleNamespace(
-        weight=weight, statistics=statistics, plan=plan, results=results, inside=inside, energy=energy
-    )
+    made = {"plan": plan, "results": results, "inside": inside, "energy": energy}
+    return SimpleNamespace(weight=weight, statistics=statistics, **made)
 
 
 @pytest.fixture(scope="package")

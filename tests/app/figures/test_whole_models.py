@@ -11,8 +11,6 @@ from rose.verdicts import Result
 from tests.app.figures.test_contract import BLOCK_DAMAGES, DAMAGES, HEADS, below, title
 from tests.app.figures.test_maps import cells
 
-# Checks
-
 
 def test_verdict_map_marks_what_is_wrong_and_shows_the_worst_of_experts():
     places = [(0, "up_proj"), (0, "experts.0.gate"), (0, "experts.1.gate"), (1, "up_proj")]
@@ -34,9 +32,6 @@ def test_verdict_map_marks_what_is_wrong_and_shows_the_worst_of_experts():
     assert "; ".join(legend) in drawing.alt
 
 
-# Methods
-
-
 def test_layer_map_shows_what_a_method_saves_in_every_layer(records):
     drawing = methods.layer_map(records, "rose")
     assert title(drawing).startswith("ROSE gains on two of twelve layers")
@@ -47,11 +42,10 @@ def test_layer_map_shows_what_a_method_saves_in_every_layer(records):
     assert title(alone).startswith("Held-out error of SparseGPT is highest in 3 · self_attn.")
 
 
-def perplexities(**values: float) -> list[Result]:
-    return [Result(name, name.lower(), value) for name, value in values.items()]
-
-
 def test_perplexity_has_a_log_axis_only_where_it_must():
+    def perplexities(**values: float) -> list[Result]:
+        return [Result(name, name.lower(), value) for name, value in values.items()]
+
     drawing = methods.perplexity_bars(perplexities(SparseGPT=32.2, ROSE=31.0), dense=20.7)
     assert title(drawing) == "ROSE has the lowest perplexity, 31.0; chance is not ruled out"
     assert drawing.figure.layout.yaxis.range[0] == 0
@@ -88,9 +82,6 @@ def test_mean_range_and_single_seeds():
     assert list(drawing.data["method"]) == ["rose", "sparsegpt"]
 
 
-# Sensitivity
-
-
 def test_experts_are_one_series_of_units():
     kinds = [f"mlp.experts.{number}.up_proj" for number in range(len(DAMAGES))]
     drawn = sensitivity.damage_scatter(DAMAGES.assign(projection=kinds)).figure
@@ -108,9 +99,6 @@ def test_decoder_blocks_that_were_not_measured_stay_empty():
     assert sensitivity.damage_map(many).figure.layout.xaxis.dtick == 4  # more numbers would stand upright
 
 
-# Drift
-
-
 def test_pictures_stand_in_rows_with_a_gap():
     pixels = np.zeros((2, 4, 4), np.float32)
     drawing = drift.pictures({"Dense": pixels, "Wanda": pixels + 0.5}, ["a", "b"], 4, drift=0.25)
@@ -121,9 +109,6 @@ def test_pictures_stand_in_rows_with_a_gap():
     assert "25" in title(drawing)
     axis = drawing.figure.layout.xaxis
     assert (axis.ticktext, axis.ticklabeloverflow, min(axis.autotickangles)) == (("a", "b"), "allow", -45)
-
-
-# Nothing to show
 
 
 @pytest.mark.parametrize(

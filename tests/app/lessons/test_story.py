@@ -2,42 +2,32 @@
 
 import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from app.figures.palette import Theme
+from app.figures.palette import INKS
 from app.lessons import example, story
-from app.lessons.story import LESSONS, Lesson, Slider
+from app.lessons.story import LESSONS, Slider
 from tests.app.figures.test_contract import hold
 from tests.benchmarks.example_study import copied_numbers
 
 PAPER = json.loads((Path(__file__).parents[2] / "fixtures" / "worked_example.json").read_text())
-THEMES: tuple[Theme, ...] = ("light", "dark")
 BY_TITLE = {lesson.title: lesson for lesson in LESSONS}
-
-
-def choices(lesson: Lesson) -> Iterator[dict[str, Any]]:
-    """Everything that can be chosen in a lesson."""
-    options = [c.values if isinstance(c, Slider) else tuple(c.options) for c in lesson.controls]
-    for values in itertools.product(*options):
-        yield dict(zip((control.key for control in lesson.controls), values, strict=True))
 
 
 @pytest.mark.parametrize("title", BY_TITLE)
 def test_every_choice_of_every_lesson_can_be_drawn(title):
     lesson = BY_TITLE[title]
-    for values in choices(lesson):
-        for answered in {False, lesson.question is not None}:
-            screen = lesson.screen(values, answered)
-            assert "{" not in screen.claim
-            if screen.stage is not None:
-                for theme in THEMES:
-                    hold(screen.stage(theme=theme), theme)
+    options = [c.values if isinstance(c, Slider) else tuple(c.options) for c in lesson.controls]
+    for chosen, answered in itertools.product(itertools.product(*options), {False, lesson.question is not None}):
+        values = dict(zip((control.key for control in lesson.controls), chosen, strict=True))
+        screen = lesson.screen(values, answered)
+        assert "{" not in screen.claim
+        for theme in INKS if screen.stage is not None else ():
+            hold(screen.stage(theme=theme), theme)
 
 
 def test_worked_example_matches_the_paper():
@@ -77,19 +67,17 @@ def test_answers_match_computed_errors():
     """The right answers of all questions, and the sentences that say how large the effects are."""
     assert "57\u202f% of its loss is made good; last, 4\u202f%" in story.early_and_late({}, True).text
     assert "11.6 > 4.7 > 2.6" in story.the_order({}, True).text
+    orders = {name: [name] for name in ("natural", "two_level", "global")} | {"random": story.RANDOM}
     error = {
         (order, budget): float(np.mean([example.prune(name, budget).relative_error for name in names]))
-        for order, names in {
-            "natural": ["natural"], "two_level": ["two_level"], "global": ["global"], "random": story.RANDOM,
-        }.items()
+        for order, names in orders.items()
         for budget in ("block", "layer")
-    }  # fmt: skip
+    }
     by_block = {order: value for (order, budget), value in error.items() if budget == "block"}
     assert min(by_block, key=by_block.__getitem__) == "random"
     assert max(error, key=error.__getitem__) == ("global", "block")
     assert min(error, key=error.__getitem__) == ("global", "layer")
-    ratio = example.perplexity_ratio("rose")
-    assert not ratio.is_clear
+    assert not example.perplexity_ratio("rose").is_clear
     assert example.perplexity_ratio("rose_admm").high < 1
 
 

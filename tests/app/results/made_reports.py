@@ -12,47 +12,23 @@ def made_report(
     method: str = "sparsegpt", factor: float = 1.0, *, blocks: int = 3, width: int = 8, **summary: Any
 ) -> rose.RunReport:
     """A run over so many decoder blocks of two layers, their errors times `factor`."""
-    records = [
-        rose.LayerRecord(
-            layer=f"model.layers.{block}.{projection}",
-            block_index=block,
-            projection=projection,
-            rows=width,
-            columns=columns,
-            method=method,
-            sparsity=0.7,
-            relative_range=0.6 if projection.endswith("o_proj") and block == 1 else 0.1,
-            is_columnar=projection.endswith("o_proj") and block == 1,
-            relative_error=0.1 * factor * (1 + block),
-            held_out_error=0.2 * factor * (1 + block),
-            damping=0.01,
-            dead_columns=0,
-            seconds=0.5,
-            order="natural",
-            budget="block",
-        )
-        for block in range(blocks)
-        for projection, (_, columns) in PROJECTIONS.items()
-    ]
+    places = [(block, name, columns) for block in range(blocks) for name, (_, columns) in PROJECTIONS.items()]
+    records = []
+    for block, projection, columns in places:
+        place = {"layer": f"model.layers.{block}.{projection}", "block_index": block, "projection": projection}
+        is_columnar = projection.endswith("o_proj") and block == 1
+        errors = {"relative_error": 0.1 * factor * (1 + block), "held_out_error": 0.2 * factor * (1 + block)}
+        numbers = {"rows": width, "columns": columns, "relative_range": 0.6 if is_columnar else 0.1, **errors}
+        same = {"sparsity": 0.7, "damping": 0.01, "dead_columns": 0, "seconds": 0.5, "order": "natural"}
+        record = {**place, **numbers, **same, "method": method, "is_columnar": is_columnar, "budget": "block"}
+        records.append(rose.LayerRecord(**record))
     drift = [
         {"block_index": block, "drift": 0.1 * factor * (1 + block), "passed_on": 0.05 * block, "arisen": 0.05}
         for block in range(blocks)
     ]
-    settings = {
-        "model": "tiny",
-        "method": method,
-        "sparsity": "0.7",
-        "target": "dense",
-        "samples": 4,
-        "length": 16,
-        "seed": 0,
-        "damping": 0.01,
-        "seconds": 3.0,
-        "drift": drift,
-        "perplexity_before": 20.0,
-        "perplexity_after": 20.0 + 10.0 * factor,
-        "windows": 4,
-    }
+    settings = {"model": "tiny", "method": method, "sparsity": "0.7", "target": "dense", "damping": 0.01}
+    settings |= {"samples": 4, "length": 16, "seed": 0, "seconds": 3.0, "windows": 4, "drift": drift}
+    settings |= {"perplexity_before": 20.0, "perplexity_after": 20.0 + 10.0 * factor}
     marks = {"ratio": "slim", "methods": "analyze", "step_weights": "diffuse prune"}
     run = next((run for mark, run in marks.items() if mark in summary), "prune")
     return rose.RunReport.from_records(records, {"run": run}, **(settings | summary))

@@ -18,7 +18,7 @@ from rose.recipe import Recipe
 from rose.recipe.steps import Analyze
 from rose.report import read_runs
 from rose.rows import csv_text
-from tests.app.results.made_reports import made_report, saved
+from tests.app.results.made_reports import made_report, made_run, saved
 from tests.app.tiny_study import COLUMNAR, measured_study
 
 
@@ -35,9 +35,7 @@ def test_one_run_with_its_findings_figures_settings_and_recipe(tmp_path, capsys)
     assert len(text.encode()) < html_report.LIMIT
     for sentence in (
         "SparseGPT at 0.7 takes perplexity from 20.0 to 30.0, 1.50 times the dense model's.",
-        "In all six layers the held-out error is more than 1.5 times the calibration error.",
-        "The held-out error of SparseGPT at 0.7 is 0.400 on average over six layers, highest in 2 · self_attn.o_proj "
-        "(0.600).",
+        "is 0.400 on average over six layers, highest in 2 · self_attn.o_proj (0.600).",
         "SparseGPT at 0.7 found one of six layers columnar.",
         "After the last decoder block the drift of SparseGPT at 0.7 from the dense model is 0.300",
     ):
@@ -64,7 +62,6 @@ def test_report_omits_figures_beyond_its_limit(monkeypatch):
 
 
 def test_long_layer_tables_are_compressed(monkeypatch):
-    """Thousands of experts would otherwise fill the file twice, and no report of one run would be written."""
     report = html_report.report_of(made_report().runs)
     assert "All layers, six rows" in html_report.to_html(report)
     monkeypatch.setattr(html_report, "ROWS", 5)
@@ -76,16 +73,12 @@ def test_long_layer_tables_are_compressed(monkeypatch):
 
 
 def test_infinite_perplexity_is_reported():
-    """A file holds none, and none must not read as if it had not been evaluated."""
-    runs = [
-        *made_report(evaluated_on="packaged").runs,
-        *made_report("rose", evaluated_on="packaged", perplexity_after=None).runs,
-    ]
+    """A file holds no infinity, and a missing number must not read as if nothing had been evaluated."""
+    runs = [made_run(evaluated_on="packaged"), made_run("rose", evaluated_on="packaged", perplexity_after=None)]
     said = "ROSE at 0.7 takes perplexity from 20.0 to no finite number: weights or outputs are NaN or infinite."
     assert said in html_report.report_of(runs).findings
     assert pairs.says_perplexities(runs) == said
-    (unknown,) = made_report(perplexity_after=None).runs
-    assert html_report.run_findings(unknown)[0].startswith("The held-out")
+    assert html_report.run_findings(made_run(perplexity_after=None))[0].startswith("The held-out")
     then = made_report("rose")  # evaluated after both stages, not between them
     slimmed, _ = replace(made_report(ratio=0.2, evaluated_on="packaged"), then=then).runs
     assert pairs.says_lost(slimmed) == ""
@@ -105,21 +98,19 @@ def test_missing_accuracy_and_infinite_drift_are_omitted(tmp_path):
     report = made_report(zero_shot=tasks, drift=drift)
     (run,) = report.runs
     assert read_runs(str(saved(tmp_path, report)))[0].drift == run.drift == []
-    assert (
-        "SparseGPT at 0.7 answers 50.0\u202f% correctly, the mean over one zero-shot task."
-        in html_report.run_findings(run)
-    )
-    (alone,) = made_report(zero_shot=tasks[:1]).runs
-    assert len(html_report.report_of([alone]).drawings) == len(html_report.report_of([run]).drawings) + 1  # of drift
-    (both,) = [one for one in html_report.report_of([run]).drawings if one.alt.startswith("Bar chart of zero-shot")]
+    said = "SparseGPT at 0.7 answers 50.0\u202f% correctly, the mean over one zero-shot task."
+    assert said in html_report.run_findings(run)
+    drawings = html_report.report_of([run]).drawings
+    alone = html_report.report_of([made_run(zero_shot=tasks[:1])]).drawings
+    assert len(alone) == len(drawings) + 1  # of drift
+    (both,) = [drawing for drawing in drawings if drawing.alt.startswith("Bar chart of zero-shot")]
     assert both.data["task"].tolist() == ["piqa"]
 
 
 def test_table_cells_format_numbers():
-    cells = [
-        html_report._cell(value) for value in (0.2, 1e-5, 1234567.8, 210.0, 1e22, float("inf"), float("nan"), True)
-    ]
-    assert cells == ["0.2000", "1.000 × 10⁻⁵", "1.235 × 10⁶", "210", "1.000 × 10²²", "∞", "–", "yes"]
+    cells = {0.2: "0.2000", 1e-5: "1.000 × 10⁻⁵", 1234567.8: "1.235 × 10⁶", 210.0: "210", 1e22: "1.000 × 10²²"}
+    cells |= {float("inf"): "∞", float("nan"): "–", True: "yes"}
+    assert [html_report._cell(value) for value in cells] == list(cells.values())
 
 
 def test_dense_experts_are_excluded_from_means():
@@ -149,14 +140,14 @@ def test_foreign_markup_is_escaped():
 
 
 def test_bad_report_requests_are_refused(tmp_path, capsys):
-    folder = str(saved(tmp_path / "a", made_report()))
-    assert cli.main(["report", folder, "--output", str(tmp_path / "report.pdf")]) == 2
-    assert "ends in .html" in capsys.readouterr().err
-    assert cli.main(["report", folder, "--output", str(tmp_path / "nowhere" / "report.html")]) == 2
-    assert "name a file in a folder that exists" in capsys.readouterr().err
-    other = str(saved(tmp_path / "b", made_report(width=16)))
-    assert cli.main(["report", folder, other, "--output", str(tmp_path / "report.html")]) == 2
-    assert "different shapes" in capsys.readouterr().err
+    folder, other = (str(saved(tmp_path / name, made_report(width=width))) for name, width in (("a", 8), ("b", 16)))
+    for folders, name, says in (
+        ([folder], "report.pdf", "ends in .html"),
+        ([folder], "nowhere/report.html", "name a file in a folder that exists"),
+        ([folder, other], "report.html", "different shapes"),
+    ):
+        assert cli.main(["report", *folders, "--output", str(tmp_path / name)]) == 2
+        assert says in capsys.readouterr().err
     assert not (tmp_path / "report.html").exists()
 
 
@@ -174,11 +165,8 @@ def test_paper_figures_round_trip(tmp_path):
     assert [paper.losses[at] for at in paper.visited] == sorted(paper.losses, reverse=True)
     report = html_report.report_of([run])
     axes = [drawing.figure.layout.xaxis.title.text for drawing in report.drawings]
-    assert axes[2:] == [
-        "pruned blocks",
-        f"position at which block {paper.block} is pruned",
-        "sparsity (fraction of weights removed)",
-    ]
+    expected = ["pruned blocks", f"position at which block {paper.block} is pruned", "sparsity"]
+    assert [axis.partition(" (")[0] for axis in axes[2:]] == expected
     analysis = made_report(methods=["sparsegpt"], paper=asdict(paper))
     del analysis.summary["method"]
     assert read_runs(str(saved(tmp_path / "whole", analysis)))[0].paper == paper

@@ -2,7 +2,6 @@
 
 import pandas as pd
 import pytest
-import torch
 from streamlit.testing.v1 import AppTest
 
 import rose
@@ -11,8 +10,6 @@ from app.study.study import Study
 from rose.model.measure.layer_checks import CHECKS, check_layers
 from tests.app.study.test_checking import METHODS, checked
 from tests.app.tiny_study import BLOCK, COLUMNAR, figures, measured_study, open_page, texts, tiny_model, titles
-
-PAGE, ALL = "views/layer.py", "views/layers.py"
 
 pytestmark = pytest.mark.usefixtures("placed")
 
@@ -29,12 +26,12 @@ def start(app: AppTest) -> LayerChecks:
     return run
 
 
-def trust(study: Study, layer: str = COLUMNAR) -> AppTest:
-    return open_page(PAGE, study, layer, layer_more="true", more="Trust")
+def trust(study: Study) -> AppTest:
+    return open_page("views/layer.py", study, layer_more="true", more="Trust")
 
 
 def all_layers(study: Study) -> AppTest:
-    return open_page(ALL, study, layers_trust="true")
+    return open_page("views/layers.py", study, layers_trust="true")
 
 
 def checks_of(app: AppTest) -> pd.DataFrame:
@@ -74,10 +71,8 @@ def test_all_layers_are_judged_by_the_chosen_methods(study):
 
 
 def test_checks_show_where_inputs_become_infinite():
-    """Infinite weights in decoder block 1 spoil all inputs after it."""
     model = tiny_model()
-    with torch.no_grad():
-        model.model.layers[1].mlp.down_proj.weight[0, 0] = float("inf")
+    model.model.layers[1].mlp.down_proj.weight.data[0, 0] = float("inf")  # spoils all inputs after decoder block 1
     failing = measured_study(samples=11, model=model, status="failed")
     app = all_layers(failing)
     shown = checks_of(app).set_index("Layer")

@@ -79,12 +79,10 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
 def same(one: Study, other: Study) -> None:
     assert one.records().equals(other.records())
     assert one.overview(0.5).equals(other.overview(0.5))
-    for name in one.layer_names:
-        for read in (Study.statistics, Study.held_out_statistics):
-            a, b = read(one, name), read(other, name)
+    for read in (Study.statistics, Study.held_out_statistics):
+        for a, b in ((read(one, name), read(other, name)) for name in one.layer_names):
             assert a.tokens == b.tokens
-            assert torch.equal(a.hessian, b.hessian)
-            assert torch.equal(a.mean, b.mean)
+            assert all(map(torch.equal, (a.hessian, a.mean), (b.hessian, b.mean)))
 
 
 def test_second_start_measures_nothing_and_shows_the_same(setup, runs, monkeypatch):
@@ -121,8 +119,6 @@ def test_changed_dependencies_are_measured_again(change, setup, runs):
 
 
 def test_results_belong_to_the_loaded_files(setup, runs):
-    """A model replaced after it was loaded: the next start must not take the old one's results for the new one's."""
-
     def load() -> LoadedModel:
         loaded = LoadedModel(*rose.load_model(setup.model), threading.Lock())
         save_tiny_llama(Path(setup.model), blocks=1, hidden=32)
@@ -134,10 +130,7 @@ def test_results_belong_to_the_loaded_files(setup, runs):
 
 
 @pytest.mark.parametrize("harm", [cut, flip, Path.unlink])
-@pytest.mark.parametrize(
-    ("pattern", "expected"),
-    [("block-00001*", (1, 0)), ("study-*", (0, 3 * 8))],
-)
+@pytest.mark.parametrize(("pattern", "expected"), [("block-00001*", (1, 0)), ("study-*", (0, 3 * 8))])
 def test_damaged_files_are_replaced(pattern, expected, harm, first, root, runs):
     study, kept = first
     shutil.copytree(kept, root)
@@ -179,7 +172,6 @@ def test_least_recently_used_calibration_is_removed(setup, root, monkeypatch):
 
 
 def test_foreign_files_are_kept(setup, root, monkeypatch):
-    """The folder that ROSE_CACHE names may hold a person's own things, however they are called."""
     ours = root / ("a" * 32)
     theirs = [root / "thesis", root / ("b" * 32), root / ("c" * 32)]
     for folder, name in zip([ours, *theirs], ["block-00000", "block-00000", "photo", "study-1"], strict=True):
@@ -205,6 +197,5 @@ def test_cache_folder_follows_the_environment(setup, monkeypatch, tmp_path):
 
 
 def test_version_covers_all_dependencies():
-    """All of rose, however deep, with the methods that a study measures with, and the study's room."""
     for part in (rose.prune_layer, rose.visit_blocks, rose.METHODS["rose"].prune, Setup, Study, cache.keep_blocks):
         assert Path(inspect.getfile(part)) in cache._sources(), part

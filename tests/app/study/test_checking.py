@@ -41,15 +41,6 @@ def test_last_point_of_the_curve_matches_the_study(study, findings):
     assert findings.curve[-1].held_out_error == pytest.approx(findings.held_out[1], rel=1e-3)
 
 
-def test_cancelled_check_frees_the_model(study):
-    run = LayerChecks(study, LayerCheckRequest(COLUMNAR, METHODS, "rose", 0.5))
-    run.job.leave("nobody")
-    run.job.start()
-    run.job.wait(240)
-    assert (run.job.status, run.findings) == ("cancelled", None)
-    assert not study.loaded.lock.locked()
-
-
 def test_n_of_m_is_checked_in_its_groups_and_waiting_is_not_counted():
     run = LayerChecks(measured_study(sparsity="2:4"), LayerCheckRequest(COLUMNAR, ("rose", "wanda"), "rose", 0.5))
     run.job.waited = 1000.0  # as if for a survey that is collecting inputs

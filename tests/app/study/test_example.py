@@ -1,8 +1,8 @@
 """The study that comes with the app is what a measurement gives, and gives way to one on another text."""
 
 import math
-import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,8 +10,7 @@ import rose
 from app.study import cache
 from app.study.setup import MEASURED, Setup
 from app.study.study import Calibration, LoadedModel, Study
-from tests.app.tiny_study import finish, numbers_text
-from tests.tiny import save_tiny_llama
+from tests.app.tiny_study import finish
 
 FIRST = "model.layers.0.self_attn.o_proj"
 # Rounding differs from one machine to the next; on the text of another Python release only the size of a number stays.
@@ -44,9 +43,10 @@ def test_example_errors_follow_from_its_statistics(kept, packaged):
         weight = packaged[0].get_submodule(layer).weight
         result = rose.prune_layer(weight, statistics, **MEASURED["two_level"])
         record = record_of(kept, layer, "two_level")
-        assert record.relative_error == pytest.approx(result.relative_error, rel=SAME)
-        assert record.relative_range == pytest.approx(result.plan.relative_range, rel=SAME)
-        assert record.column_variation == pytest.approx(result.plan.column_variation, rel=SAME)
+        computed = (result.relative_error, result.plan.relative_range, result.plan.column_variation)
+        assert (record.relative_error, record.relative_range, record.column_variation) == pytest.approx(
+            computed, rel=SAME
+        )
 
 
 def test_fresh_measurement_matches_the_example(kept, packaged):
@@ -68,10 +68,8 @@ def test_other_setups_and_damaged_files_have_no_example(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Setup, LoadedModel]:
-    folder = tmp_path_factory.mktemp("model")
-    setup = Setup("tiny", text=str(numbers_text(folder)), samples=4, length=32, held_out=2, block_size=16)
-    return setup, LoadedModel(*rose.load_model(str(save_tiny_llama(folder / "tiny"))), threading.Lock())
+def tiny(text: Path, loaded: LoadedModel) -> tuple[Setup, LoadedModel]:
+    return Setup("tiny", text=str(text), samples=4, length=32, held_out=2, block_size=16), loaded
 
 
 def errors(study: Study) -> list[tuple[str, str, float]]:

@@ -8,7 +8,6 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rose
 from app.jobs import Job
@@ -24,19 +23,13 @@ LAYER = "model.layers.1.self_attn.o_proj"
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    return rose.load_model(str(save_tiny_llama(tmp_path_factory.mktemp("model"))))
-
-
-@pytest.fixture(scope="module")
 def setup(text: Path) -> Setup:
     return Setup(model="tiny", text=str(text), samples=6, length=32, held_out=2, block_size=16, sparsity="0.6")
 
 
 @pytest.fixture(scope="module")
-def load(loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> Callable[[], LoadedModel]:
-    shared = LoadedModel(*loaded, threading.Lock())
-    return lambda: shared
+def load(loaded: LoadedModel) -> Callable[[], LoadedModel]:
+    return lambda: loaded
 
 
 @pytest.fixture(scope="module")
@@ -75,18 +68,19 @@ def test_threshold_selects_the_error_of_rose(study):
     assert (table["condition"] > 1).all()
 
 
-def test_damping_and_spectrum_match_the_measurement(study):
+def test_results_of_a_layer_are_remembered_by_their_arguments(study):
     assert study.added_damping(LAYER) == pytest.approx(study.prune(LAYER).added_damping, rel=1e-5)
     eigenvalues = study.spectrum(LAYER)
     assert bool((eigenvalues.diff() <= 0).all())
     assert float(eigenvalues.sum()) == pytest.approx(float(study.statistics(LAYER).diagonal.sum()), rel=1e-4)
-
-
-def test_results_are_remembered_by_their_arguments(study):
     assert study.prune(LAYER) is study.prune(LAYER)
     assert study.prune(LAYER, order="natural") is not study.prune(LAYER, order="two_level")
     assert study.plan(LAYER, 0.2) is study.plan(LAYER, 0.2)
     assert study.plan(LAYER, 0.2) is not study.plan(LAYER, 0.3)
+    result = study.prune(LAYER, order="two_level", trace=True)
+    matrix = study.weight(LAYER).numel()
+    least = result.trace.weights.nbytes + 4 * matrix + matrix + 3 * 4 * matrix  # Ŵ, mask, and S, L and H of the plan
+    assert least <= held(result) < 1.1 * least
 
 
 def test_oldest_results_are_forgotten_by_number_and_size(setup, load, monkeypatch):
@@ -109,13 +103,6 @@ def test_oldest_results_are_forgotten_by_number_and_size(setup, load, monkeypatc
     assert list(study._memory) == ["c", "d"]
     study.remember("e", lambda: torch.zeros(1000))  # alone too large, but asked for just now
     assert list(study._memory) == ["e"]
-
-
-def test_recorded_sweep_counts_with_all_its_matrices(study):
-    result = study.prune(LAYER, order="two_level", trace=True)
-    matrix = study.weight(LAYER).numel()
-    least = result.trace.weights.nbytes + 4 * matrix + matrix + 3 * 4 * matrix  # Ŵ, mask, and S, L and H of the plan
-    assert least <= held(result) < 1.1 * least
 
 
 def test_cancelled_study_can_be_restarted(setup, load):
@@ -170,9 +157,6 @@ def test_two_setups_share_a_calibration(study, setup, load, monkeypatch):
     assert len(second.overview(0.5)) == LAYERS
     assert (second.overview(0.5)["error_sparsegpt"] < study.overview(0.5)["error_sparsegpt"]).all()
     assert second.statistics(LAYER) is study.statistics(LAYER)
-
-
-# ---- weights that stay on disk
 
 
 def test_streamed_study_matches(setup, tmp_path):

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote_plus, urlencode
+from urllib.parse import parse_qsl
 
 import pytest
 import torch
@@ -64,7 +64,6 @@ def pressed(app: AppTest) -> CheckpointRun:
 
 def test_wrong_layers_are_listed_first(setup, planted):
     app = opened(setup, planted, check_on="Weights alone")
-    assert "Zeros, patterns and changes in seconds; no errors and no perplexity." in texts(app)
     run = pressed(app)
     finding = "Two of 21 layers are wrong: numbers broken (one), pattern broken (one)."
     assert app.error[0].value == f"{finding} Errors and perplexity were not measured."
@@ -73,10 +72,8 @@ def test_wrong_layers_are_listed_first(setup, planted):
     assert second.startswith("- **0 · mlp.up_proj, pattern broken**: 1 of 2 048 groups keep more than 2 of 4 weights;")
     assert rest.startswith("- **mask without compensation, 19 of 21 layers**: 50.0 % zeros, 2:4. Kept weights are")
     assert "Wrong layers lie in decoder blocks 0 and 1" in titles(app)[0]
-    assert "pattern of most layers: 2:4." in texts(app)
     shown = app.main.dataframe[0].value
     assert list(shown["verdict"][:3]) == ["numbers broken", "pattern broken", "mask without compensation"]
-
     app.segmented_control(key="check_view").set_value("One layer").run()
     assert app.selectbox(key="check_layer").value == LOST  # the worst
     app.selectbox(key="check_layer").set_value(BROKEN).run()
@@ -87,7 +84,6 @@ def test_wrong_layers_are_listed_first(setup, planted):
     part = kept[excerpt.first_row :, excerpt.first_column :][:24, :64]
     assert (excerpt.removed == ~part.numpy()).all()
     assert excerpt.broken == [(ROW, COLUMN)]
-
     again = opened(setup, planted, check_on="Weights alone", check_view="One layer")  # a link, for somebody else
     assert finding in again.error[0].value
 
@@ -108,7 +104,6 @@ def test_typed_path_replaces_the_kept_copy(setup, planted, monkeypatch):
 
 def test_check_with_tokens_measures_compensation(setup, pruned_folder):
     app = opened(setup, pruned_folder, check_view="One layer")
-    assert "4 × 32 tokens of Python's reference and 2 × 32 held out" in texts(app)
     assert re.match(r"Check, about \d+ s", app.button(key="check-start").label)
     run = pressed(app)
     known = run.check.layers.set_index("layer")
@@ -124,17 +119,18 @@ def test_check_with_tokens_measures_compensation(setup, pruned_folder):
     app.segmented_control(key="check_view").set_value("Drift").run()
     drift = run.check.summary["drift"]
     assert f"After decoder block 2 the drift is {words.number(drift[-1]['drift'])}" in titles(app)[0]
-
     finished = checked.record_of(run)
     assert finished.by_layer["target_error"].tolist() == run.check.layers["error"].tolist()
     assert [entry["drift"] for entry in finished.drift] == [entry["drift"] for entry in drift]
     assert finished.number("perplexity_after") == run.check.summary["perplexity_after"]
-    known = finished.setup
-    assert known.windows == f"{setup.held_out} × {setup.length} of held out"
-    assert known.environment == re.sub(r"\(R\)|\(TM\)", "", run.check.summary["environment"])
-    links = {link.proto.page.rpartition("/")[2]: link.proto.query_string for link in app.get("page_link")}
-    assert links["text"] == urlencode({"text_path": str(pruned_folder)})
-    assert f"damage_path={quote_plus(str(pruned_folder))}" in links["damage"]
+    assert finished.setup.windows == f"{setup.held_out} × {setup.length} of held out"
+    links = {
+        link.proto.page.rpartition("/")[2]: dict(parse_qsl(link.proto.query_string)) for link in app.get("page_link")
+    }
+    assert links["text"]["text_path"] == links["damage"]["damage_path"] == str(pruned_folder)
+    compared = open_page("views/runs.py", **links["runs"]).multiselect(key="runs").value
+    assert compared == [links["runs"]["runs"]]
+    assert "(checked)" in compared[0]
 
 
 def test_equal_verdicts_are_a_sentence_without_a_map(setup, folder, tmp_path):
@@ -144,9 +140,7 @@ def test_equal_verdicts_are_a_sentence_without_a_map(setup, folder, tmp_path):
     run = pressed(app)
     assert "- **not pruned, all 21 layers**: All weights are those of the dense model." in texts(app)
     assert [app.success, app.error, app.warning] == [[], [], []]  # no green tick over what was not measured
-    (answer,) = app.info
-    says = "No fault was found in 21 layers by the weights alone. Errors and perplexity were not measured."
-    assert answer.value == says
+    assert app.info[0].value.endswith("by the weights alone. Errors and perplexity were not measured.")
     assert set(app.main.dataframe[0].value["pattern"]) == {"no pattern"}
     assert not figures(app)
     assert "<figure " not in html_report.to_html(html_report.check_report(run))
@@ -156,24 +150,18 @@ def test_equal_verdicts_are_a_sentence_without_a_map(setup, folder, tmp_path):
 
 
 def test_two_files_are_compared_inside(setup, folder, pruned_folder):
-    """The pruned layers differ, by their zeros and by compensation; the rest is equal."""
     asked = {"inspect_path": str(folder), "inspect_other": str(pruned_folder)}
     app = open_on(setup, PAGE, check_on="Look inside", **asked)
     assert "differs 21, equal 9" in texts(app)
-    table = app.main.dataframe[0].value.set_index("Tensor")
-    differing = table[table["Status"] == "differs"]
-    assert len(differing) == 21
-    assert differing["Nonzeros that differ"].max() == 100  # per cent, by compensation
-    assert table.drop(differing.index)["Change of norm"].fillna(0).eq(0).all()
+    assert (app.main.dataframe[0].value["Status"] == "differs").sum() == 21
     one = open_on(setup, PAGE, check_on="Look inside", inspect_path=str(pruned_folder))
     assert "30 tensors" in texts(one)
     assert len(figures(one)) == 3
     assert one.main.dataframe[0].value.set_index("Tensor")["Zeros"].max() > 1
 
 
-@pytest.mark.parametrize("mode", ["Weights, and errors on tokens", "Weights alone"])
-def test_page_opens_on_a_finished_check(mode):
-    app = open_page(PAGE, check_on=mode)
+def test_page_opens_on_a_finished_check():
+    app = open_page(PAGE)
     assert app.error[0].value.startswith("One of 210 layers is wrong: pattern broken. Perplexity on 4 × 256 held-out")
     assert "The wrong layer lies in decoder block 18" in titles(app)[0]
     app.segmented_control(key="check_view").set_value("One layer").run()

@@ -16,17 +16,7 @@ from app.study.structures import Structures
 from app.study.tables import column_table
 from rose.layer.columnar import outlier
 from rose.structured.parts import HEADS
-from tests.app.tiny_study import (
-    BLOCK,
-    COLUMNAR,
-    WIDTH,
-    figures,
-    measured_study,
-    open_page,
-    texts,
-    tiny_model,
-    titles,
-)
+from tests.app.tiny_study import BLOCK, COLUMNAR, WIDTH, figures, measured_study, open_page, texts, tiny_model, titles
 
 pytestmark = pytest.mark.usefixtures("placed")
 
@@ -46,9 +36,8 @@ def test_key_figures_of_a_columnar_layer(study):
     assert f"Held-out error: {errors}" in texts(app)
     numbers = dict(app.table[0].value.itertuples(index=False))
     hessian = study.statistics(COLUMNAR).hessian
-    eigenvalues = torch.linalg.eigvalsh(hessian + 0.01 * hessian.diagonal().mean() * torch.eye(WIDTH))
-    condition = words.number(float(eigenvalues[-1] / eigenvalues[0]))
-    assert numbers["Condition number of the damped H"] == condition
+    condition = torch.linalg.cond(hessian + 0.01 * hessian.diagonal().mean() * torch.eye(WIDTH), 2)
+    assert numbers["Condition number of the damped H"] == words.number(float(condition))
     natural = study.prune(COLUMNAR, method="sparsegpt").relative_error
     assert f"SparseGPT {words.number(natural)}" in numbers["Calibration error"]
     found = outlier(plan, study.weight(COLUMNAR), study.statistics(COLUMNAR).mean_square.sqrt(), study.heads(COLUMNAR))
@@ -62,11 +51,6 @@ def test_link_to_prune_asks_for_what_the_study_has_measured(study):
     query = parse_qs(link.proto.query_string)
     asked = {"prune_layers": [COLUMNAR], "prune_methods": ["SparseGPT", "ROSE"]}
     assert query.items() >= (asked | {"prune_targets": [prune_choices.TARGETS["layer"]]}).items()
-    options = {"sparsity": study.setup.sparsity, "block_size": BLOCK, "target": "layer", "layers": [COLUMNAR]}
-    tokens, held_out = study.calibration.tokens, study.calibration.held_out
-    report = rose.prune_model(tiny_model(), tokens, held_out=held_out, method="rose", **options)
-    expected = study.overview(0.5).set_index("layer").loc[COLUMNAR, "held_out_rose"]
-    assert report.layers["held_out_error"].tolist() == pytest.approx([expected], rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -85,14 +69,11 @@ def test_link_to_prune_asks_for_what_the_study_has_measured(study):
         ({"more": "Blocks"}, ["Columnar because", "Columnar: relative range"]),
     ],
 )
-@pytest.mark.parametrize("block", ["", "Block 2"])
-def test_every_picture_marks_the_block(study, query, shown, block):
-    opened = {"layer_more": "true"} if "more" in query else {}
-    app = open_page(PAGE, study, **query, **opened, **({"block": block} if block else {}))
+def test_every_picture_marks_the_block(study, query, shown):
+    app = open_page(PAGE, study, **query, **({"layer_more": "true"} if "more" in query else {}), block="Block 2")
     for title, part in zip(titles(app), shown, strict=True):
         assert part in title
-    marked = all(palette.MARK in figure for figure in figures(app))
-    assert marked or not block
+    assert all(palette.MARK in figure for figure in figures(app))
 
 
 def test_spectrum_and_errors_match_the_study(study):

