@@ -3,8 +3,8 @@ if (!window.pageShared) {
   window.pageShared = true;
 
   // Streamlit (1.67) enters every change of the address into the browser's history: several at each visit of a page, as it
-  // clears the address and the page writes into it again. Back is to lead to the page before, as it was left, or to undo a
-  // choice of a layer: nothing else is entered. Neither is a page that leads on to another before anything was pressed.
+  // clears the address and the page writes into it again. Back should return to the page before,
+  // or undo the choice of a layer. Other changes of the address, and pages that redirect, are not entered.
   {
     const enter = history.pushState.bind(history), replace = history.replaceState.bind(history);
     let touched = false, leaving = false;
@@ -26,7 +26,7 @@ if (!window.pageShared) {
     };
   }
 
-  // The parts of Streamlit's navigation are no items of the list that they stand in (1.67): they become groups with names.
+  // Streamlit 1.67 puts sections into a list without list roles: this gives them the role of named groups.
   {
     const list = "[data-testid=stSidebarNavItems]";
     const name = () => {

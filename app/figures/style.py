@@ -30,7 +30,7 @@ LOG = {"type": "log", "exponentformat": "power", "dtick": 1}  # an axis with a t
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure with all that a page needs around it. Names in it may be anybody's: it shows their tags as text."""
+    """A figure with all that a page needs around it. HTML tags in names are shown as text."""
 
     figure: go.Figure  # its JSON stays below 2 MB
     caption: str  # what the picture cannot say: how it was measured, or why; may be empty
@@ -116,7 +116,7 @@ def judged(table: pd.DataFrame) -> tuple[str, str]:
 
 
 def some(count: int) -> str:
-    """The count in words as it stands before "of them": "none", "one", "13"."""
+    """A count before "of them": "none", "one", "13"."""
     return words.word(count) if count else "none"
 
 

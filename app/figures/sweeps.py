@@ -24,7 +24,7 @@ from rose import LayerResult, verdicts
 Show = Literal["weights", "change"]
 UNITS: dict[Show, str] = {"weights": "|W|", "change": "|change|"}
 
-FILM_CELLS = 1_100_000  # of all frames of a film together: 8 bits each, 4/3 of that as base64
+FILM_CELLS = 1_100_000  # of all frames of a film together; a byte each, 4/3 bytes in base64
 MAX_FRAMES = 33
 BELOW = 150  # pixels below a film, for its buttons and slider
 TALL = 660  # pixels, of a film
@@ -87,7 +87,7 @@ def _draw(results: Sequence[LayerResult], step: int, energy: float, view: tuple[
     columns = dict(zip(map(run_name, results), curves, strict=True))
     table = pd.DataFrame({"pruned_blocks": np.arange(blocks + 1)} | columns)
     finding = _finding(looks, now, final, step, blocks)
-    if sweeps == 1 and step == blocks and final[0] > 0:  # what a film is called too, which opens on its first frame
+    if sweeps == 1 and step == blocks and final[0] > 0:  # the title of a film, too
         adds = np.diff(curves[0])
         share = percent(adds.max() / final[0], 0)
         finding = f"Pruned block {adds.argmax() + 1} of {blocks} adds most: {share} of the error"
@@ -113,7 +113,7 @@ def _matrix(chart: Chart, column: int, result: LayerResult, step: int, view: tup
     shrunk, least = shrunk._replace(array=levels), 0.5 / 255
     look: dict[str, Any] = {"zmax": 255, "showscale": False, "hoverinfo": "skip", "hovertemplate": None}
     if show == "weights":
-        # 0 is set apart, as all below `least` of the scale's length: only pruned cells have its colour.
+        # Values below `least` of the scale have a colour of their own, so that only pruned cells have it.
         colours, removed = sample_colorscale(palette.SEQUENTIAL, np.linspace(0, 1, 12).tolist()), REMOVED[chart.theme]
         rest = [[least + (1 - least) * i / 11, c] for i, c in enumerate(colours)]
         look["colorscale"] = [[0.0, removed], [least, removed], *rest]
@@ -172,7 +172,7 @@ def _player(steps: Sequence[int], theme: Theme) -> dict[str, Any]:
 def solver_race(
     ways: Mapping[str, tuple[str, pd.DataFrame]], work: float, *, held_out: bool, **shared: Unpack[Look]
 ) -> Drawing:
-    """Error that each solver would leave if it stopped, against the work done; strong up to `work`, faint beyond.
+    """Error that each solver would leave if it stopped, against the work done; faint beyond `work`.
 
     Work is in products W·H. `ways`: solver -> (label, a row per state: step, work, is_complete, and both errors).
     """
@@ -206,7 +206,7 @@ def _state_line(chart: Chart, table: pd.DataFrame, column: str, look: Style, **p
 
 
 def _race_finding(ways: Mapping[str, tuple[str, pd.DataFrame]], work: float, column: str) -> str:
-    """Who is ahead among those that could stop now; against the sweep where that is there."""
+    """The best solver that has a complete result, compared with the sweep where that has one."""
     now: dict[str, float] = {}
     for label, table in ways.values():
         reached = table[(table["work"] <= work + 1e-9) & table["is_complete"]]

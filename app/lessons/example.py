@@ -113,13 +113,13 @@ def remove_one(alike: float, column: int) -> Removal:
     return Removal(matrix, inverse, before, after, alone, cost)
 
 
-# A generated attention layer without its attention, in several bases: what a rotation of its heads changes
+# A generated value and output projection without softmax, in several bases: what a rotation of its heads changes
 
 WIDTH, HEADS, HEAD_SIZE, ZEROS = 96, 6, 16, 0.7  # of the stream; heads as wide as a block; sparsity
 TOKENS = 512  # of calibration; equally many are held out
 SHARED = 0.6  # part of an input channel's variance that it has in common with others
 LAYOUT = HeadLayout(HEAD_SIZE, tuple(range(HEADS)))
-STEEPEST = 0.35  # by how much the parts of the last head's values fall, one after another, as exponents
+STEEPEST = 0.35  # decay rate of the singular values of the last head
 METHODS = ("sparsegpt", "rose")
 
 
@@ -169,7 +169,7 @@ def _generate() -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     columns, sources = HEADS * HEAD_SIZE, WIDTH // 4
     heads = []
-    for head in range(HEADS):  # equal in strength; from head to head fewer parts carry it, and each mixes its parts
+    for head in range(HEADS):  # equal norms; later heads decay faster; each is rotated at random
         sizes = torch.exp(-STEEPEST * head / (HEADS - 1) * torch.arange(HEAD_SIZE))
         sizes *= HEAD_SIZE**0.5 / sizes.norm()
         mixing = torch.linalg.qr(torch.randn(HEAD_SIZE, HEAD_SIZE, generator=generator)).Q

@@ -34,7 +34,7 @@ JINJA = Environment(
 )  # fmt: skip
 JINJA.globals |= {"number": number, "percent": percent, "signed": signed, "word": word}
 JINJA.filters["signed"] = signed
-# A macro a lesson. LaTeX has many braces, so the signs are others.
+# One macro for each lesson. LaTeX uses braces, so Jinja's delimiters differ.
 TEXT: Any = JINJA.from_string(Path(__file__).with_name("story.md.jinja").read_text(encoding="utf-8")).module
 
 

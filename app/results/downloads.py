@@ -34,7 +34,7 @@ def checkpoint_button(folder: Path, **widget: Any) -> None:
 
 
 def large_button(label: str, content: Any, name: str, stored: int, **widget: Any) -> None:
-    """As `file_button`, but a file too large for a browser is not offered: the server holds it in memory meanwhile."""
+    """As `file_button`; a file above `MOST_BYTES` is not offered, because the server would hold it in memory."""
     if stored <= MOST_BYTES:
         file_button(label, content, name, **widget)
     else:

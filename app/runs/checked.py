@@ -28,13 +28,13 @@ from rose.report import NUMBERS
 
 PICTURED = 12  # layers that break a pattern and have a picture of their mask
 AROUND = (24, 64)  # rows and columns of that picture
-UNKNOWN = "checkpoint"  # in place of a method, where the masks are no method's
+UNKNOWN = "checkpoint"  # in place of a method that is not known
 TOKENS = ("samples", "length", "seed", "held_out")  # fields of a set-up and of a recipe
 COLUMNS = {"error": "target_error", "held_out_error": "held_out_target_error", "dense_input_error": "relative_error"}
 
 
 def request_of(setup: Setup, dense: str, pruned: str, *, with_tokens: bool, stream: bool) -> CheckCopies:
-    """Only with parts of the set-up that make a difference, so that the same check is the same request.
+    """Leaves out settings that do not change the result, so that equal checks compare equal.
 
     Raises RoseError for impossible values.
     """
@@ -157,8 +157,8 @@ def facts(run: CheckpointRun) -> list[str]:
 def record_of(run: CheckpointRun) -> rose.RunReport:
     """The record of a check.
 
-    Errors are against the dense model's output, as with target dense; on the dense model's inputs, where these errors
-    were measured, as in a study. A check has the drift after each decoder block, not where it arises.
+    Errors compare with the dense model's output, as with target dense. Errors on the dense model's inputs, as in a
+    study, are included where they were measured. The drift is that after each decoder block.
     """
     check, setup = run.check, run.setup
     assert check is not None

@@ -1,4 +1,4 @@
-"""What a model loses by each layer or decoder block alone, measured in the background on a copy. No Streamlit here."""
+"""The rise of the loss when one layer or decoder block is changed alone, measured on a copy. No Streamlit here."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from rose.rows import records_table
 
 @dataclass(frozen=True)
 class DamageRequest:
-    """What is changed alone, and how; the sparsity is the set-up's."""
+    """Which units are changed one at a time, and how; the set-up has the sparsity."""
 
     units: str = "blocks"  # or "layers"
     method: str = "sparsegpt"
@@ -79,7 +79,7 @@ def layer_of(unit: str, layers: Sequence[str], chosen: str | None) -> str:
 
 
 class DamageRun(Run):
-    """One measurement, growing while its job runs; a copy of the model is changed, and goes at the end."""
+    """One measurement, growing while its job runs; a copy of the model is changed, and deleted at the end."""
 
     def __init__(
         self,

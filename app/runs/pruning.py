@@ -40,7 +40,7 @@ QUESTION_TOKENS = 250  # with all its answers: between winogrande's 60 and hella
 HELD_OUT = "held out"  # windows of the calibration text, in place of the name of a text
 PROMPT = "Python is a programming language that"
 WINDOWS = 8  # four often leave copies undecided that eight tell apart
-# Of checkpoints. The best of each sparsity, and all, are temporary files; in a folder they stay.
+# Which checkpoints are kept: "best" of each sparsity and "all" are temporary files; "folder" keeps them.
 Keep = Literal["best", "all", "folder", "none"]
 
 
@@ -82,7 +82,7 @@ class PruneRequest:
 
     @property
     def count(self) -> int:
-        """Of copies."""
+        """Number of copies."""
         return len(self.sparsities) * len(self.bits) * len(self.methods) * len(self.targets)
 
     def cases(self, setup: Setup) -> list[Prune]:
@@ -126,8 +126,8 @@ class PruneRequest:
         windows, _ = load_apart(setup.text, tokenizer, held_out=0, seed=setup.seed, apart_from=used, **sizes)
         if len(windows) < self.windows:
             raise rose.RoseError(
-                f"Besides what calibrates, {setup.text} has {len(windows)} windows of {self.window_length} tokens; ask "
-                "for fewer or shorter ones, or measure perplexity on another text."
+                f"After the calibration windows, {setup.text} has {len(windows)} windows of {self.window_length} "
+                "tokens left; ask for fewer or shorter ones, or measure perplexity on another text."
             )
         return windows
 

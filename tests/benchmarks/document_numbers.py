@@ -554,15 +554,10 @@ def packed() -> str:
 
 
 def gguf_files() -> str:
-    """Sizes of a model's GGUF files, their speed with exact embeddings, and differences of losses in llama.cpp."""
-    files = read("llama-cpp.csv").set_index(["model", "type"])
-    exact, rounded = files.loc["half-4-bits"], files.loc["half-4-bits, rounded embeddings"]
-    lines = [
-        [f"`{kind}`", *(f"{rows.loc[kind, 'bytes'] / 1e6:.0f} MB" for rows in (rounded, exact)),
-         f"{exact.loc[kind, 'tokens_per_second']:.0f}", f"{rounded.loc[kind, 'mean_difference']:.3f}"]
-        for kind in rounded.index
-    ]  # fmt: skip
-    head = ["file", "size", "exact embeddings", "tokens a second with these", "mean difference of losses"]
+    """Sizes of a model's GGUF files, and differences of losses in llama.cpp."""
+    files = read("llama-cpp.csv").set_index(["model", "type"]).loc["half-4-bits, rounded embeddings"]
+    lines = [[f"`{kind}`", f"{row.bytes / 1e6:.0f} MB", f"{row.mean_difference:.3f}"] for kind, row in files.iterrows()]
+    head = ["file", "size", "mean difference of losses"]
     return table(head, lines)
 
 

@@ -1,8 +1,8 @@
-"""Files that hold a model's parameters in other pieces, under other names, or under another program's record.
+"""Checkpoint files whose tensors are split or named differently from the model's parameters.
 
 transformers has conversions for whole models (`get_model_conversion_mapping`). Here they are applied to one parameter
-at a time, so that streamed models read and write the same files as other programs. Checkpoints of llm-compressor name
-compressed-tensors although a model that was only pruned has its zeros in place (format "dense").
+at a time, so that streamed models read and write the same files as other programs. llm-compressor marks every
+checkpoint as compressed-tensors, also a model that was only pruned and is stored as plain weights (format "dense").
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from transformers.core_model_loading import (
 from rose.errors import RoseError
 
 METHOD = "compressed-tensors"
-DEQUANTIZED = {"fp8", "mxfp8", "mxfp4"}  # methods of others whose weights become plain ones
-RECORDS = ("quantization_config", "compression_config", "sparsity_config")  # of a configuration; by version
+DEQUANTIZED = {"fp8", "mxfp8", "mxfp4"}  # quantization methods that transformers undoes while it loads
+RECORDS = ("quantization_config", "compression_config", "sparsity_config")  # keys of config.json, by version
 PACKED = {"weight_packed", "weight_shape", "weight_scale", "bitmask", "compressed", "row_offsets"}
 PLAIN = {"F64", "F32", "F16", "BF16"}
 
@@ -90,7 +90,7 @@ def make_plain(name: str, config: Any, folder: Path | None) -> None:
         config.quantization_config = {**quantization, "dequantize": True}
         return
     if method != METHOD:
-        raise RoseError(f"{name} is stored in few bits by {method}, which is not read; give what it was made from.")
+        raise RoseError(f"{name} is quantized by {method}, which cannot be read; give the model before quantization.")
     nested = [record.get("sparsity_config") or {} for record in records.values()]
     formats = [record.get("format") for record in (*records.values(), *nested)]
     packed = next((name for name in formats if name not in (None, "dense")), None)

@@ -64,7 +64,7 @@ def test_numbers_match_the_engine_and_the_best_are_kept(setup, loaded, temporary
     used = {tuple(run) for window in drawn.tolist() for run in zip(*(window[at:] for at in range(16)), strict=False)}
     assert windows.shape == (3, 16)
     assert not used & {tuple(window) for window in windows.tolist()}
-    with pytest.raises(rose.RoseError, match="Besides what calibrates, packaged has"):
+    with pytest.raises(rose.RoseError, match="After the calibration windows, packaged has"):
         replace(REQUEST, windows=10**6).evaluated(loaded.tokenizer, setup, (drawn[:4], drawn[4:]))
     assert run.dense.perplexity == pytest.approx(rose.perplexity(loaded.model, windows), rel=1e-6)
     assert run.dense.summary["continuation"] == continue_prompt(loaded.model, loaded.tokenizer, "Hello", new_tokens=4)

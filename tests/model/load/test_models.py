@@ -203,7 +203,7 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "four bits": (
         partial(edit_config, quantization_config={"quant_method": "gptq", "bits": 4}),
-        "is stored in few bits by gptq, which is not read; give what it was",
+        "is quantized by gptq, which cannot be read; give the model before",
     ),
     "encoder": (
         partial(edit_config, model_type="bert", architectures=["BertForMaskedLM"]),
