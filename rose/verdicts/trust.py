@@ -168,7 +168,8 @@ def cautions(table: pd.DataFrame, noun: str = "layer") -> list[str]:
                 methods = ""
                 if (table[noun].isin(some) & ~holds).any():  # a study, where it holds by some methods
                     grouped = table[holds].groupby("method", sort=False) if "method" in table else []
-                    parts = [f"{label_of(str(name))} in {word(rows[noun].nunique())}" for name, rows in grouped]
+                    counts = {label_of(str(name)): word(rows[noun].nunique()) for name, rows in grouped}
+                    parts = [label + (f" in {number}" if every > 1 else "") for label, number in counts.items()]
                     is_short = 0 < len(parts) <= FEW_METHODS
                     methods = f": by {listing(parts)}" if is_short else ", by at least one method"
                 details = caution.details(table[holds], noun if every > 1 else None)
