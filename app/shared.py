@@ -132,7 +132,7 @@ def let_go() -> None:
     """Drops the models, and studies that ended early or come back from disk; an open page keeps their numbers."""
     with start_lock:
         for chosen, study in list(studies().items()):
-            is_kept = study.job.status == "done" and disk.recall(chosen, disk.files_of(chosen)) is not None
+            is_kept = study.job.status in ("done", "kept") and disk.recall(chosen, disk.files_of(chosen)) is not None
             if is_kept or study.job.status in ("failed", "cancelled"):
                 del studies()[chosen]
                 study.let_go()
@@ -164,7 +164,7 @@ def _forget(studies: dict[Setup, Study]) -> None:
     """Drops the oldest studies, which hold a model and statistics; they are read from disk when a page needs them."""
     newest: list[Study] = []
     for study in reversed(list(studies.values())):
-        if study.job.status == "kept":
+        if study.job.status == "kept" and study.loaded is None:
             continue  # it holds neither
         models = {(recent.setup.model, recent.setup.dtype, recent.files.model) for recent in [*newest, study]}
         is_large = newest and held_by([*newest[1:], study]) > OLDER_BYTES

@@ -16,9 +16,9 @@ from app.components.figure import (
 )
 from app.components.needs import (
     START_PAGE,
-    begin_restored,
     example,
     left_out,
+    offer_inputs,
     require_layer,
     require_study,
     require_weights,

@@ -1,16 +1,20 @@
 """What a page needs before it can draw: a measured study, a layer, the model's weights; or what to do to get them."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import streamlit as st
 
-from app import session
-from app.components.work import KEPT, ended, error, info, live, progress, warning, while_running
+from app import session, shared
+from app.components.work import KEPT, UNASKED, ended, error, info, live, may_begin, progress, warning, while_running
 from app.jobs import Job
 from app.runs import example as packaged
-from app.study.preflight import asked_of_hub
-from app.study.study import Study
-from app.words import count, sentence, short_layer, text_name
+from app.study.preflight import asked_of_hub, collecting
+from app.study.setup import Setup
+from app.study.study import LayerInputs, Study
+from app.words import count, duration, sentence, short_layer, text_name
+from rose import RoseError
 
 START_PAGE = "views/start.py"
 FAILED_NAMED = 5  # layers
@@ -53,20 +57,47 @@ def example(subject: str, of: str = "") -> None:
     )
 
 
-def begin_restored(study: Study) -> None:
-    """Collects the inputs that a study from disk lacks; ends the page where that ended early, or would ask the Hub."""
-    hub_names = asked_of_hub(study.setup)
-    if study.job.status == "kept" or (study.is_restored and study.job.abandoned):
-        if not hub_names:
-            session.start()
-            st.rerun()
-    elif not study.is_restored or study.job.status not in ("failed", "cancelled"):
+def _collect(study: Study, layer: str) -> None:
+    """Collects the inputs of one layer of a study from disk; asks first where that takes long or asks the Hub."""
+    run: LayerInputs | None = st.session_state.get("layer_inputs")
+    if run is None or (run.study, run.layer) != (study, layer) or run.job.abandoned:
+        try:
+            model = shared.skeleton(study.setup.model)
+            seconds = 0.0 if study.has_stored(layer) else collecting(study.setup, model, [layer])
+        except RoseError as problem:
+            error(problem)
+            return
+        reason, hub_names = f"Pictures of {short_layer(layer)} need its inputs.", asked_of_hub(study.setup)
+        if hub_names:
+            reason += f" Collecting them asks the Hub for {' and '.join(hub_names)}."
+            seconds = max(seconds, UNASKED + 1)
+        if not may_begin(seconds, reason, "Collect the inputs", "collect-inputs", (study.created, layer)):
+            return
+        if run is not None:
+            session.leave(run.job)
+        run = st.session_state["layer_inputs"] = LayerInputs(study, layer)
+        run.job.watch(session.viewer())
+        run.job.start().wait(1.0)  # what is read in a moment is shown at once
+    if study.has(layer):
+        st.rerun()
+    if run.job.status == "running":
+        info(f"Pictures of {short_layer(layer)} appear here as soon as its inputs are collected.")
+        while_running(run.job, partial(progress, run, "waiting"), 0.5)
         return
-    ends = {"cancelled": "was cancelled.", "failed": f"failed: {study.job.message}"}
-    why = ends.get(study.job.status, f"asks the Hub for {' and '.join(hub_names)}.")
-    warning(f"This needs the inputs of layers. Collecting them {why}", ":material/input:")
-    st.button("Collect the inputs", icon=":material/input:", on_click=session.start, key="collect-inputs")
-    st.stop()
+    ended(run.job, ".")
+    again: dict[str, Any] = {"on_click": st.session_state.pop, "args": ("layer_inputs",)}
+    st.button("Try again", icon=":material/refresh:", key="collect-again", **again)
+
+
+def offer_inputs(setup: Setup, key: str) -> None:
+    """The button that collects the inputs of all layers of a set-up."""
+    try:
+        seconds = collecting(setup, shared.skeleton(setup.model), setup.layer_patterns)
+    except RoseError:
+        st.page_link(START_PAGE, label="Choose a model", icon=":material/tune:")
+        return
+    label = f"Collect the inputs of your set-up, about {duration(max(1.0, seconds))}"
+    st.button(label, icon=":material/input:", key=key, on_click=session.start)
 
 
 def require_layer(purpose: str, numbers: Callable[[Study, str], None] | None = None) -> tuple[Study, str]:
@@ -90,17 +121,16 @@ def require_layer(purpose: str, numbers: Callable[[Study, str], None] | None = N
 
 
 def _wait_for_layer(study: Study, layer: str, numbers: Callable[[Study, str], None] | None) -> None:
-    begin_restored(study)
-    if study.job.status != "running":
-        warning(f"The run ended before it reached {layer}; start it again on the start page.")
-        return
-    if any(record.layer == layer for record in study.measurements.records):
-        if numbers:
-            numbers(study, layer)
+    is_measured = any(record.layer == layer for record in study.measurements.records)
+    if is_measured and numbers:
+        numbers(study, layer)
+    if study.job.status == "running":
         info(f"Pictures of {short_layer(layer)} appear here as soon as its inputs are collected.")
+        wait_for(study, lambda: study.has(layer))
+    elif is_measured:
+        _collect(study, layer)
     else:
-        info(f"{short_layer(layer)} has not been measured yet; it appears here as soon as it is.")
-    wait_for(study, lambda: study.has(layer))
+        warning(f"The run ended before it reached {layer}; start it again on the start page.")
 
 
 def wait_for(study: Study, ready: Callable[[], bool]) -> None:

@@ -18,7 +18,7 @@ from app.study import checking
 from app.study.checking import Findings, LayerCheckRequest, LayerChecks
 from app.study.study import Study
 from rose import verdicts
-from rose.layer.checks import AGREE, check_inputs, check_overfitting
+from rose.layer.checks import AGREE, OVERFIT, check_inputs, check_overfitting
 from rose.layer.registry import label_of
 from rose.model.measure.layer_checks import CHECKS, check_layers
 
@@ -37,7 +37,6 @@ RANK = {"pass": 1, "look": 2, "fail": 3}
 
 def of_layer(study: Study, layer: str, *_: object) -> None:
     """The checks of one layer: inputs at once, chosen methods after a run."""
-    components.begin_restored(study)
     methods = st.multiselect(
         "Methods",
         list(rose.METHODS),
@@ -69,9 +68,8 @@ def of_layer(study: Study, layer: str, *_: object) -> None:
 def _offer(study: Study, request: LayerCheckRequest, run: LayerChecks | None) -> None:
     if run is not None:
         components.ended(run.job, NOT_KEPT)
-    cost, is_early = checking.estimate(study, request), study.calibration.tokens is None
-    icon, problem = ":material/play_arrow:", "The calibration tokens are not drawn yet." if is_early else ""
-    right = start_button("Measure this layer", "check-start", _start, study, request, problem=problem, icon=icon)
+    cost, icon = checking.estimate(study, request), ":material/play_arrow:"
+    right = start_button("Measure this layer", "check-start", _start, study, request, icon=icon)
     right.caption(
         f"Prunes by {words.count(len(request.methods), 'method')}, then measures each error from the tokens too, and "
         f"on ever more of them: about {components.lasting(cost)}, {words.size(cost.memory)} of memory."
@@ -111,6 +109,11 @@ def _checks(study: Study, layer: str, methods: list[str], findings: Findings | N
 
 def all_layers(study: Study) -> None:
     """The checks of every measured layer, by the chosen methods: a map, and a table with the worst first."""
+    if study.is_restored and study.job.status not in ("running", "done"):
+        _overfitting(study.records())
+        components.info("All other checks need the inputs of every layer.")
+        components.offer_inputs(study.setup, "checks-collect")
+        return
     measured = study.records().get("method", pd.Series()).unique()
     labels = {str(method): method_style(str(method)).label for method in measured}
     usual = [name for name in labels if name != "rose_global"] or list(labels)
@@ -134,6 +137,17 @@ def all_layers(study: Study) -> None:
     if study.job.status == "failed":
         components.error(f"The run stopped early: {study.job.message}")
     _table(table)
+
+
+def _overfitting(records: pd.DataFrame) -> None:
+    """The only check that needs no inputs, the worst layer first."""
+    table = records.assign(ratio=records["held_out_error"] / records["relative_error"])
+    table = table[table["ratio"] > OVERFIT].sort_values("ratio", ascending=False, kind="stable", ignore_index=True)
+    labels = table["method"].map(lambda name: method_style(name).label)
+    errors = {"held_out_error": ("Held-out error", "%.5f"), "relative_error": ("Calibration error", "%.5f")}
+    shown = {"layer": "Layer", "method": "Method", **errors, "ratio": ("Held-out over calibration", "%.2f")}
+    cells, alt = table.assign(layer=table["layer"].map(words.short_layer), method=labels), "Layers that overfit"
+    components.frame(cells, shown, "overfit_table", alt, list(table["layer"]))
 
 
 def _table(table: pd.DataFrame) -> None:

@@ -77,9 +77,9 @@ class LayerChecks(Run):
         lengths = prefix_lengths(study.setup.samples, study.setup.length)
         options = study.layer_options() | {"method": request.curve_method, "threshold": request.threshold}
         curve = CalibrationCurve(weight, held_out, lengths, **options)
-        loaded, tokens = study.loaded, study.calibration.tokens
+        loaded = study.loaded
         assert loaded is not None
-        assert tokens is not None
+        tokens = study.calibration.draw(study.setup, loaded)
         self._say(f"Running the model up to {request.layer}")
 
         def visit(inputs: Tensor) -> None:

@@ -70,6 +70,12 @@ def preflight(setup: Setup, skeleton: nn.Module, *, has_inputs: bool = False) ->
     return Preflight(cost, needed, psutil.virtual_memory().available, tuple(texts))
 
 
+def collecting(setup: Setup, skeleton: nn.Module, layers: Sequence[str] | None) -> float:
+    """Estimated seconds until the inputs of these layers, by name or pattern, are collected."""
+    samples = setup.samples + setup.held_out
+    return estimate_cost(skeleton, samples=samples, length=setup.length, layers=layers, sweeps=0).seconds
+
+
 def can_stream(model: str) -> bool:
     """Whether a model may be in safetensors files; a Hub id's files are not listed yet."""
     path = reachable(model)

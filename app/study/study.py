@@ -73,24 +73,30 @@ class Calibration:
         self.held_out: Tensor | None = None
         self.cautions: list[str] = []  # on the text that the tokens were drawn from
 
+    def draw(self, setup: Setup, loaded: LoadedModel) -> Tensor:
+        """The tokens, drawn by the first call."""
+        if self.tokens is None:
+            self.cautions = []
+            self.tokens, self.held_out = setup.draw(loaded.tokenizer, self.cautions.append)
+        return self.tokens
+
     def iterate(self, study: Study, loaded: LoadedModel) -> Iterator[TwoBlocks]:
         """Block by block: from memory where complete, else from the disk, else by running the model."""
         setup, files, job = study.setup, study.files, study.job
         with holding(self.lock, job):
             folder = cache.folder_of(setup, files)
             if not self.complete or self.files not in (None, files):
-                self.complete, self.files, self.cautions = False, files, []
-                self.tokens, self.held_out = setup.draw(loaded.tokenizer, self.cautions.append)
+                self.complete, self.files, self.tokens = False, files, None
+                self.draw(setup, loaded)
                 layers = loaded.network.select(setup.layer_patterns)
                 blocks = cache.read_blocks(folder, layers) if folder else None
                 self.blocks, self.complete = blocks or [], blocks is not None
             if self.complete:
                 yield from _again(self.blocks, loaded, job)
                 return
-            assert self.tokens is not None
-            options: dict[str, Any] = {"layers": setup.layer_patterns, "held_out": self.held_out}
+            tokens, options = self.draw(setup, loaded), {"layers": setup.layer_patterns, "held_out": self.held_out}
             with holding(loaded.lock, job):
-                for block in rose.visit_blocks(loaded.model, self.tokens, progress=study._follow(), **options):
+                for block in rose.visit_blocks(loaded.model, tokens, progress=study._follow(), **options):
                     self.blocks.append(block.to(HOME))
                     yield block, self.blocks[-1]
             self.complete = True
@@ -111,6 +117,17 @@ def _again(blocks: list[BlockStatistics], loaded: LoadedModel, job: Job) -> Iter
         for block in current:
             with loaded.network.residence.visit(block.block_index, HOME):
                 yield block, block
+
+
+class LayerInputs(Run):
+    """Collects the inputs of one layer; see `Study.collect`."""
+
+    def __init__(self, study: Study, layer: str) -> None:
+        super().__init__()
+        self.study, self.layer = study, layer
+
+    def _run(self, job: Job) -> None:
+        self.study.collect(self.layer, self)
 
 
 class Study(Run):
@@ -240,7 +257,7 @@ class Study(Run):
             statistics, held_out = statistics_of(layer, block.calibration), block.held_out.get(layer.name)
             if layer.name not in measured:
                 try:
-                    records = self._measure_layer(layer, statistics, held_out)
+                    records = self._measure_layer(layer, statistics, held_out, job)
                     pairs, options = list(FORETOLD.values()), self.layer_options()
                     forecasts = rose.forecasts(layer.weight, statistics, pairs, **options)
                     if id(statistics) not in conditions:  # layers that share an input share its Hessian
@@ -264,14 +281,42 @@ class Study(Run):
                 self._version += 1
 
     def _measure_layer(
-        self, layer: PrunableLayer, statistics: rose.InputStatistics, held_out: rose.InputStatistics | None
+        self, layer: PrunableLayer, statistics: rose.InputStatistics, held_out: rose.InputStatistics | None, job: Job
     ) -> list[rose.LayerRecord]:
         options = self.layer_options() | {"known": Known(layer.weight)}
         records = []
         for name, how in MEASURED.items():
-            self.job.check()  # each may take seconds
+            job.check()  # each may take seconds
             records.append(replace(measure_layer(layer, statistics, held_out, **options, **how), method=name))
         return records
+
+    def has_stored(self, layer: str) -> bool:
+        """Whether the inputs of a measured layer are in the example or on disk, so that the model need not run."""
+        folder, (record, *_) = cache.folder_of(self.setup, self.files), self._records[layer]
+        in_example = self.kept is not None and layer in self.kept.calibration
+        return in_example or (folder is not None and (folder / cache.BLOCK.format(record.block_index)).exists())
+
+    def collect(self, layer: str, run: Run) -> None:
+        """Collects the inputs of one layer of a restored study, where they are not stored; other layers stay as they
+        are."""
+        run._say("Loading the model")
+        loaded = self.loaded = self._load()
+        self._place_statistics(loaded)
+        if self.has(layer):
+            return
+        run._say(f"Collecting the inputs of {layer}")
+        chosen, calibration = loaded.network.select([layer]), self.calibration
+        folder = cache.folder_of(self.setup, self.files)
+        with holding(calibration.lock, run.job):
+            blocks = cache.read_blocks(folder, chosen) if folder else None
+            if blocks is None:
+                tokens = calibration.draw(self.setup, loaded)
+                options: dict[str, Any] = {"layers": [layer], "held_out": calibration.held_out}
+                with holding(loaded.lock, run.job):
+                    visited = rose.visit_blocks(loaded.model, tokens, progress=run._follow(), **options)
+                    blocks = [block.to(HOME) for block in visited]
+        for block in blocks:
+            self._measure(block, block, run.job)
 
     def layer_options(self, sparsity: str | None = None) -> dict[str, Any]:
         """Keyword arguments for `rose.prune_layer` that this set-up implies; `sparsity` replaces the set-up's."""
@@ -440,7 +485,8 @@ def error_on(inputs: rose.InputStatistics | None, weight: Tensor, pruned: Tensor
 def held_by(studies: Sequence[Study]) -> int:
     """Bytes of statistics and remembered results of these studies; what they share counts once."""
     blocks = [block for study in studies for block in study.calibration.blocks]
-    return held([[(block.calibration, block.held_out) for block in blocks], [study._memory for study in studies]])
+    streams = [(block.calibration, block.held_out) for block in blocks]
+    return held([streams, [(study._layers, study._memory) for study in studies]])
 
 
 def held(results: Any) -> int:

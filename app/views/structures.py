@@ -17,7 +17,6 @@ from app.runs.pruning import PROMPT
 from app.runs.slimming import Slimming, estimate
 from app.study.setup import weights_size
 from app.study.structures import Structures
-from rose.model.estimate import estimate_cost
 from rose.recipe.parts import SlimSettings
 from rose.rows import with_cautions
 from rose.structured.defaults import ALLOCATIONS
@@ -55,14 +54,7 @@ def _structures(kind: str) -> Structures | None:
     if study is not None and study.job.status == "running":  # its progress is beside the page
         components.while_running(study.job, lambda: None)
         return None
-    try:
-        model, samples, layers = shared.skeleton(setup.model), setup.samples + setup.held_out, setup.layer_patterns
-        seconds = estimate_cost(model, samples=samples, length=setup.length, layers=layers, sweeps=0).seconds
-    except rose.RoseError:
-        st.page_link(components.START_PAGE, label="Choose a model", icon=":material/tune:")
-        return None
-    label = f"Collect the inputs of your set-up, about {words.duration(max(1.0, seconds))}"
-    st.button(label, icon=":material/input:", key="structures-collect", on_click=session.start)
+    components.offer_inputs(setup, "structures-collect")
     return None
 
 
