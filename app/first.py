@@ -6,9 +6,11 @@ the example, from a file that `python -m tests.benchmarks.example_study first` m
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import threading
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from typing import Any
 import streamlit as st
 
 FILE = Path(__file__).with_name("first.json.gz")
-PAGES = ("layers", "layer", "order_lab")
+# By page: pixels that its choices will take, above the pictures, and the widths of its columns.
+PAGES = {"": (230, [5, 1.6]), "layers": (90, [1.3, 1]), "layer": (110, [1]), "order_lab": (110, [1.3, 1])}
 drawn = threading.Event()  # once a page has sent what it has, the server reads its modules
 ready = threading.Event()  # they are read
 
@@ -36,22 +39,33 @@ def draw(page: str, query: dict[str, str]) -> None:
         stored = pictures()
         layer = query.get("layer", stored.get("layer", ""))
         theme = "dark" if st.context.theme.type == "dark" else "light"
-        drawings = stored.get(theme, {}).get(page if page == "layers" else f"{page} {layer}", [])
+        drawings = stored.get(theme, {}).get("layers" if page in ("", "layers") else f"{page} {layer}", [])
         if drawings:
             st.title(stored["titles"][page])
-            places = st.columns([1.3, 1]) if len(drawings) == 2 else [st.container()]
-            for place, drawing in zip(places, drawings, strict=True):
-                with place:
-                    show(drawing)
+            st.container(height=PAGES[page][0], border=False)
+            place(page, drawings if page else drawings[:1])
     drawn.set()
 
 
-def of_layer(page: str, layer: str, theme: str) -> None:
-    """The picture of an example layer, while its inputs are read."""
-    for drawing in pictures().get(theme, {}).get(f"{page} {layer}", []):
-        show(drawing)
+def of_layer(page: str, layer: str, theme: str) -> bool:
+    """Shows the picture of an example layer, while its inputs are read; says whether there is one."""
+    drawings = pictures().get(theme, {}).get(f"{page} {layer}", [])
+    place(page, drawings)
+    return bool(drawings)
+
+
+def place(page: str, drawings: Sequence[dict[str, Any]]) -> None:
+    """Shows pictures where the page will have them; the left column of Order lab is for an order."""
+    columns = st.columns(PAGES[page][1])[1 if page == "order_lab" else 0 :]
+    for column, drawing in zip(columns, drawings, strict=False):
+        with column:
+            show(drawing)
 
 
 def show(picture: dict[str, Any]) -> None:
-    st.html(f'<div class="figure-title"><b>{picture["finding"]}</b><span>{picture["what"]}</span></div>')
-    st.plotly_chart(picture["figure"], theme=None, alt=picture["alt"], config={"displayModeBar": False})
+    """A drawing, not a figure: the browser has it before it has read Plotly."""
+    source = base64.b64encode(picture["svg"].encode()).decode()
+    st.html(
+        f'<div class="figure-title"><b>{picture["finding"]}</b><span>{picture["what"]}</span></div>'
+        f'<img class="first" alt="{picture["alt"]}" src="data:image/svg+xml;base64,{source}" style="width: 100%">'
+    )

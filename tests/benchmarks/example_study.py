@@ -18,10 +18,13 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pandas as pd
 import torch
 import transformers
+from playwright.sync_api import Page
+from plotly.offline import get_plotlyjs
 
 import rose
 from app import first
@@ -37,9 +40,13 @@ from app.words import short_layer
 from rose.layer.pattern import THRESHOLD
 from rose.model.run.rotation import value_heads
 from tests.benchmarks.common import arguments
+from tests.browser.conftest import chromium
 
 ROOT = Path(__file__).parents[2]
 LAYERS = 3  # whose statistics go along: 0.7 MB for each of the two streams of a layer with 576 inputs
+WIDTHS = {"layers": (492, 376), "layer": (884,), "order_lab": (376,)}  # pixels of a page's figures on a screen of 1280
+DRAW = """([figure, width]) => Plotly.toImage(
+  {...figure, layout: {...figure.layout, width}}, {format: "svg", width, height: figure.layout.height})"""
 WIDEST = 1024  # input channels of such a layer
 
 
@@ -77,8 +84,8 @@ def make_first() -> Path:
     table, saved = study.overview(0.5), study.kept
     assert saved is not None
     layers = sorted(saved.calibration, key=table.set_index("layer")["relative_range"].__getitem__, reverse=True)
-    titles = {"layers": "layers.py", "layer": "layer.py", "order_lab": "order_lab.py"}
-    content: dict[str, Any] = {"layer": layers[0], "titles": {name: _title(file) for name, file in titles.items()}}
+    titles = {page: _title(f"{page or 'start'}.py") for page in first.PAGES}
+    content: dict[str, Any] = {"layer": layers[0], "titles": titles}
     for theme in palette.INKS:
         look: dict[str, Any] = {"theme": theme, "marked_layer": layers[0]}
         content[theme] = {
@@ -92,7 +99,16 @@ def make_first() -> Path:
                 f"layer {layer}": [strips],
                 f"order_lab {layer}": [your_order.opening(study, layer, theme)],
             }
-        content[theme] = {page: [_packed(drawing) for drawing in drawings] for page, drawings in content[theme].items()}
+        with chromium() as browser:
+            page = browser.new_page()
+            page.add_script_tag(content=get_plotlyjs())
+            content[theme] = {
+                name: [
+                    _packed(drawing, page, width)
+                    for drawing, width in zip(drawings, WIDTHS[name.partition(" ")[0]], strict=True)
+                ]
+                for name, drawings in content[theme].items()
+            }
     first.FILE.write_bytes(gzip.compress(json.dumps(content).encode(), 9, mtime=0))
     return first.FILE
 
@@ -104,10 +120,12 @@ def _title(file: str) -> str:
     return title[1]
 
 
-def _packed(drawing: Any) -> dict[str, Any]:
+def _packed(drawing: Any, page: Page, width: int) -> dict[str, Any]:
+    """The drawing as SVG, this many pixels wide, and the words around it."""
     meta = drawing.figure.layout.meta
     texts = {part: html.escape(re.sub("<.*?>", "", meta[part])) for part in ("finding", "what")}
-    return texts | {"alt": drawing.alt, "figure": json.loads(untitled(drawing.figure).to_json())}
+    address = page.evaluate(DRAW, [json.loads(untitled(drawing.figure).to_json()), width])
+    return texts | {"alt": html.escape(drawing.alt), "svg": unquote(address.partition(",")[2])}
 
 
 def copied_numbers() -> pd.DataFrame:

@@ -86,7 +86,7 @@ def cold(browser: Browser, root: Path, path: str, cache: Path) -> float:
         page = browser.new_page(viewport={"width": 1280, "height": 800})
         began = time.perf_counter()
         page.goto(f"{address}/{path}")
-        page.locator(".js-plotly-plot .main-svg, .stMain svg, .stMain iframe").first.wait_for(timeout=PATIENCE)
+        page.locator(".js-plotly-plot .main-svg, img.first").first.wait_for(timeout=PATIENCE)
         took = time.perf_counter() - began
         page.close()
     return took
