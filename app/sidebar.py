@@ -50,11 +50,11 @@ def draw(page: str) -> None:
 def _setup(setup: Setup, *, is_measured: bool, with_sparsity: bool) -> None:
     model, sparsity = f"**{words.plain(setup.model)}**", f", sparsity {setup.sparsity}" if with_sparsity else ""
     text = words.plain(words.text_name(setup.text))
-    summary = f"{model}, {text}, {setup.samples} × {setup.length} tokens, seed {setup.seed}{sparsity}"
+    summary = f"Your set-up: {model}, {text}, {setup.samples} × {setup.length} tokens, seed {setup.seed}{sparsity}"
     unmeasured = f"The layers of {model} are not measured with the chosen set-up."
     with st.container(gap=None):
         st.caption(f"{summary}, block size {setup.block_size}" if is_measured else unmeasured)
-        st.page_link(components.START_PAGE, label="Change", icon=":material/tune:", help="Leads to the page Start.")
+        st.page_link(components.START_PAGE, label="Change on Start", icon=":material/tune:")
 
 
 def _follow_layer(study: Study) -> None:

@@ -74,7 +74,6 @@ def show(
         config={
             "displaylogo": False,
             "toImageButtonOptions": {"format": "png", "filename": key, "scale": 2},
-            "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"],
         },
     )
     if drawing.caption:

@@ -139,13 +139,14 @@ def pictures(
         finding = "Both models start from the same noise"
     else:
         finding = f"{list(rows)[-1]}: {percent(drift)} away from the dense model's pictures"
-    source = "both models from the same noise" if len(rows) > 1 else "from noise"
+    source = "all models from the same noise" if len(rows) > 1 else "from noise"
+    away = "" if drift is None else "Away: ‖x − x dense‖ / ‖x dense‖, mean over pictures."
     each = [(label, *pair) for label, row in rows.items() for pair in zip(names, row, strict=True)]
     table = pd.DataFrame(
         [(label, name, float(picture.mean()), float(np.linalg.norm(picture))) for label, name, picture in each],
         columns=["model", "picture", "mean", "norm"],
     )
-    return chart.done(finding, f"{pictures_a_row} garments, {source}; {when}", "", "Pictures side by side", table)
+    return chart.done(finding, f"{pictures_a_row} garments, {source}; {when}", away, "Pictures side by side", table)
 
 
 def drift_curve(

@@ -42,7 +42,10 @@ TWO_LEVEL, GLOBAL = "two-level order", "ROSE global"
 SAVED = "share of SparseGPT's {} error that {} saves, columnar or not"
 METRICS = {
     "relative_range": Metric(
-        "Relative range", "relative range", meaning="(max − min) / max of the blocks' losses per column in pre-pruning"
+        "Relative range",
+        "relative range",
+        meaning="relative range: (max − min) / max of what the blocks of columns would lose if the least important "
+        "weights went. In a columnar layer one block stands out",
     ),
     "column_variation": Metric(
         "Variation of column losses", "std / mean", meaning="standard deviation of the column losses over their mean"
@@ -129,7 +132,7 @@ def model_map(
     if name == "relative_range" and every["value"].notna().any():
         ringed = placed[placed["value"] > threshold].drop_duplicates(["block_index", "projection"])
         if len(ringed):
-            where, size = (ringed["block_index"], ringed["projection"]), 11 if grid.shape[1] <= 20 else 8
+            where, size = (ringed["block_index"], ringed["projection"]), 11 if grid.shape[1] <= 20 else 6
             chart.rings(*where, "columnar", size=size, showlegend=False)
         subtitle += f"; ringed: columnar, above {threshold:g}"
     if "dead_columns" in table and len(dead := table.assign(projection=row_of.tolist()).query("dead_columns > 0")):
@@ -144,7 +147,8 @@ def model_map(
     subtitle += f"; blank: {', '.join(blanks)}" if blanks else ""
     alt = f"Map of {measure.label.lower()} by {block} and {kind}"
     caption = f"{sentence(measure.meaning)}." if measure.meaning else ""
-    return chart.done(_map_finding(every, measure), subtitle, caption, alt, every.rename(columns={"value": name}))
+    finding = _map_finding(every, measure, threshold)
+    return chart.done(finding, subtitle, caption, alt, every.rename(columns={"value": name}))
 
 
 def expert_kinds(layers: Sequence[str]) -> list[str]:
@@ -228,7 +232,7 @@ def _colours(measure: Metric, values: pd.Series, name: str, theme: Theme) -> dic
     return {"colorscale": palette.SEQUENTIAL, "zmin": low, "zmax": high, "colorbar": bar}
 
 
-def _map_finding(rows: pd.DataFrame, measure: Metric) -> str:
+def _map_finding(rows: pd.DataFrame, measure: Metric, threshold: float) -> str:
     measured = rows.dropna(subset=["value"])
     if measured.empty:
         return f"{measure.label}: {'no layer measured yet' if rows.empty else 'no layer has one'}"
@@ -243,9 +247,11 @@ def _map_finding(rows: pd.DataFrame, measure: Metric) -> str:
     top = measured.loc[measured["value"].idxmax()]
     if not measured["value"].any():
         return f"{measure.label} is 0 in {out_of(layers, layers, 'layer')}"
+    if measure is METRICS["relative_range"]:
+        columnar = int((measured["value"] > threshold).sum())
+        return f"{sentence(out_of(columnar, layers, 'layer'))} {'is' if columnar < 2 else 'are'} columnar"
     verb = "are" if measure.label.endswith("numbers") else "is"
-    value = number(top["value"], 3 if measure.unit == "relative range" else 2)
-    return f"{measure.label} {verb} highest in {short_layer(top['layer'])}: {value}"
+    return f"{measure.label} {verb} highest in {short_layer(top['layer'])}: {number(top['value'], 2)}"
 
 
 def where_layers(rows: pd.DataFrame, kind: str) -> str:
@@ -295,45 +301,29 @@ def gain_scatter(
     if x == "relative_range":
         chart.figure.add_vline(x=threshold, line=chart.dashed)
         # Above the plot: inside it covers marks.
-        chart.note(f"columnar above {threshold:g}", x=threshold, y=1, yref="paper", yanchor="bottom")
+        above: dict[str, Any] = {"y": 1, "yref": "paper", "yanchor": "bottom", "bgcolor": "rgba(0,0,0,0)"}
+        chart.note(f"columnar above {threshold:g}", x=threshold, **above)
         chart.x(range=[-0.02, 1.04])
     chart.figure.add_hline(y=0, line={"color": chart.ink.text, "width": 1.5})
     chart.x(zeroline=False, **(PERCENT if along == 100 else {}))
     chart.y(**PERCENT, zeroline=False, rangemode="normal")  # marks at 0 are whole
-    better = len(rows[rows[column] > 0])
-    finding = f"{sentence(saved.who)} gains on {out_of(better, len(rows), 'layer')}"
+    best, columnar = rows.loc[rows[column].idxmax()], rows[rows["relative_range"] > threshold]
+    if best[column] > 0:
+        middle = 0.5 if x == "relative_range" else rows[x].max() / 2
+        side = {"xanchor": "left", "xshift": 10} if best[x] < middle else {"xanchor": "right", "xshift": -10}
+        label = f"{short_layer(best['layer'])}: {percent(best[column], 0)}"
+        chart.note(label, x=along * best[x], y=100 * best[column], **side)
+    finding = f"{sentence(saved.who)} gains on {out_of(len(rows[rows[column] > 0]), len(rows), 'layer')}"
+    if x == "relative_range":
+        share, where = percent(columnar[column].mean(), 0), count(len(columnar), "columnar layer")
+        finding = f"ROSE saves {share} in {where}"
+        finding = finding if len(columnar) else "No layer is columnar, so ROSE reorders none"
     subtitle = f"{'Held-out' if held else 'Calibration'} error saved against SparseGPT, a mark a layer"
     ranked = verdicts.rank_correlation(rows[x], rows[column])
     caption = "" if ranked is None else f"{verdicts.says_correlation(predictor.label, 'which layers gain', ranked)}."
     alt = f"Scatter chart of the error saved by {saved.who} against {predictor.label.lower()}"
     columns = list(dict.fromkeys(["layer", "block_index", "projection", "relative_range", x, column]))
     return chart.done(finding, subtitle, caption, alt, rows[columns].reset_index(drop=True))
-
-
-def range_bars(
-    table: pd.DataFrame, *, threshold: float = THRESHOLD, marked_layer: str | None = None, theme: Theme = "light"
-) -> Drawing:
-    """Relative range of a few layers as bars, highest first."""
-    rows = per_layer(table, "relative_range").dropna(subset=["value"])
-    rows = rows.sort_values("value", ascending=False, kind="stable")
-    if rows.empty:
-        raise RoseError("No layer has been measured yet; measure layers on the start page.")
-    chart = Chart(x="relative range", y="layer", height=170 + 28 * len(rows), theme=theme)
-    colours = np.where(rows["value"] > threshold, palette.TEAL, palette.SLATE)
-    colours[rows["layer"] == marked_layer] = palette.MARK
-    names, texts = rows["layer"].map(short_layer), rows["value"].map(number)
-    behind = {"marker": {"color": colours}, "customdata": rows["layer"], "orientation": "h"}
-    look, hover = Style(palette.TEAL, "relative range"), "%{customdata}<br>relative range %{x:.4g}"
-    chart.bars(rows["value"], names + "   <b>" + texts + "</b>", look, hover, **behind)
-    chart.figure.add_vline(x=threshold, line=chart.dashed)
-    chart.y(autorange="reversed", showgrid=False)
-    chart.x(range=[0, 1])
-    finding = f"{names.iloc[0]} has the highest relative range, {texts.iloc[0]}"
-    subtitle = f"Relative range of {count(len(rows), 'layer')}; dashed: threshold {threshold:g}"
-    caption = f"From {texts.iloc[0]} ({names.iloc[0]}) to {texts.iloc[-1]} ({names.iloc[-1]}), median "
-    caption += f"{number(rows['value'].median())}."
-    alt = "Bar chart of the relative range of layers"
-    return chart.done(finding, subtitle, caption, alt, rows.rename(columns={"value": "relative_range"}))
 
 
 # Two runs side by side

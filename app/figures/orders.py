@@ -27,7 +27,7 @@ NAME_OF_RUN = {
 SHARES = {"block": "equal shares", "layer": "one threshold", "own": "own shares"}  # by budget
 RANDOM = "random"
 SMOOTHED = 14  # parts of the columns whose mean a line of prices shows
-HELPLESS = "nobody helps"
+HELPLESS = "mean if nobody helps"
 NUMBERED, NAMED = 24, 8  # pruned blocks up to which each has its number below its bar, and its name too
 GIVEN = "given"  # of bases; and how sentences speak of the others
 SPOKEN = {"random": "a random basis", "gathered": "the gathered basis", "learned": "the learned basis"}
@@ -57,8 +57,7 @@ def error_curve(
     blocks, top = max(map(len, curves.values())) - 1, 1.06 * max(curve.max() for curve in curves.values()) or 1.0
     chart.x(count=blocks, range=[-0.02 * blocks, blocks * 1.02], zeroline=False)
     chart.y(top=top)
-    subtitle = f"Error so far after each pruned block{chart.of}, on {tokens} tokens"
-    subtitle += "; dotted: one threshold" if any(name.endswith(" + layer") for name in final) else ""
+    subtitle = f"{sentence(tokens)} error after each pruned block{chart.of}"
     alt = f"Line chart of the error against pruned blocks for {count(len(final), 'sweep')}"
     chart.label_ends(blocks, ends, top)
     best = min(final, key=final.__getitem__)
@@ -191,7 +190,7 @@ def price_lines(
     low, high = (pick(float(pick(line.y)) for line in chart.figure.data) for pick in (min, max))
     chart.x(range=[0, columns + 1], zeroline=False)
     chart.y(range=[low - 0.1, high + 0.3], zeroline=False)
-    finding = f"Every order has the same mean log price, {level:.2f}: it deals out, it does not save"
+    finding = f"Every order has the same mean log price, {level:.2f}: what one column saves, another pays"
     subtitle = f"Price d of each column{chart.of} as visited, running mean"
     subtitle += f"; dots: columns of block {chart.marked_block}" if chart.marked_block is not None and widths else ""
     caption = (
@@ -295,9 +294,12 @@ def order_budget_matrix(table: pd.DataFrame, **shared: Unpack[Look]) -> Drawing:
     finding = f"{run} has the least error, {printed.loc[best, budget]} of SparseGPT's"
     subtitle = f"Final error{chart.of} ÷ SparseGPT's (natural order, equal shares); below 1: less error"
     parts = (ratio["block"], ratio.loc["natural"], ratio.to_numpy(np.float64))
-    by_order, by_budget, by_both = (percent(1 - np.nanmin(part)) for part in parts)
+    by_order, by_budget, by_both = (percent(1 - np.nanmin(part), 0) for part in parts)
     caption = f"Order alone (equal shares) saves at most {by_order}, budget alone (in natural order) "
-    caption += f"{by_budget}, both together {by_both}.{spread}"
+    caption += f"{by_budget}, both together {by_both}."
+    if {RANDOM, "two_level"} <= set(ratio.index) and ratio["block"][RANDOM] < ratio["block"]["two_level"]:
+        caption += " With equal shares random order leaves less error than ROSE's: it mixes dear and cheap columns."
+    caption += spread
     data = ratio.reset_index().rename(columns={name: f"relative_error_{name}_budget_over_baseline" for name in ratio})
     return chart.done(finding, subtitle, caption, "Table of relative error by order and budget, coloured", data)
 

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from app import words
 from app.figures.palette import INKS, PALETTE, Theme
 
-FONT = "Source Sans, Segoe UI, sans-serif"  # Streamlit's; a name with a digit in it breaks labels in 3-D
+FONT = "Source Sans, Segoe UI, sans-serif"  # Streamlit's
 FONT_SIZE, TITLE_SIZE = 14, 18
 LINES = (58, 78)  # characters in a line of the title, and of the text below it, where it is part of the figure
 LOG_ABOVE = 10.0  # a spread beyond this needs a log axis, or the smallest values could not be told apart
@@ -66,8 +66,6 @@ def template(theme: Theme) -> go.layout.Template:
     lines = {"gridcolor": ink.grid, "linecolor": ink.muted, "zerolinecolor": ink.muted, "tickcolor": ink.muted}
     axis = lines | {"zerolinewidth": 1, "showline": True, "ticks": "outside", "tickfont": font, "automargin": True}
     axis["title"] = {"font": {"size": FONT_SIZE + 1}, "standoff": 8}
-    solid = "#d5d8de" if theme == "light" else "#43464f"  # WebGL ignores transparency of grid lines
-    scene = {"gridcolor": solid, "linecolor": ink.muted, "zerolinecolor": solid, "showbackground": False}
     hover = {"bgcolor": ink.hover, "bordercolor": ink.muted, "font": font | {"color": ink.text}, "namelength": -1}
     below = {"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yanchor": "bottom", "yref": "container"}
     # With the space above in pixels: a page may give the figure another height. Plotly's "top" is the first line's
@@ -81,7 +79,6 @@ def template(theme: Theme) -> go.layout.Template:
             "plot_bgcolor": clear,
             "xaxis": axis,
             "yaxis": axis | {"rangemode": "tozero"},
-            "scene": {"xaxis": scene, "yaxis": scene, "zaxis": scene},
             "hoverlabel": hover,
             "legend": below | {"font": font, "bgcolor": clear},
             "colorway": list(PALETTE),

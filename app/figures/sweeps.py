@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -20,9 +20,7 @@ from app.figures.shapes import BARE, CHOSEN, Chart, Look, Shrunk, ceiling, shrin
 from app.figures.style import ERROR, FONT_SIZE, Drawing
 from app.words import count, number, percent, sentence, whole
 from rose import LayerResult, verdicts
-
-Show = Literal["weights", "change"]
-UNITS: dict[Show, str] = {"weights": "|W|", "change": "|change|"}
+from rose.layer.order import visited_blocks
 
 FILM_CELLS = 1_100_000  # of all frames of a film together; a byte each, 4/3 bytes in base64
 MAX_FRAMES = 33
@@ -35,14 +33,12 @@ LOOKS = {"sweep": "sparsegpt", "refit": "rose_dealt", "stages": "rose_global", "
 # Sweeps
 
 
-def sweep_film(
-    results: Sequence[LayerResult], dense_energy: float, *, show: Show = "weights", **shared: Unpack[Look]
-) -> Drawing:
+def sweep_film(results: Sequence[LayerResult], dense_energy: float, **shared: Unpack[Look]) -> Drawing:
     """All steps as frames with play at three speeds, pause and a slider; at most 33, of 8-bit cells: below 2 MB."""
     blocks = len(results[0].order.widths)
     steps = sorted(set(np.linspace(0, blocks, min(blocks + 1, MAX_FRAMES)).round().astype(int).tolist()))
     cells = min(256, math.isqrt(FILM_CELLS // (len(results) * len(steps))))
-    drawn = {step: _draw(results, step, dense_energy, (show, cells), shared) for step in steps}
+    drawn = {step: _draw(results, step, dense_energy, cells, shared) for step in steps}
     figure, last = drawn[0].figure, drawn[blocks]
     traces = list(range(len(figure.data)))
     frames = []
@@ -59,8 +55,8 @@ def sweep_film(
     return Drawing(figure, caption, alt, last.data)
 
 
-def _draw(results: Sequence[LayerResult], step: int, energy: float, view: tuple[Show, int], shared: Look) -> Drawing:
-    """The sweeps after `step` blocks: matrices above, error so far below. `view`: weights or change, cells a side."""
+def _draw(results: Sequence[LayerResult], step: int, energy: float, cells: int, shared: Look) -> Drawing:
+    """The sweeps after `step` blocks: matrices above, error so far below. `cells`: a side."""
     blocks, sweeps = len(results[0].order.widths), len(results)
     curves = [so_far(result) / (energy or 1.0) for result in results]
     looks = [sweep_style(result) for result in results]
@@ -71,17 +67,18 @@ def _draw(results: Sequence[LayerResult], step: int, energy: float, view: tuple[
     grid |= {"vertical_spacing": 0.12, "horizontal_spacing": 0.05, "subplot_titles": titles}
     chart = Chart(height=TALL, headroom=20, **grid, **shared)
     chart.figure.update_annotations(font_size=FONT_SIZE + 1, yshift=2)
-    (top, note), *_ = [_matrix(chart, column, result, step, view) for column, result in enumerate(results, 1)]
+    (top, note), *_ = [_matrix(chart, column, result, step, cells) for column, result in enumerate(results, 1)]
+    for curve, look in zip(curves, looks, strict=True):
+        to_come = {"mode": "lines", "opacity": 0.35, "row": 2, "col": 1}
+        chart.line(np.arange(blocks + 1), curve, look._replace(dash="dot"), "", width=1.5, **to_come)
     for curve, look in zip(curves, looks, strict=True):
         hover = f"{look.label}<br>%{{x}} blocks pruned<br>error so far %{{y:.4g}}"
         chart.line(np.arange(step + 1), curve[: step + 1], look, hover, width=3, size=9, row=2, col=1)
     now, final = [float(curve[step]) for curve in curves], [float(curve[-1]) for curve in curves]
     below = {"row": 2, "col": 1}
     chart.x(title_text="pruned blocks", range=[-0.1, blocks + 0.1], count=blocks, zeroline=False, **below)
-    chart.y(top=max(final) * 1.08, title_text="error so far", **below)
-    subtitle = (
-        f"{UNITS[view[0]]}{chart.of} from 0 to {number(top)}, columns as visited; dimmed: pruned; pink: just pruned; "
-    )
+    chart.y(top=max(final) * 1.08, title_text="calibration error so far", **below)
+    subtitle = f"|W|{chart.of} from 0 to {number(top)}, columns as visited; dimmed: pruned; pink: just pruned; "
     subtitle += "bright: free"
     caption = f"{sentence(note)}." if "maximum" in note else ""
     columns = dict(zip(map(run_name, results), curves, strict=True))
@@ -89,17 +86,20 @@ def _draw(results: Sequence[LayerResult], step: int, energy: float, view: tuple[
     finding = _finding(looks, now, final, step, blocks)
     if sweeps == 1 and step == blocks and final[0] > 0:  # the title of a film, too
         adds = np.diff(curves[0])
-        share = percent(adds.max() / final[0], 0)
-        finding = f"Pruned block {adds.argmax() + 1} of {blocks} adds most: {share} of the error"
+        share, place = percent(adds.max() / final[0], 0), int(adds.argmax())
+        block = visited_blocks(results[0].plan, results[0].order)[place]
+        name = f"The block pruned as number {place + 1} of {blocks}"
+        name = name if block is None else f"Block {block}, pruned as number {place + 1} of {blocks},"
+        finding = f"{name} adds most: {share} of the error"
     alt = f"Heatmaps of the weights during {count(sweeps, 'sweep')}, with the error as it grows"
     return chart.done(finding, subtitle, caption, alt, table)
 
 
-def _matrix(chart: Chart, column: int, result: LayerResult, step: int, view: tuple[Show, int]) -> tuple[float, str]:
+def _matrix(chart: Chart, column: int, result: LayerResult, step: int, cells: int) -> tuple[float, str]:
     """Adds one heatmap with a veil on pruned columns; returns the end of its colours, and its cells in words."""
-    trace, order, at, (show, cells) = trace_of(result), result.order, {"row": 1, "col": column}, view
+    trace, order, at = trace_of(result), result.order, {"row": 1, "col": column}
     first, now = (to_numpy(trace.weights[k]) for k in (0, step))
-    values = np.abs(now if show == "weights" else now - first)
+    values = np.abs(now)
     done, place = np.zeros(values.shape[1], np.uint8), to_numpy(order.permutation)
     end = sum(order.widths[:step])
     done[place[:end]] = 1
@@ -107,17 +107,15 @@ def _matrix(chart: Chart, column: int, result: LayerResult, step: int, view: tup
         done[place[end - order.widths[step - 1] : end]] = 2
     values, done = values[:, place], done[place]
     shrunk = shrink(values, cells)
-    # From the dense weights for both, so that a change has the scale of the weights.
-    top = ceiling(shrink(np.abs(first), cells).array)[0] * (1.0 if show == "weights" else 0.5)
+    top = ceiling(shrink(np.abs(first), cells).array)[0]
     levels = np.ceil(np.clip(shrunk.array / top, 0, 1) * 255).astype(np.uint8)
     shrunk, least = shrunk._replace(array=levels), 0.5 / 255
     look: dict[str, Any] = {"zmax": 255, "showscale": False, "hoverinfo": "skip", "hovertemplate": None}
-    if show == "weights":
-        # Values below `least` of the scale have a colour of their own, so that only pruned cells have it.
-        colours, removed = sample_colorscale(palette.SEQUENTIAL, np.linspace(0, 1, 12).tolist()), REMOVED[chart.theme]
-        rest = [[least + (1 - least) * i / 11, c] for i, c in enumerate(colours)]
-        look["colorscale"] = [[0.0, removed], [least, removed], *rest]
-    chart.cells(shrunk, UNITS[show], **look, **at)
+    # Values below `least` of the scale have a colour of their own, so that only pruned cells have it.
+    colours, removed = sample_colorscale(palette.SEQUENTIAL, np.linspace(0, 1, 12).tolist()), REMOVED[chart.theme]
+    rest = [[least + (1 - least) * i / 11, c] for i, c in enumerate(colours)]
+    look["colorscale"] = [[0.0, removed], [least, removed], *rest]
+    chart.cells(shrunk, "|W|", **look, **at)
     rows, columns = values.shape
     # Cells are maxima, which rarely show a zero: what is done must be seen by its shade.
     shades = [(0.5, _clear(chart.ink.hover, DIMMED)), (1, _clear(palette.MARK, TINTED))]

@@ -11,14 +11,13 @@ import torch
 
 from app.figures import palette
 from app.figures.palette import Style
-from app.figures.shapes import Chart, Look, Marked, Shrunk, block_span, ceiling, colourbar, frame, shrink, to_numpy
+from app.figures.shapes import Chart, Look, Marked, Shrunk, block_span, ceiling, frame, shrink, to_numpy
 from app.figures.style import FONT_SIZE, LOG, PERCENT, Drawing
 from app.words import because, carries, count, number, percent, sentence, whole, without_massive
 from rose import OrderPlan, RoseError
 from rose.layer.columnar import Outlier, outlier
 from rose.layer.error import massive_channels
 
-SURFACE_CELLS = 160  # a side; a surface is drawn as triangles, several per cell
 STRIPS = {
     "weight norm": palette.BLUE,
     "input norm": palette.TEAL,
@@ -71,36 +70,6 @@ def weight_map(weight: Any, *, widths: Sequence[int] = (), **shared: Unpack[Mark
     caption = f"The largest weight is {number(shrunk.array.max())}, the median |W| is {number(_median(magnitude))}; "
     texts = finding, subtitle, f"{caption}{strongest}.", "the absolute weights"
     return _cells(chart, shrunk, magnitude.shape, "|W|", texts)
-
-
-def weight_surface(weight: Any, *, widths: Sequence[int] = (), **shared: Unpack[Marked]) -> Drawing:
-    """|W| as a surface over input channel × output channel (the paper's Figure 1b)."""
-    magnitude, chart = np.abs(to_numpy(weight)), Chart(height=560, **shared)
-    shrunk = shrink(magnitude, SURFACE_CELLS)
-    finding, strongest = _strongest_column(magnitude)
-    rows, columns = shrunk.array.shape
-    cells = {"z": shrunk.array.astype(np.float32), "x": np.arange(columns) * shrunk.columns}
-    scale = {"colorscale": palette.SEQUENTIAL, "cmin": 0, "colorbar": colourbar("|W|", len=0.7)}
-    hover = "input channel %{x}<br>output channel %{y}<br>|W| %{z:.4g}<extra></extra>"
-    chart.figure.add_surface(**cells, y=np.arange(rows) * shrunk.rows, **scale, hovertemplate=hover)
-    caption = f"Ridges along the output channels are strong input channels: {strongest}."
-    if chart.marked_block is not None:
-        caption += f" Block {chart.marked_block} stands between the two frames."
-        start, end = block_span(widths, chart.marked_block)
-        deep, top = len(magnitude) - 1, 0.6 * float(shrunk.array.max())
-        gate = {"y": [0, 0, deep, deep], "z": [0, top, top, 0], "line": {"color": palette.MARK, "width": 6}}
-        for edge in (start, end - 1):
-            chart.figure.add_scatter3d(x=[edge] * 4, mode="lines", hoverinfo="skip", **gate)
-    scene: dict[str, Any] = {"aspectratio": {"x": 1.5, "y": 1.1, "z": 0.6}}
-    scene["camera"] = {"eye": {"x": 1.2, "y": -1.6, "z": 0.85}, "center": {"x": 0, "y": 0, "z": -0.22}}
-    for axis, title in (("x", "input channel"), ("y", "output channel"), ("z", "")):  # the colour bar names z
-        scene[f"{axis}axis"] = {"tickfont": {"size": 12}, "title": {"text": title}}
-    scene["zaxis"]["rangemode"] = "tozero"
-    chart.figure.update_layout(scene=scene)
-    subtitle = f"|W|{chart.of} as a surface; {shrunk.note}"
-    alt = f"3-D surface of the absolute weights{chart.of} over input and output channel"
-    chart.margins = {"l": 8, "r": 8, "b": 8}
-    return chart.done(finding, subtitle, caption, alt, frame(shrunk))
 
 
 def _strongest_column(magnitude: np.ndarray) -> tuple[str, str]:

@@ -181,7 +181,7 @@ def offer_to_find(model: str) -> None:
         _read_as_stored()
 
     if is_hub_id(model):
-        st.caption(f"Asking sends this name to {HUB}, which sends the model's configuration.")
+        st.caption(f"This sends the name to {HUB} and downloads the model's configuration.")
         st.button("Ask the Hub", icon=":material/cloud_download:", on_click=look, args=(True,))
     else:
         st.button("Try again", icon=":material/refresh:", on_click=look, args=(False,))

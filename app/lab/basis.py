@@ -90,20 +90,8 @@ def _draw_bases(study: Study, layer: str, bases: dict[str, str], basis: str, sho
     }
     components.show(drawn[shown](**where), f"lab-basis-{shown}")
     components.show(losses.block_loss_bars(plan, **where), "lab-basis-blocks")
-    ranges = [
-        {
-            "Basis": BASES[name],
-            "Relative range": f"{plan.relative_range:.3f}",
-            "Columnar": "yes" if plan.is_columnar else "no",
-            "Error before compensation": words.number(_at_risk(plan)),
-        }
-        for name, (_, plan) in pictures.items()
-    ]
-    components.table(ranges, "Relative range of each basis, and the error before compensation")
-    st.caption(
-        "Error before compensation: the share of Σ S² that pre-pruning would remove. Learning makes that small "
-        "wherever the weights are, so the best basis need not be the most columnar one."
-    )
+    ranges = [f"{BASES[name].lower()} {plan.relative_range:.3f}" for name, (_, plan) in pictures.items()]
+    st.caption(f"Relative range by basis: {', '.join(ranges)}. The best basis need not be the most columnar one.")
 
 
 def _knows_heads(study: Study) -> bool:
@@ -201,12 +189,6 @@ def measure(study: Study, layer: str, basis: str, method: str, threshold: float 
         return result.relative_error, error_on(held_out, weight, result.weight)
 
     return study.remember(_key(basis, method, threshold), compute, ("bases", layer))
-
-
-def _at_risk(plan: rose.OrderPlan) -> float:
-    """Share of Σ S² that pre-pruning would remove: the error without compensation, were inputs uncorrelated."""
-    whole = float(plan.importance.double().square().sum())
-    return float(plan.potential_loss.double().square().sum()) / whole if whole else 0.0
 
 
 def _key(basis: str, method: str, threshold: float) -> tuple[Any, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import isnan
 from typing import Any
@@ -38,6 +38,7 @@ FORECAST = [
     (order, budget) for order in ("natural", "two_level", "dealt", "random:0", "global", "pivot") for budget in BUDGETS
 ]
 YOURS = "custom"
+Numbers = Callable[[Study, str], None]
 WHO_IS_WHO = (
     "SparseGPT: natural order, an equal share from every block. ROSE: two-level order (columns within blocks, then "
     "blocks, costliest first) where a layer is columnar, else SparseGPT. ROSE global: columns by loss over the whole "
@@ -45,13 +46,15 @@ WHO_IS_WHO = (
 )
 
 
-def require_layer(purpose: str, page: str) -> tuple[Study, str, rose.OrderPlan]:
-    """The chosen layer and its plan, after its numbers; until its inputs are read, the example's pictures of a page."""
+def require_layer(purpose: str, page: str, otherwise: Numbers | None = None) -> tuple[Study, str, rose.OrderPlan]:
+    """The chosen layer and its plan, after its numbers. Until its inputs are read, the example's picture of a page, or
+    what `otherwise` draws."""
 
     def meanwhile(study: Study, layer: str) -> None:
         key_figures(study, layer)
-        if study.is_example:
-            first.of_layer(page, layer, session.theme())
+        is_drawn = study.is_example and first.of_layer(page, layer, session.theme())
+        if otherwise and not is_drawn:
+            otherwise(study, layer)
 
     study, layer = components.require_layer(purpose, meanwhile)
     key_figures(study, layer)
@@ -106,7 +109,7 @@ def order_and_budget(study: Study, layer: str) -> None:
     chosen = st.multiselect(
         "Orders",
         order_names(),
-        default=["natural", "two_level", "dealt", "random", "global", "pivot"],
+        default=["natural", "two_level", "dealt", "random", "global", "pivot", "pivot_weighted"],  # as under Your order
         format_func=lambda name: f"{label(name)}, {SEEDS} seeds" if name == "random" else label(name),
         key="lab_matrix_orders",
         bind=URL,
@@ -130,7 +133,7 @@ def order_and_budget(study: Study, layer: str) -> None:
 
 def inside_sweep(study: Study, layer: str) -> None:
     """One sweep played, or two side by side, and what each block costs."""
-    pairs, show = _choose_sweeps()
+    pairs = _choose_sweeps()
     needed = len(pairs) * trace_bytes(study, layer)
     if needed > LARGEST_TRACE:
         components.warning(
@@ -143,16 +146,16 @@ def inside_sweep(study: Study, layer: str) -> None:
         return
     results = {pair: study.prune(layer, order=pair[0], budget=pair[1], trace=True) for pair in pairs}
     look = components.look(layer)
-    components.show(sweep_film(list(results.values()), dense_energy(study, layer), show=show, **look), "lab-sweep")
+    components.show(sweep_film(list(results.values()), dense_energy(study, layer), **look), "lab-sweep")
     for (order, budget), result in results.items():
         share, energy = inside(study, layer, order, budget), dense_energy(study, layer)
         drawn = orders.damage_split(result, share, energy=energy, **look)
         components.show(drawn, f"lab-damage-{budget}-{order.partition(':')[0]}")
 
 
-def _choose_sweeps() -> tuple[list[tuple[str, str]], Any]:
-    """Order and budget of the sweep, and of the sweep chosen to compare; and what is shown of weights."""
-    places = iter(st.columns(4))
+def _choose_sweeps() -> list[tuple[str, str]]:
+    """Order and budget of the sweep, and of the sweep chosen to compare."""
+    places = iter(st.columns(3))
 
     def choose(title: str, options: dict[str, str], key: str, index: int = 0) -> Any:
         shown = options.__getitem__
@@ -163,9 +166,8 @@ def _choose_sweeps() -> tuple[list[tuple[str, str]], Any]:
     budget = choose("Shares of blocks", BUDGETS, "lab_sweep_budget")
     comparisons = {"none": "Nothing", "order": "Natural order", "budget": "The other shares"}
     beside = choose("Beside it", comparisons, "lab_sweep_beside")
-    show = choose("Show", {"weights": "|W|", "change": "Change"}, "lab_show")
     other = {"order": ("natural", budget), "budget": (order, "layer" if budget == "block" else "block")}
-    return list(dict.fromkeys([(order, budget), *([other[beside]] if beside in other else [])])), show
+    return list(dict.fromkeys([(order, budget), *([other[beside]] if beside in other else [])]))
 
 
 def prices(study: Study, layer: str) -> None:

@@ -46,6 +46,8 @@ export default function ({data, parentElement, setTriggerValue}) {
       const left = starts[block] * step, wide = width * step;
       c.strokeStyle = data.ink.text;
       c.strokeRect(left + 0.5, TALL + 0.5, wide, 6);
+      c.fillStyle = data.ink.text;
+      if (wide > 50) c.fillText(data.names[block], left + 4, TALL + GAP - 5);
       const part = state.shares[block] / most(block), tall = LOW * part;
       c.fillStyle = data.ink.bar;
       c.globalAlpha = 0.75;

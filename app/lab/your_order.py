@@ -6,7 +6,6 @@ import contextlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,10 @@ from app.figures import palette
 from app.figures.shapes import to_numpy
 from app.figures.style import Drawing
 from app.lab.sections import BUDGETS, WHO_IS_WHO, label, outcomes
-from app.lab.sweeps import BASELINE, PlannedSweep, SweepResult, outcome, times
+from app.lab.sweeps import BASELINE, PlannedSweep, SweepResult, outcome
 from app.study.study import Study
-from rose import verdicts
 from rose.layer.loss import block_widths
-from rose.layer.registry import order_names
+from rose.layer.order import visited_blocks
 
 STRIP = st.components.v2.component(
     "own_order",
@@ -37,7 +35,8 @@ LONGEST_LINK = 400  # characters of an order in a link
 NUMBERS = re.compile(r"[\s,;\[\]]+")
 KEY = "lab-own-strip"
 OWN, BEST = "own", "best"
-CANDIDATES = (("pivot", "layer"), ("pivot_weighted", "layer"), ("global", "layer"))  # candidates for "Best known"
+RULES = ("natural", "two_level", "dealt", "random", "global", "pivot", "pivot_weighted")  # all are under Order × budget
+CANDIDATES = (("pivot", "layer"), ("pivot_weighted", "layer"), ("global", "layer"))  # for "Best tried"
 
 
 def own_state(study: Study, layer: str, plan: rose.OrderPlan) -> OwnOrder:
@@ -76,13 +75,12 @@ def _draw(study: Study, layer: str) -> None:
         return
     four, shown = leading(every), study.plan(layer, session.threshold())
     mine = four[0]
-    strip, table = st.columns([2.6, 1])
-    with strip:
+    hands, errors = st.columns([1.3, 1])
+    with hands:
         _strip(plan, mine, draft, layer)
-    with table:
-        _errors(shown, four)
-    _controls(study, layer, plan, draft, mine)
-    components.show(curves(shown, four, **components.look(layer)), "lab-own-curve")
+        _controls(study, layer, plan, draft, mine)
+    with errors:
+        components.show(curves(shown, four, theme=session.theme()), "lab-own-curve", fill=(420, "560px"))
     st.caption(WHO_IS_WHO)
 
 
@@ -98,10 +96,14 @@ def planned(order: rose.Order | str, budget: str | tuple[float, ...]) -> list[Pl
 
 
 def curves(plan: rose.OrderPlan, four: tuple[SweepResult, ...], **look: Any) -> Drawing:
+    """The four sweeps' errors block by block; their labels have the final errors."""
     mine, ordered, base, best = four
     best_name = figures.run_name(best.result)
-    names = {"two_level": _second(plan), best_name: f"Best known: {figures.run_style(best_name).label}"}
     runs = {"natural": base, "two_level": ordered, best_name: best, "custom": mine}
+    second = "ROSE" if plan.is_columnar else "Two-level order"
+    labels = ("SparseGPT {}", f"{second} {{}}", f"Best tried {{}}, {figures.run_style(best_name).label}", "Yours {}")
+    errors = words.apart(*(result.error for result in runs.values()))
+    names = {name: label.format(error) for name, label, error in zip(runs, labels, errors, strict=True)}
     tokens = "held-out" if mine.is_held_out else "calibration"
     lines = {name: result.curve for name, result in runs.items()}
     return figures.error_curve(lines, tokens=tokens, names=names, **look)
@@ -110,7 +112,7 @@ def curves(plan: rose.OrderPlan, four: tuple[SweepResult, ...], **look: Any) -> 
 def opening(study: Study, layer: str, theme: palette.Theme) -> Drawing:
     """What the section opens on: natural order as one's own."""
     every = [outcome(study, layer, sweep) for sweep in planned("natural", "block")]
-    return curves(study.plan(layer), leading(every), layer=words.short_layer(layer), theme=theme)
+    return curves(study.plan(layer), leading(every), theme=theme)
 
 
 def _strip(plan: rose.OrderPlan, mine: SweepResult, draft: OwnOrder, layer: str) -> None:
@@ -127,6 +129,7 @@ def _strip(plan: rose.OrderPlan, mine: SweepResult, draft: OwnOrder, layer: str)
         "prices": np.log(to_numpy(result.prices.price)).round(3).tolist(),
         "colours": palette.magnitude_colours(importance, theme),
         "widths": list(order.widths),
+        "names": ["mixed" if block is None else f"block {block}" for block in visited_blocks(plan, order)],
         "shares": list(mine.shares),
         "ratio": plan.pattern.ratio,
         "unit": plan.pattern.of or 1,
@@ -137,8 +140,9 @@ def _strip(plan: rose.OrderPlan, mine: SweepResult, draft: OwnOrder, layer: str)
     }
     STRIP(key=KEY, data=data, on_moved_change=_moved, on_shared_change=_shared)
     st.caption(
-        "Height: log price of a column where it stands now; colour: its importance. Click a block or drag over "
-        "columns, then drag them. " + ("" if grouped else "Below, drag a block's share; the others keep the sparsity.")
+        "Click a block or drag over columns, then drag them"
+        + ("" if grouped else "; below, drag shares")
+        + ". Height: log price; colour: importance."
     )
 
 
@@ -152,67 +156,37 @@ def _shared() -> None:
         change(budget=tuple(map(float, shares)))
 
 
-def _errors(plan: rose.OrderPlan, every: tuple[SweepResult, ...]) -> None:
-    """The four errors, and how each compares with SparseGPT's."""
-    mine, ordered, base, best = every
-    rows = {"Yours": mine, _second(plan): ordered, "SparseGPT": base, "Best known": best}
-    texts = words.apart(*(result.error for result in rows.values()))
-    tokens = "Calibration" if isnan(mine.held_out_error) else "Held-out"
-    table = [
-        {
-            f"{tokens} error": who,
-            "": f"**{text}**" if who == "Yours" else text,
-            "against SparseGPT": "" if result is base else against(result.error, base.error),
-        }
-        for (who, result), text in zip(rows.items(), texts, strict=True)
-    ]
-    components.table(table, "Errors of your order and of three others", "")
-    if mine.error < best.error and not verdicts.is_same(mine.error, best.error):
-        st.success("You are below the best order known here.", icon=":material/trophy:")
-
-
-def _second(plan: rose.OrderPlan) -> str:
-    return "ROSE" if plan.is_columnar else "Two-level order"
-
-
-def against(error: float, base: float) -> str:
-    change = times(error, base) - 1
-    return "the same" if verdicts.is_same(error, base) else ("" if change < 0 else "+") + words.percent(change)
-
-
 def _controls(study: Study, layer: str, plan: rose.OrderPlan, draft: OwnOrder, mine: SweepResult) -> None:
     widths, grouped = mine.result.order.widths, plan.pattern.is_grouped
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.selectbox(
             "Sort by",
-            order_names(),
+            RULES,
             index=None,
             placeholder="a rule",
             key="lab_own_rule",
             format_func=label,
             on_change=_tried(lambda: change(columns=sorted_by(plan, st.session_state.lab_own_rule)), "lab_own_rule"),
-            width=190,
+            width=132,
         )
         if not grouped:
             options = BUDGETS | {BEST: "Best by forecast", OWN: "Your own"}
-            st.session_state.lab_own_budget = draft.budget if isinstance(draft.budget, str) else OWN
+            is_best = draft.budget == st.session_state.get("lab_own_best")
+            st.session_state.lab_own_budget = (
+                draft.budget if isinstance(draft.budget, str) else BEST if is_best else OWN
+            )
             st.selectbox(
                 "Shares of blocks",
                 list(options),
                 key="lab_own_budget",
                 format_func=options.__getitem__,
                 on_change=lambda: change(budget=_budget(study, layer, draft, mine)),
-                help="Equal: each block gives up the same part. One threshold on w² d: cheap weights go, wherever they "
-                "stand.",
-                width=190,
+                width=132,
             )
-        with st.popover("Paste or upload", icon=":material/content_paste:"):
-            _paste(plan, draft, mine, widths)
         back, undo = not draft.past, lambda: st.session_state.update(lab_own=draft.undone())
         st.button("Undo", icon=":material/undo:", key="lab-own-undo", disabled=back, on_click=undo)
-        fresh = {"columns": tuple(range(len(draft.columns))), "budget": "block"}
-        is_fresh, reset = (draft.columns, draft.budget) == tuple(fresh.values()), lambda: change(**fresh)
-        st.button("Reset", icon=":material/restart_alt:", key="lab-own-reset", disabled=is_fresh, on_click=reset)
+        with st.popover("More", help="Paste, upload or download an order, or begin again"):
+            _paste(plan, draft, mine, widths)
     if problem := st.session_state.pop("lab_own_problem", ""):
         components.error(problem)
 
@@ -223,7 +197,8 @@ def _budget(study: Study, layer: str, draft: OwnOrder, mine: SweepResult) -> Any
     if chosen == BEST:
         options = study.layer_options() | {"order": draft.order(study.plan(layer))}
         best = rose.best_shares(study.weight(layer), study.statistics(layer), **options)
-        return tuple(best.shares.tolist())
+        st.session_state.lab_own_best = tuple(best.shares.tolist())
+        return st.session_state.lab_own_best
     return mine.shares if chosen == OWN else chosen
 
 
@@ -243,7 +218,9 @@ def _tried(act: Callable[[], None], clear: str = "") -> Callable[[], None]:
 
 
 def _paste(plan: rose.OrderPlan, draft: OwnOrder, mine: SweepResult, widths: tuple[int, ...]) -> None:
-    count = len(draft.columns)
+    count, fresh = len(draft.columns), {"columns": tuple(range(len(draft.columns))), "budget": "block"}
+    is_fresh, reset = (draft.columns, draft.budget) == tuple(fresh.values()), lambda: change(**fresh)
+    st.button("Reset", icon=":material/restart_alt:", key="lab-own-reset", disabled=is_fresh, on_click=reset)
     text = st.text_area("Columns in the order visited", write_columns(draft.columns), key="lab_own_columns")
     file = st.file_uploader("or a text file of them", ["txt", "csv", "json"], key="lab_own_file")
     st.button("Use this order", key="lab-own-use", on_click=_tried(lambda: _use_columns(plan, draft, text, file)))

@@ -1,6 +1,6 @@
 """Diffusion: what does pruning do to a picture?"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import streamlit as st
@@ -17,6 +17,7 @@ from rose.diffusion.evaluation import GARMENTS
 from rose.diffusion.steps import STEP_WEIGHTS, STEPS
 
 SPARSITIES = ("0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "2:4")
+COMPARED = 2  # earlier runs whose pictures stay beside the latest
 PICTURE, DRIFT, WEIGHTS, LAYERS = "Pictures", "Drift by step", "Step weights", "Columnar layers"
 
 
@@ -25,7 +26,11 @@ def draw() -> None:
     request = _choose()
     run: DiffusionRun | None = st.session_state.get("diffusion_run")
     _offer(request, run)
+    finished = st.session_state.setdefault("diffusion_finished", {example.diffusion().request: example.diffusion()})
+    if run is not None and run.job.status == "done":
+        finished[run.request] = run
     done = run if run is not None and run.job.status == "done" else example.diffusion()
+    others = [other for other in finished.values() if other is not done and other.request.noise == done.request.noise]
     shown = done.request
     label = (
         f"{rose.METHODS[shown.method].label}, {shown.sparsity}, {figures.WEIGHTINGS[shown.step_weights].label.lower()}"
@@ -36,7 +41,7 @@ def draw() -> None:
     else:
         components.example(label, " of a packaged transformer that draws garments from noise in 20 steps")
     sections: dict[str, Callable[[DiffusionRun], None]] = {
-        PICTURE: _pictures,
+        PICTURE: partial(_pictures, others[-COMPARED:]),
         DRIFT: _drift,
         LAYERS: _layers,
         WEIGHTS: partial(_weights, request),
@@ -62,7 +67,7 @@ def _offer(request: DiffusionRequest, run: DiffusionRun | None) -> None:
     running, (_, problem) = session.sees_at_work(run), attempt(request.check)
     takes = (
         f"Layers are pruned like a language model's, with Hessians summed over the {STEPS} steps of {request.samples} "
-        "pictures; takes a few seconds."
+        "pictures. One sweep takes some seconds; methods that refit or revise a mask take about a minute."
     )
     is_over = run is None or run.job.status == "done"
     place = start_button(
@@ -76,18 +81,22 @@ def _offer(request: DiffusionRequest, run: DiffusionRun | None) -> None:
             follow(run, "diffusion", ". The dense model was not changed.", every=0.5)
 
 
-def _pictures(done: DiffusionRun) -> None:
+def _pictures(others: Sequence[DiffusionRun], done: DiffusionRun) -> None:
+    """The dense model's pictures, those of earlier runs from the same noise, and those of the run that is shown."""
     assert done.dense is not None
-    assert done.pruned is not None
     assert done.drift is not None
     step = st.slider("Denoising steps done", 0, STEPS, STEPS, **linked("diffusion_step"), help="0 is pure noise.")
-    name = f"{rose.METHODS[done.request.method].label} {done.request.sparsity}"
-    states = [
-        (trajectory.states[step] if step < len(trajectory.states) else trajectory.pictures)[:, 0].numpy()
-        for trajectory in (done.dense, done.pruned)
-    ]
+    trajectories = {"Dense": done.dense}
+    for run in (*others, done):
+        weights = "" if run.request.step_weights == DiffusionRequest.step_weights else f", {run.request.step_weights}"
+        assert run.pruned is not None
+        trajectories[f"{rose.METHODS[run.request.method].label} {run.request.sparsity}{weights}"] = run.pruned
+    rows = {
+        name: (trajectory.states[step] if step < len(trajectory.states) else trajectory.pictures)[:, 0].numpy()
+        for name, trajectory in trajectories.items()
+    }
     drawing = figures.pictures(
-        dict(zip(("Dense", name), states, strict=True)),
+        rows,
         GARMENTS[:PICTURES],
         step,
         time=done.dense.times[step] if step < STEPS else None,
@@ -125,12 +134,16 @@ def _layers(done: DiffusionRun) -> None:
     assert done.report is not None
     table, summary = done.report.layers, done.report.summary
     threshold = float(summary["threshold"])
-    st.markdown(f"**Columnar layers: {table['is_columnar'].sum()} of {len(table)}.**")
     drawing = maps.model_map(table, threshold=threshold, block="transformer block", theme=session.theme())
     components.show(drawing, "diffusion-map")
-    components.cautions(done.report.remarks)
+    components.cautions([remark for remark in done.report.remarks if "held out" not in remark])  # nothing ever is here
     pruned, every = (words.whole(summary[name]) for name in ("weights", "denoiser_weights"))
-    st.caption(f"Pruned: {pruned} of {every} weights; embeddings, modulation and the patch convolution stay dense.")
+    sizes = table["rows"] * table["columns"]
+    zeros = words.percent(float((table["sparsity"] * sizes).sum() / sizes.sum()), 0)
+    st.caption(
+        f"The {len(table)} pruned layers hold {pruned} of {every} weights, and {zeros} of these are zero. Embeddings, "
+        "modulation and the patch convolution stay dense."
+    )
 
 
 draw()

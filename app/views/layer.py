@@ -4,13 +4,12 @@ from collections.abc import Callable
 from math import isnan
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 import rose
 from app import components, session, words
 from app.components import URL, look
-from app.figures import losses, maps, methods, orders, palette, weights
+from app.figures import losses, methods, orders, palette, weights
 from app.figures.style import Drawing
 from app.forms import prune_choices
 from app.lab import sections
@@ -20,18 +19,17 @@ from app.study.study import Study
 
 NO_BLOCK = "none"
 ORDERS = {"rose": "ROSE", "two_level": "Two-level", "global": "Global", "pivot": "Pivot"}
-COMPARED = 4  # layers that are compared before the user chooses
 Section = Callable[[Study, str, rose.OrderPlan, int | None], None]
 
 
 def draw() -> None:
     st.title("Layer: what makes it columnar, or not?")
-    study, layer, plan = sections.require_layer("Here you see one layer in depth", "layer")
+    study, layer, plan = sections.require_layer("Here you see one layer in depth", "layer", error)
     with st.container(horizontal=True, vertical_alignment="center"):
         section = components.section(SECTIONS, "section")
         block = choose_block(plan)
     SECTIONS[section][1](study, layer, plan, block)
-    expander = st.expander("More: weights, spectrum, blocks, other layers, checks", key="layer_more", bind=URL)
+    expander = st.expander("More: numbers, weights, spectrum, blocks, checks", key="layer_more", bind=URL)
     if expander.open:
         with expander:
             name = components.section(MORE, "more", "More")
@@ -112,30 +110,23 @@ def order(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> 
     components.show(orders.price_lines(shown, widths=plan.block_width, **options), "layer-prices")
 
 
-def error(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
-    method_errors(study.overview(session.threshold()).query("layer == @layer"), "layer-errors")
-
-
-def method_errors(table: pd.DataFrame, key: str) -> None:
-    """Errors of each method in these layers, held out where there are any, and both in a table."""
+def error(study: Study, layer: str, *_: object) -> None:
+    """Errors of each method, held out where there are any, and both in a table."""
+    table = study.overview(session.threshold()).query("layer == @layer")
     records = tables.error_records(table)
     column = "held_out_error" if table["held_out_sparsegpt"].notna().any() else "relative_error"
-    components.show(methods.method_errors(records, column=column, theme=session.theme()), key)
-    labels = records["method"].map(lambda name: palette.method_style(name).label)
-    records = records.assign(layer=records["layer"].map(words.short_layer), method=labels)
+    components.show(methods.method_errors(records, column=column, theme=session.theme()), "layer-errors")
+    records = records.assign(method=records["method"].map(lambda name: palette.method_style(name).label))
     errors = {"held_out_error": ("Held-out error", "%.5f"), "relative_error": ("Calibration error", "%.5f")}
-    shown = {"layer": "Layer", "method": "Method", **errors}
-    components.frame(records, shown, f"{key}-numbers", "Relative error of each method")
+    components.frame(records, {"method": "Method", **errors}, "layer-errors-numbers", "Relative error of each method")
 
 
 # More
 
 
 def show_weights(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
-    shown = components.section({"map": "Heatmap", "surface": "3-D surface"}, "weights_as", "Weights as")
-    draw = weights.weight_map if shown == "map" else weights.weight_surface
-    drawn = draw(study.weight(layer), widths=plan.block_width, **look(layer, marked_block=block))
-    components.show(drawn, f"layer-weights-{shown}")
+    options = look(layer, marked_block=block)
+    components.show(weights.weight_map(study.weight(layer), widths=plan.block_width, **options), "layer-weights")
 
 
 def spectrum(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
@@ -166,22 +157,6 @@ def blocks(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) ->
     components.frame(tables.column_table(plan, plan.order, block), shown, "block-columns", alt)
 
 
-def compare(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
-    """Layers side by side: the chosen layer and the highest relative ranges, or the chosen layers."""
-    table = study.overview(session.threshold())
-    ranked = table.sort_values("relative_range", ascending=False, kind="stable")["layer"].tolist()
-    chosen = st.multiselect(
-        "Beside this layer",
-        [name for name in table["layer"] if name != layer],
-        default=[name for name in ranked if name != layer][: COMPARED - 1],
-        format_func=words.short_layer,
-        key=f"compare-{study.created}-{layer}",
-    )
-    rows = table[table["layer"].isin([layer, *chosen])]
-    components.show(maps.range_bars(rows, **components.look_over()), "compare-ranges")
-    method_errors(rows, "compare-errors")
-
-
 def numbers(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
     row = study.overview(session.threshold()).set_index("layer").loc[layer]
     natural, ordered = (words.number(row[f"error_{name}"]) for name in ("sparsegpt", "rose"))
@@ -208,7 +183,6 @@ MORE: dict[str, tuple[str, Section]] = {
     "weights": ("Weights", show_weights),
     "spectrum": ("Spectrum", spectrum),
     "blocks": ("Blocks", blocks),
-    "compare": ("Compare layers", compare),
     "trust": ("Trust", trust.of_layer),
 }
 

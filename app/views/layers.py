@@ -19,6 +19,7 @@ from rose.layer.checks import OVERFIT
 from rose.layer.pattern import THRESHOLD
 
 OWN = "own"
+FILL = (390, "660px")  # pixels above and below the figures, and their limit
 NAMED = 6  # decoder blocks that a sentence lists, of one projection
 
 
@@ -37,30 +38,29 @@ def draw() -> None:
 
 
 def results(study: Study, table: pd.DataFrame) -> None:
-    summary, chooses, slides = st.columns([2.2, 1.2, 1])
+    st.markdown(columnar(table))
+    for line in differences(study, table, session.pruning()):
+        st.caption(words.plain(line))
+    chooses, slides = st.columns([1.3, 1])
     with chooses:
         names = mapped(table)
         label: Any = lambda name: maps.metric(name).label  # noqa: E731
         metric = st.selectbox("Map of", names, format_func=label, key="metric", bind=URL) or names[0]
     with slides:
         choose_threshold()
-    with summary:
-        st.markdown(columnar(table))
-        for line in differences(study, table, session.pruning()):
-            st.caption(words.plain(line))
     table = with_own(study, table) if metric == OWN else table
+    metric = metric if metric in table else "relative_range"
     left, right = st.columns([1.3, 1])
     look = components.look_over()
     with left:
-        if metric in table:
-            drawing = maps.model_map(
-                table, metric, experts=experts(study), layers=study.layer_names, left_out=study.left_out, **look
-            )
-            components.show(drawing, "layers-map", on_select=components.pick_layer)
+        drawing = maps.model_map(
+            table, metric, experts=experts(study), layers=study.layer_names, left_out=study.left_out, **look
+        )
+        components.show(drawing, "layers-map", on_select=components.pick_layer, fill=FILL)
     with right:
         try:
             scatter = maps.gain_scatter(table, metric if metric in maps.FORETELL else "relative_range", **look)
-            components.show(scatter, "layers-scatter", on_select=components.pick_layer)
+            components.show(scatter, "layers-scatter", on_select=components.pick_layer, fill=FILL)
         except rose.RoseError as problem:
             components.info(problem)
     if session.layer():
@@ -71,8 +71,7 @@ def results(study: Study, table: pd.DataFrame) -> None:
     expander = st.expander(trust_line(study.records(), len(cautions)), icon=icon, key="layers_trust", bind=URL)
     if expander.open:
         with expander:
-            components.cautions(cautions)
-            components.begin_restored(study)
+            st.markdown("\n".join(f"- {words.plain(caution)}" for caution in cautions))
             trust.all_layers(study)
     expander = st.expander("All numbers", icon=":material/table:", key="layers_table", bind=URL)
     if expander.open:
@@ -113,17 +112,29 @@ def experts(study: Study) -> str | None:
 
 
 def columnar(table: pd.DataFrame) -> str:
-    """How many layers are columnar, and how many would be at the default threshold."""
+    """Which layers are columnar, what ROSE's order saves there, and the layer in which it would save most."""
     threshold, layers = session.threshold(), table[table["is_columnar"]]
     which, verb = words.sentence(words.out_of(len(layers), len(table), "layer")), "is" if len(layers) < 2 else "are"
-    places = []  # "4, 5, 18 and 19 · self_attn.o_proj", kinds of layers in the model's order
-    for kind, rows in layers.groupby(layers["projection"].map(maps.map_row), sort=False):
+    kinds, places = table["projection"].map(maps.map_row), []
+    for kind, rows in layers.groupby(kinds, sort=False):  # in the model's order
         blocks = list(dict.fromkeys(str(index) for index in rows["block_index"]))
-        rest = f" and {len(blocks) - NAMED} more" if len(blocks) > NAMED else ""
-        places.append(f"{', '.join(blocks[:NAMED])}{rest} · {words.plain(kind)}")
-    text = f"**{which} {verb} columnar** above {threshold:g}{': ' if places else ''}{'; '.join(places)}."
-    if threshold != THRESHOLD:
-        text += f" At {THRESHOLD:g}, ROSE's own, {words.word(int((table['relative_range'] > THRESHOLD).sum()))}."
+        listed = f"{', '.join(blocks)} · " if len(blocks) <= NAMED else f"{len(rows)} of {(kinds == kind).sum()} "
+        places.append(listed + words.plain(kind))
+    by_default = words.word(int((table["relative_range"] > THRESHOLD).sum()))
+    own = f" (ROSE's own threshold, {THRESHOLD:g}, gives {by_default})"
+    text = f"**{which} {verb} columnar** above {threshold:g}{own * (threshold != THRESHOLD)}"
+    text += f"{': ' if places else ''}{'; '.join(places)}."
+    gain = "held_out_gain" if table.get("held_out_gain", pd.Series()).notna().any() else "gain"
+    if gain not in table or not table[gain].notna().any():
+        return text
+    kind, best = "held-out" if gain.startswith("held") else "calibration", table.loc[table[gain].idxmax()]
+    if len(layers):
+        share = words.percent(layers[gain].mean(), 0)
+        text += f" There ROSE's order saves {share} of SparseGPT's {kind} error; in all others ROSE is SparseGPT."
+    if not best["is_columnar"] and best[gain] > 0:
+        brief = f"not columnar{', ' * bool(best['cautions'])}{best['cautions']}"
+        share, where = words.percent(best[gain], 0), words.plain(words.short_layer(best["layer"]))
+        text += f" Order would save most, {share}, in {where} ({brief})."
     return text
 
 
@@ -166,14 +177,14 @@ def exact(study: Study, table: pd.DataFrame) -> None:
         "block_index": st.column_config.NumberColumn("Decoder block", pinned=True),
         "projection": st.column_config.TextColumn("Projection", pinned=True),
         OWN: OWN,
-        "relative_range": (label("relative_range"), "%.2f"),
+        "relative_range": (label("relative_range"), "%.3f"),
         "is_columnar": st.column_config.CheckboxColumn("Columnar"),
         "column_variation": (label("column_variation"), "%.2f"),
         **{name: (label(name), SHARE) for name in shares},
         **{name: (label(name), "%.4f") for name in errors},
         "condition": ("Condition number of H", "scientific"),
         **{name: words.sentence(name.replace("_", " ")) for name in ("rows", "columns", "dead_columns")},
-        "live_range": ("Range without dead columns", "%.2f"),
+        "live_range": ("Range without dead columns", "%.3f"),
         "damping": ("Damping used", "%g"),
         "cautions": "Cautions",
     }

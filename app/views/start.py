@@ -82,13 +82,14 @@ def offer(button: DeltaGenerator, expected: DeltaGenerator, edited: Setup, study
         on_click=study_form.measure,
         args=(edited,),
         disabled=there or cannot,
-        help="They are measured already. Change something first." if there else None,
         key="measure",
     )
     with expected:
         if outdated:
             st.warning("The files of this model or text have changed since; measure again.", icon=":material/update:")
-        if not there and estimated == edited:
+        if there and not running:
+            st.caption("These layers are measured already. Change something to measure again.")
+        elif not there and estimated == edited:
             show_estimate(edited, estimate)
     return not there and estimated != edited
 
@@ -168,7 +169,7 @@ def beside(study: Study, table: pd.DataFrame) -> None:
         st.page_link("views/prune.py", label="Prune this model", icon=":material/content_cut:")
     st.page_link("views/learn.py", label="New to pruning? Learn how", icon=":material/school:")
     if study.is_example and study.kept is not None:
-        st.caption(f"A finished example, measured with {study.kept.made_with}.")
+        st.caption("A finished example, which comes with the app.", help=f"Measured with {study.kept.made_with}.")
 
 
 draw()

@@ -78,10 +78,11 @@ def test_from_the_start_to_one_layer(open_page: OpenPage, expected: Expected) ->
     page.get_by_role("link", name="See all layers at a glance").click()
     expect(page.get_by_role("heading", name="Layers: which are columnar, and does order matter there?")).to_be_visible()
     expect(page.get_by_text("One of five layers is columnar above 0.5: 18 · self_attn.o_proj.")).to_be_visible()
-    expect_finding(page, r"^Relative range is highest in 18 · self_attn\.o_proj: ")
+    expect_finding(page, "^One of five layers is columnar")
     thumb = page.get_by_role("slider", name=re.compile("Columnar above"))
     thumb.press("End")
-    expect(page.get_by_text("None of five layers is columnar above 1. At 0.5, ROSE's own, one.")).to_be_visible()
+    none = "None of five layers is columnar above 1 (ROSE's own threshold, 0.5, gives one)."
+    expect(page.get_by_text(none)).to_be_visible()
     thumb.press("Home")
     expect(page.get_by_text(re.compile("All five layers are columnar above 0"))).to_be_visible()
     settle(page)

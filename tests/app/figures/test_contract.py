@@ -78,7 +78,6 @@ FORECASTS = pd.DataFrame(
 )
 LARGE: dict[str, Callable[..., Drawing]] = {  # figures of one layer
     "weight_map": lambda x: weights.weight_map(x.weight, widths=x.plan.block_width, marked_block=2),
-    "weight_surface": lambda x: weights.weight_surface(x.weight),
     "hessian_diagonal": lambda x: weights.hessian_diagonal(
         x.statistics.diagonal, added=1.0, widths=x.plan.block_width, marked_block=2
     ),
@@ -164,7 +163,7 @@ def hold(drawing: Drawing, theme: palette.Theme) -> None:
     assert layout.template.layout.paper_bgcolor == palette.INKS[theme].page
     _large_enough(figure.to_plotly_json())
     for trace in figure.data:
-        if trace.type in ("heatmap", "surface"):
+        if trace.type == "heatmap":
             assert isinstance(trace.z, np.ndarray)
             assert trace.z.dtype in (np.float32, np.uint8)
             assert max(trace.z.shape) <= shapes.MAX_CELLS
@@ -191,12 +190,12 @@ def test_figures_of_a_large_layer_stay_small(name, large):
 
 
 def _large_enough(tree: object) -> None:
-    """No text below 14 px outside the 3-D axes, whose labels have their own scale."""
+    """No text below 14 px."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             if key in ("font", "tickfont", "textfont") and isinstance(value, dict) and "size" in value:
                 assert value["size"] >= 14, value
-            elif key != "scene":
+            else:
                 _large_enough(value)
     elif isinstance(tree, (list, tuple)):
         for value in tree:

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from app.figures import maps, palette, shapes
+from app.words import percent, short_layer
 from rose.verdicts import rank_correlation
 from tests.app.figures.test_contract import below, title
 
@@ -31,7 +32,7 @@ def test_map_rings_columnar_layers_and_leaves_the_rest_blank(layers):
     drawing = maps.model_map(layers, layers=ALL, marked_layer="model.layers.2.mlp.down_proj")
     (box,) = drawing.figure.layout.shapes
     assert (box.x0, box.x1, box.y0, box.y1, box.line.color) == (1.5, 2.5, 1.5, 2.5, palette.MARK)
-    assert title(drawing) == "Relative range is highest in 3 · self_attn.o_proj: 0.900"
+    assert title(drawing) == "Two of twelve layers are columnar"
     assert "not yet (3 of 15)" in below(drawing)
     heat, marks, rings = drawing.figure.data
     assert heat.z.shape == (3, 5)
@@ -79,14 +80,14 @@ def test_experts_one_by_one_have_an_axis():
 
 
 @pytest.mark.parametrize(
-    ("x", "y", "who"),
+    ("x", "y", "says"),
     [
-        ("relative_range", "gain", "Two-level order"),
-        ("forecast_gain", "held_out_gain", "Two-level order"),
-        ("forecast_global_gain", "held_out_global_gain", "ROSE global"),
+        ("relative_range", "gain", "ROSE saves {} in two columnar layers"),
+        ("forecast_gain", "held_out_gain", "Two-level order gains on eight of twelve layers"),
+        ("forecast_global_gain", "held_out_global_gain", "ROSE global gains on eight of twelve layers"),
     ],
 )
-def test_scatter_shows_gain_against_its_predictor(layers, x, y, who):
+def test_scatter_shows_gain_against_its_predictor(layers, x, y, says):
     table = layers.assign(forecast_gain=layers["gain"] / 2, forecast_global_gain=np.linspace(0, 0.2, 12))
     table = table if y == "gain" else table.assign(**{y: np.linspace(-0.1, 0.2, 12)})
     drawing = maps.gain_scatter(table, x)
@@ -94,12 +95,14 @@ def test_scatter_shows_gain_against_its_predictor(layers, x, y, who):
     for row in table.to_dict("records"):
         along = 100 if x.startswith("forecast") else 1  # shares are drawn in per cent
         assert shown[row["layer"]] == pytest.approx((along * row[x], 100 * row[y]), abs=1e-6)
-    assert title(drawing) == f"{who} gains on {'two' if y == 'gain' else 'eight'} of twelve layers"
+    assert title(drawing) == says.format(percent(table.query("relative_range > 0.5")[y].mean(), 0))
     ranked = rank_correlation(table[x], table[y])
     assert ranked is not None
     assert f"rank correlation {ranked}" in drawing.caption
     notes = [note.text for note in drawing.figure.layout.annotations]
-    assert notes == (["columnar above 0.5"] if x == "relative_range" else [])
+    best = table.loc[table[y].idxmax()]
+    label = f"{short_layer(best['layer'])}: {percent(best[y], 0)}"
+    assert notes == (["columnar above 0.5", label] if x == "relative_range" else [label])
 
 
 def test_each_metric_has_its_own_scale_and_name(layers):
@@ -154,9 +157,3 @@ def test_experts_of_two_runs_share_a_row_with_the_largest():
         assert heat.z.shape == (2, 2)
         assert "layers.0.mlp.experts.6.up_proj" in marked.customdata
         assert len(drawing.data) >= len(rows)
-
-
-def test_range_bars_are_sorted_and_answer_with_names(layers):
-    (bar,) = maps.range_bars(layers).figure.data
-    assert list(bar.customdata)[:2] == ["model.layers.3.self_attn.o_proj", "model.layers.1.self_attn.o_proj"]
-    assert bar.x.tolist() == sorted(layers["relative_range"], reverse=True)

@@ -186,7 +186,7 @@ def test_matrix_separates_order_and_budget():
     assert "#ffffff" in heat.text[1][1], "on the dark end of the scale"
     assert "#000000" in heat.text[0][0], "on its light middle"
     assert title(drawing) == "ROSE global has the least error, 0.750 of SparseGPT's"
-    assert "budget alone (in natural order) 10.0\u202f%, both together 25.0\u202f%." in drawing.caption
+    assert "budget alone (in natural order) 10\u202f%, both together 25\u202f%." in drawing.caption
     with pytest.raises(rose.RoseError, match="choose a sparsity above 0"):
         orders.order_budget_matrix(table.assign(relative_error=0.0))
 
@@ -218,9 +218,6 @@ def test_film_marks_pruned_cells_and_their_error(lab):
     for result, line in zip(results, frames[3].data[-2:], strict=True):
         assert line.y[-1] == pytest.approx(result.relative_error, rel=1e-3)
     assert (line.name, line.marker.symbol[-5:]) == ("Natural, one threshold", "-open")
-    change = sweeps.sweep_film(results[:1], lab.energy, show="change").figure.frames
-    assert not change[0].data[0].z.any()
-    assert change[1].data[0].z[:, 8:].any(), "columns still free have moved"
     figure = sweeps.sweep_film([lab.results["natural"]], lab.energy).figure
     assert [frame.name for frame in figure.frames] == ["0", "1", "2", "3"]
     assert all(frame.data[0].z.dtype == np.uint8 for frame in figure.frames)

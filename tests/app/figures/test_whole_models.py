@@ -118,7 +118,6 @@ def test_pictures_stand_in_rows_with_a_gap():
         (lambda _, records: methods.method_errors(records.head(0)), "No error"),
         (lambda *_: sensitivity.damage_scatter(BLOCK_DAMAGES), "takes five units that each cost the model something"),
         (lambda layers, _: maps.model_map(layers.drop(columns="condition"), "condition"), "no condition number of H"),
-        (lambda layers, _: maps.range_bars(layers.head(0)), "measure layers on the start page"),
         (lambda layers, _: maps.gain_scatter(layers.head(0)), "measure more layers"),
         (lambda *_: methods.over_seeds_bars(over_seeds({"rose": [20, 30]}), "0.5"), r"No run at sparsity 0\.5"),
     ],

@@ -55,7 +55,7 @@ def test_views_show_the_finished_run(finished):
     assert "Log decrease" in figures(view(finished, "Step weights"))[0]
     shown = view(finished, "Columnar layers")
     columnar = int(finished.report.layers["is_columnar"].sum())
-    assert f"**Columnar layers: {columnar} of 24.**" in texts(shown)
+    assert f"{words.sentence(words.out_of(columnar, 24, 'layer'))} " in titles(shown)[0]
     assert "of 1 795 585 weights" in texts(shown)
 
 

@@ -1,7 +1,6 @@
 """The Layer page: every picture draws, the marked block is marked everywhere, and the numbers are the engine's."""
 
 import json
-import re
 from dataclasses import replace
 from urllib.parse import parse_qs
 
@@ -21,7 +20,6 @@ from tests.app.tiny_study import BLOCK, COLUMNAR, WIDTH, figures, measured_study
 pytestmark = pytest.mark.usefixtures("placed")
 
 PAGE = "views/layer.py"
-PLAIN = "model.layers.0.mlp.gate_proj"
 
 
 def test_key_figures_of_a_columnar_layer(study):
@@ -65,7 +63,6 @@ def test_link_to_prune_asks_for_what_the_study_has_measured(study):
         ({"section": "Losses", "loss_map": "Potential loss"}, ["Potential loss L of 1 · self_attn.o_proj"]),
         ({"section": "Order and prices"}, ["Two-level: pruning starts in block 3", "the same mean log price"]),
         ({"more": "Weights"}, ["Columnar", "|W| of 1 · self_attn.o_proj"]),
-        ({"more": "Weights", "weights_as": "3-D surface"}, ["Columnar", "|W| of 1 · self_attn.o_proj as a surface"]),
         ({"more": "Blocks"}, ["Columnar because", "Columnar: relative range"]),
     ],
 )
@@ -100,15 +97,6 @@ def test_column_table_of_a_narrow_last_block():
     assert list(table["column"]) == [8, 9]
     ranks = [1 + int((plan.column_loss > plan.column_loss[column]).sum()) for column in (8, 9)]
     assert list(table["rank"]) == ranks
-
-
-def test_layers_are_compared_with_the_most_columnar(study):
-    app = open_page(PAGE, study, layer=PLAIN, layer_more="true", more="Compare layers")
-    assert len(json.loads(figures(app)[1])["data"][0]["y"]) == 4
-    (beside,) = [one for one in app.multiselect if "compare" in one.key]
-    beside.set_value([COLUMNAR]).run()
-    names = json.loads(figures(app)[1])["data"][0]["y"]
-    assert [re.sub(" +<b>.*", "", name) for name in names] == ["1 · self_attn.o_proj", "0 · mlp.gate_proj"]
 
 
 def test_model_made_smaller_has_the_heads_that_are_left():

@@ -46,11 +46,13 @@ def test_table_and_findings_match_the_study(study):
     assert list(expected["held_out_global_gain"]) == pytest.approx(list(saved))
     assert expected.query("is_columnar")["layer"].tolist() == [COLUMNAR]
     assert "**One of 21 layers is columnar** above 0.5: 1 · self_attn.o_proj." in texts(app)
-    top = expected["relative_range"].max()
-    better = words.word(int((expected["held_out_gain"] > 0).sum()))
-    shown_range = f"Relative range is highest in 1 · self_attn.o_proj: {words.number(top)}"
-    assert findings(app) == [shown_range, f"Two-level order gains on {better} of 21 layers"]
-    assert "**None of 21 layers is columnar** above 1. At 0.5, ROSE's own, one." in texts(numbers(study, threshold="1"))
+    share = words.percent(expected.query("is_columnar")["held_out_gain"].mean(), 0)
+    assert findings(app) == [
+        "One of 21 layers is columnar",
+        f"ROSE saves {share} in one columnar layer",
+    ]
+    none = "**None of 21 layers is columnar** above 1 (ROSE's own threshold, 0.5, gives one)."
+    assert none in texts(numbers(study, threshold="1"))
 
 
 def test_experts_share_rows_or_have_an_axis():
@@ -80,8 +82,7 @@ def test_threshold_updates_columnar_layers_at_once(study):
     app = numbers(study)
     app.slider(key="threshold_widget").set_value(threshold).run()
     some = words.sentence(words.out_of(many, 21, "layer"))
-    assert f"**{some} are columnar** above {threshold:g}: " in texts(app)
-    assert "At 0.5, ROSE's own, one." in texts(app)
+    assert f"**{some} are columnar** above {threshold:g} (ROSE's own threshold, 0.5, gives one): " in texts(app)
     assert app.query_params["threshold"] == f"{threshold:g}"
     assert app.main.dataframe[0].value["is_columnar"].sum() == many
 
