@@ -19,7 +19,8 @@ import streamlit as st
 
 FILE = Path(__file__).with_name("first.json.gz")
 # By page: pixels that its choices will take, above the pictures, and the widths of its columns.
-PAGES = {"": (230, [5, 1.6]), "layers": (90, [1.3, 1]), "layer": (110, [1]), "order_lab": (110, [1.3, 1])}
+SIDE_BY_SIDE = [1.3, 1.0]
+PAGES = {"": (230, [5.0, 1.6]), "layers": (90, SIDE_BY_SIDE), "layer": (110, [1.0]), "order_lab": (110, SIDE_BY_SIDE)}
 drawn = threading.Event()  # once a page has sent what it has, the server reads its modules
 ready = threading.Event()  # they are read
 

@@ -94,7 +94,8 @@ class Calibration:
             if self.complete:
                 yield from _again(self.blocks, loaded, job)
                 return
-            tokens, options = self.draw(setup, loaded), {"layers": setup.layer_patterns, "held_out": self.held_out}
+            tokens = self.draw(setup, loaded)
+            options: dict[str, Any] = {"layers": setup.layer_patterns, "held_out": self.held_out}
             with holding(loaded.lock, job):
                 for block in rose.visit_blocks(loaded.model, tokens, progress=study._follow(), **options):
                     self.blocks.append(block.to(HOME))
