@@ -23,7 +23,8 @@ import rose
 from rose.commands import Output, command, terminal
 from rose.files import beside, expand
 from rose.layer.registry import order_names
-from rose.model.inspect import SAME, TensorFiles, compare_files, inspect_file, to_json, tree
+from rose.model import inspect as tensors
+from rose.model.inspect import ROUNDED, SAME, TensorFiles, compare_files, inspect_file
 from rose.model.load.stored import INDEX, weight_files
 from rose.model.network.layers import LOW_RANK_FILE
 from rose.model.packaged import PACKAGED
@@ -33,10 +34,11 @@ from rose.output import check_file, check_output, write_file
 from rose.recipe.file import PREVIOUS, Recipe
 from rose.recipe.tools import App, Export, Inspect, Models, Pack, Unpack, WriteReport
 from rose.rows import csv_text
-from rose.wording import count, number, size, whole
+from rose.wording import number, size, whole
 
 WIDTH = 140  # letters of a line of the tree
 SHOWN = 10  # tensors that have a line of their own
+LESS = 0.95  # of the stored bits, below which those are named that the values use
 DIFFERENCES = ["name", "status", "moved", "change", "cosine", "rows", "columns"]
 
 
@@ -98,13 +100,18 @@ def inspect(spec: Inspect, console: Console) -> None:
     if spec.output:
         write_file(spec.output, csv_text(table))
     if spec.json_file:
-        write_file(spec.json_file, to_json(table, texts))
-    notable = table if spec.other is None else table[table["status"] != SAME]
+        write_file(spec.json_file, tensors.to_json(table, texts))
     if spec.other is None:
+        terminal.say(*tensors.says_file(table))
         _print_file(spec.file, table)
     else:
-        _print_difference(spec.file, spec.other, table, notable)
-    notable = notable[notable["says"] != ""]
+        terminal.say(tensors.says_differences(table))
+        table = table[~table["status"].isin((SAME, ROUNDED))]
+        if len(table):
+            shown = table.sort_values("change", ascending=False)[DIFFERENCES]
+            shown = shown.map(lambda x: "–" if pd.isna(x) else number(x) if isinstance(x, float) else x)
+            terminal.print_table(shown, "Tensors that differ")
+    notable = table[table["says"] != ""]
     terminal.say(*(f"{row.name}: {row.says}" for row in notable.head(SHOWN).itertuples(index=False)))
     if len(notable) > SHOWN:
         terminal.say(f"… and {len(notable) - SHOWN} more, which --output FILE.csv has")
@@ -113,27 +120,19 @@ def inspect(spec: Inspect, console: Console) -> None:
 
 
 def _print_file(name: str, table: pd.DataFrame) -> None:
-    numbers, stored = int(table["numbers"].sum()), int(table["stored"].sum())
-    top = Tree(Text(f"{name}: {count(len(table), 'tensor')}, {whole(numbers)} numbers, {size(stored)}"))
+    top = Tree(Text(f"{name}: {whole(int(table['numbers'].sum()))} numbers"))
     branches: dict[str, Tree] = {"": top}
-    for row in tree(table).itertuples(index=False):
+    for row in tensors.tree(table).itertuples(index=False):
         before, _, last = row.name.rpartition(".*.")
         if before not in branches:
             branches[before] = top.add(Text(f"{before}.*"))
-        bits = "" if pd.isna(row.true_bits) else f", {number(row.true_bits)} bits, {row.zeros} zeros {row.pattern}"
-        many = f"{row.tensors} of " if row.tensors > 1 else ""
-        branches[before].add(Text(f"{last}: {many}{row.shape}, {row.kind}, {size(row.stored)}{bits}".rstrip()))
+        many, weights = f"{row.tensors} of " if row.tensors > 1 else "", ""
+        if not pd.isna(row.true_bits):
+            grid = f" ({number(row.true_bits)} used)" if row.true_bits < LESS * row.bits else ""
+            weights = f", {number(row.bits)} bits{grid}, {row.zeros} zeros {row.pattern}".rstrip()
+        own = f", stored as {row.stored_as}" if row.stored_as != row.name else ""
+        branches[before].add(Text(f"{last}: {many}{row.shape}, {row.kind}, {size(row.stored)}{weights}{own}"))
     Output(highlight=False, width=WIDTH).print(top)
-
-
-def _print_difference(name: str, other: str, table: pd.DataFrame, differing: pd.DataFrame) -> None:
-    counts = ", ".join(f"{number} {status}" for status, number in table["status"].value_counts().items())
-    moved = int((table["moved_to"].fillna("") != "").sum())
-    elsewhere = f"{count(moved, 'tensor')} in a file of another name" if moved else ""
-    terminal.say(f"{name} and {other}: {counts}", elsewhere)
-    if len(differing):
-        shown = differing.sort_values("change", ascending=False)[DIFFERENCES]
-        terminal.print_table(shown.map(lambda x: "–" if pd.isna(x) else number(x) if isinstance(x, float) else x), "")
 
 
 def pack(spec: Pack, console: Console) -> None:

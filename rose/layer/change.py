@@ -265,9 +265,13 @@ def _multiples(parts: Tensor) -> int | None:
 
 def _few_values(parts: Tensor) -> int | None:
     """Levels of a grid with an offset: the most different values of any group, (groups, columns)."""
-    values = 1 + int((parts.sort(1).values.diff(dim=1) != 0).sum(1).max())
-    places = int((parts != 0).sum(1).median())
-    return next((levels for levels in LEVELS if values <= levels and 2 * levels <= places), None)
+    places, levels = int((parts != 0).sum(1).median()), None
+    for some in (parts[:TELLING], parts):  # a few groups nearly always have too many values
+        values = 1 + int((some.sort(1).values.diff(dim=1) != 0).sum(1).max())
+        levels = next((levels for levels in LEVELS if values <= levels and 2 * levels <= places), None)
+        if levels is None:
+            break
+    return levels
 
 
 def common_value(weight: Tensor) -> float:

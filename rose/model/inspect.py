@@ -1,7 +1,8 @@
 """What is in a file of tensors, and how two differ: safetensors (one file, shards, packed) and GGUF; no model is built.
 
-Tensors are read in runs of rows, so that no file and no large tensor is in memory whole. The numbers come from
-`rose.layer.change`, which checks of checkpoints use, too.
+Tensors of GGUF files have the names and the order of rows of the model that they are loaded into. Tensors are read in
+runs of rows, so that no file and no large tensor is in memory whole. The numbers come from `rose.layer.change`, which
+checks of checkpoints use, too.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,19 +26,19 @@ from torch import Tensor
 from rose.errors import RoseError
 from rose.files import reachable
 from rose.interrupt import stop_point
-from rose.layer.change import FactsOf, WeightChange, WeightFacts, change_by_rows, weight_facts
+from rose.layer.change import STANDS_OUT, FactsOf, WeightChange, WeightFacts, change_by_rows, weight_facts
 from rose.model.check.verdicts import says_parts, says_pattern
-from rose.model.formats.gguf import Reader, dequantized
+from rose.model.formats.gguf import Place, Reader, dequantized, places_in
 from rose.model.formats.packed import TensorFile
+from rose.model.load.models import load_skeleton
 from rose.model.load.stored import StoredTensor, weight_files
 from rose.model.packaged import PACKAGED
-from rose.wording import count, listing, number, percent, whole
+from rose.wording import count, listing, number, out_of, percent, sentence, size, whole
 
 Tell = Callable[[float, str], object]  # the share that is done, and the name of the tensor at hand
 RUN = 2**21  # numbers that are read at once
 WHOLE = 2**25  # numbers of the largest tensor in which parts that differ are sought
 LONGEST_TEXT = 10**5  # characters of a text that are shown
-WIDEST = 4096  # smaller side of the largest matrix whose singular values are computed
 TEXTS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 PATTERNS = ("chat_template*", "LICENSE*", "NOTICE*", "README*")
 PRUNED = 0.01  # share of zeros below which a pattern says nothing
@@ -55,6 +56,7 @@ class TensorFiles(ExitStack):
         packaged = PACKAGED[str(place)].path() if str(place) in PACKAGED else None
         self.place = packaged or reachable(place)
         self.tensors: dict[str, StoredTensor] = {}
+        self.stored_as: dict[str, str] = {}  # names in the file, of GGUF
         self._pieces: dict[str, Callable[[], Iterator[Tensor]]] = {}  # runs of rows by tensor
         self._metadata: dict[str, str] = {}
         try:
@@ -68,12 +70,17 @@ class TensorFiles(ExitStack):
             raise RoseError(f"{place} cannot be read ({problem}); get the file again.") from problem
 
     def _read_gguf(self) -> None:
-        reader = Reader(str(self.place))
+        reader, places = Reader(str(self.place)), {}
+        with suppress(RoseError, NotImplementedError):  # without a known model, names are the file's
+            model = load_skeleton(str(self.place))
+            places = places_in(model, reader.tensors, str(reader.fields["general.architecture"].contents()))
         for tensor in reader.tensors:
-            shape = tuple(int(size) for size in reversed(tensor.shape))
+            shape, order = tuple(int(size) for size in reversed(tensor.shape)), np.arange(len(tensor.data))
+            place = places.get(tensor.name) or Place(tensor.name, shape, order)
             kind, stored = tensor.tensor_type.name, int(tensor.n_bytes)
-            self.tensors[tensor.name] = StoredTensor(self.place, kind, shape, stored)
-            self._pieces[tensor.name] = partial(_gguf_runs, tensor, shape)
+            self.tensors[place.name] = StoredTensor(self.place, kind, place.shape, stored)
+            self._pieces[place.name] = partial(_gguf_runs, tensor, place)
+            self.stored_as[place.name] = tensor.name
         for name, field in reader.fields.items():
             value = field.contents() if len(field.data) == 1 else f"{whole(len(field.data))} items"
             self._metadata[name] = str(value)
@@ -134,10 +141,14 @@ class TensorFiles(ExitStack):
         return texts
 
 
-def _gguf_runs(tensor: Any, shape: tuple[int, ...]) -> Iterator[Tensor]:
-    step = max(1, len(tensor.data) * RUN // math.prod(shape)) if len(shape) > 1 else len(tensor.data)
+def _gguf_runs(tensor: Any, place: Place) -> Iterator[Tensor]:
+    if place.order is None:
+        assert place.convert is not None
+        yield torch.from_numpy(np.array(place.convert()))
+        return
+    step = max(1, len(tensor.data) * RUN // tensor.n_elements) if len(place.shape) > 1 else len(tensor.data)
     for start in range(0, len(tensor.data), step):
-        yield torch.from_numpy(np.array(dequantized(tensor, slice(start, start + step))))
+        yield torch.from_numpy(np.array(dequantized(tensor, place.order[start : start + step])))
 
 
 def _bits(kind: str) -> int:
@@ -150,28 +161,28 @@ def inspect_file(files: TensorFiles, tell: Tell = lambda _share, _name: None) ->
     """What every tensor is, a row each; `tell` may raise to stop.
 
     Returns:
-        name, kind, shape, file, numbers, stored (bytes), bits (stored, a number), true_bits (of the apparent grid, or
-        16 where 32 hold no more), zeros, sparsity, pattern, not_finite, norm, largest, largest_at, zero_rows,
-        zero_columns, odd_rows, odd_columns (how many), and says (sentences on anything unusual). Tensors of integers
-        have the first seven.
+        name, stored_as (the name in the file), kind, shape, file, numbers, stored (bytes), bits (stored, a number),
+        true_bits (of the apparent grid, or 16 where 32 hold no more), zeros, sparsity, pattern, not_finite, norm,
+        largest, largest_at, zero_rows, zero_columns, odd_rows, odd_columns (how many), says (sentences on what should
+        not be), and norms (on odd rows and columns). Tensors of integers have the first eight.
     """
     rows, done, total = [], 0, sum(entry.count for entry in files.tensors.values()) or 1
     for name, entry in files.tensors.items():
         tell(done / total, name)
         facts = weight_facts(files.runs(name), entry.matrix) if files.has_weights(name) else None
-        rows.append(_row(name, entry, facts))
+        rows.append(_row(name, files.stored_as.get(name, name), entry, facts))
         done += entry.count
     return pd.DataFrame(rows)
 
 
-def _row(name: str, entry: StoredTensor, facts: WeightFacts | None) -> dict[str, Any]:
+def _row(name: str, stored_as: str, entry: StoredTensor, facts: WeightFacts | None) -> dict[str, Any]:
     bits = 8 * entry.stored / max(1, entry.count)
     row: dict[str, Any] = {
-        "name": name, "kind": entry.kind, "shape": " × ".join(map(str, entry.shape)), "file": entry.path.name,
-        "numbers": entry.count, "stored": entry.stored, "bits": bits,
+        "name": name, "stored_as": stored_as, "kind": entry.kind, "shape": " × ".join(map(whole, entry.shape)),
+        "file": entry.path.name, "numbers": entry.count, "stored": entry.stored, "bits": bits,
     }  # fmt: skip
     if facts is None:
-        return row | {"says": ""}
+        return row | {"says": "", "norms": ""}
     true_bits = min(bits, 16.0) if facts.format_of_16_bits else bits
     if facts.grid is not None and facts.shape[0] > 1:  # the levels of the grid, and a scale of 16 bits
         true_bits = min(bits, math.log2(facts.grid.levels) + 16 / (facts.grid.group or facts.shape[1]))
@@ -179,14 +190,33 @@ def _row(name: str, entry: StoredTensor, facts: WeightFacts | None) -> dict[str,
     row |= {"not_finite": facts.not_finite, "norm": facts.norm, "largest": facts.largest}
     counted = ("zero_rows", "zero_columns", "odd_rows", "odd_columns")
     row |= {"largest_at": ", ".join(map(str, facts.largest_at))} | {name: len(getattr(facts, name)) for name in counted}
-    return row | {"says": says_facts(facts)}
+    return row | dict(zip(("says", "norms"), _remarks(facts), strict=True))
 
 
-def says_facts(facts: WeightFacts) -> str:
-    """What stands out in a tensor, as sentences; "" where nothing does."""
-    texts = [f"{count(facts.not_finite, 'number')} NaN or infinite."] if facts.not_finite else []
+def says_file(table: pd.DataFrame, name: Callable[[str], str] = str) -> list[str]:
+    """Sentences on whether anything stands out in a file, by `inspect_file`; `name` shows the name of a tensor."""
+    stored, numbers = float(table["stored"].sum()), max(1, int(table["numbers"].sum()))
+    unusual, odd = table[table["says"] != ""], int((table["norms"] != "").sum())
+    total = f"{size(stored)}, {number(8 * stored / numbers)} bits a number"
+    if unusual.empty:
+        absent = "no NaN or infinity, no empty rows or columns, no broken pattern"
+        texts = [f"Nothing stands out: {count(len(table), 'tensor')}, {total}, {absent}."]
+    else:
+        worst = unusual.sort_values("not_finite", ascending=False, kind="stable").iloc[0]
+        verb = "stands out" if len(unusual) == 1 else "stand out; the worst"
+        texts = [f"{sentence(out_of(len(unusual), len(table), 'tensor'))} {verb}: {name(worst['name'])}. "]
+        texts[0] += f"{sentence(worst['says'])} In all {total}."
+    if odd:
+        times = f"above {STANDS_OUT:.0f} times the median or below a quarter of it"
+        texts.append(f"Some norms of rows or columns are {times} in {count(odd, 'tensor')}; this alone is no fault.")
+    return texts
+
+
+def _remarks(facts: WeightFacts) -> tuple[str, str]:
+    """What should not be in a tensor, and which rows and columns have unusual norms, as sentences; "" for none."""
+    texts, unusual = [f"{count(facts.not_finite, 'number')} NaN or infinite."] if facts.not_finite else [], []
     if facts.zeros == facts.size:
-        return " ".join([*texts, "All numbers are zero."])
+        return " ".join([*texts, "All numbers are zero."]), ""
     if facts.pattern.broken:
         texts.append(f"{count(facts.pattern.broken, 'group')} with more than {facts.pattern.keep} nonzeros.")
     if min(facts.shape) > 1:
@@ -197,8 +227,8 @@ def says_facts(facts: WeightFacts) -> str:
                 times = {place: float(norms[place] / norms[norms > 0].median()) for place in odd}
                 most = max(odd, key=lambda place: abs(math.log(times[place])))
                 many = f" have unusual norms; {axis} {whole(most)}" if len(odd) > 1 else ""
-                texts.append(f"{_span(axis, odd)}{many} has {number(times[most])} times the median norm.")
-    return " ".join(texts)
+                unusual.append(f"{_span(axis, odd)}{many} has {number(times[most])} times the median norm.")
+    return " ".join(texts), " ".join(unusual)
 
 
 def _span(axis: str, places: Sequence[int]) -> str:
@@ -210,19 +240,21 @@ def tree(table: pd.DataFrame) -> pd.DataFrame:
     """The tensors of `inspect_file`, a row for all whose names differ by the number of a decoder block or expert.
 
     Returns:
-        name ("model.layers.*.mlp.up_proj.weight"), tensors, shape, kind, stored, bits, true_bits, sparsity (lowest and
-        highest), pattern, and standing_out (how many have something to say).
+        name ("model.layers.*.mlp.up_proj.weight"), stored_as, tensors, shape, kind, stored, bits, true_bits, sparsity
+        (lowest and highest), and pattern.
     """
     rows = []
-    groups = table.assign(name=table["name"].map(lambda name: re.sub(r"(?<=\.)\d+(?=\.)", "*", name)))
+    names = {key: table[key].str.replace(r"(?<=\.)\d+(?=\.)", "*", regex=True) for key in ("name", "stored_as")}
+    groups = table.assign(**names)
     groups = groups.reindex(columns=list(dict.fromkeys([*groups, "true_bits", "sparsity", "pattern"])))
     for (name, shape, kind), group in groups.groupby(["name", "shape", "kind"], sort=False):
         shares = [percent(float(share)) for share in (group["sparsity"].min(), group["sparsity"].max())]
         patterns = map(says_pattern, group["pattern"][group["sparsity"] >= PRUNED])
-        row = {"name": name, "tensors": len(group), "shape": shape, "kind": kind, "stored": int(group["stored"].sum())}
+        row = {"name": name, "stored_as": group["stored_as"].iloc[0], "tensors": len(group), "shape": shape}
+        row |= {"kind": kind, "stored": int(group["stored"].sum())}
         row |= {"bits": float(group["bits"].mean()), "true_bits": float(group["true_bits"].mean())}
         row |= {"zeros": " to ".join(dict.fromkeys(shares)), "pattern": " ".join(dict.fromkeys(patterns))}
-        rows.append(row | {"standing_out": int((group["says"] != "").sum())})
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -257,20 +289,13 @@ def look_at(files: TensorFiles, name: str, cells: int = 512, bins: int = 101) ->
     return Look(facts, largest.numpy(), (high, wide), counts, edges)
 
 
-def spectrum(files: TensorFiles, name: str) -> np.ndarray:
-    """Singular values, the largest first; raises RoseError where they would take minutes."""
-    if min(files.tensors[name].matrix) > WIDEST:
-        raise RoseError(f"{name} has more than {WIDEST} rows and columns, whose singular values would take minutes.")
-    return torch.linalg.svdvals(torch.nan_to_num(files.matrix(name), 0, 0, 0)).numpy()
-
-
 def compare_files(before: TensorFiles, after: TensorFiles, tell: Tell = lambda _share, _name: None) -> pd.DataFrame:
     """How every tensor of two files differs, a row each; `tell` may raise to stop.
 
     Returns:
-        name, other_name (in `after`; another one where it was renamed), status, moved_to (another file), moved (share
-        of the nonzeros that differ), change (‖V − W‖/‖W‖ over V's nonzeros), cosine, slope, zeros_before, zeros, rows
-        and columns (how many have changed), and says.
+        name, other_name (in `after`; another one where it was renamed), stored_as (the name in the file), status,
+        moved_to (another file), moved (share of the nonzeros that differ), change (‖V − W‖/‖W‖ over V's nonzeros),
+        cosine, slope, zeros_before, zeros, rows and columns (how many have changed), and says.
     """
     names = {name: name for name in before.tensors if name in after.tensors} | _renamed(before, after)
     rows, done = [], 0
@@ -281,8 +306,10 @@ def compare_files(before: TensorFiles, after: TensorFiles, tell: Tell = lambda _
         rows.append(_compared(before, after, name, names.get(name)))
     added = [name for name in after.tensors if name not in names.values()]
     rows += [{"name": name, "other_name": name, "status": ADDED, "says": ""} for name in added]
-    columns = ["name", "other_name", "status", "moved_to", "moved", "change", "cosine", "slope", "zeros_before"]
-    return pd.DataFrame(rows, columns=[*columns, "zeros", "rows", "columns", "says"])
+    stored_as = before.stored_as | after.stored_as
+    rows = [row | {"stored_as": stored_as.get(row["name"], row["name"])} for row in rows]
+    columns = ["name", "other_name", "stored_as", "status", "moved_to", "moved", "change", "cosine", "slope"]
+    return pd.DataFrame(rows, columns=[*columns, "zeros_before", "zeros", "rows", "columns", "says"])
 
 
 def _renamed(before: TensorFiles, after: TensorFiles) -> dict[str, str]:
@@ -352,6 +379,18 @@ def _compared(before: TensorFiles, after: TensorFiles, name: str, other: str | N
         "rows": int((change.row_change > 0).sum()), "columns": int((change.column_change > 0).sum()),
         "says": says_change(change),
     }  # fmt: skip
+
+
+def says_differences(table: pd.DataFrame, name: Callable[[str], str] = str) -> str:
+    """Which tensors of two files differ, by the table of `compare_files`; `name` shows the name of a tensor."""
+    differing = table.loc[table["status"].isin((DIFFERS, OTHER_SHAPE)), "name"]
+    verb = "differs" if len(differing) == 1 else "differ"
+    names = f": {listing([name(each) for each in differing])}" if len(differing) else ""
+    rest = table["status"].replace(ROUNDED, "equal but for rounding").drop(differing.index).value_counts()
+    others = f" The others: {', '.join(f'{size} {status}' for status, size in rest.items())}." if len(rest) else ""
+    moved = int(table["moved_to"].notna().sum())
+    elsewhere = f" {sentence(count(moved, 'tensor'))} in a file of another name." if moved else ""
+    return f"{sentence(out_of(len(differing), len(table), 'tensor'))} {verb}{names}.{others}{elsewhere}"
 
 
 def says_change(change: WeightChange) -> str:

@@ -14,8 +14,11 @@ from torch import Tensor
 import rose
 from rose import cli
 from rose.model import inspect
-from rose.model.inspect import TensorFiles, compare_files, difference_of, inspect_file, look_at, spectrum, tree
+from rose.model.inspect import TensorFiles, compare_files, difference_of, inspect_file, look_at, says_differences, tree
+from rose.model.network.layers import prunable_layers
+from rose.model.ship.export import export_gguf
 from rose.model.ship.packing import pack_folder
+from tests.model.ship.test_export import CONFIGURATIONS, save
 from tests.tiny import save_tiny_llama
 
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
@@ -56,7 +59,8 @@ def test_the_numbers_of_a_tensor_are_those_of_torch(tmp_path):
     assert (row["zeros"], row["zero_rows"], row["zero_columns"]) == (int((one == 0).sum()), 1, 1)
     assert (row["largest"], row["largest_at"]) == (1.5, "150, 5")
     assert row["norm"] == pytest.approx(float(one.norm()), rel=1e-5)
-    assert "Row 3 is zero. Rows 9 and 150 have unusual norms" in row["says"]
+    assert row["says"] == "Row 3 is zero. Column 7 is zero."
+    assert row["norms"].startswith("Rows 9 and 150 have unusual norms; row ")
     assert table.loc[UP(1), "not_finite"] == 2
     assert table.loc[UP(2), "true_bits"] < 3 < table.loc[UP(3), "true_bits"] == 32
     assert table.loc["norm.weight", "true_bits"] == 16
@@ -147,17 +151,34 @@ def test_a_gguf_file_is_read_in_runs_whatever_its_types(tmp_path):
         assert files.texts()["chat template"] == "{{ messages }}"
 
 
+@pytest.mark.parametrize("family", ["llama, biases", "gemma3", "gpt2"])
+def test_tensors_of_a_gguf_file_are_those_of_the_model_in_it(family, tmp_path):
+    """Orders of rows, transposed matrices and shifted norms of llama.cpp are undone."""
+    model = save(CONFIGURATIONS[family](), tmp_path / "model", 8)
+    export_gguf(str(tmp_path / "model"), tmp_path / "model.gguf", "q8_0", embeddings="f32")
+    layer = prunable_layers(model)[0]
+    layer.write(layer.weight.detach() * (torch.arange(layer.weight.shape[1]) % 2))
+    model.save_pretrained(tmp_path / "pruned")
+    with TensorFiles(tmp_path / "model.gguf") as before, TensorFiles(tmp_path / "pruned") as after:
+        assert before.tensors.keys() == after.tensors.keys()
+        table = compare_files(before, after)
+    assert set(table["status"]) == {"equal", "differs"}
+    differing = table[table["change"].fillna(0) + (table["zeros"] > table["zeros_before"]) > 1e-6]  # not norms + 1 − 1
+    assert list(differing["name"]) == [f"{layer.name}.weight"]
+    assert int(differing["zeros"].iloc[0]) == int((layer.weight == 0).sum())
+    assert differing["stored_as"].iloc[0].startswith("blk.0.attn_q")
+    assert f"{layer.name}.weight" in says_differences(table)
+
+
 def test_pictures_of_a_tensor_show_all_of_it(tmp_path):
     weights = tensors()
     with TensorFiles(saved(tmp_path / "a.safetensors", weights)) as files:
         look = look_at(files, UP(0), cells=50, bins=11)
-        values = spectrum(files, UP(0))
     weight = weights[UP(0)]
     assert look.block == (4, 2)
     assert np.allclose(look.map, weight.abs().reshape(50, 4, 48, 2).amax((1, 3)))
     assert look.counts.sum() == weight.numel()
     assert torch.allclose(look.facts.column_norms, weight.norm(dim=0))
-    assert np.allclose(values, np.linalg.svd(weight.numpy(), compute_uv=False), rtol=1e-4)
 
 
 def test_the_command_prints_and_writes_what_was_found(tmp_path, capsys):
@@ -165,12 +186,17 @@ def test_the_command_prints_and_writes_what_was_found(tmp_path, capsys):
     path = saved(tmp_path / "a.safetensors", weights, note="by hand")
     table, found = tmp_path / "a.csv", tmp_path / "a.json"
     assert cli.main(["inspect", str(path), "--output", str(table), "--json", str(found)]) == 0
-    assert "mlp.up_proj.weight: 4 of 200 × 96, F32" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.startswith("Nothing stands out: seven tensors, ")
+    assert "mlp.up_proj.weight: 4 of 200 × 96, F32" in printed
     assert list(pd.read_csv(table)["name"]) == sorted(weights)
     assert json.loads(found.read_text())["texts"] == {"metadata": "note: by hand"}
     weights[UP(1)][5] *= -1
     assert cli.main(["inspect", str(path), str(saved(tmp_path / "b.safetensors", weights))]) == 0
-    assert "6 equal, 1 differs" in capsys.readouterr().out
+    assert f"One of seven tensors differs: {UP(1)}. The others: 6 equal." in capsys.readouterr().out
+    weights["norm.weight"][3] = torch.nan
+    assert cli.main(["inspect", str(saved(path, weights))]) == 0
+    assert "One of seven tensors stands out: norm.weight. One number NaN or inf" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff" * 100], ids=["none", "empty", "noise"])

@@ -12,8 +12,9 @@ import logging
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from functools import cache, lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -93,6 +94,41 @@ def read_tensors(
     return weights
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a model has a tensor of a GGUF file, and how it is read from there."""
+
+    name: str  # in the model
+    shape: tuple[int, ...]
+    order: np.ndarray | None  # the file's rows in the model's order; None where more than the order differs
+    convert: Callable[..., np.ndarray] | None = None  # gives the whole tensor
+
+
+def places_in(model: Any, tensors: Sequence[ReaderTensor], architecture: str) -> dict[str, Place]:
+    """The places of tensors in a model, by name in the file, by the rules of `read_tensors`. Tensors that the model
+    lacks, merges with others, or has in another size have no place."""
+    processor = reading.TENSOR_PROCESSORS.get(architecture, reading.TensorProcessor)(config=model.config.to_dict())
+    names, weights, places = reading.get_gguf_hf_weights_map(model, processor), model.state_dict(), {}
+    for tensor in tensors:
+        name = names.get(tensor.name, "")
+        if name in weights and weights[name].numel() == tensor.n_elements:
+            convert = partial(_in_model, processor, tensor)
+            rows = np.arange(len(tensor.data), dtype=np.float32).reshape(-1, *[1] * (len(tensor.shape) - 1))
+            order = rows[:0]
+            with contextlib.suppress(ValueError), np.errstate(all="ignore"):  # some need rows of more than one number
+                order = convert(rows)
+            is_order = len(tensor.shape) > 1 and np.array_equal(np.sort(order, 0), rows)
+            numbers = order.reshape(-1).astype(np.int64) if is_order else None
+            places[tensor.name] = Place(name, tuple(weights[name].shape), numbers, convert)
+    return places
+
+
+def _in_model(processor: Any, tensor: ReaderTensor, numbers: np.ndarray | None = None) -> np.ndarray:
+    """Numbers in place of a tensor's, or its own, as a model has them."""
+    values = dequantized(tensor) if numbers is None else numbers
+    return processor.process(weights=values, name=tensor.name, parsed_parameters={"tensors": {}}).weights
+
+
 def _check_tensors(tensors: Sequence[ReaderTensor], names: dict[str, str], model: nn.Module) -> None:
     """Raises RoseError for a tensor that would be ignored, because the model would then compute something else, and
     where tensors and metadata disagree on the number of weights."""
@@ -121,7 +157,7 @@ def _check_tensors(tensors: Sequence[ReaderTensor], names: dict[str, str], model
             )
 
 
-def dequantized(tensor: ReaderTensor, rows: slice = slice(None)) -> np.ndarray:
+def dequantized(tensor: ReaderTensor, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
     """Float32 values of some rows in PyTorch's order of axes; in pieces, as the library needs twice the memory."""
     data, kind = tensor.data[rows], tensor.tensor_type
     step = len(tensor.data) * PIECE // tensor.n_elements
