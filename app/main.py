@@ -53,7 +53,9 @@ def draw() -> None:
     session.begin()
     components.follow_theme()
     ink, primary = {"light": ("#1E1B24", "#A3195B"), "dark": ("#F0EDF5", "#CC3A82")}[session.theme()]  # of config.toml
-    st.html(f"<style>:root {{ --selected-text: {ink}; --primary: {primary}; }}</style>")
+    claim = "none" if page.url_path else "inline"  # what the product is for stands on the start page
+    colours = f":root {{ --selected-text: {ink}; --primary: {primary}; }}"
+    st.html(f"<style>{colours} .product span {{ display: {claim}; }}</style>")
     sidebar.draw(page.url_path)
     session.publish()  # a page that has nothing to show yet stops the script: after `st.stop` nothing gets into the URL
     if st.session_state.link_problem:

@@ -87,6 +87,11 @@ def plain(text: object) -> str:
     return _JOINED.sub("\\g<0>\N{WORD JOINER}", marked)
 
 
+def times(ratio: float) -> str:
+    """ "× 1.03", "× 9.7": how many times a number another is."""
+    return f"× {number(ratio, 3 if ratio < 2 else 2)}"
+
+
 def text_name(text: str) -> str:
     """A calibration text in a sentence: "Python's reference", or as it was asked for."""
     return "Python's reference" if text == "packaged" else text

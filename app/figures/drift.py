@@ -15,8 +15,8 @@ import pandas as pd
 from app.figures import palette
 from app.figures.palette import Style, Theme
 from app.figures.shapes import BARE, CHOSEN, Chart, Look
-from app.figures.style import PERCENT, Drawing
-from app.words import apart, count, percent
+from app.figures.style import Drawing
+from app.words import count, percent
 
 DRIFT = "drift ‖h<sub>p</sub> − h<sub>d</sub>‖² / ‖h<sub>d</sub>‖²"
 HEIGHT = 410
@@ -71,37 +71,6 @@ def drift_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
     note = f"{table['run'].iloc[0]}: a stack above the line: the two partly cancel; below it: they reinforce each other"
     caption = "Passed on: drift that a block hands on with its dense weights. Arisen: what pruning its layers changes."
     alt = "Stacked bars of drift passed on and arisen, and a line of drift, by decoder block"
-    return chart.done(finding, note, caption, alt, table.reset_index(drop=True))
-
-
-def cancelled_shares(table: pd.DataFrame, *, problem: str = "", theme: Theme = "light") -> Drawing:
-    """How much of the drift that was passed on each decoder block's pruned layers cancel, one line a run.
-
-    `problem`: why the runs are not ranked, see `app.results.pairs.drift_problem`.
-    """
-    share = table["cancelled"] / table["passed_on"].where(table["passed_on"] > 0)
-    table = table.assign(cancelled_share=share)  # of the first pruned block, which has received nothing, none
-    chart = Chart(x="decoder block", y="share cancelled", height=HEIGHT, legend=True, theme=theme)
-    _curves(chart, table.assign(shown=100 * share), "shown", ".1f", "\u2009%")
-    chart.y(**PERCENT)
-    received = table[table["passed_on"] > 0]
-    means = received.groupby("run", sort=False)["cancelled_share"].mean()
-    note = "Passed on + arisen − drift, as a share of passed on: above 0 a block's pruned layers cancel, below 0 they "
-    note += "add"
-    shares = [f"{mean} %" for mean in apart(*(100 * means))] if len(means) else []
-    caption = "Target dense changes weights so that the drift that arises in a block works against the drift passed on."
-    if problem:
-        finding = f"Not ranked: {problem}"
-    elif means.empty:
-        finding = "No decoder block has received drift that it could cancel"
-    elif not means.max() > 0:
-        do = "leave incoming drift as it is" if means.max() == 0 else "add to incoming drift"
-        finding = f"No run cancels drift: on average, pruned layers {do}"
-    else:
-        best, (most, end) = int(means.argmax()), (" the most", "; chance is not ruled out")
-        most, end = (most, end) if len(means) > 1 else ("", "")
-        finding = f"{means.index[best]} cancels{most}: {shares[best]} of the drift passed on{end}"
-    alt = "Line chart of the share of passed-on drift that is cancelled, by decoder block"
     return chart.done(finding, note, caption, alt, table.reset_index(drop=True))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -369,41 +369,37 @@ def run_maps(
     return chart.done(finding, subtitle, caption, alt, table.rename(columns={"first": names[0], "second": names[1]}))
 
 
-def run_difference(
-    rows: pd.DataFrame, names: tuple[str, str], measure: str, *, as_share: bool = False, theme: Theme = "light"
-) -> Drawing:
-    """The second run's map minus the first's, or the change as a share of the first's, on a scale centred on 0.
+def run_difference(rows: pd.DataFrame, names: tuple[str, str], measure: str, *, theme: Theme = "light") -> Drawing:
+    """The change from the first run to the second, as a share of the first's number, on a scale centred on 0.
 
     Shares have the colours of the ratio's logarithm: a third and three times are equally far from no change, and
     nothing is below −100 %.
     """
-    gap, base = rows["second"] - rows["first"], rows["first"].where(rows["first"] > 0)
-    text: Callable[[float], str] = number
-    shown, limit, unit, ticks = gap, float(gap.abs().max()) or 1.0, "difference", {}
-    subtitle, ends = f"Difference of {measure} by layer", "; purple: lower, orange: higher"
-    if as_share:
-        gap, unit, text = gap / base, "change", percent
-        shown, limit, beyond = _log_ratios(rows["second"] / base)
-        ticks = _share_ticks(limit)
-        subtitle = f"Change of {measure} by layer, log scale"
-        if blank := int(base.isna().sum()):
-            ends += f"; blank: {count(blank, 'layer')} in which {names[0]} has 0"
-        if beyond:
-            low, high = (number(100 * math.expm1(end)) for end in (-limit, limit))
-            ends += f"; the scale ends at {low} % and +{high} %, {count(beyond, 'layer')} beyond"
-    apart = rows.assign(value=gap, text=["+" * (change > 0) + text(change) for change in gap])
+    base = rows["first"].where(rows["first"] > 0)
+    change = (rows["second"] - rows["first"]) / base
+    shown, limit, beyond = _log_ratios(rows["second"] / base)
+    subtitle = f"Change of {measure} against {names[0]}, log scale; purple: lower, orange: higher"
+    if blank := int(base.isna().sum()):
+        subtitle += f"; blank: {count(blank, 'layer')} in which {names[0]} has 0"
+    if beyond:
+        low, high = (number(100 * math.expm1(end)) for end in (-limit, limit))
+        subtitle += f"; the scale ends at {low} % and +{high} %, {count(beyond, 'layer')} beyond"
+    apart = rows.assign(value=change, text=["+" * (share > 0) + percent(share) for share in change])
     cells = folded(apart.assign(value=shown))
-    ends += "; of experts the largest" if len(cells) < len(rows) else ""
+    subtitle += "; of experts the largest" if len(cells) < len(rows) else ""
     height = 180 + ROW * max(3, cells["projection"].nunique())
     chart = Chart(x="decoder block", height=height, theme=theme)
-    scale, bar = {"colorscale": palette.DIVERGING[theme], "zmin": -limit, "zmax": limit}, colourbar(unit, **ticks)
-    chart.layer_map(layer_grid(cells).clip(-limit, limit), cells, unit, colorbar=bar, **scale)
+    steps, bar = palette.DIVERGING[theme], colourbar("change", **_share_ticks(limit))
+    scale: dict[str, Any] = {"colorscale": steps, "zmin": -limit, "zmax": limit}
+    if not (shown > 0).any():  # half a scale of colours that no cell has says nothing
+        scale |= {"colorscale": [[2 * place, colour] for place, colour in steps if place <= 0.5], "zmax": 0.0}
+    chart.layer_map(layer_grid(cells).clip(-limit, limit), cells, "change", colorbar=bar, **scale)
     caption = "Averages over layers are geometric means of ratios."
     alt = f"Map of the difference in {measure} by decoder block and projection"
     table = rows[["layer", "block_index", "projection", "first", "second"]]
     table = table.assign(difference=rows["second"] - rows["first"])
     table = table.rename(columns={"first": names[0], "second": names[1]})
-    return chart.done(verdicts.says_layers(rows, names, measure), subtitle + ends, caption, alt, table)
+    return chart.done(verdicts.says_layers(rows, names, measure), subtitle, caption, alt, table)
 
 
 def _log_ratios(ratios: pd.Series) -> tuple[pd.Series, float, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -146,7 +147,8 @@ def perplexity_bars(
     options = {"text": texts, "marker": {"color": [look.colour for look in looks], "pattern": pattern}}
     heights, hover = np.where(np.isfinite(values), values, np.nan), "%{x}<br>perplexity %{text}"
     chart.bars(labels, heights, Style(palette.TEAL, "perplexity"), hover, **options)
-    chart.x(tickvals=labels, ticktext=[label.replace(", ", ",<br>") for label in labels])
+    lines = [re.sub(r" (?=(\S+ )?at )|(?<=,) ", "<br>", label) for label in labels]  # narrow on a phone, too
+    chart.x(tickvals=labels, ticktext=lines, tickangle=0)
     note = "Perplexity of each pruned model, lower is better"
     note += "; an infinite perplexity has no bar" if np.isinf(values).any() else ""
     largest = float(drawn.max()) if len(drawn) else 1.0

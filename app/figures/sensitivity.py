@@ -5,7 +5,6 @@ Tables of damage come from `rose.model.measure.damage`: one row per unit.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from app.figures.shapes import BARE, CHOSEN, Chart, colourbar, whole_step
 from app.figures.style import LOG, Drawing, spread
 from app.words import count, number, percent, place_of, sentence, short_layer, whole, word
 from rose import RoseError, verdicts
-from rose.model.measure.damage import outliers, rank_correlation
+from rose.model.measure.damage import rank_correlation
 
 BLOCK = "decoder block"  # in place of a projection, where the unit is one
 # Predictors of damage: column -> words, axis, and what the number of a decoder block is made of.
@@ -28,8 +27,6 @@ PREDICTORS = {
     "output_error": ("output error", "output error ‖ΔW x‖², per token", ", sum over its layers"),
     "drift": ("drift", "drift of the stream after the decoder block, ‖Δh‖² / ‖h‖²", ""),
 }
-APART = (1.2, 0.3)  # decades of error and of sensitivity between two names
-NAMED = 2  # outliers with a label in the plot
 FEWEST = 5  # units of which a rank correlation says anything
 FEW = 40  # units up to which error bars can be told apart
 
@@ -83,7 +80,7 @@ def damage_scatter(
     table: pd.DataFrame, predictor: str = "held_out_error", *,
     marked: str | None = None, restore: bool = False, theme: Theme = "light",
 ) -> Drawing:  # fmt: skip
-    """A predictor against damage, one mark a unit; the title states their rank correlation, and outliers have labels.
+    """A predictor against damage, one mark a unit; the title states their rank correlation.
 
     With `restore` units were given their dense weights back in a pruned model.
     """
@@ -99,19 +96,10 @@ def damage_scatter(
         needs += " back" if restore else ""
         status = f"{word(len(shown))} measured so far {'does' if len(shown) == 1 else 'do'}"
         raise RoseError(f"Comparing {name} with sensitivity takes {needs}; {status}. Measure more.")
-    kinds = rows["projection"].map(maps.map_row)
-    frame: dict[str, Any] = {"height": 520, "legend": shown["projection"].map(maps.map_row).nunique() > 1}
+    parts_of_blocks = shown["projection"].str.partition(".")[0]  # "self_attn", "mlp": few enough to tell apart
+    frame: dict[str, Any] = {"height": 460, "legend": parts_of_blocks.nunique() > 1}
     chart = Chart(x=axis, y="sensitivity, nats per token", theme=theme, **frame)
-    _draw_units(chart, shown, predictor, palette.projection_styles(list(dict.fromkeys(kinds))))
-    odd = outliers(rows, predictor, NAMED) if rows[predictor].nunique() > 1 else rows.head(0)
-    placed = odd[(odd["damage"] > 0) & (odd[predictor] > 0)].fillna({"standard_error": 0.0})
-    labelled: list[tuple[float, float]] = []
-    for row in placed.to_dict("records"):  # named above its mark, clear of the error bar's end where there is room
-        x, y = math.log10(row[predictor]), math.log10(row["damage"] + max(0.0, row["standard_error"]))  # by exponent
-        if any(abs(x - left) < APART[0] and abs(y - up) < APART[1] for left, up in labelled):
-            continue  # two names would cover each other
-        labelled.append((x, y))
-        chart.figure.add_annotation(x=x, y=y, text=short_layer(row["unit"]), showarrow=False, yshift=14)
+    _draw_units(chart, shown, predictor, parts_of_blocks)
     chosen = shown[shown["unit"] == marked]
     if len(chosen):
         chart.legend = True
@@ -127,17 +115,16 @@ def damage_scatter(
     hidden = {f"without a {'fall' if restore else 'rise'} in the loss": free}
     hidden["without the other value"] = len(rows) - len(shown) - free
     parts = [f"{count(units, 'unit')} {why}" for why, units in hidden.items() if units]
-    caption = "Named: small error, high sensitivity. " if labelled else ""
-    caption = f"{caption}Not shown: {', '.join(parts)}." if parts else caption.strip()
+    caption = f"Not shown: {', '.join(parts)}." if parts else ""
     data = rows[["unit", "block_index", "projection", predictor, "damage", "standard_error"]].reset_index(drop=True)
     return chart.done(finding, note, caption, f"Scatter chart of {name} against sensitivity", data)
 
 
-def _draw_units(chart: Chart, shown: pd.DataFrame, predictor: str, looks: dict[str, Style]) -> None:
-    """A mark for each unit, with its standard error where units are few."""
-    name = PREDICTORS[predictor][0]
+def _draw_units(chart: Chart, shown: pd.DataFrame, predictor: str, kinds: pd.Series) -> None:
+    """A mark for each unit, with its standard error where units are few; a look for each of `kinds`."""
+    name, looks = PREDICTORS[predictor][0], palette.projection_styles(list(dict.fromkeys(kinds)))
     hover = f"%{{customdata[0]}}<br>{name} %{{x:.4g}}<br>sensitivity %{{y:.4g}} ± %{{customdata[1]}} nats"
-    for kind, part in shown.groupby(shown["projection"].map(maps.map_row), sort=False):
+    for kind, part in shown.groupby(kinds, sort=False):
         error, cost = part["standard_error"].fillna(0.0), part["damage"]
         down = np.minimum(error, 0.9 * cost)  # a logarithmic axis has no 0
         reach = {"array": error, "arrayminus": down, "visible": len(shown) <= FEW, "thickness": 1, "width": 3}
@@ -163,8 +150,9 @@ def head_map(table: pd.DataFrame, *, marked_block: int | None = None, theme: The
     chart.x(**BARE, count=len(grid.columns))
     if marked_block is not None and marked_block in grid.columns:
         chart.outline(marked_block - 0.5, marked_block + 0.5, -0.5, len(grid) - 0.5)
-    least = table.loc[table["cost"].idxmin()]
-    finding = f"Head {int(least['head'])} of decoder block {int(least['block_index'])} costs least"
+    most = table.loc[table["cost"].idxmax()]
+    where = f"head {int(most['head'])} of decoder block {int(most['block_index'])} costs {percent(most['cost'], 0)}"
+    finding = f"Half of the heads cost below {percent(table['cost'].median())}; {where}"
     note = "Relative error of the attention's output without one head, after the others compensate"
     return chart.done(finding, note, "", "Map of head costs", table)
 
@@ -179,11 +167,12 @@ def channel_curve(table: pd.DataFrame, cut: int, *, block: int, theme: Theme = "
     look, hover = Style(palette.BLUE, "each alone"), "channel %{customdata}<br>alone %{y:.3g}"
     chart.points(step, each, look, hover, size=3, customdata=table["channel"])
     chart.y(type="log", exponentformat="power")
+    chart.x(range=[0, len(table)])
     chart.figure.add_vline(x=cut, line=CHOSEN)
     error, alone = float(table["together"].iloc[cut - 1]) if cut else 0.0, float(table["alone"].iloc[:cut].sum())
-    finding = f"Without {count(cut, 'channel')} of {whole(len(table))} the error is {percent(error)}"
+    finding = f"Without {count(cut, 'channel')} of {whole(len(table))} the error is {percent(error, 2)}"
     note = f"MLP of decoder block {block}: relative error after least squares, in the order of exact cost; log scale"
     caption = ""
     if cut > 1 and alone < error:
-        caption = f"One by one these channels cost {number(alone)}: together they cannot compensate for one another."
+        caption = f"Alone they cost {percent(alone, 2)} in sum; together they cannot compensate for one another."
     return chart.done(finding, note, caption, "Channel costs with the cut", table)

@@ -53,7 +53,7 @@ def coloured_text(
         tip = f"{'+' if change and value > 0 else ''}{words.number(float(value))} nats"
         if not np.isfinite(value):
             tip = "the first token, which nothing predicts"
-        outline = f"outline:2px solid {ink.text};" if number == marked else ""
+        outline = f"outline:2px solid {ink.text};outline-offset:-1px;" if number == marked else ""
         shown = escape(piece).replace("\n", "<span aria-hidden='true'>↵</span>\n")
         spans.append(
             f"<span title='{tip}' style='background:{background(float(value), end, theme, change=change)};"

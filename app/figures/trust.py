@@ -26,6 +26,7 @@ MEASURES = {
     "sweep_sum": Style(palette.BROWN, "Σ e² − λ‖ΔW‖², from the sweep", pattern="/"),
     "direct": Style(palette.INDIGO, "‖(W − Ŵ)Xᵀ‖², on the tokens", pattern="."),
 }
+ROW = 24  # pixels a projection takes in the map of verdicts
 STATUSES = {"fail": "fails", "look": "needs review", "pass": "passes"}  # of a check of our own layers -> verdict
 # First a checkpoint's layers, then our own; the worst layers lead.
 LOOKS = {
@@ -127,7 +128,7 @@ def verdict_map(
     worst = rows.sort_values("value", kind="stable").sort_values("is_wrong", ascending=False, kind="stable")
     cells = worst.drop_duplicates(["block_index", "projection"]).sort_index()
     grid = layer_grid(cells.reset_index(drop=True))
-    chart = Chart(x="decoder block", height=220 + 34 * max(3, min(24, len(grid))), legend=True, theme=theme)
+    chart = Chart(x="decoder block", height=220 + ROW * max(3, min(24, len(grid))), legend=True, theme=theme)
     # A scale of flat steps, one for each verdict.
     steps = [[edge / len(present), look.colour] for at, look in enumerate(present) for edge in (at, at + 1)]
     scale = {"colorscale": steps, "zmin": -0.5, "zmax": len(present) - 0.5, "showscale": False, "opacity": 0.9}

@@ -58,7 +58,7 @@ def attempt(make: Callable[[], Any]) -> tuple[Any, str]:
         return None, str(problem)
 
 
-def text_input(label: str, key: str, example: str, help: str, place: Any = st) -> str:
+def text_input(label: str, key: str, example: str, help: str | None, place: Any = st) -> str:
     """A text that the URL carries, such as a path on this machine."""
     return place.text_input(label, **linked(key), placeholder=example, help=help).strip()
 
@@ -79,7 +79,7 @@ def saved(folders: str, read: Callable[[str], Sequence[Any]]) -> list[Any]:
     return contents
 
 
-def pruned_model(model: str, key: str, label: str, other: str, place: tuple[str, str], help: str) -> str:
+def pruned_model(model: str, key: str, label: str, other: str, place: tuple[str, str], help: str | None) -> str:
     """The path of a pruned copy of a model: a copy that this server has kept, unless a link or the user names a path.
 
     `label` is of the choice of a kept copy, `other` leads to the path; `place` has label and placeholder of the path,

@@ -1,4 +1,4 @@
-"""Buttons that hand out tables, reports and checkpoints."""
+"""Buttons that hand out tables, reports and checkpoints, behind one menu a page."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from app import words
 from app.runs.kept_copies import size_of, zipped
@@ -16,14 +17,21 @@ from rose.rows import csv_text
 MOST_BYTES = 2 * 10**9  # that a browser is offered
 
 
+def menu(key: str) -> DeltaGenerator:
+    """The page's one button for files; the buttons below belong into it."""
+    return st.popover("Download", icon=":material/download:", key=key)
+
+
 def csv_button(label: str, table: pd.DataFrame, name: str, key: str, **widget: Any) -> None:
     """A table to take away."""
-    file_button(label, partial(csv_text, table), name, key=key, icon=":material/download:", **widget)
+    file_button(label, partial(csv_text, table), name, key=key, **widget)
 
 
 def file_button(label: str, content: Any, name: str, **widget: Any) -> None:
     """A file to take away; `content` may be a function, called on a click; `widget`: of `st.download_button`."""
-    st.download_button(label, content, name, on_click="ignore", **({"key": name} | widget))
+    st.download_button(
+        label, content, name, on_click="ignore", **({"key": name, "icon": ":material/download:"} | widget)
+    )
 
 
 def checkpoint_button(folder: Path, **widget: Any) -> None:
@@ -50,5 +58,5 @@ def report_button(runs: Callable[[], Sequence[RunReport]], name: str, key: str, 
         return html_report.to_html(html_report.report_of(runs()))
 
     help = "One file to send: findings, interactive figures, settings and versions. It needs no network."
-    look = {"mime": "text/html", "icon": ":material/description:", "help": help} | widget
+    look = {"mime": "text/html", "help": help} | widget
     file_button("Report, HTML", make, f"{name}.html", key=key, **look)

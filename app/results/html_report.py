@@ -135,7 +135,7 @@ def report_of(runs: Sequence[RunReport]) -> ReportPage:
     drawings: list[Drawing] = []
     tables = {"Numbers": pairs.in_words(pairs.numbers(runs))}
     if len(measured) > 1:
-        tables["Perplexity of the row, times the column's"] = pairs.verdict_matrix(measured)
+        tables["Every pair, ratio of perplexities"] = pd.DataFrame(pairs.verdict_table(measured))
     is_pair = len(runs) == 2 and not pairs.goes_on(runs[1], runs[0])
     for run in runs[1:] if is_pair or len(runs) > 2 else ():
         both = pairs.pair(runs[0], run)
@@ -148,7 +148,7 @@ def report_of(runs: Sequence[RunReport]) -> ReportPage:
             before = "" if is_pair else f"Against {runs[0].name}: "
             compared.append(f"{before}{verdicts.says_layers(rows, names, label)}.")
             if is_pair:
-                drawings.append(maps.run_difference(rows, names, label, as_share=True))
+                drawings.append(maps.run_difference(rows, names, label))
                 drawings.append(maps.run_maps(rows, names, label))
     if is_pair:
         tables["Settings that differ"] = pairs.settings(runs, only_different=True)

@@ -11,13 +11,15 @@ from app.figures import weights as figures
 from app.forms.widgets import linked, text_input
 from app.results.downloads import csv_button
 from app.study.cache import model_identity
+from rose.model.check.verdicts import says_pattern
 from rose.model.inspect import TensorFiles, compare_files, inspect_file, look_at
 from rose.model.packaged import PACKAGED
 
+QUICK = 2**24  # numbers of a matrix
 FILE_HELP = "A .safetensors or .gguf file, or a folder of a checkpoint, packed or sharded. Nothing is loaded whole."
 LABELS = {
     "name": "Tensor", "kind": "Format", "shape": "Shape", "stored": "Bytes", "sparsity": "Zeros", "pattern": "Pattern",
-    "true_bits": "True bits", "norm": "Norm", "largest": "Largest", "zero_rows": "Zero rows",
+    "true_bits": "Bits a weight", "norm": "Norm", "largest": "Largest", "zero_rows": "Zero rows",
     "zero_columns": "Zero columns", "odd_rows": "Odd rows", "odd_columns": "Odd columns", "not_finite": "Not finite",
     "says": "What stands out",
 }  # fmt: skip
@@ -30,11 +32,10 @@ BESIDE = {
 
 def draw() -> None:
     left, right = st.columns(2)
-    path = text_input("File or folder", "inspect_path", "model.safetensors", FILE_HELP, left)
-    other = text_input("Compare with, if you like", "inspect_other", "", "What differs, tensor by tensor.", right)
-    if not path:
-        path = next(iter(PACKAGED))
-        st.caption(f"Shown: {path}, which comes with the app.")
+    usual = next(iter(PACKAGED))
+    path = text_input("Your file or folder", "inspect_path", f"{usual}, which comes with the app", FILE_HELP, left)
+    other = text_input("Compare with, if you like", "inspect_other", "another file or folder", None, right)
+    path = path or usual
     try:
         _beside(path, other) if other else _one(path)
     except rose.RoseError as problem:
@@ -56,41 +57,55 @@ def _table(*paths: str) -> pd.DataFrame | None:
 
 
 def _one(path: str) -> None:
-    table = _table(path)
-    if table is None:
-        return
-    st.markdown(
-        f"**{words.sentence(words.count(len(table), 'tensor'))}, {words.size(float(table['stored'].sum()))}, "
-        f"{words.percent(float(table['zeros'].sum() / max(1, table['numbers'].sum())))} zeros.**"
-    )
-
-    def choose(name: str) -> None:
-        st.session_state.inspect_tensor = name
-
-    cells = components.in_percent(table[list(LABELS)], ["sparsity"]).rename(columns=LABELS)
-    shown = {name: name for name in cells} | {"Zeros": ("Zeros", components.SHARE), "Bytes": ("Bytes", "localized")}
-    alt = "All tensors of the file; a chosen row is drawn below"
-    components.frame(cells, shown, "inspect-table", alt, list(table["name"]), choose)
-    csv_button("Tensors, CSV", table, "tensors.csv", "inspect-csv")
-    names = list(table.loc[table["shape"].str.contains("×"), "name"])
-    if not names:
-        return
-    if st.session_state.get("inspect_tensor") not in names:
-        st.session_state.inspect_tensor = names[0]
-    name = st.selectbox("Tensor", names, **linked("inspect_tensor"))
     with TensorFiles(path) as files:
-        look, texts = look_at(files, name), files.texts()
-    components.show(figures.tensor_map(look.map, look.block, name=name, theme=session.theme()), "inspect-map")
-    left, right = st.columns(2)
-    with left:
-        components.show(figures.histogram(look.counts, look.edges, theme=session.theme()), "inspect-histogram")
-    with right:
-        norms = {"row": look.facts.row_norms, "column": look.facts.column_norms}
-        components.show(figures.norms(norms, theme=session.theme()), "inspect-norms")
+        size = words.size(float(sum(entry.stored for entry in files.tensors.values())))
+        st.markdown(f"**{words.sentence(words.count(len(files.tensors), 'tensor'))}, {size}**")
+        _picture(files)
+        texts = files.texts()
+    _tensors(path)
     with st.expander("Configuration, tokenizer, template and licence, as text"):
         for title, text in texts.items():
             st.markdown(f"**{words.plain(title)}**")
             st.code(text, language=None, wrap_lines=True)
+
+
+def _picture(files: TensorFiles) -> None:
+    """One matrix of the file; at first one that is read at once, as embeddings may not be."""
+    matrices = {
+        name: entry for name, entry in files.tensors.items() if len(entry.shape) > 1 and files.has_weights(name)
+    }
+    if not matrices:
+        return
+    if st.session_state.get("inspect_tensor") not in matrices:
+        small = (name for name, entry in matrices.items() if entry.count < QUICK)
+        st.session_state.inspect_tensor = next(small, next(iter(matrices)))
+    name = st.selectbox("Tensor", list(matrices), **linked("inspect_tensor"))
+    look, theme = look_at(files, name), session.theme()
+    components.show(figures.tensor_map(look.map, look.block, name=name, theme=theme), "inspect-map")
+    left, right = st.columns(2)
+    with left:
+        components.show(figures.histogram(look.counts, look.edges, theme=theme), "inspect-histogram")
+    with right:
+        norms = {"row": look.facts.row_norms, "column": look.facts.column_norms}
+        components.show(figures.norms(norms, theme=theme), "inspect-norms")
+
+
+def _tensors(path: str) -> None:
+    table = _table(path)
+    if table is None:
+        return
+
+    def choose(name: str) -> None:
+        st.session_state.inspect_tensor = name
+
+    zeros = words.percent(float(table["zeros"].sum() / max(1, table["numbers"].sum())))
+    st.markdown(f"**{zeros} of all numbers are zeros**")
+    cells = table.assign(pattern=table["pattern"].map(says_pattern, na_action="ignore"))[list(LABELS)]
+    cells = components.in_percent(cells, ["sparsity"]).rename(columns=LABELS)
+    shown = {name: name for name in cells} | {"Zeros": ("Zeros", components.SHARE), "Bytes": ("Bytes", "bytes")}
+    alt = "All tensors of the file; a chosen row is drawn above"
+    components.frame(cells, shown, "inspect-table", alt, list(table["name"]), choose)
+    csv_button("Tensors, CSV", table, "tensors.csv", "inspect-csv")
 
 
 def _beside(path: str, other: str) -> None:

@@ -34,7 +34,6 @@ SHOWN = 4  # runs that are shown by default
 MOST = 12  # runs that can be chosen: marks of further lines would repeat
 PLACE = ["layer", "block_index", "projection"]
 STUDIED = ("sparsegpt", "rose", "rose_global")  # methods whose errors a study has
-LINES = 2  # copies that are compared with a study
 DRIFT_SCALE = "Drift 0: the hidden states are the dense model's. Drift 1: the difference is as large as these states."
 FACTS = {"environment": "Environment", "bos_token": "Beginning-of-sequence token", "minutes": "Minutes of tuning"}
 
@@ -176,7 +175,7 @@ def in_words(table: pd.DataFrame) -> pd.DataFrame:
 
     def texts(name: str, *values: float) -> list[str]:
         if name == REMOVED:
-            return [words.percent(value, 2) for value in values]
+            return [words.percent(value) for value in values]
         if name == COUNT:
             return [words.whole(int(value)) if value.is_integer() else words.number(value) for value in values]
         return words.apart(*values)
@@ -194,14 +193,18 @@ def results_of(runs: Iterable[RunReport]) -> list[Result]:
     return [result for run in runs if (result := result_of(run)) is not None]
 
 
-def verdict_matrix(results: Sequence[Result]) -> pd.DataFrame:
-    """The verdict on every pair: how many times the column's perplexity the row's is, with its interval.
+def verdict_table(results: Sequence[Result]) -> list[dict[str, str]]:
+    """The verdict on every pair at the same amount, a column each amount: the ratio of perplexities, with its interval.
 
     "≈" marks no clear difference; "=" the same model.
     """
-    names = [result.name for result in results]
-    cells = [[_cell(column, row) if row is not column else "" for column in results] for row in results]
-    return pd.DataFrame(cells, columns=names).assign(**{"": names})[["", *names]]
+    cells_by_pair: dict[str, dict[str, str]] = {}
+    for first, second in combinations(results, 2):
+        if first.amount == second.amount:
+            names = [result.name.replace(f" at {result.amount}", "") for result in (second, first)]
+            cells_by_pair.setdefault(" / ".join(names), {})[f"at {first.amount}"] = _cell(first, second)
+    amounts = {amount: "" for cells in cells_by_pair.values() for amount in cells}
+    return [{"Perplexity of": names, **amounts, **cells} for names, cells in cells_by_pair.items()]
 
 
 def _cell(column: Result, row: Result) -> str:
@@ -210,7 +213,8 @@ def _cell(column: Result, row: Result) -> str:
         return "="
     if verdict.ratio is None:
         return "–" if verdict.kind == "not comparable" else f"≈ {words.number(row.value / column.value)}"
-    return f"{'' if verdict.kind == 'better' else '≈ '}{verdict.ratio}"
+    unclear = f"≈ {words.number(verdict.ratio.value)} ({verdict.ratio.bounds})"
+    return str(verdict.ratio) if verdict.kind == "better" else unclear
 
 
 def cautions_of(runs: Sequence[RunReport]) -> list[str]:
@@ -314,11 +318,13 @@ def layer_table(copies: Sequence[RunReport]) -> pd.DataFrame:
 
 
 def differences(study: Study, table: pd.DataFrame, run: CopyRun | None) -> list[str]:
-    """Why a study and the first copies of its model differ, a sentence a copy; `table` is of `Study.overview`."""
+    """Why a study and a copy of its model differ, the first at the study's sparsity if there is one; [] where they
+    agree. `table` is of `Study.overview`."""
     if run is None or run.setup.model != study.setup.model:
         return []
-    lines = [difference(study, table, copy) for copy in run.copies if copy.method in STUDIED and not copy.is_tuned]
-    return [line for line in lines if line][:LINES]
+    copies = [copy for copy in run.copies if copy.method in STUDIED and not copy.is_tuned]
+    copies.sort(key=lambda copy: copy.asked != study.setup.sparsity)
+    return list(filter(None, (difference(study, table, copy) for copy in copies)))[:1]
 
 
 def difference(study: Study, table: pd.DataFrame, copy: RunReport) -> str:
@@ -336,33 +342,28 @@ def difference(study: Study, table: pd.DataFrame, copy: RunReport) -> str:
     tokens = "held-out" if ours == held[0] else "calibration"
     first, second = words.apart(*means)
     return (
-        f"{copy.name} as a whole model: mean {tokens} error {second}, {words.word(columnar[1])} columnar; in the study "
-        f"of layers {first} and {words.word(columnar[0])}."
-    ) + (f" In the whole model, {'; '.join(why)}." if (why := reasons(study, copy)) else "")
+        f"{copy.name}: mean {tokens} error {second}, {words.word(columnar[1])} columnar; in the study of layers "
+        f"{first} and {words.word(columnar[0])}."
+    ) + (f" Reasons: {', '.join(why)}." if (why := reasons(study, copy)) else "")
 
 
 def reasons(study: Study, copy: RunReport) -> list[str]:
     """Differences of the copy's run from the study, most important first."""
     summary, setup = copy.summary, study.setup
-    texts = [] if len(copy.layers) == 1 else ["each layer reads inputs that are pruned already"]
+    texts = [] if len(copy.layers) == 1 else ["inputs that are pruned already"]
     if copy.target == "dense":
-        texts.append("the target is the dense model's output, in the study the layer's own")
+        texts.append("the dense model's output as target")
     recipe = setup.recipe()
-    for name in ("compute", "sparsity", "block_size", "calibration", "samples", "length", "seed"):
-        if name in summary and str(summary[name]) != str(ours := getattr(recipe, name)):
-            texts.append(f"{name.replace('_', ' ')} {summary[name]}, in the study {ours}")
-    return texts
+    names = ("compute", "sparsity", "block_size", "calibration", "samples", "length", "seed")
+    differing = [name for name in names if name in summary and str(summary[name]) != str(getattr(recipe, name))]
+    return texts + [f"other {words.listing([name.replace('_', ' ') for name in differing])}"] * bool(differing)
 
 
 # ---- drift of the hidden states, see `rose.model.walk.storage.BlockDrift`
 
 
 def drift_table(runs: Sequence[RunReport]) -> pd.DataFrame:
-    """One row per run and decoder block; `cancelled` is passed_on + arisen − drift.
-
-    With a the passed-on difference of hidden states and b the arising one, drift is ‖a + b‖² and `cancelled` is
-    −2⟨a, b⟩: positive where the block's pruned layers work against the error that they receive.
-    """
+    """One row per run and decoder block: what is passed on to it, what arises in it, and the drift after it."""
     rows = [
         {
             "run": run.name,
@@ -370,21 +371,11 @@ def drift_table(runs: Sequence[RunReport]) -> pd.DataFrame:
             "sparsity": run.asked,
             "target": run.target,
             **entry,
-            "cancelled": entry["passed_on"] + entry["arisen"] - entry["drift"],
         }
         for run in runs
         for entry in run.drift
     ]
     return pd.DataFrame(rows)
-
-
-def drift_problem(runs: Sequence[RunReport]) -> str:
-    """Why the drifts of these runs are not ranked; "" where they are."""
-    rankings = _drift_rankings(runs)
-    if len(rankings) > 1:
-        amounts = words.listing([ranking.results[0].amount for ranking in rankings])
-        return f"different amounts were asked of the runs ({amounts})"
-    return rankings[0].problem
 
 
 def drift_finding(runs: Sequence[RunReport]) -> str:

@@ -10,28 +10,24 @@ from torch import nn
 
 from app import components, session, shared, words
 from app.components.work import follow
-from app.figures import maps, style
 from app.figures import methods as figures
 from app.forms.widgets import attempt, linked, start_button
 from app.results import naming, pairs
-from app.results.downloads import checkpoint_button, csv_button, file_button, large_button, report_button
+from app.results.downloads import checkpoint_button, csv_button, file_button, large_button, menu, report_button
 from app.results.pairs import accuracy_table, layer_table, model_table
+from app.runs import example
 from app.runs.copies import MINUTES, CopyRun, Tuning, file_name, results_of
 from app.runs.kept_copies import PACKED, FileRun, forms
 from app.runs.pruning import HELD_OUT, PruningRun
 from rose import RoseError, RunReport
+from rose.layer.pattern import RECOMMENDED
 from rose.model.estimate import tuning_memory
 from rose.model.load.tokens import tuning_draw
 from rose.model.network.network import Network
 from rose.rows import ERRORS, csv_text, with_cautions
 
 MOST_MINUTES = 24 * 60.0
-MEANING = {
-    True: "Pruning compensates inside a layer. Tuning trains the kept weights of all layers together, towards the "
-    "next-token distributions of the dense model; every zero stays.",
-    False: "Tuning trains what is left, all layers together, towards the next-token distributions of the dense model; "
-    "the smaller model keeps its size.",
-}  # of tuning, by whether the copy is pruned
+MEANING = "Trains kept weights, all layers together, towards the dense model's next tokens; {} stays."  # of tuning
 TABLE, LAYERS, TEXTS, TASKS = "What you get", "Layers", "Texts", "Zero-shot"
 FIGURE = 280  # pixels: cautions and table begin above the fold
 Section = Callable[[PruningRun, list[RunReport]], None]
@@ -68,52 +64,43 @@ def what_you_get(run: PruningRun, models: list[RunReport]) -> None:
         results = results_of(copies)
         drawing = figures.perplexity_bars(results, dense=dense.perplexity, height=FIGURE, theme=session.theme())
         components.show(drawing, "perplexity")
-    components.cautions(pairs.cautions_of(copies))
     components.table(_rows(models), "What each way gives, the dense model first", key="prune-table")
     request = run.request
-    text = "held-out windows of the calibration text" if request.evaluate == HELD_OUT else request.evaluate
+    text = "held-out calibration text" if request.evaluate == HELD_OUT else request.evaluate
     st.caption(
         f"Perplexity: {request.windows} × {request.window_length} tokens of {words.plain(text)}; elsewhere: plain "
-        "English that calibrates nothing. Errors: mean over layers, held out. Zeros alone make no file smaller."
+        f"English. Errors: mean over {words.count(len(copies[0].layers) if copies else 0, 'layer')}, held out. Zeros "
+        "alone make no file smaller."
     )
-    for amount in dict.fromkeys(copy.asked for copy in copies):
-        results = [result for result in results_of(copies) if result.amount == amount]
-        if len(results) > 1:
-            st.markdown(f"**Every pair at {words.plain(amount)}**: perplexity of the row divided by the column's")
-            components.table(pairs.verdict_matrix(results).to_dict("records"), f"Every pair at {amount}")
-    if len(copies) > 1:
-        st.caption("95\u202f% intervals over windows, paired, one calibration draw; ≈ no clear difference, = same.")
+    if ratios := pairs.verdict_table(results_of(copies)):
+        components.table(ratios, "Every pair", key="prune-pairs")
+        st.caption("95\u202f% intervals, paired over windows, one calibration draw; ≈ no clear difference, = same.")
     if (study := session.study()) is not None and study.is_measured:
         for line in pairs.differences(study, study.overview(session.threshold()), run):
             st.caption(words.plain(line))
+    components.cautions(pairs.cautions_of(copies))
     if copies:
         _take_away(run, models)
 
 
 def _rows(models: list[RunReport]) -> list[dict[str, str]]:
     def perplexity(name: str, model: RunReport) -> str:
-        """ "17.4, × 1.3": a perplexity and how many times the dense model's it is."""
+        """ "17.4, × 1.33": a perplexity and how many times the dense model's it is."""
         value, of_dense = model.summary.get(name), dense.summary.get(name)
         if value is None or of_dense is None:
             return "–"
-        return words.number(value) + ("" if model is dense else f", × {words.number(value / of_dense, 2)}")
+        return words.number(value) + ("" if model is dense else f", {words.times(value / of_dense)}")
 
     dense, rows = models[0], []
     for model, (_, totals) in zip(models, model_table(models).iterrows(), strict=True):
-        summary = model.summary
         parts = {"By pruning": totals["mean_pruning_error"], "By rounding": totals["mean_rounding_error"]}
-        sizes = [words.size(summary[name]) if name in summary else "–" for name in ("plain_bytes", "packed_bytes")]
         rows.append(
             {
                 "Copy": model.name,
                 "Perplexity": perplexity("perplexity_after", model),
                 "elsewhere": perplexity("perplexity_second", model),
                 "Error": words.number(totals["mean_held_out_error"]),
-                "Drift": words.number(totals["drift"]),
                 **{name: words.number(error) for name, error in parts.items() if pd.notna(error)},
-                "Removed": words.percent(totals["removed_fraction"], 0),
-                "Checkpoint": sizes[0],
-                "Packed": sizes[1],
                 "Time": "–" if model is dense else words.duration(totals["seconds"]).replace(" ", "\u00a0"),
             }
         )
@@ -131,9 +118,9 @@ def _take_away(run: PruningRun, models: list[RunReport]) -> None:
             st.session_state.pop("prune_take_of")
         copy = names[st.selectbox("Copy", list(names), **linked("prune_take_of"))]
         name, place = file_name(copy), run.kept(copy)
-        with st.container(horizontal=True, vertical_alignment="center"):
+        with menu("prune-downloads"):
             if place is not None:
-                checkpoint_button(place, key=f"take-{name}", type="primary", icon=":material/download:")
+                checkpoint_button(place, key=f"take-{name}", type="primary")
             file_button("Record, JSON", copy.to_json, f"{name}-report.json")
             file_button("Layers, CSV", partial(csv_text, with_cautions(copy.layers)), f"{name}-layers.csv")
             csv_button("All copies, CSV", model_table(models), "models.csv", "all-models")
@@ -141,7 +128,9 @@ def _take_away(run: PruningRun, models: list[RunReport]) -> None:
         types = [form for form in forms(copy.bits) if form != PACKED]
         st.caption(f"Loads in transformers; rose packed; llama.cpp as {' or '.join(types)}.")
         if place is None:
-            st.caption("Its checkpoint was not kept; choose that under Checkpoints and prune again.")
+            again = "choose that under Checkpoints and prune again"
+            is_example = run is example.pruning()
+            st.caption("This is the example: prune your own." if is_example else f"It was not kept; {again}.")
             return
         setup, labels = run.setup.to_texts(), naming.labelled(list(reversed(list(shared.reports()))))
         label = next((text for text, other in labels.items() if other is copy), "")
@@ -214,7 +203,7 @@ def layers(run: PruningRun, models: list[RunReport]) -> None:
     measured = [name for name in pairs.MEASURES if name in ERRORS and table[name].notna().any()]
     labels = {name: words.sentence(pairs.MEASURES[name]) for name in measured}
     copies = {copy.name: copy for copy in models[1:] if not copy.is_tuned}
-    usual = next((name for name, copy in copies.items() if copy.method != style.BASELINE), next(iter(copies)))
+    usual = next((name for name, copy in copies.items() if copy.method == RECOMMENDED), next(iter(copies)))
     left, right = st.columns(2)
     name = left.selectbox("Copy", list(copies), list(copies).index(usual), **linked("prune_map_copy"))
     column = right.selectbox("Of", measured, format_func=labels.__getitem__, **linked("prune_map_of"))
@@ -228,6 +217,9 @@ def layers(run: PruningRun, models: list[RunReport]) -> None:
         components.info(problem)
         return
     components.show(drawing, "layer-errors")
+    if copy.method == "rose":
+        changed = words.count(int(copy.summary["columnar_layers"]), "columnar layer")
+        st.caption(f"ROSE changes the order of {changed}. The other layers differ by the inputs that they get alone.")
 
 
 def texts(run: PruningRun, models: list[RunReport]) -> None:
@@ -254,7 +246,7 @@ def tune(run: CopyRun, model: Callable[[], nn.Module]) -> None:
     prefix = "" if isinstance(run, PruningRun) else "slim_"
     with st.container(border=True, key="slim-tune" if prefix else "prune-tune"):
         st.subheader("Tune what is left", anchor=False)
-        st.markdown(MEANING[not prefix])
+        st.markdown(MEANING.format("its size" if prefix else "every zero"))
         if rounded:
             st.caption(
                 f"Not offered: {words.plain(words.listing(rounded))}. Tuning would move rounded weights off their "
@@ -287,12 +279,8 @@ def _offer_tuning(run: CopyRun, copies: list[str], model: Callable[[], nn.Module
             cost = f"About {words.duration(seconds)} with evaluation, and {cost}: {words.plain(name)}, trained"
         else:
             cost = f"Up to {cost}. It is trained"
-        windows = tuning_draw(run.setup.length)
-        text = f"{words.plain(words.text_name(run.setup.text))}, {windows.length} tokens each"
-        return (
-            f"{cost} on up to {windows.samples} windows of {text}, none of which perplexity is measured on. Further "
-            "windows decide which step is kept; the curve is on those, so not comparable with perplexity above."
-        )
+        windows, text = tuning_draw(run.setup.length), words.plain(words.text_name(run.setup.text))
+        return f"{cost} on up to {windows.samples} × {windows.length} tokens of {text}, apart from those above."
 
     text, problem = attempt(takes)
     start_button(
@@ -322,10 +310,3 @@ def _follow_tuning(tuning: Tuning, prefix: str) -> None:
         return
     if tuning.run.kept(tuning.copy) is None:
         st.caption("There was too little room to keep its checkpoint.")
-    if prefix:  # layers of a smaller copy are parts
-        return
-    with st.expander("How far each layer moved", key="tune-moved", on_change="rerun") as shown:
-        if shown.open:
-            layer, theme = session.layer(), session.theme()
-            drawing = maps.model_map(tuning.copy.by_layer, "change", marked_layer=layer, theme=theme)
-            components.show(drawing, "tune-moved-figure")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 import rose
 from app import components, session, shared, words
@@ -14,9 +15,9 @@ from app.components import SHARE
 from app.components.work import follow
 from app.figures import trust as figures
 from app.forms import study_form
-from app.forms.widgets import linked, pruned_model, start_button
+from app.forms.widgets import linked, pruned_model, say_hub, text_input
 from app.results import html_report, look_inside, naming
-from app.results.downloads import csv_button, file_button
+from app.results.downloads import csv_button, file_button, menu
 from app.results.pairs import DRIFT_SCALE
 from app.runs import checked, example
 from app.runs.checked import CheckpointRun
@@ -31,7 +32,7 @@ from rose.model.estimate import Cost
 from rose.recipe.steps import CheckCopies
 
 OTHER = "Another checkpoint"
-ON = {"tokens": "Weights, and errors on tokens", "weights": "Weights alone", "inside": "Look inside"}
+ON = {"tokens": "Weights and errors", "weights": "Weights alone", "inside": "Look inside"}
 EVERY, ONE, DRIFT = "All layers", "One layer", "Drift"
 BOXES = {  # what the headline stands in, by its status; green only over what was measured
     WRONG: (components.error, ":material/error:"),
@@ -54,38 +55,33 @@ FACTS: dict[str, Any] = {  # columns of the table of all layers, besides errors
 def draw() -> None:
     st.title("Check a checkpoint: is something wrong with it?")
     components.edited_setup()
-    mode = components.choose("Check", ON, "check_on", label_visibility="collapsed")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        mode = components.section(ON, "check_on", "What is checked")
+        help = "Reads one decoder block of each model at a time, for safetensors files larger than memory."
+        stream = mode != "inside" and st.toggle("Leave the weights on disk", **linked("check_stream"), help=help)
     if mode == "inside":
         look_inside.draw()
         return
-    request = _choose(with_tokens=mode == "tokens")
+    first, second, third = st.columns([2, 2, 1.4], vertical_alignment="bottom")
+    request = _choose(first, second, with_tokens=mode == "tokens", stream=stream)
     run = None if request is None else shared.checks().get(shared.key_of(checked.setup_of(request), request))
     if run is None or run.job.status not in ("running", "done"):
-        _offer(request)
+        _offer(third, request)
     if run is not None:
         follow(run, "checkpoint", ". Nothing was kept.")
-    elif request is None:
+    else:
         run = example.check()
-        components.example("a copy at 2:4, one group of which was broken by hand,")
+        components.example("a copy at 2:4, one group of which was broken by hand, checked with tokens")
     if run is not None and run.check is not None:
         _results(run, run.check)
 
 
-def _choose(*, with_tokens: bool) -> CheckCopies | None:
-    setup = session.setup()
-    left, right, last = st.columns([2, 2, 1.4], vertical_alignment="bottom")
-    dense = left.text_input(
-        "Dense model",
-        **linked("check_dense"),
-        placeholder=f"{setup.model}, as on the start page",
-        help="What the checkpoint was made from: packaged name, Hub id, folder or .gguf file.",
-    ).strip()
-    with right:
-        help = "A folder, sharded or not, a Hub id or a .gguf file, pruned by any program."
-        path = ("Checkpoint", "pruned/ or owner/model")
-        pruned = pruned_model(dense or setup.model, "check", "Checkpoint", OTHER, path, help)
-    help = "Reads one decoder block of each model at a time, for safetensors files larger than memory."
-    stream = last.toggle("Leave the weights on disk", **linked("check_stream"), help=help)
+def _choose(left: DeltaGenerator, right: DeltaGenerator, *, with_tokens: bool, stream: bool) -> CheckCopies | None:
+    setup, usual = session.setup(), f"{session.setup().model}, as on the start page"
+    dense = text_input("Dense model it was made from", "check_dense", usual, None, right)
+    with left:
+        path = ("Your checkpoint", "a folder, a .gguf file or a Hub id")
+        pruned = pruned_model(dense or setup.model, "check", path[0], OTHER, path, None)
     try:
         return checked.request_of(setup, dense, pruned, with_tokens=with_tokens, stream=stream) if pruned else None
     except rose.RoseError as problem:
@@ -93,21 +89,22 @@ def _choose(*, with_tokens: bool) -> CheckCopies | None:
         return None
 
 
-def _offer(request: CheckCopies | None) -> None:
+def _offer(place: DeltaGenerator, request: CheckCopies | None) -> None:
     cost, problem, missing = _priced(request) if request else (None, "", "")
     label = "Check" if cost is None else f"Check, about {components.lasting(cost)}"
-    takes, asking = "Name a checkpoint above. Its layers are compared with the dense model's; tokens add errors.", []
-    if request is not None:
+    look: dict[str, Any] = {"type": "primary", "icon": ":material/fact_check:", "width": "stretch"}
+    is_ready = request is not None and not problem
+    place.button(label, key="check-start", on_click=_start, args=(request,), disabled=not is_ready, **look)
+    if problem:
+        components.warning(problem)
+    elif request is not None:
         setup, takes = checked.setup_of(request), "Zeros, patterns and changes in seconds; no errors and no perplexity."
-        asking = [setup, replace(setup, model=request.pruned[0])]
         if cost is not None:
             needed = words.size(2 * weights_size(cost, setup.dtype) + cost.memory)
             takes = f"{setup.samples} × {setup.length} tokens of {words.text_name(setup.text)} and {setup.held_out} × "
             takes += f"{setup.length} held out through both models; {needed} of memory."
-    start_button(
-        label, "check-start", _start, request, icon=":material/fact_check:", problem=problem,
-        ready=request is not None, takes=words.plain(takes), asking=asking,
-    )  # fmt: skip
+        st.caption(words.plain(takes))
+        say_hub(setup, replace(setup, model=request.pruned[0]))
     if missing:
         study_form.offer_to_find(missing)
 
@@ -138,8 +135,6 @@ def _results(run: CheckpointRun, check: CheckpointCheck) -> None:
     answer = headline(check)
     box, icon = BOXES[answer.status]
     box(answer.text, icon=icon)
-    verdicts = check_lines(check, words.short_layer)
-    st.markdown("\n".join(f"- **{words.plain(about)}**: {words.plain(text)}" for about, text in verdicts))
     sections = [EVERY, ONE] + ([DRIFT] if check.summary["drift"] else [])
     view = components.section(sections, "check_view", "What is shown")
     if view == DRIFT:
@@ -155,7 +150,10 @@ def _every(run: CheckpointRun, check: CheckpointCheck) -> None:
         drawing = html_report.check_map(check, marked_layer=_layer(check.layers), theme=session.theme())
         pick = partial(components.pick_layer, choose=_show_layer)
         components.show(drawing, "check-map", on_select=pick)
-    st.markdown("\n".join(f"- {words.plain(sentence)}" for sentence in checked.facts(run)))
+    verdicts = check_lines(check, words.short_layer)
+    st.markdown("\n".join(f"- **{words.plain(about)}**: {words.plain(text)}" for about, text in verdicts))
+    with st.expander("Zeros, masks and errors over all layers", icon=":material/more_horiz:", key="check-more"):
+        st.markdown("\n".join(f"- {words.plain(sentence)}" for sentence in checked.facts(run)))
     table = _ranked(check.layers)
     errors = {"error": "Error", "mask_error": "Mask alone", "possible_error": "Mask, refitted"}
     errors |= {name: method_of(name) for name in map(str, table) if name.startswith(ERROR_OF)}
@@ -207,12 +205,12 @@ def _one(run: CheckpointRun, check: CheckpointCheck) -> None:
     row = check.layers.set_index("layer").loc[layer]
     st.markdown(f"**{words.sentence(row['verdict'])}.** {words.plain(row['reason'])}")
     look = components.look(layer)
+    if layer in run.excerpts:
+        components.show(figures.broken_pattern(run.excerpts[layer], **look), "check-mask")
     if pd.notna(row.get("error")):
         components.show(figures.compensation_bars(row, **look), "check-bars")
     elif run.request.calibration is not None:
         st.caption("No error was measured: the layer is untouched, broken, behind a broken one, or of an expert.")
-    if layer in run.excerpts:
-        components.show(figures.broken_pattern(run.excerpts[layer], **look), "check-mask")
 
 
 def _further(run: CheckpointRun, check: CheckpointCheck) -> None:
@@ -220,10 +218,11 @@ def _further(run: CheckpointRun, check: CheckpointCheck) -> None:
     folder = run.request.pruned[0]
     shown = {"runs": [naming.label(checked.record_of(run))]}
     with st.container(horizontal=True, vertical_alignment="center"):
-        csv_button("Layers, CSV", check.layers, "check.csv", "check-csv")
-        file_button("All, JSON", check.to_json, "check.json", key="check-json")
-        html = partial(lambda: html_report.to_html(html_report.check_report(run)))
-        file_button("Report, HTML", html, "check.html", key="check-report", mime="text/html")
+        with menu("check-downloads"):
+            csv_button("Layers, CSV", check.layers, "check.csv", "check-csv")
+            file_button("All, JSON", check.to_json, "check.json", key="check-json")
+            html = partial(lambda: html_report.to_html(html_report.check_report(run)))
+            file_button("Report, HTML", html, "check.html", key="check-report", mime="text/html")
         if run is not example.check():  # which Compare runs does not offer
             st.page_link("views/runs.py", label="Compare it", query_params=shown, icon=":material/compare:")
         if Path(expand(folder), "config.json").is_file() and run.setup.model == session.setup().model:

@@ -11,7 +11,7 @@ from app import components, session, shared, words
 from app.components.work import progress
 from app.figures import sensitivity as figures
 from app.forms.widgets import method_choice, priced, pruned_model, start_button
-from app.results.downloads import csv_button, file_button
+from app.results.downloads import csv_button, file_button, menu
 from app.runs import example
 from app.runs.damage import DamageRequest, DamageRun, layer_of
 from rose.layer.pattern import THRESHOLD
@@ -134,22 +134,20 @@ def _results(run: DamageRun, table: pd.DataFrame) -> None:
 
 def _together(run: DamageRun) -> None:
     summary = run.report.summary
-    base = f"Loss without a change: {summary['base_loss']:.3f} nats per token (perplexity "
-    base += f"{words.number(summary['base_perplexity'])})."
     if summary["together"] is None:
-        st.markdown(base)
         return
     every, error, alone = (summary[name] for name in ("together", "together_standard_error", "sum_of_damages"))
     verb = "give back" if run.request.restore else "cost"
     spread = "" if error is None else f" ± {words.number(error, 2)}"
     is_clear = error is not None and every > CLEAR * error
     share = f", {words.percent(alone / every, 0)} of that" if is_clear else ""
-    apart = " Each is pruned on the dense model's inputs. On *Prune* later layers make up for earlier ones."
     units = "decoder blocks" if run.request.units == "blocks" else "layers"
     st.markdown(
         f"**Changed together, the {units} {verb} {words.number(every)}{spread} nats per token. Changed one at a time, "
-        f"they {verb} {words.number(alone)} in sum{share}.** {base}{'' if run.request.restore else apart}"
+        f"they {verb} {words.number(alone)} in sum{share}.**"
     )
+    if not run.request.restore:
+        st.caption("Each is pruned on the dense model's inputs. On *Prune* later layers make up for earlier ones.")
 
 
 def _exact(run: DamageRun, table: pd.DataFrame) -> None:
@@ -166,6 +164,9 @@ def _exact(run: DamageRun, table: pd.DataFrame) -> None:
             "sparsity": ("Removed", "%.3f"),
             "weights": ("Weights", "localized"),
         }
+        summary = run.report.summary
+        base = f"{summary['base_loss']:.3f} nats per token, perplexity {words.number(summary['base_perplexity'])}"
+        st.caption(f"Loss without a change: {base}.")
         components.frame(table, shown, "damage-table", "All units measured so far with sensitivity and errors")
         if len(table) > 2:
             ranks = correlations(table)
@@ -174,7 +175,7 @@ def _exact(run: DamageRun, table: pd.DataFrame) -> None:
             names = {"group": "Among", "name": "Which", "units": "Units", **MEASURES}
             components.frame(ranks, names, "damage-correlations", "Rank correlations")
             st.caption("Spearman's rank correlation of each error with sensitivity, with its 95\u202f% interval.")
-        with st.container(horizontal=True):
+        with menu("damage-downloads"):
             csv_button("CSV", table, "damage.csv", "damage-csv")
             report = run.report
             content = lambda: {"summary": finite(report.summary), "units": json_rows(report.units)}  # noqa: E731

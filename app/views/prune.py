@@ -25,7 +25,7 @@ def draw() -> None:
     components.require_weights()
     setup, run = session.setup(), session.pruning()
     with st.expander(
-        "What to prune and how to evaluate it", expanded=False, icon=":material/tune:", key="prune-settings"
+        "What to prune and how to evaluate it", icon=":material/tune:", key="prune-settings", on_change="rerun"
     ):
         request = choose(setup)
         _recipes(setup, request)
@@ -43,8 +43,8 @@ def draw() -> None:
     sections = results.sections(shown, models) | {race_of_solvers.TITLE: lambda *_: race_of_solvers.draw(run)}
     with st.container(horizontal=True, vertical_alignment="center"):
         view = components.section(list(sections), "prune_view", "Results")
-        icon = ":material/compare_arrows:"
-        st.page_link("views/smaller.py", label="Rounded, slimmed or pruned: what pays?", icon=icon, width="content")
+        label, icon = "Rounded, slimmed or pruned: what pays?", ":material/compare_arrows:"
+        st.page_link("views/smaller.py", label=label, icon=icon, width="content")
     if shown is not run:
         components.example("pruned copies")
     sections[view](shown, models)

@@ -14,7 +14,7 @@ from app.figures import drift as drift_figures
 from app.figures import maps, methods
 from app.forms.widgets import folders_input, saved
 from app.results import naming, pairs
-from app.results.downloads import csv_button, report_button
+from app.results.downloads import csv_button, menu, report_button
 from app.results.pairs import Pair
 from app.runs import checked, example
 from rose import RunReport
@@ -22,16 +22,29 @@ from rose.model.measure import comparison
 from rose.report import read_runs
 from rose.verdicts import on_other_windows
 
-MAP, NUMBERS, SETTINGS, DRIFT, SEEDS = "Map", "Numbers", "Settings", "Drift", "Over seeds"
+MAP, NUMBERS, DRIFT, SEEDS = "Map", "Numbers", "Drift", "Over seeds"
 ALONE = ("study", "check")
-PARTS = {"share": "Difference, %", "difference": "Difference", "both": "Both maps"}
+PARTS = {"share": "Difference", "both": "Both maps"}
 
 
 def draw() -> None:
     st.title("Compare runs: how do they differ?")
     components.edited_setup()
-    offered, tables = _offered()
-    runs = _choose(naming.labelled(offered))
+    row = st.container(horizontal=True, vertical_alignment="center")
+    sources = row.popover("Choose runs", icon=":material/folder_open:", key="runs-sources")
+    with sources:
+        folders = folders_input(
+            "Folders of saved runs, or a rows.csv",
+            "runs_path",
+            "Files are read, nothing in them is run. Folders that `rose prune`, `rose slim` or `rose analyze` or the "
+            "page Prune has written; rows.csv of `rose compare` shows methods over calibration seeds",
+        )
+    offered, tables, with_example = _offered(folders)
+    with sources:
+        runs = _choose(naming.labelled(offered))
+    if with_example:
+        with row:
+            components.example("pruned copies")
     if not runs:
         st.info("Choose at least one run.")
         return
@@ -39,7 +52,6 @@ def draw() -> None:
     sections = {
         MAP: len(runs) > 1,
         NUMBERS: True,
-        SETTINGS: len(runs) > 1,
         DRIFT: any(run.drift for run in runs),
         SEEDS: bool(tables),
     }
@@ -53,14 +65,17 @@ def draw() -> None:
     if settings:
         _map(*settings)
     elif view != MAP:
-        {NUMBERS: _numbers, SETTINGS: _settings, DRIFT: _drift}[view](runs)
+        {NUMBERS: _numbers, DRIFT: _drift}[view](runs)
     components.cautions(pairs.cautions_of(runs))
-    if len(runs) != 2 or not (both := pairs.pair(*runs)).problem or both.elsewhere:
-        report_button(lambda: runs, "runs", "runs-report")
+    with menu("runs-downloads"):
+        csv_button("Numbers, CSV", pairs.numbers(runs), "numbers.csv", "runs-numbers-csv")
+        if len(runs) != 2 or not (both := pairs.pair(*runs)).problem or both.elsewhere:
+            report_button(lambda: runs, "runs", "runs-report")
 
 
-def _offered() -> tuple[list[RunReport], list[pd.DataFrame]]:
-    """Runs of this server, of folders that a person names, or of the example; tables of rows.csv files."""
+def _offered(folders: str) -> tuple[list[RunReport], list[pd.DataFrame], bool]:
+    """Runs of this server, of folders that a person names, or of the example; tables of rows.csv files; whether the
+    example is among the runs."""
     pruned = [run for report in list(shared.reports()) for run in report.runs]
     studies = {id(study): study for study in [session.study(), *shared.studies().values()] if study}
     studied = [
@@ -70,24 +85,14 @@ def _offered() -> tuple[list[RunReport], list[pd.DataFrame]]:
         for run in naming.runs_of_study(study, session.threshold())
     ]
     checks = [checked.record_of(run) for run in reversed(list(shared.checks().values())) if run.check is not None]
-    row = st.container(horizontal=True, vertical_alignment="center")
-    with row.popover("Open saved runs", icon=":material/folder_open:", key="runs-sources"):
-        folders = folders_input(
-            "Folders of saved runs, or a rows.csv",
-            "runs_path",
-            "Files are read, nothing in them is run. Folders that `rose prune`, `rose slim` or `rose analyze` or the "
-            "page Prune has written; rows.csv of `rose compare` shows methods over calibration seeds",
-        )
     skip = partial(read_runs, skip=lambda problem: components.warning(f"Left out: {problem}"))
     contents = saved(folders, lambda path: [comparison.read_comparison(path)] if path.endswith(".csv") else skip(path))
     tables = [table for table in contents if isinstance(table, pd.DataFrame)]
     runs = [run for run in contents if isinstance(run, RunReport)]
     offered = [*runs, *checks, *reversed(pruned)]
-    if len(offered) < 2:
-        offered += reversed(example.pruning().copies)
-        with row:
-            components.example("pruned copies")
-    return [*offered, *studied], tables
+    with_example = len(offered) < 2
+    offered += reversed(example.pruning().copies) if with_example else ()
+    return [*offered, *studied], tables, with_example
 
 
 def _choose(offered: dict[str, RunReport]) -> list[RunReport]:
@@ -156,11 +161,11 @@ def _map(both: Pair, measure: str, part: str) -> None:
     if both.problem or part == "both":
         drawing = maps.run_maps(both.rows(measure), names, label, why=both.elsewhere, theme=theme)
     else:
-        drawing = maps.run_difference(both.rows(measure), names, label, as_share=part == "share", theme=theme)
-    components.show(drawing, "runs-map")
+        drawing = maps.run_difference(both.rows(measure), names, label, theme=theme)
+    components.show(drawing, "runs-map", fill=(470, "640px"))
     remarks = []
     if "error" in label and on_other_windows(both.first.summary, both.second.summary):
-        remarks.append("Part of the difference comes from different windows of text, see Settings.")
+        remarks.append("Part of the difference comes from different windows of text, see Numbers.")
     if both.left_out:
         remarks.append(f"{words.sentence(words.count(both.left_out, 'layer'))} of only one run left out.")
     if (both.first.kind in ALONE) != (both.second.kind in ALONE):
@@ -175,28 +180,21 @@ def _numbers(runs: Sequence[RunReport]) -> None:
     table = pairs.numbers(runs)
     shown = pairs.in_words(table).rename(columns={"number": ""})
     st.dataframe(shown, hide_index=True, key="runs-numbers", height="content", alt="Totals of the runs")
-    results = pairs.results_of(runs)
-    if len(results) > 1:
-        components.table(
-            pairs.verdict_matrix(results).to_dict("records"),
-            "Perplexity of each row's run, divided by the column's",
-        )
-        st.caption("Rows divided by columns, 95\u202f% intervals over windows; ≈ no clear difference, = the same.")
+    st.caption(
+        "An error is of each layer on its own inputs; against the dense model it counts earlier layers' errors too."
+    )
+    if ratios := pairs.verdict_table(pairs.results_of(runs)):
+        components.table(ratios, "Every pair", key="runs-pairs")
+        st.caption("95\u202f% intervals, paired over windows; ≈ no clear difference, = same.")
     tables = [run.zero_shot.assign(run=run.name, method=run.method) for run in runs if run.zero_shot is not None]
     if tables:
         drawing = methods.accuracy_bars(pd.concat(tables, ignore_index=True), theme=session.theme())
         components.show(drawing, "runs-accuracies")
-    csv_button("Numbers, CSV", table, "numbers.csv", "runs-numbers-csv")
-
-
-def _settings(runs: Sequence[RunReport]) -> None:
-    every = st.toggle("Also settings that are the same", key="runs_every", bind=URL)
-    table = pairs.settings(runs, only_different=not every)
-    if table.empty:
-        st.info("The settings of these runs do not differ.")
-        return
-    shown = rose.rows.without_formulas(table.rename(columns={"setting": "Setting"}))
-    st.dataframe(shown, hide_index=True, key="runs-settings", height="content", alt="Settings of the runs")
+    differing = len(pairs.settings(runs, only_different=True))
+    title = f"Settings: {words.word(differing) if differing else 'none'} that differ{'s' if differing == 1 else ''}"
+    with st.expander(title, icon=":material/tune:", key="runs-settings-more"):
+        shown = rose.rows.without_formulas(pairs.settings(runs).rename(columns={"setting": "Setting"}))
+        st.dataframe(shown, hide_index=True, key="runs-settings", height="content", alt="Settings of the runs")
 
 
 def _drift(runs: Sequence[RunReport]) -> None:
@@ -206,21 +204,12 @@ def _drift(runs: Sequence[RunReport]) -> None:
     components.show(drawing, "runs-drift")
     st.caption(pairs.DRIFT_SCALE)
     sources = [run for run in drifting if run.kind != "check"]
-    with st.expander("Where drift arises and how much is repaired", key="runs-origins", on_change="rerun") as details:
-        if not details.open:
-            return
-        if not sources:
-            st.info("These runs were checked, not pruned here, so only the size of their drift was measured.")
-            return
-        table = table[table["run"].isin([run.name for run in sources])]
-        name = (
-            st.selectbox("Run", [run.name for run in sources], key="runs_origin")
-            if len(sources) > 1
-            else sources[0].name
-        )
-        components.show(drift_figures.drift_shares(table[table["run"] == name], theme=theme), "runs-origin")
-        drawing = drift_figures.cancelled_shares(table, problem=pairs.drift_problem(sources), theme=theme)
-        components.show(drawing, "runs-repair")
+    if not sources:  # of a check only the size of drift is known
+        return
+    with st.expander("Where drift arises", key="runs-origins", on_change="rerun") as details:
+        if details.open:
+            name = st.selectbox("Run", [run.name for run in sources], key="runs_origin")
+            components.show(drift_figures.drift_shares(table[table["run"] == name], theme=theme), "runs-origin")
 
 
 def _seeds(table: pd.DataFrame) -> None:

@@ -1,22 +1,27 @@
 """Make it smaller: what does each way give?"""
 
+import math
+from dataclasses import replace
 from functools import partial
 
+import pandas as pd
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from app import components, session, shared, words
 from app.components.work import follow
-from app.forms.widgets import attempt, linked, spec_number, start_button
-from app.results.downloads import checkpoint_button, csv_button
+from app.forms.widgets import attempt, linked, spec_number, start_button, text_input
+from app.results.downloads import checkpoint_button, csv_button, menu
 from app.runs import example
 from app.runs.slimming import SmallerRun
 from rose.recipe.steps import Smaller
 from rose.rows import records_table
 from rose.smaller import Row
 from rose.smaller.table import FILES, runtimes
-from rose.verdicts.smaller import recommend, says_stored
+from rose.verdicts.smaller import Recommendation, recommend, says_stored
 
 FIELDS = Smaller.fields()
+ENOUGH = 3  # measured rows, from which on estimates are folded
 
 
 def draw() -> None:
@@ -32,65 +37,96 @@ def draw() -> None:
         run = example.smaller()
         components.example("ways to make a copy smaller")
     _results(run)
-    with st.expander("Does it pay here? Programs that gain from zeros", icon=":material/speed:"):
-        st.dataframe(runtimes(), hide_index=True, key="smaller-runtimes", alt="Programs that use zeros")
 
 
 def _offer(run: SmallerRun | None) -> None:
     setup = session.setup()
-    left, right = st.columns([1, 3], vertical_alignment="bottom")
-    minutes = spec_number(left, FIELDS["minutes"], linked("smaller_minutes"), value=float(FIELDS["minutes"].default))
-    help = words.sentence(FIELDS["second"].description) + "."
-    second = right.text_input("Second text", **linked("smaller_second"), placeholder="plain English", help=help)
+    first, second, third = st.columns([3, 2, 1], vertical_alignment="bottom")
+    usual = f"{setup.model}, as on the start page"
+    model = text_input("Your checkpoint: a folder, a .gguf file or a Hub id", "smaller_model", usual, None, first)
+    setup = replace(setup, model=model or setup.model)
+    text = text_input("Second text", "smaller_second", "plain English", None, second)
+    usual_minutes = float(FIELDS["minutes"].default)
+    minutes = spec_number(third, FIELDS["minutes"], linked("smaller_minutes"), value=usual_minutes, help=None)
     settings = {name: getattr(setup, name) for name in ("model", "dtype", "samples", "length", "seed")}
-    settings |= {"calibration": setup.text, "held_out": max(2, setup.held_out), "second": second.strip() or None}
+    settings |= {"calibration": setup.text, "held_out": max(2, setup.held_out), "second": text or None}
     spec, problem = attempt(lambda: Smaller.of(**settings, minutes=minutes, output="smaller"))
     start_button(
         f"Measure for {minutes:g} minutes", "smaller-start", session.start_run, "smaller",
         partial(SmallerRun, spec, partial(shared.load, setup.model, setup.dtype)), "compare_arrows: Making it smaller",
         problem=problem, running=session.sees_at_work(run), icon=":material/compare_arrows:", asking=[setup],
-        takes=f"Estimates every way for {words.plain(setup.model)}, then measures the most promising first.",
+        takes="Estimates every way, then makes and measures copies, the most promising first.",
     )  # fmt: skip
 
 
 def _results(run: SmallerRun) -> None:
-    advice = recommend(run.rows)
+    advice, spec = recommend(run.rows), run.spec
     if note := says_stored(run.rows[0]):
         st.caption(words.plain(note))
-    if advice:
-        st.markdown("\n".join(f"- {words.plain(answer.text)}" for answer in advice))
-    components.table([_cells(row) for row in run.rows], "Every way, measured or estimated", key="smaller-table")
+    for place, answer in zip(st.columns(len(advice) or 1), advice, strict=False):
+        _advise(place.container(border=True, height="stretch"), answer)
+    measured = [row for row in run.rows if row.is_measured]
+    components.table([_cells(row) for row in measured], "Ways that were measured", key="smaller-table")
     st.caption(
-        "≈ estimated by a rule, as are the file sizes in that row; the rest is measured. Reads, writes: speed, times "
-        "the dense model's. Elsewhere: the second text, plain English unless chosen."
+        f"Perplexity: {spec.held_out} × {spec.length} tokens of held-out calibration text; elsewhere: "
+        f"{words.plain(spec.second or 'plain English')}. Speed: in torch, times the dense model's. Packed files "
+        "are for rose alone."
     )
+    title = f"All {len(run.rows)} ways, estimates among them, and files that round nothing further"
+    with st.expander(title, expanded=len(measured) < ENOUGH, icon=":material/table:"):
+        st.dataframe(pd.DataFrame(map(_facts, run.rows)), hide_index=True, key="smaller-ways", alt="All ways")
+    programs = runtimes()
+    usable = words.out_of(int(programs["here"].eq("yes").sum()), len(programs), "program")
+    title = f"{words.sentence(usable)} that gain from zeros can run here, as of {programs['checked'].max()}"
+    with st.expander(title, icon=":material/speed:"):
+        order = ("name", "here", "gain", "uses", "hardware", "needs", "state", "source", "checked")
+        st.dataframe(programs, hide_index=True, column_order=order, key="smaller-runtimes", alt="Programs for zeros")
     components.cautions(run.left_out)
-    with st.container(horizontal=True, vertical_alignment="center"):
+    with menu("smaller-downloads"):
         csv_button("Table, CSV", records_table(run.rows, Row), "smaller.csv", "smaller-csv")
         for key in dict.fromkeys(answer.key for answer in advice):
             if key and (folder := run.kept(key)) is not None:
                 checkpoint_button(folder, key=f"smaller-{key}")
 
 
+def _advise(place: DeltaGenerator, answer: Recommendation) -> None:
+    """A goal, the way that reaches it, and why."""
+    goal, nothing = words.sentence(answer.goal), "Nothing pays here" if answer.is_complete else "Not known yet"
+    why = answer.text.removeprefix(f"{goal}: ").removeprefix(f"{answer.name}, ").removeprefix("nothing pays here; ")
+    place.markdown(f"{goal}: **{words.plain(answer.name or nothing)}**")
+    place.caption(words.plain(words.sentence(why)))
+
+
 def _cells(row: Row) -> dict[str, str]:
-    mark = "" if row.is_measured else "≈ "
-
-    def number(value: float | None, before: str = "", digits: int = 3) -> str:
-        text = "" if value is None else words.number(value, digits)
-        return "–" if text in ("", "–") else f"{mark}{before}{text}".replace(" ", "\u00a0")
-
-    def perplexity(value: float | None, times: float | None) -> str:
-        return number(times, "× ") if value is None else f"{number(value)},\u00a0×\u00a0{words.number(times or 1.0)}"
-
-    sizes = {name: getattr(row, name) for name in FILES}
+    gains = [f"× {words.number(gain)}" if gain else "–" for gain in (row.prefill_gain, row.decoding_gain)]
+    texts = {"Perplexity": (row.perplexity, row.times), "elsewhere": (row.second_perplexity, row.second_times)}
     return {
         "Way": row.name,
-        "Perplexity": perplexity(row.perplexity, row.times),
-        "elsewhere": perplexity(row.second_perplexity, row.second_times),
-        "Reads": number(row.prefill_gain, "× "),
-        "Writes": number(row.decoding_gain, "× "),
-        **{name: "–" if size is None else words.size(size).replace(" ", "\u00a0") for name, size in sizes.items()},
-        "Minutes": number(row.minutes, digits=2) if row.minutes > 0.01 else "–",
+        **{
+            name: f"{words.number(value or math.nan)}, × {words.number(of or 1.0)}"
+            for name, (value, of) in texts.items()
+        },
+        "Reading speed": gains[0],
+        "writing": gains[1],
+        "Smallest file": f"{words.size(row.bytes)} {row.smallest}",
+        "Minutes": _minutes(row),
+    }
+
+
+def _minutes(row: Row) -> str:
+    return words.number(row.minutes, 2) if row.minutes > 0.01 else "–"
+
+
+def _facts(row: Row) -> dict[str, str]:
+    """A row of the table of all ways; the range of an estimate is what other models had."""
+    bounds = " to ".join(words.number(bound or math.nan) for bound in (row.times_low, row.times_high))
+    return {
+        "Way": row.name,
+        "Numbers": row.basis,
+        "Perplexity, times": bounds,
+        "Minutes": _minutes(row),
+        **{name: words.size(getattr(row, name)) if name in row.exact else "–" for name in FILES},
+        "Loads in": row.loads,
     }
 
 

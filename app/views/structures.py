@@ -11,7 +11,7 @@ from app.components.work import follow
 from app.figures import sensitivity as figures
 from app.forms.widgets import attempt, linked, start_button
 from app.results import prune_results
-from app.results.downloads import checkpoint_button, csv_button, file_button
+from app.results.downloads import checkpoint_button, csv_button, file_button, menu
 from app.runs import example
 from app.runs.pruning import PROMPT
 from app.runs.slimming import Slimming, estimate
@@ -29,7 +29,10 @@ def draw() -> None:
     st.title("Heads and channels: which can go?")
     components.require_weights()
     views = {HEAD_MAP: _heads, CHANNEL_CURVE: _channels, COPY: _slim}
-    view = components.section(list(views), "structures_view", "What is shown")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        view = components.section(list(views), "structures_view", "What is shown")
+        label, icon = "Rounded, slimmed or pruned: what pays?", ":material/compare_arrows:"
+        st.page_link("views/smaller.py", label=label, icon=icon, width="content")
     try:
         views[view]()
     except rose.RoseError as problem:
@@ -62,7 +65,7 @@ def _are_priced(structures: Structures, parts: Sequence[Part], noun: str) -> boo
     """Prices these parts in the background, once a person has asked for that; until then the example is shown."""
     seconds, signature = structures.pricing(parts), (structures.study.created, noun)
     blocks = words.count(len({part.block_index for part in parts}), "decoder block")
-    reason = f"Your set-up needs the cost of every {noun} in {blocks}."
+    reason = f"Your set-up needs the cost of every {noun}{f' in {blocks}' if noun == 'head' else ''}."
     if seconds and not components.may_begin(
         max(seconds, components.UNASKED + 1), reason, "Compute it", "structures", signature
     ):
@@ -73,6 +76,7 @@ def _are_priced(structures: Structures, parts: Sequence[Part], noun: str) -> boo
 
 def _heads() -> None:
     block, _ = words.place_of(session.layer() or "")
+    picture = st.container()  # above what an own set-up needs
     structures, table, per_group = _structures(HEADS), example.head_costs(), 3
     if structures is not None:
         parts = [part for (kind, _), part in structures.parts.items() if kind == HEADS]
@@ -80,9 +84,10 @@ def _heads() -> None:
             table, per_group = structures.head_costs(), parts[0].shape.per_group
         else:
             structures = None
-    if structures is None:
-        components.example("heads and channels")
-    components.show(figures.head_map(table, marked_block=block, theme=session.theme()), "structures-heads")
+    with picture:
+        if structures is None:
+            components.example("heads and channels")
+        components.show(figures.head_map(table, marked_block=block, theme=session.theme()), "structures-heads")
     if per_group > 1:
         st.caption(
             f"{words.sentence(words.count(per_group, 'query head'))} share one key-value head: whole groups go, or "
@@ -93,6 +98,7 @@ def _heads() -> None:
 
 
 def _channels() -> None:
+    picture = st.container()
     structures, block, table = _structures(CHANNELS), 0, example.channel_costs()
     if structures is not None:
         blocks, (chosen, _) = structures.blocks(CHANNELS), words.place_of(session.layer() or "")
@@ -102,14 +108,15 @@ def _channels() -> None:
             block, table = choice, structures.channel_costs(choice)
         else:
             structures = None
-    if structures is None:
-        components.example("heads and channels")
     count = len(table)
     if (st.session_state.get("structures_cut") or 0) >= count:  # of a model with more channels
         st.session_state.structures_cut = count // 4
-    cut = st.slider("Channels to take out", 0, count - 1, count // 4, key="structures_cut", bind=components.URL)
-    drawing = figures.channel_curve(table, cut, block=block, theme=session.theme())
-    components.show(drawing, "structures-channels")
+    with picture:
+        if structures is None:
+            components.example("heads and channels")
+        cut = st.slider("Channels to take out", 0, count - 1, count // 4, key="structures_cut", bind=components.URL)
+        drawing = figures.channel_curve(table, cut, block=block, theme=session.theme())
+        components.show(drawing, "structures-channels")
 
 
 def _choose_slimming() -> tuple[SlimSettings, str]:
@@ -159,12 +166,16 @@ def _slim() -> None:
 
 
 def _outcome(run: Slimming) -> None:
-    """A row a model; then speed, texts and files."""
+    """How perplexity moved, then a row a model; speed, texts and files."""
     dense, rows = run.models[0], []
+    for sentences in run.perplexities():
+        st.markdown(f"**{words.plain(sentences[0])}**")
+        components.cautions(sentences[1:])
     for model in run.models:
         summary = model.summary
         perplexities = {
-            name: words.number(summary[key]) + f", × {words.number(summary[key] / dense.summary[key], 2)}"
+            name: words.number(summary[key])
+            + ("" if model is dense else f", {words.times(summary[key] / dense.summary[key])}")
             for name, key in {"Perplexity": "perplexity_after", "elsewhere": "perplexity_second"}.items()
             if key in summary and key in dense.summary
         }
@@ -182,15 +193,12 @@ def _outcome(run: Slimming) -> None:
     st.caption(
         f"{run.speedup.says()} Perplexity: {setup.held_out} × {setup.length} held-out tokens; elsewhere: plain English."
     )
-    for sentences in run.perplexities():
-        st.markdown(words.plain(sentences[0]))
-        components.cautions(sentences[1:])
     components.cautions(latest.remarks)
     if run.prompt.strip():
         with st.expander("Texts", icon=":material/notes:", key="slim-texts"):
             for model in run.models:
                 components.continued(f"**{words.plain(model.name)}**", model.summary)
-    with st.container(horizontal=True):
+    with menu("slim-downloads"):
         file_button("Record, JSON", latest.to_json, "report.json", key="slim-report")
         csv_button("Parts, CSV", with_cautions(latest.layers), "layers.csv", "slim-layers")
         if (place := run.kept(latest)) is not None:

@@ -125,7 +125,10 @@ def _texts(encoded: EncodedText, readings: Readings, number: int, kind: str) -> 
             unit = "minus dense" if change else f"{words.number(float(np.nanmean(losses)))} nats a token"
             st.markdown(f"**{words.plain(name)}**, {unit}")
             st.html(coloured.coloured_text(encoded.pieces, losses, end=end, theme=theme, change=change, marked=number))
-    st.caption(f"Surprise: −log p of a token given those before it, in nats. {MEANING[kind]}")
+    st.caption(
+        f"Surprise: −log p of a token given those before it, in nats. {MEANING[kind]} *Prune* measures perplexity on "
+        "held-out calibration text, which flatters a copy."
+    )
 
 
 def _chosen(encoded: EncodedText, table: pd.DataFrame, size: pd.Series) -> int:

@@ -36,7 +36,6 @@ DRIFTS = pd.DataFrame(
     method="sparsegpt",
     sparsity="0.7",
     arisen=0.1,
-    cancelled=lambda table: table["passed_on"] + 0.1 - table["drift"],
 )
 DAMAGES = pd.DataFrame(
     [
@@ -109,7 +108,6 @@ FIGURES: dict[str, Callable[..., Drawing]] = LARGE | {  # of the layer `lab`, an
     "compensation_bars": lambda x: trust.compensation_bars(COSTS, layer=NAME),
     "drift_curves": lambda x: drift.drift_curves(DRIFTS, finding="Drift of 0.15"),
     "drift_shares": lambda x: drift.drift_shares(DRIFTS[DRIFTS["target"] == "dense"]),
-    "cancelled_shares": lambda x: drift.cancelled_shares(DRIFTS),
     "damage_map": lambda x: sensitivity.damage_map(DAMAGES, "held_out_error", marked=DAMAGES["unit"][2]),
     "damage_bars": lambda x: sensitivity.damage_bars(BLOCK_DAMAGES, marked="model.layers.1"),
     "damage_bars_error": lambda x: sensitivity.damage_bars(BLOCK_DAMAGES, "held_out_error"),

@@ -127,7 +127,7 @@ def test_outlier_layer_does_not_set_the_colour_scale():
     ratios = np.array([66.06, 1.2, 0.8, 1.0, 0.5, 0.0])
     rows = pd.DataFrame({"block_index": np.arange(6), "projection": "up", "first": 0.1, "second": 0.1 * ratios})
     rows["layer"] = [f"layers.{block}.up" for block in range(6)]
-    drawing = maps.run_difference(rows, ("A", "B"), "error", as_share=True)
+    drawing = maps.run_difference(rows, ("A", "B"), "error")
     heat, hidden = drawing.figure.data
     assert heat.zmax == -heat.zmin == pytest.approx(np.log(2))
     assert heat.z[0] == pytest.approx(np.log([2, 1.2, 0.8, 1, 0.5, 0.5]), abs=1e-6)
@@ -135,7 +135,7 @@ def test_outlier_layer_does_not_set_the_colour_scale():
     assert list(heat.colorbar.ticktext) == ["−50\u202f%", "−20\u202f%", "0\u202f%", "+20\u202f%", "+100\u202f%"]
     assert heat.colorbar.tickvals[0] == pytest.approx(np.log(0.5))
     assert "two layers beyond" in below(drawing)
-    nothing = maps.run_difference(rows[:2].assign(first=0.0), ("A", "B"), "error", as_share=True)
+    nothing = maps.run_difference(rows[:2].assign(first=0.0), ("A", "B"), "error")
     assert "blank: two layers in which A has 0" in below(nothing)
 
 
@@ -150,7 +150,6 @@ def test_experts_of_two_runs_share_a_row_with_the_largest():
         maps.run_maps(rows, two, "error"),
         maps.run_maps(apart, two, "error", why="Not compared."),
         maps.run_difference(rows, two, "error"),
-        maps.run_difference(rows, two, "error", as_share=True),
     ):
         assert drawing.figure.layout.height < 700
         *_, heat, marked = drawing.figure.data

@@ -85,7 +85,7 @@ def test_mean_range_and_single_seeds():
 def test_experts_are_one_series_of_units():
     kinds = [f"mlp.experts.{number}.up_proj" for number in range(len(DAMAGES))]
     drawn = sensitivity.damage_scatter(DAMAGES.assign(projection=kinds)).figure
-    assert [trace.name for trace in drawn.data] == ["mlp.experts.*.up_proj"]
+    assert [trace.name for trace in drawn.data] == ["mlp"]
     assert not drawn.layout.showlegend
 
 

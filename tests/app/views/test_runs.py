@@ -45,12 +45,11 @@ def test_page_opens_on_the_example(server):
     app = open_page(PAGE)
     assert "ROSE ADMM at 0.7 has the lowest perplexity" in texts(app)
     assert len(figures(app)) == 1
-    assert app.segmented_control(key="runs_view").options == ["Map", "Numbers", "Settings", "Drift"]
+    assert app.segmented_control(key="runs_view").options == ["Map", "Numbers", "Drift"]
     drift = open_page(PAGE, runs_view="Drift")
     drift.session_state["runs-origins"] = True
-    _, origin, repair = titles(drift.run())
+    _, origin = titles(drift.run())
     assert re.search("^Decoder block .* adds most", origin)
-    assert "cancels the most: " in repair
     assert len(app.multiselect(key="runs").value) == 3
     assert len(app.multiselect(key="runs").options) == len(example.pruning().copies)
     app.text_input(key="runs_path").set_value("/nowhere").run()
@@ -79,6 +78,7 @@ def test_saved_run_is_compared_with_a_server_run(server, tmp_path):
     assert "Both runs have the highest held-out error in 2 · self_attn.o_proj: 0.600 and 0.480" in titles(app)[0]
     app.segmented_control(key="runs_view").set_value("Numbers").run()
     assert app.dataframe[0].value.set_index("").loc["Perplexity"].tolist() == ["30.0", "28.0"]
+    assert any("that differ" in part.label for part in app.expander)
 
 
 def test_default_runs_are_comparable(server):
