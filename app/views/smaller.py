@@ -1,6 +1,7 @@
 """Make it smaller: what does each way give?"""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -64,7 +65,7 @@ def _results(run: SmallerRun) -> None:
     if note := says_stored(run.rows[0]):
         st.caption(words.plain(note))
     for place, answer in zip(st.columns(len(advice) or 1), advice, strict=False):
-        _advise(place.container(border=True, height="stretch"), answer)
+        _advise(place.container(border=True, height="stretch"), answer, {row.key: row for row in run.rows})
     measured = [row for row in run.rows if row.is_measured]
     components.table([_cells(row) for row in measured], "Ways that were measured", key="smaller-table")
     st.caption(
@@ -89,12 +90,16 @@ def _results(run: SmallerRun) -> None:
                 checkpoint_button(folder, key=f"smaller-{key}")
 
 
-def _advise(place: DeltaGenerator, answer: Recommendation) -> None:
-    """A goal, the way that reaches it, and why."""
+def _advise(place: DeltaGenerator, answer: Recommendation, rows: Mapping[str, Row]) -> None:
+    """A goal, the way that reaches it, and why; and the smallest file that other programs read."""
     goal, nothing = words.sentence(answer.goal), "Nothing pays here" if answer.is_complete else "Not known yet"
     why = answer.text.removeprefix(f"{goal}: ").removeprefix(f"{answer.name}, ").removeprefix("nothing pays here; ")
     place.markdown(f"{goal}: **{words.plain(answer.name or nothing)}**")
     place.caption(words.plain(words.sentence(why)))
+    if answer.key and rows[answer.key].smallest == "packed":
+        row = rows[answer.key]
+        form = min((name for name in row.exact if name != "packed"), key=lambda name: getattr(row, name))
+        place.caption(f"For other programs: {words.size(getattr(row, form))} as {form}.")
 
 
 def _cells(row: Row) -> dict[str, str]:
