@@ -20,7 +20,7 @@ import streamlit as st
 FILE = Path(__file__).with_name("first.json.gz")
 # By page: pixels that its choices will take, above the pictures, and the widths of its columns.
 SIDE_BY_SIDE = [1.3, 1.0]
-PAGES = {"": (230, [5.0, 1.6]), "layers": (90, SIDE_BY_SIDE), "layer": (110, [1.0]), "order_lab": (110, SIDE_BY_SIDE)}
+PAGES = {"": (164, [5.0, 1.6]), "layers": (136, SIDE_BY_SIDE), "layer": (98, [1.0]), "order_lab": (98, SIDE_BY_SIDE)}
 drawn = threading.Event()  # once a page has sent what it has, the server reads its modules
 ready = threading.Event()  # they are read
 

@@ -37,6 +37,7 @@ SEEDS = 10  # random orders that are compared with others: one alone may be luck
 FORECAST = [
     (order, budget) for order in ("natural", "two_level", "dealt", "random:0", "global", "pivot") for budget in BUDGETS
 ]
+RULES = ("natural", "two_level", "dealt", "random", "global", "pivot", "pivot_weighted")  # that a person tries first
 YOURS = "custom"
 Numbers = Callable[[Study, str], None]
 WHO_IS_WHO = (
@@ -109,7 +110,7 @@ def order_and_budget(study: Study, layer: str) -> None:
     chosen = st.multiselect(
         "Orders",
         order_names(),
-        default=["natural", "two_level", "dealt", "random", "global", "pivot", "pivot_weighted"],  # as under Your order
+        default=RULES,
         format_func=lambda name: f"{label(name)}, {SEEDS} seeds" if name == "random" else label(name),
         key="lab_matrix_orders",
         bind=URL,

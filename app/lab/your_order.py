@@ -19,7 +19,7 @@ from app.figures import orders as figures
 from app.figures import palette
 from app.figures.shapes import to_numpy
 from app.figures.style import Drawing
-from app.lab.sections import BUDGETS, WHO_IS_WHO, label, outcomes
+from app.lab.sections import BUDGETS, RULES, WHO_IS_WHO, label, outcomes
 from app.lab.sweeps import BASELINE, PlannedSweep, SweepResult, outcome
 from app.study.study import Study
 from rose.layer.loss import block_widths
@@ -35,7 +35,6 @@ LONGEST_LINK = 400  # characters of an order in a link
 NUMBERS = re.compile(r"[\s,;\[\]]+")
 KEY = "lab-own-strip"
 OWN, BEST = "own", "best"
-RULES = ("natural", "two_level", "dealt", "random", "global", "pivot", "pivot_weighted")  # all are under Order × budget
 CANDIDATES = (("pivot", "layer"), ("pivot_weighted", "layer"), ("global", "layer"))  # for "Best tried"
 
 

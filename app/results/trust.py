@@ -141,13 +141,13 @@ def all_layers(study: Study) -> None:
 
 def _overfitting(records: pd.DataFrame) -> None:
     """The only check that needs no inputs, the worst layer first."""
-    table = records.assign(ratio=records["held_out_error"] / records["relative_error"])
-    table = table[table["ratio"] > OVERFIT].sort_values("ratio", ascending=False, kind="stable", ignore_index=True)
+    table = records.assign(ratio=records["held_out_error"] / records["relative_error"]).query(f"ratio > {OVERFIT}")
+    table = table.sort_values("ratio", ascending=False, kind="stable", ignore_index=True)
     labels = table["method"].map(lambda name: method_style(name).label)
-    errors = {"held_out_error": ("Held-out error", "%.5f"), "relative_error": ("Calibration error", "%.5f")}
-    shown = {"layer": "Layer", "method": "Method", **errors, "ratio": ("Held-out over calibration", "%.2f")}
-    cells, alt = table.assign(layer=table["layer"].map(words.short_layer), method=labels), "Layers that overfit"
-    components.frame(cells, shown, "overfit_table", alt, list(table["layer"]))
+    cells = table.assign(layer=table["layer"].map(words.short_layer), method=labels)
+    shown = {"layer": "Layer", "method": "Method", "held_out_error": ("Held-out error", "%.5f")}
+    shown |= {"relative_error": ("Calibration error", "%.5f"), "ratio": ("Held-out over calibration", "%.2f")}
+    components.frame(cells, shown, "overfit_table", "Layers that overfit", list(table["layer"]))
 
 
 def _table(table: pd.DataFrame) -> None:

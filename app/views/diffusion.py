@@ -50,16 +50,17 @@ def draw() -> None:
 
 
 def _choose() -> DiffusionRequest:
-    first, second, third, fourth = st.columns([2, 2, 2, 1])
+    first, second, third = st.columns([2, 2, 1], vertical_alignment="bottom")
+    more = third.popover("More", icon=":material/tune:", help="Step weights and noise", width="stretch")
     method = method_choice(first, DiffusionRequest.method, "diffusion_method")
     usual = DiffusionRequest.sparsity
     sparsity = second.select_slider("Sparsity", SPARSITIES, usual, **linked("diffusion_sparsity"))
     help = "How much each denoising step counts in the Hessians. OBS-Diff lets early, noisy steps count more."
     labels = {name: figures.WEIGHTINGS[name].label for name in STEP_WEIGHTS}
-    weights = third.selectbox(
+    weights = more.selectbox(
         "Step weights", list(labels), format_func=labels.__getitem__, **linked("diffusion_weights"), help=help
     )
-    noise = fourth.number_input("Noise", 0, 9999, 0, **linked("diffusion_noise"), help="Seed.")
+    noise = more.number_input("Noise", 0, 9999, 0, **linked("diffusion_noise"), help="Seed.")
     return DiffusionRequest(method=method, sparsity=sparsity, step_weights=weights, noise=int(noise))
 
 

@@ -45,8 +45,12 @@ from tests.browser.conftest import chromium
 ROOT = Path(__file__).parents[2]
 LAYERS = 3  # whose statistics go along: 0.7 MB for each of the two streams of a layer with 576 inputs
 WIDTHS = {"layers": (492, 376), "layer": (884,), "order_lab": (376,)}  # pixels of a page's figures on a screen of 1280
-DRAW = """([figure, width]) => Plotly.toImage(
-  {...figure, layout: {...figure.layout, width}}, {format: "svg", width, height: figure.layout.height})"""
+# Larger than it is shown, as texts are wider than in the page's font; the names of a legend would take the most room.
+DRAW = """([figure, width]) => {
+  const [wide, high] = [width, figure.layout.height].map(side => 1.2 * side);
+  const layout = {...figure.layout, width: wide, height: high, showlegend: false};
+  return Plotly.toImage({...figure, layout}, {format: "svg", width: wide, height: high});
+}"""
 WIDEST = 1024  # input channels of such a layer
 
 
