@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -11,10 +10,8 @@ from torch import Tensor
 import rose
 from app.jobs import Job, Run
 from rose.diffusion.evaluation import GARMENTS, classes_in_turn
-from rose.diffusion.pruning import SPARSITY
-from rose.diffusion.steps import PACKAGES, STEPS, WEIGHTS, step_weights
-from rose.layer.methods import make_settings
-from rose.layer.pattern import METHOD
+from rose.diffusion.steps import STEPS
+from rose.recipe.tools import DiffusePrune
 
 PICTURES = len(GARMENTS)  # shown: a picture of each class
 KEPT_NOISES = 32  # trajectories, of half a megabyte each
@@ -22,20 +19,9 @@ KEPT_NOISES = 32  # trajectories, of half a megabyte each
 DRAWN, PRUNED = 0.1, 0.9
 
 
-@dataclass(frozen=True)
-class DiffusionRequest:
-    """What to prune the packaged diffusion model to, and how, see `rose.prune_diffusion`."""
-
-    method: str = METHOD
-    sparsity: str = str(SPARSITY)
-    step_weights: str = WEIGHTS
-    samples: int = 20  # calibration pictures, the ten classes in turn
-    noise: int = 0  # seed of the pictures that are shown; calibration has other noise
-
-    def check(self) -> None:
-        """Raises RoseError for an impossible request, before any work."""
-        make_settings(self.method, sparsity=self.sparsity)
-        step_weights(self.step_weights, STEPS)
+def recipe(**chosen: Any) -> DiffusePrune:
+    """How to prune the packaged diffusion model; raises RoseError for what is impossible, before any work."""
+    return DiffusePrune.of(**{"samples": 2 * PICTURES, "seed": 1, "output": "pruned-garments"} | chosen)
 
 
 class DenseModel:
@@ -71,15 +57,16 @@ class DiffusionRun(Run):
     report: rose.RunReport | None = None
     drift: Tensor | None = None
 
-    def __init__(self, request: DiffusionRequest, load: Callable[[], DenseModel]) -> None:
+    def __init__(self, request: DiffusePrune, load: Callable[[], DenseModel]) -> None:
+        """Calibration has noise of the recipe's seed, pictures that are shown have noise of the seed before."""
         super().__init__()
-        self.request, self._load = request, load
+        self.request, self.noise, self._load = request, request.seed - 1, load
 
     def _run(self, job: Job) -> None:
         request = self.request
         self._say("Drawing with the dense model")
         model = self._load()
-        self.dense = model.trajectory(request.noise)
+        self.dense = model.trajectory(self.noise)
         self.fraction = DRAWN
         self._say("Pruning")
         pipeline = self._copy(model.pipeline, model.lock)
@@ -88,13 +75,13 @@ class DiffusionRun(Run):
             classes_in_turn(request.samples),
             method=request.method,
             sparsity=request.sparsity,
-            steps=STEPS,
+            steps=request.steps,
             step_weights=request.step_weights,
-            packages=PACKAGES,
-            seed=request.noise + 1,
+            packages=request.packages,
+            seed=request.seed,
             progress=self._follow(DRAWN, PRUNED),
         )
         self._say("Drawing with the pruned model")
-        self.pruned = draw(pipeline, request.noise)
+        self.pruned = draw(pipeline, self.noise)
         self.drift = rose.trajectory_drift(self.pruned, self.dense)
         self.fraction = 1.0

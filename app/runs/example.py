@@ -23,7 +23,8 @@ from app.figures.trust import MaskExcerpt
 from app.runs.checked import CheckpointRun, request_of
 from app.runs.copies import dense_record
 from app.runs.damage import DamageRequest, DamageRun
-from app.runs.diffusion import PICTURES, DiffusionRequest, DiffusionRun
+from app.runs.diffusion import PICTURES, DiffusionRun
+from app.runs.diffusion import recipe as diffusion_recipe
 from app.runs.pruning import PROMPT, PruneRequest, PruningRun
 from app.runs.reading import SAMPLE, TextReading
 from app.runs.slimming import Slimming, SmallerRun, Speedup
@@ -140,7 +141,7 @@ def check() -> CheckpointRun:
 def diffusion() -> DiffusionRun:
     """The packaged diffusion model as the page's form prunes it at first; pictures in 256 greys from −1 to 1."""
     part = parts()["diffusion"]
-    run = DiffusionRun(DiffusionRequest(), _no_model)
+    run = DiffusionRun(diffusion_recipe(), _no_model)
     shape = (-1, PICTURES, 1, 28, 28)  # steps, pictures, channels, height, width
     for name in ("dense", "pruned"):
         greys = torch.frombuffer(bytearray(base64.b64decode(part[name])), dtype=torch.uint8).reshape(shape)

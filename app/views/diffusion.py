@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import streamlit as st
 
@@ -12,62 +13,65 @@ from app.figures import drift as figures
 from app.figures import maps
 from app.forms.widgets import attempt, linked, method_choice, start_button
 from app.runs import example
-from app.runs.diffusion import PICTURES, DiffusionRequest, DiffusionRun
+from app.runs.diffusion import PICTURES, DiffusionRun, recipe
 from rose.diffusion.evaluation import GARMENTS
 from rose.diffusion.steps import STEP_WEIGHTS, STEPS
+from rose.recipe.tools import DiffusePrune
 
 SPARSITIES = ("0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "2:4")
 COMPARED = 2  # earlier runs whose pictures stay beside the latest
+FIELDS = DiffusePrune.fields()
 PICTURE, DRIFT, WEIGHTS, LAYERS = "Pictures", "Drift by step", "Step weights", "Columnar layers"
 
 
 def draw() -> None:
     st.title("Diffusion: what does pruning do to a picture?")
-    request = _choose()
+    chosen = _choose()
+    request, problem = attempt(partial(recipe, **chosen))
     run: DiffusionRun | None = st.session_state.get("diffusion_run")
-    _offer(request, run)
-    finished = st.session_state.setdefault("diffusion_finished", {example.diffusion().request: example.diffusion()})
+    _offer(request, problem, run)
+    first = example.diffusion()
+    finished = st.session_state.setdefault("diffusion_finished", {str(first.request): first})
     if run is not None and run.job.status == "done":
-        finished[run.request] = run
+        finished[str(run.request)] = run
     done = run if run is not None and run.job.status == "done" else example.diffusion()
-    others = [other for other in finished.values() if other is not done and other.request.noise == done.request.noise]
+    others = [other for other in finished.values() if other is not done and other.noise == done.noise]
     shown = done.request
     label = (
         f"{rose.METHODS[shown.method].label}, {shown.sparsity}, {figures.WEIGHTINGS[shown.step_weights].label.lower()}"
     )
     again = "" if shown == request else " Prune to see your choice."
     if done is run:
-        st.caption(f"Shown: {label}, noise {shown.noise}.{again}")
+        st.caption(f"Shown: {label}, noise {done.noise}.{again}")
     else:
         components.example(label, " of a packaged transformer that draws garments from noise in 20 steps")
     sections: dict[str, Callable[[DiffusionRun], None]] = {
         PICTURE: partial(_pictures, others[-COMPARED:]),
         DRIFT: _drift,
         LAYERS: _layers,
-        WEIGHTS: partial(_weights, request),
+        WEIGHTS: partial(_weights, chosen["step_weights"]),
     }
     sections[components.section(list(sections), "diffusion_view", "Results")](done)
 
 
-def _choose() -> DiffusionRequest:
+def _choose() -> dict[str, Any]:
     first, second, third = st.columns([2, 2, 1], vertical_alignment="bottom")
     more = third.popover("More", icon=":material/tune:", help="Step weights and noise", width="stretch")
-    method = method_choice(first, DiffusionRequest.method, "diffusion_method")
-    usual = DiffusionRequest.sparsity
-    sparsity = second.select_slider("Sparsity", SPARSITIES, usual, **linked("diffusion_sparsity"))
+    method = method_choice(first, FIELDS["method"].default, "diffusion_method")
+    sparsity = second.select_slider("Sparsity", SPARSITIES, FIELDS["sparsity"].default, **linked("diffusion_sparsity"))
     help = "How much each denoising step counts in the Hessians. OBS-Diff lets early, noisy steps count more."
     labels = {name: figures.WEIGHTINGS[name].label for name in STEP_WEIGHTS}
     weights = more.selectbox(
         "Step weights", list(labels), format_func=labels.__getitem__, **linked("diffusion_weights"), help=help
     )
     noise = more.number_input("Noise", 0, 9999, 0, **linked("diffusion_noise"), help="Seed.")
-    return DiffusionRequest(method=method, sparsity=sparsity, step_weights=weights, noise=int(noise))
+    return {"method": method, "sparsity": sparsity, "step_weights": weights, "seed": int(noise) + 1}
 
 
-def _offer(request: DiffusionRequest, run: DiffusionRun | None) -> None:
-    running, (_, problem) = session.sees_at_work(run), attempt(request.check)
+def _offer(request: DiffusePrune | None, problem: str, run: DiffusionRun | None) -> None:
+    running = session.sees_at_work(run)
     takes = (
-        f"Layers are pruned like a language model's, with Hessians summed over the {STEPS} steps of {request.samples} "
+        f"Layers are pruned like a language model's, with Hessians summed over the {STEPS} steps of {2 * PICTURES} "
         "pictures. One sweep takes some seconds; methods that refit or revise a mask take about a minute."
     )
     is_over = run is None or run.job.status == "done"
@@ -89,7 +93,7 @@ def _pictures(others: Sequence[DiffusionRun], done: DiffusionRun) -> None:
     step = st.slider("Denoising steps done", 0, STEPS, STEPS, **linked("diffusion_step"), help="0 is pure noise.")
     trajectories = {"Dense": done.dense}
     for run in (*others, done):
-        weights = "" if run.request.step_weights == DiffusionRequest.step_weights else f", {run.request.step_weights}"
+        weights = "" if run.request.step_weights == FIELDS["step_weights"].default else f", {run.request.step_weights}"
         assert run.pruned is not None
         trajectories[f"{rose.METHODS[run.request.method].label} {run.request.sparsity}{weights}"] = run.pruned
     rows = {
@@ -116,7 +120,7 @@ def _drift(done: DiffusionRun) -> None:
     components.show(drawing, "diffusion-drift")
 
 
-def _weights(request: DiffusionRequest, _done: DiffusionRun) -> None:
+def _weights(chosen: str, _done: DiffusionRun) -> None:
     try:
         with st.spinner(f"The dense model draws, for its layers' inputs at each of {STEPS} steps", show_time=True):
             diagonals = shared.dense_diffusion().diagonals()
@@ -124,7 +128,7 @@ def _weights(request: DiffusionRequest, _done: DiffusionRun) -> None:
         components.error(problem, ":material/extension_off:")
         return
     layer = st.selectbox("Layer", list(diagonals), format_func=words.short_layer, **linked("diffusion_layer"))
-    chosen, theme = request.step_weights, session.theme()
+    theme = session.theme()
     names = STEP_WEIGHTS if chosen == "uniform" else ("uniform", chosen)
     weights = {name: rose.step_weights(name, STEPS) for name in names}
     drawing = figures.step_weighting(weights, diagonals[layer].numpy(), chosen, layer=layer, theme=theme)

@@ -30,7 +30,7 @@ from rose.model.load.models import has_tokenizer
 from rose.model.load.tokens import load_apart, tuning_draw
 from rose.model.network.layers import count_zeros, keep_low_rank, prunable_layers
 from rose.model.network.network import Network
-from rose.model.network.precision import DEFAULT, Precision
+from rose.model.network.precision import DEFAULT
 from rose.model.progress import ProgressCallback
 from rose.model.run.checkpoint import begun_with
 from rose.model.run.settings import RunSettings
@@ -57,7 +57,7 @@ def prune(spec: Prune, console: Console) -> int:
     shared.check_room(spec, model)
     network = Network(model)
     run_setup.select(network, spec.layers)
-    Precision.of(spec.compute, network.dtype, network.device)
+    network.precision(spec.compute)
     memory = partial(estimate_memory, layers=spec.layers, sequential=spec.true_sequential, method=spec.method)
     seconds = pruning_cost(spec, model, spec.method, spec.target).seconds
     estimates = [partial(memory, dense_targets=spec.target == "dense")]

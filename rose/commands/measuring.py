@@ -92,7 +92,7 @@ def analyze(spec: Analyze, console: Console) -> None:
     facts: dict[str, Any] = {"samples": spec.samples, "length": spec.length, "held_out_samples": spec.held_out}
     facts |= {"bos_token": network.bos_in_front(tokens), "rotated_heads": rotated_heads(model)}
     # What was used, not what was requested.
-    precision = Precision.of(chosen.pop("compute"), network.dtype, network.device)
+    precision = network.precision(chosen.pop("compute"))
     facts |= {"compute": precision.describe()["compute"], "environment": precision.environment(network.device)}
     if most.layer is not None:
         with console.status("Trying orders on the most columnar layer"):

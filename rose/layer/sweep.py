@@ -129,9 +129,8 @@ def sweep(
     order: Order,
     pattern: Pattern,
     counts: Sequence[int],
-    trace_hessian: Tensor | None = None,
     divisor: Tensor | None = None,
-    keep_weights: bool = True,
+    traced: tuple[Tensor, bool] | None = None,
     rounder: Rounder | None = None,
     mask: Tensor | None = None,
     few_rows: bool = False,
@@ -144,9 +143,8 @@ def sweep(
         order: columns and block widths as visited.
         pattern: N:M chooses masks inside each group just before its first column, and needs no `counts`.
         counts: weights to remove from each visited block.
-        trace_hessian: damped H, (in, in), original order; given where a trace is wanted.
         divisor: d where masks are chosen by (w/d)² and not by w²/U_jj², (in,), in the order visited.
-        keep_weights: whether a trace holds the weights.
+        traced: for a trace: damped H, (in, in), original order, and whether the trace holds the weights.
         rounder: rounds kept weights as their column is swept; later columns compensate that too.
         mask: what goes, (out, in), original column order; replaces pattern and counts.
         few_rows: solves a tile at once, which is faster below about 100 rows.
@@ -157,7 +155,7 @@ def sweep(
     mask = torch.zeros_like(wt, dtype=torch.bool) if mask is None else mask.T.index_select(0, order.permutation)
     errors, of_kept = torch.empty(wt.shape[0], device=wt.device), wt.new_zeros((), dtype=torch.float64)
     divisor = factor.diagonal() if divisor is None else divisor
-    record = None if trace_hessian is None else _TraceRecorder(wt, order, trace_hessian, keep_weights)
+    record = None if traced is None else _TraceRecorder(wt, order, *traced)
     budgets = [0] * len(order.widths) if is_fixed else counts
     for start, width, count in zip(block_starts(order.widths), order.widths, budgets, strict=True):
         end = start + width

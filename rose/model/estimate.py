@@ -21,7 +21,7 @@ from rose.layer.registry import get_method
 from rose.model.network.experts import ExpertLinear
 from rose.model.network.layers import PrunableLayer, by_block, count_parameters, text_config
 from rose.model.network.network import Network
-from rose.model.network.precision import SIZE, Precision, bfloat16_gain, seconds_of_product
+from rose.model.network.precision import SIZE, bfloat16_gain, seconds_of_product
 from rose.model.network.residence import pick_device
 from rose.model.walk import forward
 from rose.wording import size
@@ -102,7 +102,7 @@ def estimate_cost(
     share = expert_share(model, every)
     weights = sum(map(count_parameters, network.blocks[:visited]))
     weights -= round((1 - share) * sum(layer.weight.numel() for layer in every if layer.is_expert))
-    rounds = Precision.of(compute, network.dtype, network.device).rounds
+    rounds = network.precision(compute).rounds
     products = 1 / bfloat16_gain() if rounds else 1.0  # time of a product, relative to float32
     forward = passes * 2 * weights * tokens * (NO_PRODUCTS + (1 - NO_PRODUCTS) * products)
     plain, routed = statistics_by_kind(chosen)

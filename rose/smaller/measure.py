@@ -25,7 +25,6 @@ from rose.model.load.models import save_model, stored_bytes
 from rose.model.load.tokens import load_apart, load_calibration, load_tokens, tuning_draw
 from rose.model.measure.perplexity import perplexity_of, plain_english, window_losses
 from rose.model.network.network import Network
-from rose.model.network.precision import Precision
 from rose.model.run.prune import prune_model
 from rose.model.ship.export import export_gguf
 from rose.model.tune.tuning import tune_model
@@ -174,8 +173,7 @@ class Bench:
     def _speed(self, model: Any, way: Way, follow: Follow) -> dict[str, Any]:
         """Tokens a second in torch; a copy of other shapes is timed in turns with the dense model."""
         network = Network(model)
-        precision = Precision.of("float32", network.dtype, network.device)
-        facts: dict[str, Any] = {"environment": precision.environment(network.device)}
+        facts: dict[str, Any] = {"environment": network.environment()}
         follow(0.0, "Measuring speed")
         if way.recipe is not None and not way.slim:
             return facts | {"prefill": self.rows[0].prefill, "decoding": self.rows[0].decoding}

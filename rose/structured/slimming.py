@@ -26,7 +26,6 @@ from rose.layer.statistics import InputStatistics
 from rose.layer.target import Gap, corrected_weight, damping_or_rule, target_error_with_bias
 from rose.model.network.layers import PrunableLayer, count_parameters, naming
 from rose.model.network.network import Network
-from rose.model.network.precision import Precision
 from rose.model.progress import Meter, ProgressCallback, part_callback
 from rose.model.run.checkpoint import FORMAT, DiskStorage, describe_inputs, open_checkpoint, report_inputs
 from rose.model.walk.sequential import visit_sequentially
@@ -107,7 +106,7 @@ def prune_structured(
             network.residence.withdraw()  # a streamed model whose run was stopped is what it was
         storage.finish()
     table, after = records_table(records, PartRecord), block_parameters(model)
-    removed, precision = 1 - after / before, Precision.of("float32", network.dtype, network.device)
+    removed, precision = 1 - after / before, network.precision()
     if abs(removed - settings.ratio) > FAR * settings.ratio:
         shares = f"{100 * removed:.1f} % of the decoder blocks' parameters taken out, {100 * settings.ratio:g} %"
         pieces = " and ".join(kinds) or "whole decoder blocks"

@@ -24,7 +24,8 @@ from app.jobs import Run, run_to_end
 from app.runs.checked import CheckpointRun
 from app.runs.copies import CopyRun
 from app.runs.damage import DamageRun
-from app.runs.diffusion import DenseModel, DiffusionRequest, DiffusionRun
+from app.runs.diffusion import DenseModel, DiffusionRun
+from app.runs.diffusion import recipe as diffusion_recipe
 from app.runs.example import CHECK, DAMAGE, FILE, PROMPT, REQUEST, SETUP, SLIM, SMALLER, parts
 from app.runs.pruning import PruningRun
 from app.runs.reading import SAMPLE, TextReading
@@ -131,7 +132,7 @@ def make_check(load: Any) -> dict[str, Any]:
 
 
 def make_diffusion(_load: Any) -> dict[str, Any]:
-    run = DiffusionRun(DiffusionRequest(), lambda: DenseModel(rose.load_diffusion()))
+    run = DiffusionRun(diffusion_recipe(), lambda: DenseModel(rose.load_diffusion()))
     follow(run)
     assert run.dense is not None
     assert run.pruned is not None

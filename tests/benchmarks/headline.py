@@ -39,7 +39,6 @@ from rose.model.measure.comparison import (
     ComparisonRow,
     compare_methods,
     conclusions,
-    environment_of,
     plan_comparison,
     write_losses,
 )
@@ -206,7 +205,7 @@ def main() -> None:
             loaded = {comparison.model: rose.load_model(comparison.model)}
         model, tokenizer = loaded[comparison.model]
         _, (settings, *_) = plan_comparison([comparison.ways[0].method], [comparison.sparsity], target="dense")
-        table = Table(Path(options.output), comparison, options.seeds, environment_of(Network(model), settings))
+        table = Table(Path(options.output), comparison, options.seeds, Network(model).environment(settings.compute))
         if table.begin():
             make(table, options, model, tokenizer)
         print(f"{comparison.name}:", *table.verdicts(), sep="\n  ", flush=True)

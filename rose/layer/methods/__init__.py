@@ -179,23 +179,21 @@ class LayerResult:
 def make_settings(
     method: str = METHOD,
     *,
-    sparsity: float | str | Pattern = SPARSITY,
-    block_size: int = BLOCK_SIZE,
-    damping: float = DAMPING,
-    threshold: float = THRESHOLD,
     order: str | Order | Tensor | Sequence[int] | None = None,
     budget: str | Sequence[float] | None = None,
     trace: bool | Literal["errors"] = False,
     options: Mapping[str, Value] | None = None,
     bits: int | str | None = None,
     group: int | str | None = None,
+    **plan: Unpack[PlanOptions],
 ) -> Settings:
     """Settings of a method, complete, and checked as far as that can be done without a layer: see `Settings`."""
     chosen = get_method(method)
-    pattern = parse_sparsity(sparsity)
-    pattern.check(pattern.of, block_size)  # its own groups always fit; the block size may not
-    check_damping(damping)
-    check_threshold(threshold)
+    pattern = parse_sparsity(plan.pop("sparsity", SPARSITY))
+    size = plan.pop("block_size", BLOCK_SIZE)
+    pattern.check(pattern.of, size)  # its own groups always fit; the block size may not
+    check_damping(plan.setdefault("damping", DAMPING))
+    check_threshold(plan.setdefault("threshold", THRESHOLD))
     if isinstance(order, str) and order != "rose":  # two-level or natural, as the layer is columnar or not
         check_order_name(order)
     if isinstance(budget, str):
@@ -208,8 +206,10 @@ def make_settings(
     orders = order is not None or budget is not None
     complete = chosen.check_request(pattern, options=options, orders=orders, rounds=grid is not None)
     # JSON does not know NumPy's numbers.
-    size, damping, threshold = int(block_size), float(damping), float(threshold)
-    return Settings(method, pattern, size, damping, threshold, order, budget, trace, complete, grid=grid)
+    numbers = {name: float(value) for name, value in plan.items()}  # type: ignore[arg-type]
+    return Settings(
+        method, pattern, int(size), order=order, budget=budget, trace=trace, options=complete, grid=grid, **numbers
+    )
 
 
 def prune_layer(

@@ -88,10 +88,8 @@ def prune_by_sweep(
     rounder = None
     if settings.grid:
         rounder = plan_rounding(live, settings.grid, visited, factor, damped.dead, pattern.of or TILE)
-    traced = damped.matrix if settings.trace else None
-    swept = sweep(
-        live, factor, visited, pattern, counts, traced, divisor, settings.trace != "errors", rounder, settings.zeros
-    )
+    traced = (damped.matrix, settings.trace != "errors") if settings.trace else None
+    swept = sweep(live, factor, visited, pattern, counts, divisor, traced, rounder, settings.zeros)
     # A dead column costs nothing, also where nothing is removed and it is rounded.
     columns = swept.column_error.masked_fill(damped.dead, 0)
     del live, rounder  # with a large layer, each of its size that is let go counts

@@ -33,7 +33,7 @@ from rose.model.defaults import CHECKED_AGAINST
 from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network
-from rose.model.network.precision import DEFAULT, Precision
+from rose.model.network.precision import DEFAULT
 from rose.model.progress import Meter, ProgressCallback
 from rose.model.walk.walk import check_streams
 from rose.rows import finite, json_rows
@@ -153,7 +153,7 @@ def check_checkpoint(
         streams = check_streams(networks[0], tokens, held_out)
     blocks = 1 + max(layer.block_index for layer, _ in pairs)
     mu = target_damping(networks[0].config.hidden_size, 1 if tokens is None else tokens.numel(), blocks)
-    precision = Precision.of(compute, networks[0].dtype, networks[0].device)
+    precision = networks[0].precision(compute)
     yardsticks = Yardsticks(methods, block_size, mu, precision.products)
     measured: dict[str, _Measured] = {}
     tensors: list[Row] = []

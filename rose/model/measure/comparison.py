@@ -31,7 +31,6 @@ from rose.model.defaults import TARGETS
 from rose.model.measure.folder import MeasurementFolder
 from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.network import Network
-from rose.model.network.precision import Precision
 from rose.model.progress import ProgressCallback
 from rose.model.run.prune import prune_by
 from rose.model.run.settings import RunOptions, RunSettings
@@ -170,7 +169,7 @@ def compare_methods(
     network = Network(model)
     for run in settings:
         network.to_prune(layers, run.layer.pattern, run.layer.block_size, run.layer.grid)
-    environment = environment_of(network, settings[0])
+    environment = network.environment(settings[0].compute)
     draw = lru_cache(maxsize=1)(calibration)  # all runs of a seed come one after another
     done = [row for row in done if row.environment == environment]
     finished = {(row.method, row.sparsity, row.seed) for row in done}
@@ -200,11 +199,6 @@ def compare_methods(
             model.load_state_dict(dense)
             for layer in network.layers:
                 layer.keep_low_rank(None)
-
-
-def environment_of(network: Network, run: RunSettings) -> str:
-    """The environment of a run here; raises RoseError for an impossible number format."""
-    return Precision.of(run.compute, network.dtype, network.device).environment(network.device)
 
 
 def write_losses(losses: Tensor) -> str:

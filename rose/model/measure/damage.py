@@ -33,7 +33,6 @@ from rose.model.measure.folder import SETTINGS, MeasurementFolder
 from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.layers import PrunableLayer, by_block, check_not_shared
 from rose.model.network.network import Network, check_same_model, embedding_norms, read_norms
-from rose.model.network.precision import Precision
 from rose.model.network.residence import evaluating
 from rose.model.progress import Meter, Progress, ProgressCallback
 from rose.model.rules import WHOLE
@@ -238,7 +237,7 @@ def describe_damage(
         "window_length": held_out.shape[1],
         "bos_token": network.bos_in_front(tokens),
         "embedding_norms": embedding_norms(network.model),
-        "environment": Precision.of("float32", network.dtype, network.device).environment(network.device),
+        "environment": network.environment(),
     }
 
 

@@ -17,7 +17,6 @@ from rose.errors import RoseError
 from rose.interrupt import stop_point
 from rose.model.load.tokens import first_token, load_tokens
 from rose.model.network.network import Network
-from rose.model.network.precision import Precision
 from rose.model.network.residence import evaluating
 from rose.model.network.stand_ins import hooked
 
@@ -74,7 +73,7 @@ def window_losses(
     network.check_in_memory()
     network.check_tokens(tokens, "Perplexity")
     body: Any = network.model
-    precision = Precision.of(compute, network.dtype, network.device)
+    precision = network.precision(compute)
     batch = max(1, LOGIT_ELEMENTS // (body.get_output_embeddings().weight.shape[0] * tokens.shape[1]))
     done: list[Tensor] = []
 

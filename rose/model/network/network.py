@@ -26,6 +26,7 @@ from rose.model.network.layers import (
     prunable_layers,
     text_config,
 )
+from rose.model.network.precision import Precision
 from rose.model.network.residence import ATTRIBUTE, Residence, evaluating, pick_device
 from rose.verdicts import is_same_model
 from rose.wording import sentence
@@ -70,6 +71,14 @@ class Network:
     def dtype(self) -> torch.dtype:
         """The format that the decoder blocks' weights are stored in."""
         return next(self.blocks.parameters()).dtype
+
+    def precision(self, compute: str = "float32") -> Precision:
+        """The number formats of a run on this network; raises RoseError for impossible ones."""
+        return Precision.of(compute, self.dtype, self.device)
+
+    def environment(self, compute: str = "float32") -> str:
+        """The environment of such a run in words."""
+        return self.precision(compute).environment(self.device)
 
     def select(self, layers: Sequence[str | PrunableLayer] | None) -> list[PrunableLayer]:
         """The layers of these names, see `matching`."""

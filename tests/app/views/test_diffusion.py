@@ -7,7 +7,7 @@ import rose
 from app import shared, words
 from app.jobs import Job
 from app.runs import example
-from app.runs.diffusion import STEPS, DiffusionRequest, DiffusionRun
+from app.runs.diffusion import STEPS, DiffusionRun, recipe
 from tests.app.tiny_study import ended, figures, finish, open_page, texts, titles
 
 PAGE = "views/diffusion.py"
@@ -22,7 +22,7 @@ def warm() -> None:
 @pytest.fixture(scope="module")
 def finished() -> DiffusionRun:
     """A run without the app around it."""
-    return finish(DiffusionRun(DiffusionRequest(method="wanda", samples=10), shared.dense_diffusion))
+    return finish(DiffusionRun(recipe(method="wanda", samples=10), shared.dense_diffusion))
 
 
 def view(run: DiffusionRun, name: str) -> AppTest:
@@ -66,7 +66,7 @@ def test_dense_model_is_unchanged(finished):
 
 
 def test_run_can_be_cancelled():
-    run = DiffusionRun(DiffusionRequest(), shared.dense_diffusion)
+    run = DiffusionRun(recipe(), shared.dense_diffusion)
     run.job.leave("test")
     run.job.start()
     assert ended(run, "cancelled").report is None
