@@ -22,7 +22,7 @@ from app.runs.copies import CopyRun, Tuning
 from app.runs.damage import DamageRequest
 from app.runs.kept_copies import FileRun
 from app.runs.pruning import PruneRequest, PruningRun
-from app.study.setup import Setup
+from app.study.setup import CHOSEN, Setup
 from app.study.study import Study
 from rose.layer.pattern import THRESHOLD
 
@@ -30,7 +30,6 @@ RECENT = 5
 PRUNING = "content_cut: Pruning"
 TUNING = "model_training: Tuning"
 WRITING = "folder_zip: Writing a file"
-FIELDS = tuple(Setup.__dataclass_fields__)
 DRAFT = "draft_"  # in the URL, before the names of choices that were edited since the study
 
 
@@ -137,7 +136,7 @@ def publish() -> None:
         chosen["run"] = st.session_state.pruning
     chosen |= {DRAFT + name: value for name, value in edits().items()}
     # Always in this order: one view has one link.
-    for key in (*FIELDS, "layer", "threshold", "run", *(DRAFT + name for name in FIELDS)):
+    for key in (*CHOSEN, "layer", "threshold", "run", *(DRAFT + name for name in CHOSEN)):
         if key not in chosen:
             st.query_params.pop(key, None)
         elif st.query_params.get(key) != chosen[key]:

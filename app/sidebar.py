@@ -1,13 +1,12 @@
 """Beside every page: the current set-up, the run in progress, and where it counts the chosen layer and the sparsity."""
 
-from dataclasses import replace
 from typing import Any
 
 import streamlit as st
 
 from app import components, session, shared, words
 from app.forms import study_form
-from app.forms.widgets import say_hub
+from app.forms.widgets import attempt, say_hub
 from app.lab import race_of_solvers
 from app.study import preflight
 from app.study.setup import Setup
@@ -49,7 +48,7 @@ def draw(page: str) -> None:
 
 def _setup(setup: Setup, *, is_measured: bool, with_sparsity: bool) -> None:
     model, sparsity = f"**{words.plain(setup.model)}**", f", sparsity {setup.sparsity}" if with_sparsity else ""
-    text = words.plain(words.text_name(setup.text))
+    text = words.plain(words.text_name(setup.calibration))
     summary = f"Your set-up: {model}, {text}, {setup.samples} × {setup.length} tokens, seed {setup.seed}{sparsity}"
     unmeasured = f"The layers of {model} are not measured with the chosen set-up."
     with st.container(gap=None):
@@ -88,10 +87,10 @@ def _choose_sparsity(study: Study) -> None:
     sparsity = sparsity if of == setup else setup.sparsity
     st.session_state.sparsity_widget = sparsity
     study_form.choose_sparsity("sparsity_widget", sparsity, on_change=_ask_sparsity)
-    other = replace(setup, sparsity=sparsity)
-    if other == setup:
-        return
     try:
+        other = setup.changed(sparsity=sparsity)
+        if other == setup:
+            return
         estimate = preflight.preflight(other, shared.skeleton(other.model), has_inputs=study.calibration.complete)
     except RoseError as problem:
         components.error(problem)
@@ -112,8 +111,8 @@ def _choose_sparsity(study: Study) -> None:
 def _ask_sparsity() -> None:
     setup, sparsity = session.setup(), st.session_state.sparsity_widget
     st.session_state.asked_sparsity = (setup, sparsity or setup.sparsity)
-    other = replace(setup, sparsity=sparsity or setup.sparsity)
-    study = shared.find(other)
+    other, _ = attempt(lambda: setup.changed(sparsity=sparsity or setup.sparsity))
+    study = None if other is None else shared.find(other)
     if study is not None and study.is_measured:
         study_form.forget()
         session.choose_setup(other)

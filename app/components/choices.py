@@ -7,7 +7,7 @@ import streamlit as st
 
 from app import session, words
 from app.components.work import info
-from app.study.setup import FIELDS, NUMBERS
+from app.study.setup import NUMBERS, Setup
 
 URL: Final = "query-params"  # a widget bound to it keeps its choice in the URL
 
@@ -66,7 +66,7 @@ def edited_setup() -> None:
     edits = session.edits()
     if not edits:
         return
-    labels = {name: FIELDS[name].label for name in NUMBERS}
+    labels = {name: Setup.fields()[name].label for name in NUMBERS}
     labels |= {"dtype": "Number format of weights", "stream": "Weights left on disk"}
     changes = ", ".join(f"{labels.get(name, words.sentence(name))} {value}" for name, value in edits.items())
     with st.container(horizontal=True, vertical_alignment="center", key="edited-setup"):

@@ -49,7 +49,7 @@ def require_weights() -> None:
 def example(subject: str, of: str = "") -> None:
     """Says that the page shows the packaged example, and how that was made."""
     setup = packaged.SETUP
-    tokens = f"{setup.samples} × {setup.length} tokens of {text_name(setup.text)}"
+    tokens = f"{setup.samples} × {setup.length} tokens of {text_name(setup.calibration)}"
     of = of or f" of {setup.model}, calibrated on {tokens} and measured on {setup.held_out} × {setup.length} others"
     st.caption(
         f"Example: {subject}{of}.",
@@ -92,7 +92,7 @@ def _collect(study: Study, layer: str) -> None:
 def offer_inputs(setup: Setup, key: str) -> None:
     """The button that collects the inputs of all layers of a set-up."""
     try:
-        seconds = collecting(setup, shared.skeleton(setup.model), setup.layer_patterns)
+        seconds = collecting(setup, shared.skeleton(setup.model), setup.layers)
     except RoseError:
         st.page_link(START_PAGE, label="Choose a model", icon=":material/tune:")
         return

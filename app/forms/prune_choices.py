@@ -9,7 +9,7 @@ import rose
 from app import session, shared
 from app.forms.widgets import linked, spec_number, text_input
 from app.runs.pruning import HELD_OUT, PROMPT, WINDOWS, Keep, PruneRequest
-from app.study.setup import Setup
+from app.study.setup import Setup, patterns_of
 from rose.layer.pattern import BITS as GRID_BITS
 from rose.layer.pattern import GROUPS, RECOMMENDED, THRESHOLD
 from rose.model.defaults import SOURCES
@@ -50,13 +50,13 @@ def choose(setup: Setup) -> PruneRequest:
     )
     help_text = 'Ratios or N:M, separated by spaces: "0.5 0.7 2:4". Every method runs at each of them.'
     sparsities = text_input("Sparsities", "prune_sparsities", setup.sparsity, help_text, sparsities_place)
-    layers = text_input("Layers", "prune_layers", setup.layers, None, layers_place)
+    layers = text_input("Layers", "prune_layers", setup.layers_text, None, layers_place)
     with st.expander("More", icon=":material/more_horiz:", key="prune-more"):
         settings = {**_evaluation(setup), **_weights(), **_tasks()}
     return PruneRequest(
         methods=tuple(dict.fromkeys(methods)),
         sparsities=_names(sparsities) or (setup.sparsity,),
-        layers=layers or setup.layers,
+        layers=patterns_of(layers) if layers else setup.layers,
         threshold=threshold,
         window_length=setup.length,
         **settings,

@@ -9,7 +9,7 @@ import rose
 from app import session, shared, words
 from app.forms.widgets import HUB, spec_number
 from app.study import preflight
-from app.study.setup import FIELDS, NUMBERS, Setup
+from app.study.setup import NUMBERS, Setup, patterns_of
 from rose.model.defaults import STORED
 from rose.model.load.models import DTYPES, is_hub_id, load_skeleton, read_as
 from rose.model.load.tokens import DATASETS
@@ -50,10 +50,10 @@ PHRASES = {
 def choose(draft: Setup) -> dict[str, Any]:
     """The choices that most people change, in a row: model, sparsity and layers."""
     scope, block = preflight.layer_choice(draft.layers)
-    has_name = draft.text in SOURCES
+    has_name = draft.calibration in SOURCES
     values = {name: getattr(draft, name) for name in (*NUMBERS, "model", "sparsity", "dtype", "stream")}
-    values |= {"text": draft.text if has_name else FILE, "path": "" if has_name else draft.text}
-    values |= {"layers": scope, "block": block, "own": draft.layers}
+    values |= {"calibration": draft.calibration if has_name else FILE, "path": "" if has_name else draft.calibration}
+    values |= {"layers": scope, "block": block, "own": draft.layers_text}
     for name, value in values.items():  # of widgets that are not on screen yet
         st.session_state.setdefault(PREFIX + name, value)
     left, middle, right = st.columns([3, 2, 3])
@@ -64,18 +64,18 @@ def choose(draft: Setup) -> dict[str, Any]:
     with right:
         choice = st.selectbox("Layers", list(LAYERS), format_func=LAYERS.__getitem__, **_key("layers"))
         layers = _choose_layers(choice, model)
-    return {"model": model, "sparsity": sparsity, "layers": layers}
+    return {"model": model, "sparsity": sparsity, "layers": patterns_of(layers)}
 
 
 def choose_more(model: str) -> dict[str, Any]:
     """What fewer people change; fields that are hidden keep what they hold."""
     left, right = st.columns([3, 1])
-    text = left.selectbox("Calibration text", list(SOURCES), format_func=SOURCES.__getitem__, **_key("text"))
+    text = left.selectbox("Calibration text", list(SOURCES), format_func=SOURCES.__getitem__, **_key("calibration"))
     if text == FILE:
         text = st.text_input("File", placeholder="~/texts/calibration.txt", **_key("path")).strip()
     places = [right, *st.columns(3), *st.columns(3)]
     numbers = {
-        name: spec_number(place, FIELDS[name], _key(name))
+        name: spec_number(place, Setup.fields()[name], _key(name))
         for name, place in zip(("seed", "samples", "length", "held_out", "block_size", "damping"), places, strict=False)
     }
     dtype = places[-1].selectbox("Number format of weights", list(DTYPES), **_key("dtype"))
@@ -84,7 +84,7 @@ def choose_more(model: str) -> dict[str, Any]:
     )
     help_text += "Pages that run the whole model do not work with it."
     stream = model not in PACKAGED and st.toggle("Leave the weights on disk", help=help_text, **_key("stream"))
-    return numbers | {"text": text, "dtype": dtype, "stream": stream}
+    return numbers | {"calibration": text, "dtype": dtype, "stream": stream}
 
 
 def choose_sparsity(key: str, current: str, **widget: Any) -> str:
@@ -189,10 +189,10 @@ def offer_to_find(model: str) -> None:
 
 def describe(setup: Setup) -> str:
     """The set-up in one line; rarely changed fields appear only if changed."""
-    text = setup.text if setup.text in SOURCES else setup.text.rsplit("/", 1)[-1]
+    text = setup.calibration if setup.calibration in SOURCES else setup.calibration.rsplit("/", 1)[-1]
     model = setup.model if setup.model in PACKAGED else setup.model.rstrip("/").rsplit("/", 1)[-1]
     choice, block = preflight.layer_choice(setup.layers)
-    layers = {"block": f"decoder block {block}", "own": setup.layers}.get(choice, LAYERS[choice].lower())
+    layers = {"block": f"decoder block {block}", "own": setup.layers_text}.get(choice, LAYERS[choice].lower())
     unusual = [name for name in PHRASES if getattr(setup, name) != getattr(Setup(), name)]
     other = [PHRASES[name].format(getattr(setup, name)) for name in unusual]
     sizes = f"{text} {setup.samples} × {setup.length}"

@@ -315,7 +315,7 @@ def check_report(run: CheckpointRun) -> ReportPage:
     worst = [row for _, row in check.by_error.head(BARS).iterrows()]
     drawings += [trust.compensation_bars(row, layer=short(row["layer"])) for row in worst]
     drawings += [check_drift(run)] if check.summary["drift"] else []
-    on = f" on {setup.samples} × {setup.length} tokens of {words.text_name(setup.text)}"
+    on = f" on {setup.samples} × {setup.length} tokens of {words.text_name(setup.calibration)}"
     tables = {"Wrong tensors": check.wrong, "Others that differ": check.others}
     return ReportPage(
         title=f"Check of {name}",

@@ -35,7 +35,7 @@ def runs_of_study(study: Study, threshold: float, layer: str | None = None) -> l
         "held_out_samples": setup.held_out,
         "columnar_layers": int(overview["is_columnar"].sum()),
         "made_with": study.kept.made_with if study.is_example and study.kept is not None else versions(),
-        **({} if setup.layer_patterns is None else {"chosen_layers": setup.layers.strip()}),
+        **({} if setup.layers is None else {"chosen_layers": setup.layers_text}),
     }
     if layer is not None and study.has(layer) and (statistics := study.statistics(layer)).columns <= WIDEST:
         weight, settings = study.weight(layer), make_settings(**study.layer_options())

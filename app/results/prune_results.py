@@ -51,7 +51,7 @@ def of_another_setup(run: PruningRun) -> None:
         return
     components.info(
         f"Below is a run of {setup.model} in {setup.dtype}, calibrated on {setup.samples} × {setup.length} tokens of "
-        f"{words.text_name(setup.text)}, seed {setup.seed}, with block size {setup.block_size} and damping "
+        f"{words.text_name(setup.calibration)}, seed {setup.seed}, with block size {setup.block_size} and damping "
         f"{setup.damping:g}; not of the set-up that is chosen now.",
         ":material/history:",
     )
@@ -164,7 +164,7 @@ def _files(model: RunReport, run: PruningRun) -> None:
             disabled=is_writing,
             width="stretch",
         )
-        st.caption(_says(model, form, run.request.layers == "*"))
+        st.caption(_says(model, form, run.request.layers is None))
         if run.file is not None and run.file.folder == run.kept(model):
             _file(run.file, file_name(model))
 
@@ -279,7 +279,7 @@ def _offer_tuning(run: CopyRun, copies: list[str], model: Callable[[], nn.Module
             cost = f"About {words.duration(seconds)} with evaluation, and {cost}: {words.plain(name)}, trained"
         else:
             cost = f"Up to {cost}. It is trained"
-        windows, text = tuning_draw(run.setup.length), words.plain(words.text_name(run.setup.text))
+        windows, text = tuning_draw(run.setup.length), words.plain(words.text_name(run.setup.calibration))
         return f"{cost} on up to {windows.samples} × {windows.length} tokens of {text}, apart from those above."
 
     text, problem = attempt(takes)

@@ -29,7 +29,7 @@ from rose.report import NUMBERS
 PICTURED = 12  # layers that break a pattern and have a picture of their mask
 AROUND = (24, 64)  # rows and columns of that picture
 UNKNOWN = "checkpoint"  # in place of a method that is not known
-TOKENS = ("samples", "length", "seed", "held_out")  # fields of a set-up and of a recipe
+TOKENS = ("calibration", "samples", "length", "seed", "held_out")  # fields of a set-up and of a recipe
 COLUMNS = {"error": "target_error", "held_out_error": "held_out_target_error", "dense_input_error": "relative_error"}
 
 
@@ -38,7 +38,7 @@ def request_of(setup: Setup, dense: str, pruned: str, *, with_tokens: bool, stre
 
     Raises RoseError for impossible values.
     """
-    tokens = {name: getattr(setup, name) for name in TOKENS} | {"calibration": setup.text} if with_tokens else {}
+    tokens = {name: getattr(setup, name) for name in TOKENS} if with_tokens else {}
     models = {"dense": dense or setup.model, "pruned": pruned, "dtype": setup.dtype, "stream": stream}
     return CheckCopies.of(**models, **tokens)
 
@@ -46,8 +46,7 @@ def request_of(setup: Setup, dense: str, pruned: str, *, with_tokens: bool, stre
 def setup_of(request: CheckCopies) -> Setup:
     """The dense model and the tokens, if it has any."""
     tokens = {} if request.calibration is None else {name: getattr(request, name) for name in TOKENS}
-    text = request.calibration or Setup.text
-    return Setup(model=request.dense, dtype=request.dtype, stream=request.stream, text=text, **tokens)
+    return Setup(model=request.dense, dtype=request.dtype, stream=request.stream, **tokens)
 
 
 def name_of(request: CheckCopies) -> str:
@@ -179,7 +178,8 @@ def record_of(run: CheckpointRun) -> rose.RunReport:
     }
     if run.request.calibration is not None:
         results |= run.drawn | {"windows": setup.held_out or setup.samples, "window_length": setup.length}
-        results |= {"evaluated_on": HELD_OUT if setup.held_out else setup.text, "environment": summary["environment"]}
+        text = HELD_OUT if setup.held_out else setup.calibration
+        results |= {"evaluated_on": text, "environment": summary["environment"]}
         results |= {name: value for name, value in summary.items() if name.startswith(("perplexity_", "losses_"))}
         results["drift"] = [entry | {"passed_on": np.nan, "arisen": np.nan} for entry in summary["drift"]]
     report = rose.RunReport(table, results, called=f"{name_of(run.request)} (checked)", origin=check)

@@ -228,7 +228,7 @@ class Tuning(Run):
         self._say("Drawing text to tune on")
         windows = self.run.windows(loaded.tokenizer)
         sizes = tuning_draw(setup.length)._asdict()
-        tokens, held_out = load_apart(setup.text, loaded.tokenizer, seed=setup.seed, apart_from=windows, **sizes)
+        tokens, held_out = load_apart(setup.calibration, loaded.tokenizer, seed=setup.seed, apart_from=windows, **sizes)
         parts = Parts(TuneTask(model, dense, tokens, held_out), TuneSettings(minutes=self.minutes, seed=setup.seed))
         tuner = parts.tuner
         self._say(f"Tuning {self.source.name}")

@@ -42,21 +42,21 @@ class DamageRequest:
                 raise rose.RoseError(f"There is nothing at {place}; give the folder of a pruned checkpoint.")
         else:
             get_method(self.method)
-            network.to_prune(setup.layer_patterns, parse_sparsity(setup.sparsity), setup.block_size)
+            network.to_prune(setup.layers, parse_sparsity(setup.sparsity), setup.block_size)
 
     def estimate(self, setup: Setup, model: nn.Module) -> Cost:
         """`model` may be a skeleton."""
         sizes: dict[str, Any] = {"samples": setup.samples, "windows": setup.held_out}
-        sizes |= {"length": setup.length, "window_length": setup.length, "layers": setup.layer_patterns}
+        sizes |= {"length": setup.length, "window_length": setup.length, "layers": setup.layers}
         return estimate_damage(model, units=self.units, sweeps=0 if self.restore else sweeps_of([self.method]), **sizes)
 
     def names(self, setup: Setup, model: nn.Module) -> list[str]:
         network = Network(model)
-        return [unit.name for unit in units_of(network, network.select(setup.layer_patterns), self.units)]
+        return [unit.name for unit in units_of(network, network.select(setup.layers), self.units)]
 
     def changed(self, setup: Setup, model: nn.Module) -> str:
         """How many layers of each decoder block are changed, in a sentence; "" where all layers of all units are."""
-        chosen = {layer.name for layer in Network(model).select(setup.layer_patterns)}
+        chosen = {layer.name for layer in Network(model).select(setup.layers)}
         every = [layer.name for layer in rose.prunable_layers(model)]
         blocks: dict[str, list[str]] = {}
         for unit in self.names(setup, model) if self.units == "blocks" else ():
@@ -113,7 +113,7 @@ class DamageRun(Run):
         tokens, held_out = setup.draw(loaded.tokenizer, cautions.append)
         assert held_out is not None  # as checked
         change = {"method": request.method, "sparsity": setup.sparsity}
-        options: dict[str, Any] = {"units": request.units, "layers": setup.layer_patterns}
+        options: dict[str, Any] = {"units": request.units, "layers": setup.layers}
         if request.restore:
             self._say("Reading the pruned model")
             model: Any = rose.load_model(str(expand(request.restore)), dtype=setup.dtype, tokenizer=setup.model)[0]

@@ -21,10 +21,11 @@ import rose
 from app.jobs import Job
 from app.runs.copies import NEW_TOKENS, CopyRun, Step, as_before, case_name, dense_record, worth_keeping
 from app.runs.kept_copies import RESERVE
-from app.study.setup import Setup, check_memory, one_spelling, patterns_of, weights_size
+from app.study.setup import Setup, check_memory, weights_size
 from app.study.study import LoadedModel
 from rose.files import expand, reachable
 from rose.layer.pattern import THRESHOLD, Grid
+from rose.model.defaults import STUDY
 from rose.model.estimate import Cost, estimate_evaluation, estimate_memory, pruning_cost
 from rose.model.load.models import parse_dtype
 from rose.model.load.tokens import load_apart
@@ -32,7 +33,7 @@ from rose.model.measure.zero_shot import MISSING, check_task_folder, is_installe
 from rose.model.network.network import Network
 from rose.model.run.settings import RunSettings
 from rose.output import check_output, check_room
-from rose.recipe.parts import PruneSettings
+from rose.recipe.parts import PruneSettings, as_sparsity
 from rose.recipe.steps import Prune
 from rose.report import name_of_run
 
@@ -42,6 +43,14 @@ PROMPT = "Python is a programming language that"
 WINDOWS = 8  # four often leave copies undecided that eight tell apart
 # Which checkpoints are kept: "best" of each sparsity and "all" are temporary files; "folder" keeps them.
 Keep = Literal["best", "all", "folder", "none"]
+
+
+def one_spelling(sparsity: str) -> str:
+    """ "0.7" for "0.70" too, see `as_sparsity`; what is no sparsity stays as it is."""
+    try:
+        return as_sparsity(sparsity)
+    except rose.RoseError:
+        return sparsity
 
 
 def label_of(case: Prune) -> str:
@@ -55,12 +64,12 @@ class PruneRequest:
 
     methods: tuple[str, ...]  # each is run with each of the sparsities and targets
     sparsities: tuple[str, ...]
-    layers: str = "*"  # names separated by spaces, `*` allowed
+    layers: tuple[str, ...] | None = None  # names, `*` allowed; None means every layer
     threshold: float = THRESHOLD
     true_sequential: bool = False
     evaluate: str = HELD_OUT  # or a text as for `rose.load_tokens`
     windows: int = WINDOWS
-    window_length: int = Setup.length
+    window_length: int = STUDY.length
     prompt: str = ""  # "" for none
     new_tokens: int = NEW_TOKENS
     keep: Keep = "none"
@@ -77,10 +86,6 @@ class PruneRequest:
         object.__setattr__(self, "sparsities", tuple(dict.fromkeys(map(one_spelling, self.sparsities))))
 
     @property
-    def layer_patterns(self) -> list[str] | None:
-        return patterns_of(self.layers)
-
-    @property
     def count(self) -> int:
         """Number of copies."""
         return len(self.sparsities) * len(self.bits) * len(self.methods) * len(self.targets)
@@ -93,7 +98,7 @@ class PruneRequest:
         """
         values = setup.recipe(threshold=self.threshold).to_dict()
         shared = {name: value for name, value in values.items() if name in Prune.fields() and name != "compute"}
-        shared |= {"stream": setup.stream, "layers": self.layer_patterns}
+        shared |= {"stream": setup.stream, "layers": self.layers}
         if self.evaluate != HELD_OUT and self.window_length == setup.length and not setup.stream:
             shared |= {"evaluate": self.evaluate, "windows": self.windows}
         folder, cases = expand(self.folder) if self.keep == "folder" else Path(), []
@@ -123,11 +128,12 @@ class PruneRequest:
         if held_out is not None and len(held_out) >= self.windows and held_out.shape[1] == self.window_length:
             return held_out[: self.windows]
         used = tokens if held_out is None else torch.cat([tokens, held_out])
-        windows, _ = load_apart(setup.text, tokenizer, held_out=0, seed=setup.seed, apart_from=used, **sizes)
+        windows, _ = load_apart(setup.calibration, tokenizer, held_out=0, seed=setup.seed, apart_from=used, **sizes)
         if len(windows) < self.windows:
             raise rose.RoseError(
-                f"After the calibration windows, {setup.text} has {len(windows)} windows of {self.window_length} "
-                "tokens left; ask for fewer or shorter ones, or measure perplexity on another text."
+                f"After the calibration windows, {setup.calibration} has {len(windows)} windows of "
+                f"{self.window_length} tokens left; ask for fewer or shorter ones, or measure perplexity on another "
+                "text."
             )
         return windows
 
@@ -151,7 +157,7 @@ class PruneRequest:
         cases = self.cases(setup)
         for case in cases:
             run = RunSettings(**_settings(case)).layer
-            network.to_prune(self.layer_patterns, run.pattern, run.block_size, run.grid)
+            network.to_prune(self.layers, run.pattern, run.block_size, run.grid)
         if self.tasks and self.task_folder.strip():
             check_task_folder(self.task_folder.strip())
         for case in cases if is_folder else ():
@@ -171,7 +177,7 @@ class PruneRequest:
             model,
             samples=setup.samples + setup.held_out,
             length=setup.length,
-            layers=self.layer_patterns,
+            layers=self.layers,
             dtype=parse_dtype(setup.dtype),
             sequential=self.true_sequential,
             dense_targets=case.target == "dense",
@@ -268,7 +274,7 @@ class PruningRun(CopyRun):
                 model,
                 tokens,
                 **_settings(case),
-                layers=request.layer_patterns,
+                layers=request.layers,
                 held_out=held_out,
                 progress=lambda progress: tell(progress.fraction),  # noqa: B023  called at once
             )
@@ -297,7 +303,7 @@ class PruningRun(CopyRun):
         assert self.dense is not None
         about: dict[str, Any] = {"evaluated_on": request.evaluate, "windows": request.windows}
         about |= {"window_length": request.window_length, "text_cautions": self.cautions, **as_before(self.dense)}
-        about |= {} if request.layer_patterns is None else {"chosen_layers": request.layers.strip()}
+        about |= {} if request.layers is None else {"chosen_layers": " ".join(request.layers)}
         return report.signed(case, **about)
 
     def _saved(self, model: Any, tokenizer: PreTrainedTokenizerBase, copy: rose.RunReport) -> rose.RunReport:

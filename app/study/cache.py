@@ -83,12 +83,12 @@ class Kept:
 
 
 def files_of(setup: Setup) -> Files:
-    text: str | None = setup.text
-    if setup.text == "packaged":
+    text: str | None = setup.calibration
+    if setup.calibration == "packaged":
         text = f"{text} of Python {sys.version}"
-    elif setup.text not in DATASETS:
+    elif setup.calibration not in DATASETS:
         try:
-            state = expand(setup.text).resolve().stat()
+            state = expand(setup.calibration).resolve().stat()
             text = f"{text} {state.st_size} {state.st_mtime_ns}"
         except OSError:
             text = None

@@ -11,7 +11,7 @@ from torch import nn
 
 import rose
 from app import words
-from app.study.setup import MEASURED, Setup, patterns_of, weights_size
+from app.study.setup import MEASURED, Setup, weights_size
 from rose.files import reachable
 from rose.layer.pattern import parse_sparsity
 from rose.model.estimate import Cost, estimate_cost, estimate_memory, statistics_groups
@@ -44,13 +44,13 @@ class Preflight:
 def preflight(setup: Setup, skeleton: nn.Module, *, has_inputs: bool = False) -> Preflight:
     """Checks a set-up and estimates its cost, of sweeps alone if it `has_inputs`; RoseError if no run is possible."""
     setup.check()
-    check_text(setup.text, setup.held_out, setup.length)
+    check_text(setup.calibration, setup.held_out, setup.length)
     network = Network(skeleton)
     network.check_length(setup.length)
-    layers = network.select(setup.layer_patterns)
+    layers = network.select(setup.layers)
     check_widths(layers, parse_sparsity(setup.sparsity), setup.block_size)
     samples = setup.samples + setup.held_out
-    windows: dict[str, Any] = {"samples": samples, "length": setup.length, "layers": setup.layer_patterns}
+    windows: dict[str, Any] = {"samples": samples, "length": setup.length, "layers": setup.layers}
     cost = estimate_cost(skeleton, sweeps=len(MEASURED), keep_statistics=True, **windows)
     if has_inputs:
         before = estimate_cost(skeleton, sweeps=0, keep_statistics=True, **windows)
@@ -103,10 +103,10 @@ def warnings(setup: Setup, widths: Sequence[int]) -> list[str]:
             f"{words.whole(tokens)} calibration tokens are fewer than the {words.whole(max(widths))} columns of the "
             "widest layer: errors on them look far smaller than on other text. Choose more samples or longer ones."
         )
-    if setup.text in DATASETS and constants.is_offline_mode() and not is_downloaded(setup.text):
+    if setup.calibration in DATASETS and constants.is_offline_mode() and not is_downloaded(setup.calibration):
         texts.append(
-            f"{setup.text} is not on this machine and HF_HUB_OFFLINE is set, so the run would end once the model is "
-            "loaded. Choose the packaged text or a file."
+            f"{setup.calibration} is not on this machine and HF_HUB_OFFLINE is set, so the run would end once the "
+            "model is loaded. Choose the packaged text or a file."
         )
     return texts
 
@@ -114,16 +114,16 @@ def warnings(setup: Setup, widths: Sequence[int]) -> list[str]:
 def asked_of_hub(setup: Setup) -> list[str]:
     """Names that a run asks the Hub for, at least for their latest version."""
     names = [setup.model] if is_hub_id(setup.model) else []
-    return [] if constants.is_offline_mode() else names + ([setup.text] if setup.text in DATASETS else [])
+    return [] if constants.is_offline_mode() else names + ([setup.calibration] if setup.calibration in DATASETS else [])
 
 
-def layer_choice(patterns: str) -> tuple[LayerChoice, int]:
+def layer_choice(patterns: Sequence[str] | None) -> tuple[LayerChoice, int]:
     """Which choice these patterns came from, and the decoder block where it is one."""
-    if patterns_of(patterns) is None:
+    if patterns is None:
         return "all", 0
-    if set(patterns.split()) <= set(ATTENTION):
+    if set(patterns) <= set(ATTENTION):
         return "attention", 0
-    block = re.fullmatch(r"[^*\s]+\.(\d+)\.\*", patterns.strip())
+    block = re.fullmatch(r"[^*\s]+\.(\d+)\.\*", " ".join(patterns))
     return ("block", int(block[1])) if block else ("own", 0)
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BeforeValidator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 import rose
 from rose.environment import versions
-from rose.layer.pattern import BLOCK_SIZE, DAMPING, SPARSITY, THRESHOLD
-from rose.model.defaults import OFFLINE, STORED, STUDY
+from rose.layer.pattern import THRESHOLD
+from rose.model.defaults import STORED, STUDY
 from rose.model.estimate import Cost, check_free
 from rose.model.load.models import parse_dtype
 from rose.model.load.tokens import Warn, load_calibration
-from rose.recipe.parts import as_sparsity
+from rose.recipe import parts as part
 from rose.recipe.steps import Analyze, Prune
 
 # What measures every layer: name in the table -> arguments of `rose.prune_layer`. Two-level order is measured on all
@@ -30,102 +30,94 @@ MEASURED: dict[str, dict[str, Any]] = {
 # What is foretold of these before any sweep: name in the table -> order and budget.
 FORETOLD = {"sparsegpt": ("natural", "block"), "two_level": ("two_level", "block"), "rose_global": ("global", "layer")}
 
-NUMBERS = ("samples", "length", "seed", "held_out", "block_size", "damping")  # with the limits of recipes
-FIELDS = Analyze.fields()
+NUMBERS = ("samples", "length", "seed", "held_out", "block_size", "damping")
+CHOSEN = (  # fields that the start page offers and a link carries
+    *("model", "dtype", "calibration", "samples", "length", "seed", "held_out", "layers", "sparsity", "block_size"),
+    *("damping", "stream"),
+)
 LARGEST = 2**53 - 1  # that a browser takes for a whole number
 
 
-@dataclass(frozen=True)
-class Setup:
-    """A user's choices on the start page; their limits are those of the recipe `Analyze`."""
+def patterns_of(layers: Any) -> Any:
+    """Names with `*`, separated by spaces, as a tuple; None where they mean every layer."""
+    return (None if layers.strip() in ("", "*") else tuple(layers.split())) if isinstance(layers, str) else layers
 
-    model: str = OFFLINE
-    dtype: str = "float32"
-    text: str = "packaged"
-    samples: int = STUDY.samples
-    length: int = STUDY.length
-    seed: int = 0
-    held_out: int = STUDY.held_out  # further samples on which errors are measured but nothing is fitted
-    layers: str = "*"  # names separated by spaces, `*` allowed
-    sparsity: str = str(SPARSITY)  # a ratio or N:M
-    block_size: int = BLOCK_SIZE
-    damping: float = DAMPING
-    stream: bool = False  # leave the weights on disk and read one decoder block at a time; the numbers are the same
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "sparsity", one_spelling(self.sparsity))
+class Setup(Analyze):
+    """A user's choices on the start page: the recipe `Analyze`, in the number formats of a study."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    compute: part.Compute = "float32"
+    samples: part.Samples = STUDY.samples
+    length: part.Length = STUDY.length
+    held_out: part.HeldOut = STUDY.held_out
+    layers: Annotated[part.Layers | None, BeforeValidator(patterns_of)] = None
 
     @property
     def calibration_key(self) -> tuple[Any, ...]:
-        return (self.model, self.dtype, self.text, self.samples, self.length, self.seed, self.held_out, self.layers)
+        """The choices that inputs of layers depend on."""
+        return tuple(getattr(self, name) for name in CHOSEN[:8])
 
     @property
-    def layer_patterns(self) -> list[str] | None:
-        return patterns_of(self.layers)
+    def layers_text(self) -> str:
+        """The layers as a form has them."""
+        return " ".join(self.layers or "*")
+
+    @classmethod
+    def edited(cls, **values: Any) -> Setup:
+        """A set-up as typed, which only `check` refuses."""
+        try:
+            return cls(**values)
+        except rose.RoseError:
+            return cls.model_construct(**values)
 
     @classmethod
     def read(cls, texts: dict[str, str], base: Setup | None = None) -> tuple[Setup, list[str]]:
         """Reads what a URL carries, and a sentence for each value that no run could use, which stays as in `base`."""
         setup = base or cls()
         problems: list[str] = []
-        for name in filter(texts.__contains__, asdict(setup)):
+        for name in filter(texts.__contains__, CHOSEN):
             try:
-                edited: dict[str, Any] = asdict(setup) | {name: texts[name]}
-                setup = cls.of(cls(**edited).recipe())  # which also reads numbers
+                setup = setup.changed(**{name: texts[name]})
             except rose.RoseError as problem:
                 problems.append(f"{problem} {getattr(setup, name)} is used instead.")
         return setup, problems
 
     def to_texts(self, base: Setup | None = None) -> dict[str, str]:
         """The differences from another set-up, or from the defaults, as texts for a URL."""
-        former = asdict(base or Setup())
-        return {name: str(value) for name, value in asdict(self).items() if value != former[name]}
+        former = base or Setup()
+        names = [name for name in CHOSEN if getattr(self, name) != getattr(former, name)]
+        return {name: self.layers_text if name == "layers" else str(getattr(self, name)) for name in names}
 
     @property
     def drawn(self) -> dict[str, Any]:
         """The calibration text, as reports name it."""
         sizes = {"samples": self.samples, "length": self.length, "seed": self.seed}
-        return {"calibration": self.text, **sizes, "held_out_samples": self.held_out}
+        return {"calibration": self.calibration, **sizes, "held_out_samples": self.held_out}
 
     @property
     def origin(self) -> dict[str, Any]:
         """The origin of a report: model, text, and versions of programs."""
-        facts = {"model": self.model, "dtype": self.dtype, "calibration": self.text, "seed": self.seed}
-        return facts | {"made_with": versions()}
+        names = ("model", "dtype", "calibration", "seed")
+        return {name: getattr(self, name) for name in names} | {"made_with": versions()}
 
     def draw(self, tokenizer: PreTrainedTokenizerBase, warn: Warn | None = None) -> tuple[Tensor, Tensor | None]:
         sizes: dict[str, Any] = {name: getattr(self, name) for name in ("samples", "held_out", "length", "seed")}
-        return load_calibration(self.text, tokenizer, **sizes, warn=warn)
+        return load_calibration(self.calibration, tokenizer, **sizes, warn=warn)
 
     def recipe(self, methods: Sequence[str] = ("sparsegpt", "rose"), threshold: float = THRESHOLD) -> Analyze:
-        """The recipe for the same numbers on the command line; raises RoseError for values that no run can use."""
-        parse_dtype(self.dtype)
-        options = asdict(self) | {"layers": self.layer_patterns, "compute": "float32"}  # as a study's forward passes
-        return Analyze.of(calibration=options.pop("text"), **options, methods=tuple(methods), threshold=threshold)
+        """The recipe for the same numbers on the command line."""
+        return Analyze.of(**dict(self) | {"methods": tuple(methods), "threshold": threshold})
 
     @classmethod
-    def of(cls, recipe: Analyze | Prune) -> Setup:
+    def of(cls, recipe: Analyze | Prune) -> Setup:  # type: ignore[override]
         """The set-up of a recipe; its dtype is float32 where the recipe leaves it open."""
-        values = {field.name: getattr(recipe, field.name) for field in fields(cls) if field.name in recipe.fields()}
-        values |= {"text": recipe.calibration, "layers": " ".join(recipe.layers or "*")}
+        values = {name: getattr(recipe, name) for name in CHOSEN}
         return cls(**values | {"dtype": "float32" if recipe.dtype == STORED else recipe.dtype})
 
     def check(self) -> None:
         """Raises RoseError for values that no run could use, before any work."""
-        self.recipe()
-
-
-def one_spelling(sparsity: str) -> str:
-    """ "0.7" for "0.70" too, see `as_sparsity`; what is no sparsity stays as it is."""
-    try:
-        return as_sparsity(sparsity)
-    except rose.RoseError:
-        return sparsity
-
-
-def patterns_of(layers: str) -> list[str] | None:
-    """Names with `*`, separated by spaces; None where they mean every layer."""
-    return None if layers.strip() in ("", "*") else layers.split()
+        type(self)(**dict(self))
 
 
 def check_memory(cost: Cost, dtype: str) -> None:

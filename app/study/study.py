@@ -88,14 +88,14 @@ class Calibration:
             if not self.complete or self.files not in (None, files):
                 self.complete, self.files, self.tokens = False, files, None
                 self.draw(setup, loaded)
-                layers = loaded.network.select(setup.layer_patterns)
+                layers = loaded.network.select(setup.layers)
                 blocks = cache.read_blocks(folder, layers) if folder else None
                 self.blocks, self.complete = blocks or [], blocks is not None
             if self.complete:
                 yield from _again(self.blocks, loaded, job)
                 return
             tokens = self.draw(setup, loaded)
-            options: dict[str, Any] = {"layers": setup.layer_patterns, "held_out": self.held_out}
+            options: dict[str, Any] = {"layers": setup.layers, "held_out": self.held_out}
             with holding(loaded.lock, job):
                 for block in rose.visit_blocks(loaded.model, tokens, progress=study._follow(), **options):
                     self.blocks.append(block.to(HOME))
@@ -216,7 +216,7 @@ class Study(Run):
             self.files = replace(self.files, model=self.loaded.identity)
             self._recall()
         self._place_statistics(self.loaded)
-        self.layer_names = [layer.name for layer in self.loaded.network.select(self.setup.layer_patterns)]
+        self.layer_names = [layer.name for layer in self.loaded.network.select(self.setup.layers)]
         job.message = "Collecting the inputs of layers" if self.is_restored else "Measuring layers"
         for block, kept_block in self.calibration.iterate(self, self.loaded):
             self._measure(block, kept_block, job)
@@ -240,7 +240,7 @@ class Study(Run):
         """Statistics that were kept beside the records: these layers can be looked into at once."""
         if (saved := self.kept) is None:
             return
-        layers = {layer.name: layer for layer in loaded.network.select(self.setup.layer_patterns)}
+        layers = {layer.name: layer for layer in loaded.network.select(self.setup.layers)}
         with self._lock:
             for name, statistics in saved.calibration.items():
                 self._layers[name] = (layers[name], statistics, saved.held_out.get(name))

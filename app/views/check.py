@@ -1,6 +1,5 @@
 """Check a checkpoint: is something wrong with a pruned copy of a dense model, whoever made it?"""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,10 +100,10 @@ def _offer(place: DeltaGenerator, request: CheckCopies | None) -> None:
         setup, takes = checked.setup_of(request), "Zeros, patterns and changes in seconds; no errors and no perplexity."
         if cost is not None:
             needed = words.size(2 * weights_size(cost, setup.dtype) + cost.memory)
-            takes = f"{setup.samples} × {setup.length} tokens of {words.text_name(setup.text)} and {setup.held_out} × "
-            takes += f"{setup.length} held out through both models; {needed} of memory."
+            takes = f"{setup.samples} × {setup.length} tokens of {words.text_name(setup.calibration)} and "
+            takes += f"{setup.held_out} × {setup.length} held out through both models; {needed} of memory."
         st.caption(words.plain(takes))
-        say_hub(setup, replace(setup, model=request.pruned[0]))
+        say_hub(setup, setup.changed(model=request.pruned[0]))
     if missing:
         study_form.offer_to_find(missing)
 

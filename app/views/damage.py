@@ -75,7 +75,7 @@ def _choose() -> DamageRequest | None:
             request = DamageRequest(units, method, threshold=threshold)
     setup = session.setup()
     amount = f" Sparsity {setup.sparsity}." if how == "prune" else ""
-    which = "" if setup.layer_patterns is None else f" Only layers named {words.plain(setup.layers)} are changed."
+    which = "" if setup.layers is None else f" Only layers named {words.plain(setup.layers_text)} are changed."
     st.caption(
         f"{MEANING[how]}{amount} Calibration: {setup.samples} × {setup.length} tokens; loss: {setup.held_out} × "
         f"{setup.length} held-out tokens.{which}"

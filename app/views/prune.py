@@ -1,7 +1,6 @@
 """Prune: what does the whole model lose?"""
 
 import tempfile
-from dataclasses import replace
 
 import streamlit as st
 
@@ -83,7 +82,7 @@ def _offer(setup: Setup, request: PruneRequest, run: PruningRun | None) -> None:
         )
     start_button(
         "Prune", "prune-start", _start, request, icon=":material/content_cut:", problem=problem,
-        running=session.sees_at_work(run), takes=takes, asking=[setup, replace(setup, text=request.evaluate)],
+        running=session.sees_at_work(run), takes=takes, asking=[setup, setup.changed(calibration=request.evaluate)],
     )  # fmt: skip
 
 

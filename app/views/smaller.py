@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 
 import pandas as pd
@@ -45,12 +44,12 @@ def _offer(run: SmallerRun | None) -> None:
     first, second, third = st.columns([3, 2, 1], vertical_alignment="bottom")
     usual = f"{setup.model}, as on the start page"
     model = text_input("Your checkpoint: a folder, a .gguf file or a Hub id", "smaller_model", usual, None, first)
-    setup = replace(setup, model=model or setup.model)
+    setup = setup.changed(model=model or setup.model)
     text = text_input("Second text", "smaller_second", "plain English", None, second)
     usual_minutes = float(FIELDS["minutes"].default)
     minutes = spec_number(third, FIELDS["minutes"], linked("smaller_minutes"), value=usual_minutes, help=None)
     settings = {name: getattr(setup, name) for name in ("model", "dtype", "samples", "length", "seed")}
-    settings |= {"calibration": setup.text, "held_out": max(2, setup.held_out), "second": text or None}
+    settings |= {"calibration": setup.calibration, "held_out": max(2, setup.held_out), "second": text or None}
     spec, problem = attempt(lambda: Smaller.of(**settings, minutes=minutes, output="smaller"))
     start_button(
         f"Measure for {minutes:g} minutes", "smaller-start", session.start_run, "smaller",

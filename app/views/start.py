@@ -33,7 +33,7 @@ def draw() -> None:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             button = st.container(width="content")
             with st.popover("More", icon=":material/tune:", key=MORE, help="Calibration text, block size, damping"):
-                edited = Setup(**chosen, **study_form.choose_more(chosen["model"]))
+                edited = Setup.edited(**chosen, **study_form.choose_more(chosen["model"]))
             with st.container(width="content"):
                 st.html(DROP)
                 study_form.drop_recipe()

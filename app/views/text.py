@@ -1,6 +1,5 @@
 """Your text: what does pruning do to it?"""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from app.runs import example, reading
 from app.runs.copies import kept_checkpoints
 from app.runs.kept_copies import named_apart, saved_checkpoint
 from app.runs.reading import DENSE, LIMIT, MOST, SAMPLE, Readings, TextReading
-from app.study.setup import Setup
 from rose.model.measure.perplexity import EncodedText
 
 SEEN = 18  # characters before a token that its row shows; the file has more
@@ -91,7 +89,7 @@ def _offer(text: str, checkpoints: dict[str, Path], run: TextReading | None) -> 
         icon=":material/chrome_reader_mode:", problem=problem,
         running=session.sees_at_work(run), ready=bool(checkpoints),
         takes=takes if checkpoints else "Choose a pruned model, or name the folder of one.",
-        asking=[replace(setup, text=Setup.text)] if checkpoints else (),  # the text is the reader's own
+        asking=[setup.changed(calibration="packaged")] if checkpoints else (),  # the text is the reader's own
     )  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import threading
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -46,7 +45,7 @@ def test_threshold_of_a_link_is_clamped(text, value):
 def test_link_parameters_have_a_fixed_order(monkeypatch):
     query: dict[str, str] = {}
     setup = Setup(model="a", samples=3, seed=2, sparsity="2:4", block_size=16)
-    state = {"setup": setup, "draft": replace(setup, dtype="bfloat16", damping=0.1), "chosen_layer": "b"}
+    state = {"setup": setup, "draft": setup.changed(dtype="bfloat16", damping=0.1), "chosen_layer": "b"}
     streamlit = SimpleNamespace(query_params=query, session_state=State(state | {"chosen_threshold": 0.3}))
     monkeypatch.setattr(session, "st", streamlit)
     session.publish()

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import expect
 
 from app.session import DRAFT
-from app.study.setup import Setup
+from app.study.setup import CHOSEN
 from tests.browser.conftest import OpenPage
 
 PAGES = ("", "layers", "layer", "order_lab", "structures", "learn", "check", "prune", "smaller", "damage", "runs")
@@ -24,7 +24,7 @@ HOSTILE = "![x](http://203.0.113.1/x.png)[Session expired](http://203.0.113.1/)<
 )
 def test_a_link_brings_in_nothing_foreign(path: str, prefix: str, open_page: OpenPage) -> None:
     """`open_page` fails on any request to anybody but the server, and on an exception that is shown."""
-    names = (*Setup.__dataclass_fields__, "layer", "threshold", "run")
+    names = (*CHOSEN, "layer", "threshold", "run")
     page = open_page(path, urlencode({prefix + name: HOSTILE for name in names}))
     expect(page.get_by_text("203.0.113.1").first).to_be_visible()  # as text, on what is wrong with the link
     expect(page.locator('a[href*="203.0.113.1"], img[src*="203.0.113.1"]')).to_have_count(0)

@@ -6,7 +6,6 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from app import shared, words
 from app.figures import style
 from app.figures.shapes import Chart
 from app.runs.pruning import PruneRequest, PruningRun
-from app.study.setup import Setup
+from app.study.setup import CHOSEN, Setup
 from app.study.study import Study
 from tests.app.tiny_study import COLUMNAR, figures, finish, measured_study, open_page
 
@@ -64,7 +63,7 @@ def studies(monkeypatch: pytest.MonkeyPatch) -> dict[Setup, Study]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_values_of_a_link_are_text(page: str, studies: dict[Setup, Study]) -> None:
-    texts = dict.fromkeys((*Setup.__dataclass_fields__, "layer", "threshold", "run"), HOSTILE)
+    texts = dict.fromkeys((*CHOSEN, "layer", "threshold", "run"), HOSTILE)
     app = open_page(page, **texts, **{f"draft_{name}": f"other {HOSTILE}" for name in texts})
     shown = "".join(str(one.proto) for one in elements(app._tree))
     assert "a.example" in shown
@@ -95,7 +94,7 @@ def test_names_and_failures_are_text(
 def hostile() -> Study:
     study = measured_study()
     shared.studies().pop(study.setup)
-    study.setup = replace(study.setup, model=HOSTILE, text=HOSTILE)
+    study.setup = study.setup.changed(model=HOSTILE, calibration=HOSTILE)
     study.failed["model.layers.2.mlp.up_proj"] = HOSTILE
     study.job.message = HOSTILE
     return study
@@ -187,7 +186,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_link_sends_nothing_out(page: str, asked: list[str], studies: dict[Setup, Study]) -> None:
-    open_page(page, model="somebody/repo", text="c4", layers="model.layers.0.*", layer=COLUMNAR)
+    open_page(page, model="somebody/repo", calibration="c4", layers="model.layers.0.*", layer=COLUMNAR)
     assert asked == []
 
 

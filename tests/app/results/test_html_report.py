@@ -174,7 +174,7 @@ def test_paper_figures_round_trip(tmp_path):
 
 def test_recipe_of_a_study_names_its_layers():
     study = copy.copy(measured_study())
-    study.setup = replace(study.setup, layers="*.o_proj model.layers.0.*")
+    study.setup = study.setup.changed(layers="*.o_proj model.layers.0.*")
     runs = naming.runs_of_study(study, 0.5)
     (text,) = html_report.report_of(runs).recipes.values()
     (asked,) = Recipe.parse(text).steps

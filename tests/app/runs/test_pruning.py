@@ -186,7 +186,7 @@ def test_bad_requests_are_refused_before_any_work(change, words, setup, monkeypa
 
 
 def test_recipes_ask_for_the_same_run(setup):
-    setup = replace(setup, text="my text.txt", seed=3, held_out=1, damping=0.02, dtype="bfloat16")
+    setup = setup.changed(calibration="my text.txt", seed=3, held_out=1, damping=0.02, dtype="bfloat16")
     choices = {"layers": "*.o_proj model.layers.0.*", "threshold": 0.4, "evaluate": "ptb", "windows": 7}
     request = replace(REQUEST, **choices, window_length=32, bits=(4,), group="32")
     expected = {"model": setup.model, "dtype": "bfloat16", "calibration": "my text.txt", "samples": 4, "length": 32}

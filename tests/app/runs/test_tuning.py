@@ -3,7 +3,6 @@
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
@@ -33,7 +32,7 @@ TUNED = "SparseGPT at 0.7, tuned 8 steps"
 
 @pytest.fixture(scope="module")
 def pruned(setup: Setup, loaded: LoadedModel, text: Path) -> PruningRun:
-    return finish(PruningRun(replace(setup, text=str(text)), REQUEST, lambda: loaded))
+    return finish(PruningRun(setup.changed(calibration=str(text)), REQUEST, lambda: loaded))
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -34,8 +33,10 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def setup_in(folder: Path) -> Setup:
     """Of a model and a text in this folder: 8 layers, each measured with three methods."""
     model, text = save_tiny_llama(folder / "model", blocks=2, hidden=32), numbers_text(folder)
-    setup = Setup(model=str(model), text=str(text), samples=6, length=32, held_out=2, block_size=16, sparsity="0.6")
-    return replace(setup, layers="*.self_attn.*")
+    setup = Setup(
+        model=str(model), calibration=str(text), samples=6, length=32, held_out=2, block_size=16, sparsity="0.6"
+    )
+    return setup.changed(layers="*.self_attn.*")
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_second_start_measures_nothing_and_shows_the_same(setup, runs, monkeypat
     q, k = (f"model.layers.1.self_attn.{x}_proj" for x in "qk")
     assert second.statistics(q) is second.statistics(k)  # what shared a Hessian still does
     assert second.statistics(q) is not second.statistics(LAYER)
-    other = run(replace(setup, sparsity="0.3"))  # shares the statistics
+    other = run(setup.changed(sparsity="0.3"))  # shares the statistics
     assert runs() == (1, 2 * 3 * 8)
     assert other.records()["sparsity"].max() < 0.4
 
@@ -106,9 +107,9 @@ def test_second_start_measures_nothing_and_shows_the_same(setup, runs, monkeypat
 @pytest.mark.parametrize(
     "change",
     [
-        lambda setup: replace(setup, seed=1),
-        lambda setup: replace(setup, layers="*.o_proj"),
-        lambda setup: (Path(setup.text).write_text("Some other text. " * 300), setup)[1],
+        lambda setup: setup.changed(seed=1),
+        lambda setup: setup.changed(layers="*.o_proj"),
+        lambda setup: (Path(setup.calibration).write_text("Some other text. " * 300), setup)[1],
         lambda setup: (save_tiny_llama(Path(setup.model), blocks=1, hidden=32), setup)[1],
     ],
 )
@@ -157,17 +158,17 @@ def test_full_disk_is_logged_and_a_cancelled_study_keeps_nothing(setup, root, mo
 def test_least_recently_used_calibration_is_removed(setup, root, monkeypatch):
     folders = []
     for seed in range(3):
-        run(replace(setup, seed=seed))
-        folders.append(folder_of(replace(setup, seed=seed)))
+        run(setup.changed(seed=seed))
+        folders.append(folder_of(setup.changed(seed=seed)))
         os.utime(folders[-1], (seed, seed))
     size = sum(path.stat().st_size for path in folders[0].iterdir())
     run(setup)  # seed 0 is used again
     monkeypatch.setattr(cache, "LIMIT", int(3.5 * size))
-    run(replace(setup, seed=3))
+    run(setup.changed(seed=3))
     assert [folder.exists() for folder in folders] == [True, False, True]
     monkeypatch.setattr(cache, "LIMIT", size // 2)
-    run(replace(setup, seed=4))
-    large = folder_of(replace(setup, seed=4))
+    run(setup.changed(seed=4))
+    large = folder_of(setup.changed(seed=4))
     assert [path.name.partition("-")[0] for path in large.iterdir()] == ["study"]  # records are small
 
 
@@ -190,8 +191,8 @@ def test_cache_folder_follows_the_environment(setup, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = folder_of(setup)
     assert folder.parent == tmp_path / "rose-explorer"
-    assert folder_of(replace(setup, model="owner/not-on-this-machine")) is None
-    assert folder_of(replace(setup, text="missing.txt")) is None
+    assert folder_of(setup.changed(model="owner/not-on-this-machine")) is None
+    assert folder_of(setup.changed(calibration="missing.txt")) is None
     monkeypatch.setattr(cache, "_version", lambda: "of other code")
     assert folder_of(setup) not in (folder, None)
 

@@ -1,19 +1,17 @@
 """A set-up: in links and out of them, and what no run could use."""
 
-from dataclasses import asdict, replace
-
 import hypothesis.strategies as some
 import pytest
 from hypothesis import given
 
 import rose
 from app.runs.pruning import PruneRequest
-from app.study.setup import Setup
+from app.study.setup import CHOSEN, Setup
 
 SETUPS = some.builds(
     Setup,
     model=some.sampled_from(["smollm2-135m", "meta-llama/Llama-3.2-1B", "/models/my model", "a&b=ü"]),
-    text=some.sampled_from(["packaged", "c4", "~/a b.txt"]),
+    calibration=some.sampled_from(["packaged", "c4", "~/a b.txt"]),
     samples=some.integers(1, 4096),
     held_out=some.integers(0, 99),
     layers=some.sampled_from(["*", "model.layers.3.* *.o_proj"]),
@@ -38,8 +36,8 @@ def test_link_holds_only_differences():
     [("0.70", "0.7"), (".7", "0.7"), (" 70% ", "0.7"), ("33.3%", "0.333"), ("2 : 4", "2:4"), ("1.0", "1"), ("7", "7")],
 )
 def test_spellings_of_a_sparsity_are_equal(typed, spelled):
-    assert Setup(sparsity=typed) == Setup(sparsity=spelled)
-    assert Setup(sparsity=typed).sparsity == spelled
+    assert Setup.edited(sparsity=typed) == Setup.edited(sparsity=spelled)
+    assert Setup.edited(sparsity=typed).sparsity == spelled
     assert PruneRequest(("rose",), (typed, spelled)).sparsities == (spelled,)
 
 
@@ -61,20 +59,21 @@ def test_unusable_value_of_a_link_is_named(name, value, says):
 
 UNUSABLE = {
     "sparsity": ["1.2", "5:4"], "samples": [0], "length": [1], "held_out": [-1], "block_size": [0],
-    "damping": [-0.1, float("nan")], "dtype": ["int8"], "model": [" "], "text": [""],
+    "damping": [-0.1, float("nan")], "dtype": ["int8"], "model": [" "], "calibration": [""],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in UNUSABLE.items() for value in values])
 def test_unusable_values_are_refused(name, value):
     with pytest.raises(rose.RoseError):
-        replace(Setup(), **{name: value}).check()
+        Setup().changed(**{name: value}).check()
 
 
 def test_calibration_key_holds_only_its_dependencies():
     base = Setup()
     free = {"sparsity": "0.5", "block_size": 64, "damping": 0.1, "stream": True}
-    assert replace(base, **free).calibration_key == base.calibration_key
-    for name in set(asdict(base)) - set(free):
-        other = replace(base, **{name: 7 if isinstance(getattr(base, name), int) else "other"})
+    assert base.changed(**free).calibration_key == base.calibration_key
+    for name in set(CHOSEN) - set(free):
+        value = {"dtype": "bfloat16"}.get(name, 7 if isinstance(getattr(base, name), int) else "other")
+        other = base.changed(**{name: value})
         assert other.calibration_key != base.calibration_key, name

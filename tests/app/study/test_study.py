@@ -24,7 +24,7 @@ LAYER = "model.layers.1.self_attn.o_proj"
 
 @pytest.fixture(scope="module")
 def setup(text: Path) -> Setup:
-    return Setup(model="tiny", text=str(text), samples=6, length=32, held_out=2, block_size=16, sparsity="0.6")
+    return Setup(model="tiny", calibration=str(text), samples=6, length=32, held_out=2, block_size=16, sparsity="0.6")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_every_layer_is_measured_by_every_method_as_prune_layer_would(study, set
     assert study.layer_names == list(records["layer"].unique())
     assert len(records) == LAYERS * len(MEASURED)
     model, tokenizer = study.loaded.model, study.loaded.tokenizer
-    tokens = rose.load_tokens(setup.text, tokenizer, samples=8, length=32, seed=0)
+    tokens = rose.load_tokens(setup.calibration, tokenizer, samples=8, length=32, seed=0)
     statistics = rose.collect_statistics(model, tokens[:6], layers=[LAYER])[LAYER]
     weight = model.get_submodule(LAYER).weight
     for name, how in MEASURED.items():
@@ -152,7 +152,7 @@ def test_tables_are_cached_until_they_change(study, setup, load, monkeypatch):
 
 def test_two_setups_share_a_calibration(study, setup, load, monkeypatch):
     monkeypatch.setattr(rose, "visit_blocks", Mock(side_effect=AssertionError("the model was run again")))
-    other = replace(setup, sparsity="0.3", block_size=32)
+    other = setup.changed(sparsity="0.3", block_size=32)
     second = finish(Study(other, load, study.calibration))
     assert len(second.overview(0.5)) == LAYERS
     assert (second.overview(0.5)["error_sparsegpt"] < study.overview(0.5)["error_sparsegpt"]).all()
@@ -161,7 +161,7 @@ def test_two_setups_share_a_calibration(study, setup, load, monkeypatch):
 
 def test_streamed_study_matches(setup, tmp_path):
     folder = str(save_tiny_llama(tmp_path / "model"))
-    chosen, calibration = replace(setup, model=folder), Calibration()
+    chosen, calibration = setup.changed(model=folder), Calibration()
     whole = finish(Study(chosen, lambda: LoadedModel(*rose.load_model(folder), threading.Lock()), Calibration()))
     streamed = LoadedModel(*rose.load_model(folder, stream=True), threading.Lock())
     study = finish(Study(replace(chosen, stream=True), lambda: streamed, calibration))

@@ -30,7 +30,7 @@ def no_studies() -> None:
 
 def small(folder: Path, text_path: Path, **more: str) -> AppTest:
     """The page with a set-up that runs in a second."""
-    query = {"model": str(folder), "text": str(text_path), "samples": "4", "length": "32", "held_out": "2"}
+    query = {"model": str(folder), "calibration": str(text_path), "samples": "4", "length": "32", "held_out": "2"}
     return open_page(PAGE, **(query | {"block_size": "16"} | more))
 
 
@@ -67,7 +67,7 @@ def test_page_opens_on_the_example():
 def test_estimate_matches_the_engine(folder, text, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**40))
     skeleton = load_skeleton(str(folder))
-    setup = Setup(model=str(folder), text=str(text), samples=4, length=32, held_out=2, block_size=16)
+    setup = Setup(model=str(folder), calibration=str(text), samples=4, length=32, held_out=2, block_size=16)
     found = preflight.preflight(setup, skeleton)
     cost = estimate_cost(skeleton, samples=6, length=32, sweeps=len(MEASURED), keep_statistics=True)
     assert found.cost == cost
@@ -79,7 +79,9 @@ def test_estimate_matches_the_engine(folder, text, monkeypatch):
 
 
 def test_weights_can_stay_on_disk(folder, text):
-    chosen = Setup(model=str(folder), text=str(text), samples=4, length=32, held_out=2, block_size=16, stream=True)
+    chosen = Setup(
+        model=str(folder), calibration=str(text), samples=4, length=32, held_out=2, block_size=16, stream=True
+    )
     skeleton = load_skeleton(str(folder))
     found = preflight.preflight(chosen, skeleton)
     statistics = sum(4 * columns**2 for columns in statistics_groups(rose.prunable_layers(skeleton)))
@@ -179,13 +181,13 @@ def test_edits_survive_a_visit_to_another_page(folder, text):
     ("change", "sentence", "runs"),
     [
         ({"model": "/no/such/folder"}, "There is no folder or file /no/such/folder; check the path.", False),
-        ({"text": "/no/such/text.txt"}, "There is no file /no/such/text.txt", False),
+        ({"calibration": "/no/such/text.txt"}, "There is no file /no/such/text.txt", False),
         ({"model": "owner/unknown"}, "owner/unknown is not on this machine.", False),
         ({"layers": "*.nothing"}, r"No prunable layer is named '\*.nothing'; names look like", False),
         ({"sparsity": "0"}, "Sparsity 0 removes nothing", True),
         ({"block_size": "64"}, "a single block and cannot be columnar", True),
         ({"samples": "2", "length": "8"}, "16 calibration tokens are fewer than the", True),
-        ({"text": "c4"}, "c4 is not on this machine and HF_HUB_OFFLINE is set", True),
+        ({"calibration": "c4"}, "c4 is not on this machine and HF_HUB_OFFLINE is set", True),
     ],
 )
 def test_bad_setups_are_explained(folder, text, change, sentence, runs):
