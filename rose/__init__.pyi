@@ -40,7 +40,6 @@ from .layer.pattern import RECOMMENDED as RECOMMENDED
 from .layer.pattern import Pattern as Pattern
 from .layer.registry import METHODS as METHODS
 from .layer.registry import Method as Method
-from .layer.registry import Option as Option
 from .layer.registry import register as register
 from .layer.statistics import InputStatistics as InputStatistics
 from .layer.sweep import SweepTrace as SweepTrace
@@ -65,6 +64,8 @@ from .plugins import load_plugins as load_plugins
 from .recipe.file import Recipe as Recipe
 from .report import LayerRecord as LayerRecord
 from .report import RunReport as RunReport
+from .spec import Spec as Spec
+from .spec import setting as setting
 from .structured.methods import STRUCTURED as STRUCTURED
 from .structured.slimming import prune_structured as prune_structured
 

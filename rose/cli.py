@@ -22,8 +22,8 @@ from rose.environment import launched_place, says_versions
 from rose.errors import RoseError, is_out_of_memory
 from rose.plugins import load_plugins
 from rose.recipe.file import Recipe
-from rose.recipe.spec import Spec
 from rose.recipe.tools import COMMANDS, RunRecipe
+from rose.spec import Spec
 
 UNFORESEEN = 70  # as in sysexits.h: not 1, which is a verdict of `check`
 DIVIDED = ("analyze", "prune", "slim", "tune", "run")  # commands on which the processes of a launcher work together

@@ -20,7 +20,6 @@ from rose.files import check_small, expand, reachable, write_atomically
 from rose.layer.registry import label_of
 from rose.output import check_folder, new_folder
 from rose.recipe.file import BETWEEN, Recipe
-from rose.recipe.spec import Spec
 from rose.recipe.tools import SPECS
 from rose.rows import (
     ERRORS,
@@ -36,6 +35,7 @@ from rose.rows import (
     removed_fraction,
     with_cautions,
 )
+from rose.spec import Spec
 from rose.verdicts import EvaluationSetup, Result, caution_column, cautions
 from rose.wording import duration, out_of, place_of, sentence, short_text, whole
 

@@ -18,8 +18,8 @@ from rose.model.network.network import Network
 from rose.model.network.precision import name_of
 from rose.model.packaged import PACKAGED
 from rose.recipe import Recipe
-from rose.recipe.spec import Spec
 from rose.recipe.steps import Analyze, Prune
+from rose.spec import Spec
 
 FILE = "file"
 NAMES = {"wikitext2": "WikiText-2", "c4": "C4", "ptb": "Penn Treebank"}  # of data sets, for people

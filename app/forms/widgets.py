@@ -16,7 +16,7 @@ from app.study.preflight import asked_of_hub
 from app.study.setup import LARGEST, Setup
 from rose import METHODS, RoseError
 from rose.model.estimate import Cost
-from rose.recipe.spec import SpecField
+from rose.spec import SpecField
 
 HUB = urlsplit(constants.ENDPOINT).netloc
 

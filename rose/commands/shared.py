@@ -28,8 +28,8 @@ from rose.model.run.rotation import check_samples, rotate_heads
 from rose.model.workers import Workers
 from rose.recipe.file import Recipe
 from rose.recipe.parts import PruneSettings
-from rose.recipe.spec import Spec
 from rose.recipe.steps import Prune, Slim, Tune
+from rose.spec import Spec
 from rose.wording import count, duration, listing, size
 
 logger = logging.getLogger(__name__)

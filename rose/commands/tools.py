@@ -56,7 +56,7 @@ def models(_spec: Models, _console: Console) -> None:
     methods = Table("method", "what", "options and their defaults", title="Methods")
     for method in rose.METHODS.values():
         summary = f"{method.summary} Recommended." if method.name == rose.RECOMMENDED else method.summary
-        methods.add_row(method.name, summary, ", ".join(f"{n}={o.default}" for n, o in method.options.items()))
+        methods.add_row(method.name, summary, ", ".join(f"{n}={o.default}" for n, o in method.options.fields().items()))
     structured = Table("method", "what", title="Methods of slim, which make a model smaller")
     for structured_method in rose.STRUCTURED.values():
         structured.add_row(structured_method.name, structured_method.summary)

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from rose.errors import RoseError, check_choice, check_named, check_word, is_number
+from rose.errors import RoseError, check_named, check_word, is_number
 from rose.layer.pattern import METHOD, Pattern
+from rose.spec import Real, Spec, Whole, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,47 +23,6 @@ else:
     Prune = Any
 
 Value = float | str
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option of a method.
-
-    Attributes:
-        default: also the type: a text with choices, an int for whole numbers, else a float.
-        summary: one phrase for people.
-        choices: allowed texts; empty for a number.
-        low, high: allowed range of a number, both included.
-    """
-
-    default: Value
-    summary: str
-    choices: tuple[str, ...] = ()
-    low: float = 0.0
-    high: float = 1.0
-
-    def read(self, name: str, value: Value) -> Value:
-        """The value in the option's own type; numbers may come as text, as from a command line. Raises RoseError: not a
-        choice, not a number, or out of range."""
-        if self.choices:
-            check_choice(f"The option {name}", value, self.choices)
-            return value
-        whole = isinstance(self.default, int)
-        wrong = RoseError(
-            f"The option {name} must be a {'whole ' if whole else ''}number from {self.low:g} to {self.high:g}, "
-            f"not {value!r}."
-        )
-        if not isinstance(value, str) and not is_number(value):
-            raise wrong
-        try:
-            number = float(value)
-        except ValueError:
-            raise wrong from None
-        if not self.low <= number <= self.high or (whole and number != int(number)):  # NaN fails the first
-            raise wrong
-        return int(number) if whole else number
-
-
 Check = Callable[[Pattern, Mapping[str, Value]], None]
 MAX_SEED_DIGITS = 18  # what fits into 64 bits
 
@@ -75,7 +35,7 @@ class Method:
         name: as typed on the command line.
         label, summary: for people; the summary is one sentence with the source.
         sweeps: whether `order` and `budget` apply.
-        options: its own options by name.
+        options: declares its own options as a recipe declares its fields.
         work: running time in sweeps, measured on 576 × 576, 1536 × 576 and 576 × 1536.
         matrices: (of H's size, of W's size), float32 matrices alive at once in each of its stages, where a sweep has
             fewer; measured on 1536 × 1536, 4096 × 1024 and 1024 × 3072.
@@ -89,7 +49,7 @@ class Method:
     label: str
     summary: str
     sweeps: bool = False
-    options: Mapping[str, Option] = field(default_factory=dict)
+    options: type[Spec] = Spec
     work: float = 1
     matrices: tuple[tuple[int, int], ...] = ()
     check: Check = lambda _pattern, _options: None
@@ -114,16 +74,35 @@ class Method:
         if not isinstance(values, Mapping):
             raise RoseError(f"Options are given by name, such as {{'effort': 2}}, not as {values!r}.")
         for name in values:
-            if name not in self.options:
-                has = f"it has {', '.join(self.options)}" if self.options else "it has none"
-                raise RoseError(f"{self.label} has no option {name!r}; {has}.")
-        complete = {name: option.read(name, values.get(name, option.default)) for name, option in self.options.items()}
+            if name not in (fields := self.options.fields()):
+                raise RoseError(f"{self.label} has no option {name!r}; it has {', '.join(fields) or 'none'}.")
+        complete = self.options(**values).model_dump()
         self.check(pattern, complete)
         if rounds and not self.rounds:
             raise RoseError(
                 f"{self.label} keeps a part that no grid holds, so bits do not apply to it; choose another method."
             )
         return complete
+
+
+class _Isc(Spec):
+    inverse: Annotated[
+        Literal["layer", "remaining"],
+        setting("H⁻¹ of all columns, or, as in SparseGPT's sweep, of those not yet visited"),
+    ] = "layer"
+
+
+class _Dsnot(Spec):
+    start: Annotated[Literal["wanda", "magnitude", "sparsegpt"], setting("saliency of the start mask")] = "wanda"
+
+
+class _Oats(Spec):
+    rank_ratio: Annotated[Real, setting("share of the parameters that goes to the low-rank part", ge=0, le=1)] = 0.25
+    iterations: Annotated[Whole, setting("alternations between the two parts", ge=1, le=10_000)] = 80
+
+
+class _RoseAdmm(Spec):
+    effort: Annotated[Whole, setting("more iterations: 3 finds most of what there is", ge=1, le=10)] = 1
 
 
 def _check_oats(pattern: Pattern, options: Mapping[str, Value]) -> None:
@@ -162,13 +141,7 @@ _DECLARED = (
         "ISC",
         "SparseGPT with masks chosen by w²·(H_jj + 1/[H⁻¹]_jj), the improved saliency criterion of Shao et al. 2024.",
         sweeps=True,
-        options={
-            "inverse": Option(
-                "layer",
-                "H⁻¹ of all columns, or, as in SparseGPT's sweep, of those not yet visited",
-                choices=("layer", "remaining"),
-            )
-        },
+        options=_Isc,
         module="sparsegpt",
     ),
     Method(
@@ -193,7 +166,7 @@ _DECLARED = (
         "dsnot",
         "DSnoT",
         "A mask of Wanda, magnitude or SparseGPT, refined row by row without updating weights (Zhang et al. 2024).",
-        options={"start": Option("wanda", "saliency of the start mask", choices=("wanda", "magnitude", "sparsegpt"))},
+        options=_Dsnot,
         module="wanda",
     ),
     Method(
@@ -210,10 +183,7 @@ _DECLARED = (
         "oats",
         "OATS",
         "Sparse plus low rank on weights scaled by their inputs, both counted as parameters (Zhang and Papyan 2025).",
-        options={
-            "rank_ratio": Option(0.25, "share of the parameters that goes to the low-rank part"),
-            "iterations": Option(80, "alternations between the two parts", low=1, high=10_000),
-        },
+        options=_Oats,
         work=15,
         check=_check_oats,
         rounds=False,
@@ -223,7 +193,7 @@ _DECLARED = (
         "ROSE ADMM",
         "Ours: revises the whole mask twenty times or more by ADMM under a rising penalty, and guards against "
         "over-fitting by tokens per column.",
-        options={"effort": Option(default=1, summary="more iterations: 3 finds most of what there is", low=1, high=10)},
+        options=_RoseAdmm,
         work=5,
         matrices=((7, 5), (4, 10)),
     ),
@@ -252,19 +222,17 @@ def register(
     summary: str,
     *,
     sweeps: bool = False,
-    options: Mapping[str, Option] | None = None,
+    options: type[Spec] = Spec,
     work: float = 1,
     matrices: tuple[tuple[int, int], ...] = (),
     check: Check = lambda _pattern, _options: None,
     rounds: bool = True,
 ) -> Callable[[Prune], Prune]:
     """Decorator that adds a method to the registry; the last registration of a name wins. Arguments: see `Method`.
-    Raises RoseError: a name that is not one word, or an option that is no `Option`."""
+    Raises RoseError: a name that is not one word, or options that are no class of `Spec`."""
     check_word(name, "A method")
-    options = options or {}
-    for option, value in options.items():
-        if not isinstance(value, Option):
-            raise RoseError(f"The option {option} of {name} must be a rose.Option, not {value!r}.")
+    if not (isinstance(options, type) and issubclass(options, Spec)):
+        raise RoseError(f"The options of {name} must be a class of rose.Spec, not {options!r}.")
 
     def add(prune: Prune) -> Prune:
         METHODS[name] = Method(name, label, summary, sweeps, options, work, matrices, check, rounds, function=prune)

@@ -1,12 +1,13 @@
 """One declared specification for each command: its fields, limits, help and file format; needs no torch.
 
-1. `spec`: what a specification is: fields with type, limits, unit and help, as options of the command line, too.
-2. `parts`: the fields that several specifications share.
-3. `steps`, `tools`: the specifications, one for each command.
-4. `file`: recipes as files: one step or a list of steps.
+`rose.spec` says what a specification is: fields with type, limits, unit and help, as options of the command line, too.
+
+1. `parts`: the fields that several specifications share.
+2. `steps`, `tools`: the specifications, one for each command.
+3. `file`: recipes as files: one step or a list of steps.
 """
 
 from rose.recipe.file import Recipe
-from rose.recipe.spec import Spec
+from rose.spec import Spec
 
 __all__ = ["Recipe", "Spec"]

@@ -27,9 +27,9 @@ import yaml
 
 from rose.errors import RoseError
 from rose.files import reachable, write_atomically
-from rose.recipe.spec import Spec
 from rose.recipe.steps import Tune
 from rose.recipe.tools import SPECS
+from rose.spec import Spec
 
 VERSION = 1  # raise it where a field changes its meaning
 NAME = "recipe.yaml"

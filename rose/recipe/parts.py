@@ -12,11 +12,13 @@ from rose.files import expand
 from rose.layer.pattern import BLOCK_SIZE, DAMPING, METHOD, SPARSITY, THRESHOLD, Pattern, parse_grid, parse_sparsity
 from rose.layer.registry import Value, check_order_name, check_threshold, get_method
 from rose.model.defaults import OFFLINE, PRUNING, RATE, SOURCES, STORED
+from rose.model.packaged import PACKAGED
 from rose.model.rules import parse_allocation
-from rose.recipe.spec import Real, Spec, Whole, setting
+from rose.spec import NAMED, Real, Spec, Whole, setting
 from rose.structured.defaults import MULTIPLE, RATIO, WHOLE_BLOCKS
 from rose.wording import several
 
+NAMED.update(SOURCES, PACKAGED)
 MOST_TOKENS = 2**31  # of one draw; eight bytes each
 TEXTS = f"{', '.join(SOURCES)}, or a .txt or .jsonl file"
 MAX_SEED = 2**63 - 1

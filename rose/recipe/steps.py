@@ -12,7 +12,7 @@ from rose.layer.pattern import METHOD, RECOMMENDED, SPARSITY, Pattern, parse_spa
 from rose.layer.registry import get_method
 from rose.model.defaults import CHECK, CHECKED_AGAINST, COMPARED, DAMAGE, PAPERS, PRUNED, SMALLER, TUNING
 from rose.recipe import parts as part
-from rose.recipe.spec import Spec, Whole, setting
+from rose.spec import Spec, Whole, setting
 from rose.structured.defaults import RATIO, WHOLE_BLOCKS
 
 DENSE = "the model before: packaged name, Hub id, folder or .gguf file"

@@ -11,8 +11,8 @@ from rose.diffusion.steps import MAX_STEPS, PACKAGES
 from rose.diffusion.steps import STEPS as DENOISING_STEPS
 from rose.layer.pattern import DAMPING
 from rose.recipe import parts as part
-from rose.recipe.spec import Real, Spec, SpecField, Whole, setting
 from rose.recipe.steps import STEPS, Json
+from rose.spec import Real, Spec, SpecField, Whole, setting
 
 Folder = Annotated[part.Name, setting("folder of the model", form="place", metavar="FOLDER")]
 Prompts = Annotated[part.Name, setting("what to draw, one prompt a line", metavar="FILE.txt")]

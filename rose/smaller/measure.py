@@ -30,11 +30,11 @@ from rose.model.ship.export import export_gguf
 from rose.model.tune.tuning import tune_model
 from rose.output import check_room
 from rose.recipe.parts import PruneSettings, SlimSettings
-from rose.recipe.spec import Spec
 from rose.recipe.steps import Slim, Smaller
 from rose.report import RunReport
 from rose.smaller.table import MEASURED, Row
 from rose.smaller.ways import AS_IS, Way, corrected, estimated_rows, file_sizes, ways_of
+from rose.spec import Spec
 from rose.structured.slimming import prune_structured
 from rose.verdicts import Interval, paired_ratio
 from rose.verdicts.smaller import MUCH_WORSE, recommend

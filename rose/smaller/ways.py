@@ -21,9 +21,9 @@ from rose.model.ship.export import gguf_size
 from rose.model.ship.packing import packed_size
 from rose.recipe.file import BETWEEN, PREVIOUS, Recipe
 from rose.recipe.parts import SlimSettings
-from rose.recipe.spec import Spec
 from rose.recipe.steps import Prune, Slim, Smaller
 from rose.smaller.table import ESTIMATE, FILES, Row
+from rose.spec import Spec
 from rose.structured.parts import block_parameters
 from rose.structured.plan import estimate_slim_memory, estimate_slimming
 from rose.structured.slimming import check_slimming

@@ -17,8 +17,8 @@ import pandas as pd
 from rose import verdicts
 from rose.layer.target import target_damping
 from rose.model.measure.comparison import mean_and_spread, results_of
-from rose.recipe.spec import SpecField
 from rose.recipe.tools import SPECS
+from rose.spec import SpecField
 from rose.wording import listing, percent
 from tests.benchmarks import methods as costs_of_methods
 from tests.benchmarks.bits import first_draw

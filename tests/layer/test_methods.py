@@ -475,5 +475,5 @@ def test_bad_registrations_are_refused():
             rose.register(name, "X", "X.")
         with pytest.raises(rose.RoseError, match=f"An order cannot be named {name!r}"):
             rose.register_order(name)
-    with pytest.raises(rose.RoseError, match=r"The option a of x must be a rose\.Option, not 3"):
-        rose.register("x", "X", "X.", options={"a": 3})  # type: ignore[dict-item]
+    with pytest.raises(rose.RoseError, match=r"The options of x must be a class of rose\.Spec, not \{'a': 3\}"):
+        rose.register("x", "X", "X.", options={"a": 3})  # type: ignore[arg-type]

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 import rose
 from rose import cli
 from rose.recipe import Recipe
-from rose.recipe.spec import Spec
 from rose.recipe.steps import Analyze, CheckCopies, Evaluate, Prune, Slim, Tune
 from rose.recipe.tools import COMMANDS, SPECS
+from rose.spec import Spec
 from rose.tensor_files import digest
 from tests.tiny import save_tiny_llama
 

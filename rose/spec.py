@@ -21,10 +21,9 @@ from pydantic_core import ErrorDetails
 
 from rose.errors import RoseError
 from rose.files import expand, reachable
-from rose.model.defaults import SOURCES
-from rose.model.packaged import PACKAGED
 from rose.wording import sentence
 
+NAMED: set[str] = set()  # values that name no file, whatever files there are
 LIMITS = ("ge", "gt", "le", "lt")
 SHOWN = 80  # characters of a refused value
 PLAIN: dict[str, Any] = {
@@ -112,7 +111,7 @@ def _absolute(value: Any) -> Any:
     """Makes the name of an existing file or folder absolute, so that it works from every folder."""
     if isinstance(value, list):
         return [_absolute(name) for name in value]
-    if value is None or value in SOURCES or value in PACKAGED or not reachable(value).exists():
+    if value is None or value in NAMED or not reachable(value).exists():
         return value
     whole = expand(value).absolute()
     plain = Path(os.path.normpath(whole))
