@@ -1,7 +1,7 @@
 """Pieces that several pages draw: figures, choices, work in progress, and what a page needs before it can draw."""
 
 # ruff: noqa: F401  pages name all of them `components.…`
-from app.components.choices import URL, choose, edited_setup, keep_choice, pick_layer, pick_row, section, select_layer
+from app.components.choices import URL, choose, edited_setup, keep_choice, pick_layer, section, select_layer
 from app.components.figure import (
     SHARE,
     continued,

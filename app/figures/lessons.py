@@ -261,29 +261,28 @@ def error_strip(random: Sequence[float], marked: Mapping[str, float], *, theme: 
 # Lesson 8
 
 
-def budget_bars(table: pd.DataFrame, finding: str, *, theme: Theme) -> Drawing:
-    """Error of orders under both budgets, as a ratio to natural order with equal shares: order, budget, ratio."""
-    chart = Chart(y="error, natural order with equal shares = 1", height=HEIGHT, legend=True, theme=theme)
-    for budget, look in BUDGETS.items():
-        rows = table[table["budget"] == budget]
-        names = [ORDERS[order].replace(" (", "<br>(").replace(", ", ",<br>") for order in rows["order"]]
-        chart.bars(names, rows["ratio"], look, "", text=rows["ratio"].map(signed))
-    chart.y(top=1.15 * float(table["ratio"].max()))
-    subtitle = "The 4 × 9 layer, a third of its weights removed"
-    return chart.done(finding, subtitle, "", "Bar chart of errors by order and budget", table)
-
-
-def share_bars(shares: Mapping[str, Sequence[int]], size: int, equal: int, *, theme: Theme) -> Drawing:
-    """How many of its weights each block gives up under one threshold, by order; blocks hold `size` weights."""
-    chart = Chart(y=f"weights removed, of {size}", height=HEIGHT, legend=True, theme=theme)
-    names = ["pruned first", "second", "last"]
-    for order, counts in shares.items():
-        chart.bars(names, counts, look_of(order), "", text=[str(removed) for removed in counts])
-    chart.level(equal, (-0.5, 2.5), f"equal shares: {equal} each")
-    chart.y(top=1.15 * max(map(max, shares.values())), count=size)
-    finding = "Under one threshold dear blocks keep their weights"
-    table = pd.DataFrame({"turn": names} | dict(shares))
-    return chart.done(finding, "Weights that each block gives up, as pruned", "", "Bar chart of shares by block", table)
+def bars(
+    table: pd.DataFrame, finding: str, subtitle: str, caption: str = "", *, axis: str = "", size: int | None = None,
+    equal: float | None = None, theme: Theme,
+) -> Drawing:  # fmt: skip
+    """Bars with their numbers: name, group, value. Horizontal without an `axis`. Groups are budgets or orders; weights
+    of blocks are counted up to `size`, with a level for `equal` shares."""
+    groups = table.groupby("group", sort=False)
+    across = not axis
+    chart = Chart(y=axis, height=HEIGHT, legend=not across, theme=theme)
+    for group, rows in groups:
+        look = BUDGETS.get(str(group)) or (look_of(str(group)) if group in ORDERS else Style(palette.BLUE, str(group)))
+        places = (rows["value"], rows["name"]) if across else (rows["name"], rows["value"])
+        text = rows["value"].map(signed if size is None else str)
+        chart.bars(*places, look, "", text=text, **({"orientation": "h"} if across else {}))
+    if across:
+        chart.x(range=[0, 1.12 * float(table["value"].max())])
+        chart.y(autorange="reversed", showgrid=False)
+    else:
+        chart.y(top=1.15 * float(table["value"].max()), **({} if size is None else {"count": size}))
+    if equal is not None:
+        chart.level(equal, (-0.5, 2.5), f"equal shares: {equal} each")
+    return chart.done(finding, subtitle, caption, f"Bar chart: {subtitle}", table)
 
 
 # Lessons 9 and 11
@@ -318,18 +317,6 @@ def ratio_lines(ratios: Mapping[str, Interval], subtitle: str, finding: str, cap
     chart.x(type="log", tickvals=[0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2], zeroline=False)
     chart.y(autorange="reversed", range=[len(table) - 0.5, -0.6], showgrid=False)
     return chart.done(finding, subtitle, caption, "Ratios with intervals", table)
-
-
-def remaining_bars(errors: Mapping[str, float], subtitle: str, finding: str, caption: str, *, theme: Theme) -> Drawing:
-    """Horizontal bars of errors relative to the first one, each with its number."""
-    chart = Chart(height=HEIGHT, theme=theme)
-    names, values = list(errors), list(errors.values())
-    text = list(map(signed, values))
-    chart.bars(values, names, Style(palette.BLUE, "error"), "", text=text, orientation="h")
-    chart.x(range=[0, 1.12 * max(values)])
-    chart.y(autorange="reversed", showgrid=False)
-    table = pd.DataFrame({"method": names, "error": values})
-    return chart.done(finding, subtitle, caption, "Bar chart of errors", table)
 
 
 # Lesson 10

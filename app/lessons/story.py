@@ -25,6 +25,7 @@ from app.words import apart, number, percent, word
 
 Values = Mapping[str, Any]
 BLOCK_3_FIRST = (6, 7, 8, 0, 1, 2, 3, 4, 5)
+TURNS = ("pruned first", "second", "last")  # of three blocks
 NATURAL = tuple(range(9))
 RANDOM = tuple(f"random:{seed}" for seed in range(20))
 JINJA = Environment(
@@ -183,22 +184,27 @@ def the_budget(values: Values, answered: bool) -> Screen:
             names = RANDOM if order == "random" else (order,)
             error = float(np.mean([example.prune(name, budget).relative_error for name in names]))
             rows.append((order, budget, error))
-    table = pd.DataFrame(rows, columns=["order", "budget", "error"])
-    table["ratio"] = table["error"] / table["error"].iloc[0]
-    ratio = table.set_index(["order", "budget"])["ratio"].to_dict()
+    errors = pd.DataFrame(rows, columns=["order", "group", "error"])
+    table = errors.assign(value=errors["error"] / errors["error"].iloc[0])
+    names = table["order"].map(figures.ORDERS)
+    table["name"] = names.str.replace(" (", "<br>(").str.replace(", ", ",<br>")
+    ratio = table.set_index(["order", "group"])["value"].to_dict()
+    subtitle, axis = "The 4 × 9 layer, a third of its weights removed", "error, natural order with equal shares = 1"
     if answered and values["budget_view"] == "shares":
-        shares = {}
+        turns = []
         for order in ("natural", "two_level", "global"):
             result = example.prune(order, "layer")
-            removed = result.mask[:, result.order.permutation].sum(0)
-            shares[order] = [int(block.sum()) for block in removed.split(3)]
-        stage = partial(figures.share_bars, shares, 12, 4)
+            removed = result.mask[:, result.order.permutation].sum(0).split(3)
+            turns += [(turn, order, int(block.sum())) for turn, block in zip(TURNS, removed, strict=True)]
+        table = pd.DataFrame(turns, columns=["name", "group", "value"])
+        finding, subtitle = "Under one threshold dear blocks keep their weights", "Weights that each block gives up"
+        stage = partial(figures.bars, table, finding, subtitle, axis="weights removed, of 12", size=12, equal=4)
     elif answered:
         finding = "Packed columns are worst with equal shares, best with one threshold"
-        stage = partial(figures.budget_bars, table, finding)
+        stage = partial(figures.bars, table, finding, subtitle, axis=axis)
     else:
         finding = f"Equal shares: ROSE leaves {ratio['two_level', 'block']:.2f} of natural order's error"
-        stage = partial(figures.budget_bars, table.iloc[:2], finding)
+        stage = partial(figures.bars, table.iloc[:2], finding, subtitle, axis=axis)
     return Screen("The budget decides", TEXT.the_budget(answered, ratio), stage)
 
 
@@ -240,12 +246,13 @@ def what_for(values: Values, answered: bool) -> Screen:
         "global/layer": "ROSE global",
         "rose_admm": "ROSE ADMM, no order",
     }
-    errors = {label: example.output_error(name) for name, label in names.items()}
+    errors = [(label, "error", example.output_error(name)) for name, label in names.items()]
+    table = pd.DataFrame(errors, columns=["name", "group", "value"])
     rose, admm = (example.perplexity_ratio(method) for method in ("rose", "rose_admm"))
     finding = "Revising the mask helps more than any order"
     subtitle = "Held-out error of SmolLM2-135M's 30 output projections at 70 %, SparseGPT = 1"
     caption = "From docs/results/orders-outputs.csv: means over 30 layers and three draws of calibration text."
-    stage = partial(figures.remaining_bars, errors, subtitle, finding, caption)
+    stage = partial(figures.bars, table, finding, subtitle, caption)
     return Screen("So what is ROSE for?", TEXT.what_for(example.saved_by_rose(), rose, admm), stage)
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import nn
@@ -25,16 +25,19 @@ from rose.layer.statistics import InputStatistics
 from rose.model.network.layers import PrunableLayer, check_plain, count_parameters, naming
 from rose.model.progress import ProgressCallback
 from rose.model.workers import Workers, is_launched
-from rose.recipe.parts import SlimSettings
+from rose.recipe.parts import CutPart, SlimSettings
 from rose.report import RunReport
 from rose.rows import PartRecord, records_table
 from rose.structured.configuration import Cut, cut_parts, cut_to, with_shapes
 from rose.structured.defaults import PARTS
 from rose.structured.methods import structured_method
 from rose.structured.parts import CHANNELS, HEADS, Part, Rows, Shape, check_kinds
-from rose.structured.plan import CutOptions, changed, check_multiple, repair_of, shapes_by_ratio
+from rose.structured.plan import changed, check_multiple, repair_of, shapes_by_ratio
 from rose.structured.slimming import Reduction, recovery_in, solve_part
 from rose.structured.survey import layers_read, make_problem, sources_of
+
+if TYPE_CHECKING:
+    from rose.recipe.keywords import CutOptions
 
 RECORD = "rose_shapes"  # of a configuration: {module: heads or channels}
 COMPONENTS = ("transformer", "unet")
@@ -194,7 +197,7 @@ def prune_diffusion_structured(
     Raises RoseError, before any work, for bad input, or a denoiser that cannot be made smaller.
     """
     start = time.perf_counter()
-    check_keywords(options, CutOptions.__optional_keys__)  # no allocation: blocks of a denoiser are not alike
+    check_keywords(options, CutPart.fields())  # no allocation: blocks of a denoiser are not alike
     settings = SlimSettings.of(**options)
     method, repair = structured_method(settings.method), repair_of(settings)
     if method.select is None:

@@ -183,17 +183,6 @@ Checkpoint = Annotated[
 ]
 
 
-Ratio = Annotated[Real, setting("share of their parameters to take out", gt=0, lt=1)]
-Parts = Annotated[
-    tuple[Literal["heads", "channels"], ...],
-    BeforeValidator(one_or_several),
-    setting("what may be taken out (default: all that the model offers)", form="words"),
-]
-Recovery = Annotated[Literal["none", "bias", "linear", "exact"], setting("override how the method repairs what stays")]
-Multiple = Annotated[Whole, setting("kept channels are a multiple of this", ge=1)]
-Covariance = Annotated[Damping, Field(description="added to the inputs' covariance, as a share of its mean diagonal")]
-
-
 class ModelPart(Spec):
     """Which model, and how its weights are read."""
 
@@ -371,20 +360,33 @@ class TuneSettings(Spec):
         return self
 
 
-class SlimSettings(Spec):
-    """Keywords of `rose.prune_structured`."""
+class CutPart(Spec):
+    """How heads and channels are taken out."""
 
     method: Annotated[
         Literal["obs", "slimllm", "wanda", "magnitude", "depth"], setting("a structured method, see `rose models`")
     ] = "obs"
-    ratio: Ratio = RATIO
-    parts: Parts | None = None
+    ratio: Annotated[Real, setting("share of their parameters to take out", gt=0, lt=1)] = RATIO
+    parts: Annotated[
+        tuple[Literal["heads", "channels"], ...] | None,
+        BeforeValidator(one_or_several),
+        setting("what may be taken out (default: all that the model offers)", form="words"),
+    ] = None
+    recovery: Annotated[
+        Literal["none", "bias", "linear", "exact"] | None, setting("override how the method repairs what stays")
+    ] = None
+    damping: Annotated[
+        Damping, Field(description="added to the inputs' covariance, as a share of its mean diagonal")
+    ] = DAMPING
+    multiple: Annotated[Whole, setting("kept channels are a multiple of this", ge=1)] = MULTIPLE
+
+
+class SlimSettings(CutPart):
+    """Keywords of `rose.prune_structured`."""
+
     allocation: Annotated[
         Literal["uniform", "similarity", "cost"], setting("uniform shapes load everywhere; the others only with rose")
     ] = "uniform"
-    recovery: Recovery | None = None
-    damping: Covariance = DAMPING
-    multiple: Multiple = MULTIPLE
     target: Target | None = "layer"
     target_damping: TargetDamping | None = None
 

@@ -12,7 +12,7 @@ from rose.layer.pattern import METHOD, RECOMMENDED, SPARSITY, Pattern, parse_spa
 from rose.layer.registry import get_method
 from rose.model.defaults import CHECK, CHECKED_AGAINST, COMPARED, DAMAGE, PAPERS, PRUNED, SMALLER, TUNING
 from rose.recipe import parts as part
-from rose.spec import Spec, Whole, setting
+from rose.spec import Real, Spec, Whole, setting
 from rose.structured.defaults import RATIO, WHOLE_BLOCKS
 
 DENSE = "the model before: packaged name, Hub id, folder or .gguf file"
@@ -67,7 +67,7 @@ class Slim(part.SavingPart, part.EvaluationPart, part.SlimSettings, part.TextPar
     run: ClassVar[str] = "slim"
 
     stream: part.Stream = False
-    ratio: Annotated[part.Ratio, Field(description="share of the decoder blocks' parameters to take out")] = RATIO
+    ratio: Annotated[Real, setting("share of the decoder blocks' parameters to take out", gt=0, lt=1)] = RATIO
     target: part.Target | None = None
     prune: Annotated[part.Sparsity, Field(description="then prune what is left: a ratio, or N:M")] | None = None
     prune_method: Annotated[part.Method, Field(description=f"of --prune (default: {RECOMMENDED})")] | None = None

@@ -9,7 +9,6 @@ from pydantic import BeforeValidator, Field
 
 from rose.diffusion.steps import MAX_STEPS, PACKAGES
 from rose.diffusion.steps import STEPS as DENOISING_STEPS
-from rose.layer.pattern import DAMPING
 from rose.recipe import parts as part
 from rose.recipe.steps import STEPS, Json
 from rose.spec import Real, Spec, SpecField, Whole, setting
@@ -147,17 +146,13 @@ class DiffusePrune(PicturesPart, part.MethodPart, DrawingPart):
     ] = None  # type: ignore[assignment]
 
 
-class DiffuseSlim(PicturesPart, DrawingPart):
+class DiffuseSlim(part.CutPart, PicturesPart, DrawingPart):
     """Make a transformer smaller: take heads and channels out."""
 
     run: ClassVar[str] = "diffuse slim"
 
     method: Annotated[Literal["obs", "slimllm", "wanda", "magnitude"], setting("a structured method")] = "obs"
-    ratio: part.Ratio = 0.2
-    parts: part.Parts | None = None
-    recovery: part.Recovery | None = None
-    damping: part.Covariance = DAMPING
-    multiple: part.Multiple = 8
+    multiple: Annotated[Whole, setting("kept channels are a multiple of this", ge=1)] = 8
 
 
 class DiffuseSample(DrawingPart):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, pairwise
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -244,25 +244,6 @@ SQUARES_AT_WORK = 8
 PRICING, COMPENSATING = 20.0, 2.5
 # Float32 matrices of the weight's size: W, its target and its gap, W compensated, reduced, and only masked.
 WEIGHTS_AT_WORK = 6
-
-
-class CutOptions(TypedDict, total=False):
-    """Keywords for removing heads and channels; defaults are in `SlimSettings`."""
-
-    method: str
-    ratio: float
-    parts: Sequence[str] | None
-    recovery: str | None
-    damping: float
-    multiple: int
-
-
-class SlimOptions(CutOptions, total=False):
-    """Keywords of `rose.prune_structured`."""
-
-    allocation: str
-    target: str
-    target_damping: float | None
 
 
 def repair_of(settings: SlimSettings) -> str:

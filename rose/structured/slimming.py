@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import Tensor, nn
 
@@ -39,11 +39,14 @@ from rose.structured import configuration
 from rose.structured.defaults import PARTS
 from rose.structured.methods import StructuredMethod, choose, structured_method
 from rose.structured.parts import Part, Shape, block_parameters
-from rose.structured.plan import PossibleShapes, Shapes, SlimOptions, changed, plan_slimming, possible_shapes, repair_of
+from rose.structured.plan import PossibleShapes, Shapes, changed, plan_slimming, possible_shapes, repair_of
 from rose.structured.problem import Problem, recover, relative_errors
 from rose.structured.survey import BlockSurvey, layers_read, make_problem, sources_of, survey
 from rose.verdicts import SPARSE
 from rose.wording import percent
+
+if TYPE_CHECKING:
+    from rose.recipe.keywords import SlimOptions
 
 SURVEY_SHARE = 0.3  # of a run that prices its parts first; only the progress bar depends on it
 FAR = 0.1  # of the ratio; larger differences get a remark

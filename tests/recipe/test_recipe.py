@@ -15,6 +15,7 @@ from rose.recipe.steps import Analyze, CheckCopies, Evaluate, Prune, Slim, Tune
 from rose.recipe.tools import COMMANDS, SPECS
 from rose.spec import Spec
 from rose.tensor_files import digest
+from tests.recipe import keywords
 from tests.tiny import save_tiny_llama
 
 PRUNE = "recipe: 1\nrun: prune\n"
@@ -159,3 +160,7 @@ def test_help_and_refusals_need_no_torch(given: list[str], tmp_path: Path) -> No
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "torch was imported" not in ended.stderr
     assert ended.returncode == (2 if "0" in given else 0), ended.stderr
+
+
+def test_keywords_of_type_checkers_are_the_fields_of_recipes() -> None:
+    assert keywords.FILE.read_text(encoding="utf-8") == keywords.text(), "run python -m tests.recipe.keywords"

@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import Tensor, nn
 
@@ -30,7 +30,7 @@ from rose.model.progress import Meter, ProgressCallback, part_callback
 from rose.model.run.allocation import allocate
 from rose.model.run.checkpoint import begun_with, describe_run, open_checkpoint, report_inputs
 from rose.model.run.one_layer import dense_record, is_left_dense, prune_in
-from rose.model.run.settings import RunOptions, RunSettings, describe_layer
+from rose.model.run.settings import RunSettings, describe_layer
 from rose.model.walk.sequential import visit_sequentially
 from rose.model.walk.walk import (
     LEAVE_OUT,
@@ -45,6 +45,9 @@ from rose.model.workers import Workers
 from rose.report import RunReport
 from rose.rows import LayerRecord
 from rose.wording import several
+
+if TYPE_CHECKING:
+    from rose.recipe.keywords import RunOptions
 
 
 def prune_model(

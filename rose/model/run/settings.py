@@ -17,17 +17,6 @@ from rose.model.rules import Allocation, parse_allocation
 from rose.recipe.parts import PruneSettings
 
 
-class RunOptions(SettingsOptions, total=False):
-    """Keywords of `rose.prune_model`; `PruneSettings` has the defaults."""
-
-    allocation: str
-    target: str
-    target_damping: float | None
-    true_sequential: bool
-    min_expert_tokens: int
-    compute: str
-
-
 class RunSettings(PruneSettings):
     """How to prune a model, checked as far as possible without one; see `rose.prune_model`."""
 

@@ -10,7 +10,7 @@ import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict
+from typing import Any
 
 import pandas as pd
 import torch
@@ -30,18 +30,6 @@ from rose.wording import count, whole
 
 FEW = 8  # steps below which minutes were too few for this machine: the rate rises over a quarter of them
 ROWS = 16  # tokens whose distributions are made at once, small enough for the processor's cache
-
-
-class TuneOptions(TypedDict, total=False):
-    """Keywords of `rose.tune_model`; `TuneSettings` has the defaults."""
-
-    minutes: float | None
-    epochs: float | None
-    loss: str
-    rate: float | None
-    batch: int
-    seed: int
-    compute: str
 
 
 @dataclass(frozen=True)
