@@ -266,10 +266,15 @@ class MethodPart(SweepPart):
     budget: Annotated[Literal["block", "layer"] | None, setting("override the method's budget")] = None
     options: Options = Field(default_factory=dict)
 
+    @property
+    def method_options(self) -> dict[str, Value]:
+        """The method's options, with those left to their defaults, checked beside the rest."""
+        orders, rounds = self.order is not None or self.budget is not None, getattr(self, "bits", None) is not None
+        return get_method(self.method).check_request(self.pattern, options=self.options, orders=orders, rounds=rounds)
+
     @model_validator(mode="after")
     def _check_method(self) -> Self:
-        orders, rounds = self.order is not None or self.budget is not None, getattr(self, "bits", None) is not None
-        get_method(self.method).check_request(self.pattern, options=self.options, orders=orders, rounds=rounds)
+        _ = self.method_options
         return self
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.layer.statistics import InputStatistics
-from rose.layer.target import Gap, corrected_weight, damping_or_rule, target_error_with_bias
+from rose.layer.target import Gap, corrected_weight, correction_damping, target_error_with_bias
 from rose.model.network.layers import PrunableLayer, count_parameters, naming
 from rose.model.network.network import Network
 from rose.model.progress import Meter, ProgressCallback, part_callback
@@ -398,7 +398,7 @@ class SlimRun:
             problem = make_problem(part, statistics, part.kind in self.biased, self.settings.damping, sources)
             if (gap := block.gaps.get("calibration", {}).get(name)) is not None:
                 width, blocks = self.network.config.hidden_size, len(self.wanted)
-                mu = damping_or_rule(self.settings.target_damping, width, statistics.tokens, blocks)
+                mu = correction_damping(width, statistics.tokens, blocks, self.settings.target_damping)
                 aim, _ = corrected_weight(part.output.weight, statistics, gap, mu)
                 problem = dataclasses.replace(problem, weight=aim)
             solution = solve_part(part, shape, problem, method, repair, held_out, targets)

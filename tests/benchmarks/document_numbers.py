@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from rose import verdicts
-from rose.layer.target import target_damping
+from rose.layer.target import correction_damping
 from rose.model.measure.comparison import mean_and_spread, results_of
 from rose.recipe.tools import SPECS
 from rose.spec import SpecField
@@ -481,7 +481,7 @@ def gain_of_correction() -> str:
 
 
 def damping_of_7b() -> str:
-    few, default = (target_damping(4096, tokens, 32) for tokens in (8 * 512, 32 * 1024))
+    few, default = (correction_damping(4096, tokens, 32) for tokens in (8 * 512, 32 * 1024))
     return f"8 × 512 tokens give a 7B LLaMA μ = {few:.0f}, and the default 32 × 1024 give μ = {default:.1f}"
 
 

@@ -32,7 +32,7 @@ from rose.layer.methods import LayerResult, Settings
 from rose.layer.methods.rose_admm import MOST_SHRINKAGE
 from rose.layer.methods.toolkit import prune_by_sweep
 from rose.layer.statistics import InputStatistics
-from rose.layer.target import target_damping
+from rose.layer.target import correction_damping
 from rose.model.defaults import TUNING
 from rose.model.load.tokens import load_apart, load_calibration
 from rose.model.measure.comparison import (
@@ -163,7 +163,7 @@ def make(table: Table, options: Any, model: nn.Module, tokenizer: Any) -> None:
     comparison, dense = table.comparison, copy.deepcopy(model) if table.comparison.tuned else model
     windows = judged(options.evaluate, tokenizer, options.windows, options.length)
     blocks, tokens = len(Network(model).blocks), options.samples * options.length
-    mu = target_damping(Network(model).config.hidden_size, tokens, blocks)
+    mu = correction_damping(Network(model).config.hidden_size, tokens, blocks)
 
     def draw(seed: int) -> tuple[Tensor, Tensor | None]:
         return load_calibration(

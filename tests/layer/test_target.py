@@ -12,7 +12,7 @@ from rose.layer.target import (
     InputGap,
     OutputGap,
     corrected_weight,
-    target_damping,
+    correction_damping,
     target_error,
     target_error_with_bias,
 )
@@ -147,24 +147,24 @@ def test_inputs_in_bfloat16_are_subtracted_before_they_are_rounded_again(case):
 
 
 def test_damping_falls_as_theory_says_with_many_tokens_and_faster_with_few():
-    least = target_damping(1, 10**9)
+    least = correction_damping(1, 10**9)
 
     def slope(tokens: int) -> float:
-        one, other = (target_damping(100, number, 30) - least for number in (tokens, 2 * tokens))
+        one, other = (correction_damping(100, number, 30) - least for number in (tokens, 2 * tokens))
         return math.log2(one / other)
 
     assert slope(12800) == pytest.approx(1, abs=0.01)
     assert slope(800) == pytest.approx(1.2, abs=0.1)
     assert slope(10) == pytest.approx(3, abs=0.01)
     sweep = rose.prune_layer(torch.randn(8, 8), torch.eye(8), sparsity=0.5).damping
-    assert target_damping(64, 10**9) == pytest.approx(3 * sweep, rel=1e-4)  # with any number of tokens some is left
+    assert correction_damping(64, 10**9) == pytest.approx(3 * sweep, rel=1e-4)  # with any number of tokens some is left
 
 
 def test_decoder_blocks_count_as_tokens_do():
     """The noise of a correction is read by those above it."""
-    assert target_damping(576, 1024, 30) > 1 > target_damping(576, 32768, 30) > 0
-    assert target_damping(576, 2048, 30) == pytest.approx(target_damping(576, 1024, 15))
-    assert target_damping(576, 2048, 30) > 5 * target_damping(576, 2048, 6)
+    assert correction_damping(576, 1024, 30) > 1 > correction_damping(576, 32768, 30) > 0
+    assert correction_damping(576, 2048, 30) == pytest.approx(correction_damping(576, 1024, 15))
+    assert correction_damping(576, 2048, 30) > 5 * correction_damping(576, 2048, 6)
 
 
 def test_sums_over_processes_forget_what_was_solved_before_them(case):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from rose.errors import RoseError
 from rose.layer.change import UNLIKE, WeightChange, same_removed, weight_change
 from rose.layer.pattern import BLOCK_SIZE
-from rose.layer.target import target_damping
+from rose.layer.target import correction_damping
 from rose.model.check import verdicts
 from rose.model.check.costs import Costs, Recognized, Yardsticks, maker_of, with_inputs
 from rose.model.check.findings import headline
@@ -152,7 +152,7 @@ def check_checkpoint(
         check_streams(networks[1], tokens, held_out)
         streams = check_streams(networks[0], tokens, held_out)
     blocks = 1 + max(layer.block_index for layer, _ in pairs)
-    mu = target_damping(networks[0].config.hidden_size, 1 if tokens is None else tokens.numel(), blocks)
+    mu = correction_damping(networks[0].config.hidden_size, 1 if tokens is None else tokens.numel(), blocks)
     precision = networks[0].precision(compute)
     yardsticks = Yardsticks(methods, block_size, mu, precision.products)
     measured: dict[str, _Measured] = {}

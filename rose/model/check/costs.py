@@ -160,7 +160,7 @@ class Yardsticks:
 
     methods: Sequence[str]
     block_size: int
-    target_damping: float  # μ of the corrected weight W*
+    mu: float  # damping of the corrected weight W*
     products: torch.dtype = torch.float32  # number format of ADMM's products
     attempts: list[Attempt] = field(
         default_factory=lambda: [
@@ -189,7 +189,7 @@ class Yardsticks:
             stream_ratio = ratio(stream_error(after), stream_error(other)) if stream_error else None
             return Rival(error_of(other), error_held_out(other) if error_held_out else None, stream_ratio)
 
-        corrected, _ = corrected_weight(weight, inputs.statistics, inputs.gap, self.target_damping)
+        corrected, _ = corrected_weight(weight, inputs.statistics, inputs.gap, self.mu)
         pattern = Pattern(change.sparsity)
         if change.pattern.name == "N:M" and not change.pattern.broken and self.block_size % change.pattern.of == 0:
             keep, of = change.pattern.keep, change.pattern.of
@@ -264,7 +264,7 @@ class _Trial:
         corrected = self.corrected
         if aim == STREAM:
             assert self.inputs.stream is not None
-            mu = self.yardsticks.target_damping
+            mu = self.yardsticks.mu
             corrected, _ = corrected_weight(self.weight, self.inputs.statistics, self.inputs.stream, mu)
         return corrected.to(self.weight.dtype)
 

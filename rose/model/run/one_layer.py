@@ -38,16 +38,16 @@ def prune_in(
     block: BlockStatistics,
     layer: PrunableLayer,
     settings: Settings,
-    target_damping: Callable[[int], float] = lambda _tokens: 0.0,
+    correction_damping: Callable[[int], float] = lambda _tokens: 0.0,
 ) -> tuple[LayerResult, LayerRecord]:
     """Prunes one layer of a decoder block on a copy, towards its dense target if `block.gaps` has its gap.
 
-    `target_damping`: tokens -> μ of the correction. Raises RoseError with the layer's name.
+    `correction_damping`: tokens -> μ of the correction. Raises RoseError with the layer's name.
     """
     start, weight = time.perf_counter(), layer.weight
     statistics, held_out = statistics_of(layer, block.calibration), block.held_out.get(layer.name)
     gaps = {stream: of_layers[layer.name] for stream, of_layers in block.gaps.items() if layer.name in of_layers}
-    gap, used_mu, mu = gaps.get("calibration"), None, target_damping(statistics.tokens)
+    gap, used_mu, mu = gaps.get("calibration"), None, correction_damping(statistics.tokens)
     # A corrected target has no zeros any more.
     zeros, damping = zeros_to_keep(weight, settings), damping_of(layer, statistics, settings.damping)
     settings = replace(

@@ -20,7 +20,7 @@ from rose.errors import RoseError
 from rose.layer.methods import BasicOptions, Known, make_settings
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
-from rose.layer.target import damping_or_rule
+from rose.layer.target import correction_damping
 from rose.model.defaults import ALLOCATIONS
 from rose.model.network.heads import rotated_heads
 from rose.model.network.layers import LowRank, PrunableLayer, by_block, low_rank_tensors
@@ -111,7 +111,7 @@ def prune_by(
     workers, start = Workers.here(), time.perf_counter()
     if network.is_streamed and run.sharing.rule == "sensitivity":
         raise RoseError("Sensitivity needs the whole model in memory; choose uniform or owl for a streamed one.")
-    selected = run.select(network, layers)
+    selected = select(network, run, layers)
     compute = (run.compute == DEFAULT and begun_with(checkpoint, "products")) or run.compute
     precision = workers.precision(compute, network)
     streams = check_streams(network, tokens, held_out)
@@ -167,6 +167,14 @@ def prune_by(
     return RunReport.from_records(records, settings, **results)
 
 
+def select(network: Network, run: RunSettings, layers: Sequence[str] | None) -> list[PrunableLayer]:
+    """The layers to prune; raises RoseError for those that cannot be, and for experts to spare without experts."""
+    selected = network.to_prune(layers, run.layer.pattern, run.layer.block_size, run.layer.grid)
+    if run.min_expert_tokens > 1 and not any(layer.is_expert for layer in selected):
+        raise RoseError("min_expert_tokens says which experts stay dense, and no layer here is one; leave it out.")
+    return selected
+
+
 @dataclass(frozen=True)
 class _Pruner:
     """Prunes the decoder blocks of a walk that began at `start`; `done` holds the records of the current block."""
@@ -210,7 +218,9 @@ class _Pruner:
             meter.layers_done += 1
             return dense_record(layer, block.calibration.pop(layer.name, None), run.layer), None
         settings = replace(run.layer, pattern=self.patterns[layer.name])
-        result, record = prune_in(block, layer, settings, self._target_damping)
+        hidden, asked = self.walk.network.config.hidden_size, run.target_damping
+        mu = partial(correction_damping, hidden, blocks=len(self.walk.by_block), asked=asked)
+        result, record = prune_in(block, layer, settings, mu)
         factors = result.low_rank and (result.low_rank[0].cpu(), result.low_rank[1].cpu())
         layer.write(result.weight)
         layer.keep_low_rank(factors)  # before the callback, which may stop the run
@@ -222,10 +232,6 @@ class _Pruner:
         for stream in (block.calibration, block.held_out):
             stream.pop(layer.name, None)
         return record, factors
-
-    def _target_damping(self, tokens: int) -> float:
-        hidden = self.walk.network.config.hidden_size
-        return damping_or_rule(self.run.target_damping, hidden, tokens, len(self.walk.by_block))
 
 
 def analyze_model(

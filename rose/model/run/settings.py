@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Self
 
 from pydantic import model_validator
 
-from rose.errors import RoseError
-from rose.layer.methods import Settings, SettingsOptions, make_settings
-from rose.layer.pattern import Grid
-from rose.model.network.layers import PrunableLayer
-from rose.model.network.network import Network
+from rose.layer.methods import Settings
+from rose.layer.pattern import Grid, parse_grid
 from rose.model.rules import Allocation, parse_allocation
-from rose.recipe.parts import PruneSettings
+from rose.recipe.parts import PruneSettings, WalkPart
+
+SHARED = ("block_size", "damping", "threshold")  # fields that a recipe and a layer's settings name alike
 
 
 class RunSettings(PruneSettings):
@@ -22,8 +20,9 @@ class RunSettings(PruneSettings):
 
     @cached_property
     def layer(self) -> Settings:
-        options = {name: getattr(self, name) for name in SettingsOptions.__optional_keys__}
-        return make_settings(**options | {"sparsity": self.pattern})
+        """The settings of every layer."""
+        same = {name: getattr(self, name) for name in ("method", "pattern", *SHARED, "order", "budget")}
+        return Settings(**same, options=self.method_options, grid=parse_grid(self.bits, self.group))
 
     @cached_property
     def sharing(self) -> Allocation:
@@ -39,17 +38,10 @@ class RunSettings(PruneSettings):
         self.sharing.check(self.layer.pattern)
         return self
 
-    def select(self, network: Network, layers: Sequence[str] | None) -> list[PrunableLayer]:
-        """The layers to prune; raises RoseError for those that cannot be, and for experts to spare without experts."""
-        selected = network.to_prune(layers, self.layer.pattern, self.layer.block_size, self.layer.grid)
-        if self.min_expert_tokens > 1 and not any(layer.is_expert for layer in selected):
-            raise RoseError("min_expert_tokens says which experts stay dense, and no layer here is one; leave it out.")
-        return selected
-
     def describe(self) -> dict[str, Any]:
         """The settings of the walk, for the report."""
-        walk = self.model_dump(include={"allocation", "target", "target_damping"})
-        return {**walk, "true_sequential": self.sequential}
+        walk = self.model_dump(include={*WalkPart.fields()} - {"min_expert_tokens", "compute"})
+        return walk | {"true_sequential": self.sequential}
 
 
 def describe_grid(grid: Grid | None) -> dict[str, Any]:
@@ -58,6 +50,6 @@ def describe_grid(grid: Grid | None) -> dict[str, Any]:
 
 
 def describe_layer(settings: Settings) -> dict[str, Any]:
-    described = {name: getattr(settings, name) for name in ("block_size", "damping", "threshold")}
+    described = {name: getattr(settings, name) for name in SHARED}
     head = {"method": settings.method, "sparsity": str(settings.pattern), "options": dict(settings.options)}
     return head | described | describe_grid(settings.grid)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP
 
 import rose
-from rose.layer.target import corrected_weight, target_damping
+from rose.layer.target import corrected_weight, correction_damping
 from rose.model.network.layers import decoder_blocks
 from rose.model.network.network import Network
 from rose.model.network.residual import find_writers
@@ -264,7 +264,7 @@ def test_target_damping_depends_on_the_width_of_the_residual_stream(family):
     corrected = layers[layers["target"] != "layer"]
     assert set(corrected["columns"]) > {32}
     for tokens, of_layers in corrected.groupby("tokens"):
-        assert of_layers["target_damping"].to_numpy() == pytest.approx(target_damping(32, int(tokens), 2))
+        assert of_layers["target_damping"].to_numpy() == pytest.approx(correction_damping(32, int(tokens), 2))
 
 
 def test_reports_tell_targets_and_errors_against_them():
