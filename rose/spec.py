@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -23,6 +24,7 @@ from rose.errors import RoseError
 from rose.files import expand, reachable
 from rose.wording import sentence
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 NAMED: set[str] = set()  # values that name no file, whatever files there are
 LIMITS = ("ge", "gt", "le", "lt")
 SHOWN = 80  # characters of a refused value
@@ -88,6 +90,13 @@ class Spec(BaseModel):
         fields = {name: field for name, field in self.fields().items() if field.extra[only]}
         values = self.model_dump(mode="json", include=set(fields))
         return {name: _absolute(value) if fields[name].extra["path"] else value for name, value in values.items()}
+
+    @classmethod
+    def explain(cls, function: Function) -> Function:
+        """Decorator: the docstring of a function that takes these fields as keywords gets a line for each."""
+        lines = (f"    {field.name}: {field.description}." for field in cls.fields().values())
+        function.__doc__ = "\n".join([inspect.getdoc(function) or "", "", "Keyword arguments besides:", *lines])
+        return function
 
     @classmethod
     def add_options(cls, parser: argparse.ArgumentParser) -> None:

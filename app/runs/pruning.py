@@ -21,7 +21,7 @@ import rose
 from app.jobs import Job
 from app.runs.copies import NEW_TOKENS, CopyRun, Step, as_before, case_name, dense_record, worth_keeping
 from app.runs.kept_copies import RESERVE
-from app.study.setup import Setup, check_memory, weights_size
+from app.study.setup import CHOSEN, Setup, check_memory, weights_size
 from app.study.study import LoadedModel
 from rose.files import expand, reachable
 from rose.layer.pattern import THRESHOLD, Grid
@@ -96,9 +96,8 @@ class PruneRequest:
         Perplexity is in it only where the command measures the same: on a text, in windows as long as those that
         calibrate.
         """
-        values = setup.recipe(threshold=self.threshold).to_dict()
-        shared = {name: value for name, value in values.items() if name in Prune.fields() and name != "compute"}
-        shared |= {"stream": setup.stream, "layers": self.layers}
+        shared: dict[str, Any] = {name: getattr(setup, name) for name in CHOSEN}
+        shared |= {"threshold": self.threshold, "layers": self.layers}
         if self.evaluate != HELD_OUT and self.window_length == setup.length and not setup.stream:
             shared |= {"evaluate": self.evaluate, "windows": self.windows}
         folder, cases = expand(self.folder) if self.keep == "folder" else Path(), []

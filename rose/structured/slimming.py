@@ -53,6 +53,7 @@ FAR = 0.1  # of the ratio; larger differences get a remark
 KEPT = ".kept"  # suffix for the remaining units beside an output projection
 
 
+@SlimSettings.explain
 def prune_structured(
     model: nn.Module,
     tokens: Tensor,
@@ -72,12 +73,8 @@ def prune_structured(
     shapes and every finished decoder block. The same call with the dense model resumes there; on the same machine the
     result is bit-identical. See `rose.model.run.checkpoint`.
 
-    Keyword arguments besides: method, ratio, damping, multiple, target, target_damping: see
-    `rose.recipe.parts.SlimSettings`; the target "dense" gains nothing on average for whole columns
-    (docs/structured.md). parts: "heads", "channels", or both; None means all that llama.cpp and vLLM also read in this
-    family. allocation: "uniform", the same shapes in every decoder block, which any program loads; "similarity" or
-    "cost", shapes that differ, which only `rose.load_model` reads. recovery: "none", "bias", "linear" or "exact"; None
-    means the method's own, with new biases only where llama.cpp and vLLM read them.
+    The target "dense" gains nothing on average for whole columns (docs/structured.md). Without `parts`, whatever
+    llama.cpp and vLLM also read in this family is taken out; a method's own recovery adds biases only where they do.
 
     Returns: A `RunReport`; its `layers` is a DataFrame with one row per part, columns as in `PartRecord`.
 

@@ -42,6 +42,7 @@ from rose.model.walk.walk import (
     visit_blocks,
 )
 from rose.model.workers import Workers
+from rose.recipe.parts import PruneSettings
 from rose.report import RunReport
 from rose.rows import LayerRecord
 from rose.wording import several
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from rose.recipe.keywords import RunOptions
 
 
+@PruneSettings.explain
 def prune_model(
     model: nn.Module,
     tokens: Tensor,
@@ -71,19 +73,6 @@ def prune_model(
         progress: called with a `Progress` after every batch and every layer; may raise to stop the run.
         checkpoint: a folder from which the same call with the dense model resumes a stopped run; on the same machine
             to the same bits.
-
-    Keyword arguments besides, with defaults and choices in `rose.recipe.parts`:
-        method, sparsity, block_size, damping, threshold, bits, group, order, budget, options: see `rose.prune_layer`.
-        allocation: "uniform"; "owl", one more pass; "sensitivity", two backward passes over 512 tokens of 16 samples,
-            with α = 0.05 as "sensitivity:0.05"; "damage:FOLDER" of `rose damage`. The total ratio is exact. See
-            `rose.model.run.allocation`.
-        target: "dense" first corrects each layer for the losses of the pruned layers before it; "layer", the papers'
-            way, does not. See `rose.layer.target`, also for target_damping, its μ.
-        true_sequential: also calibrate each layer on the pruned layers before it in its own decoder block (GPTQ's
-            term); target "dense" always does. One pass a block instead of two, for more memory.
-        min_expert_tokens: experts with fewer calibration tokens stay dense, by default those without any.
-        compute: number format of matrix products in forward passes, gaps to dense targets and ADMM; "float32" gives
-            the same on every machine. H and sweeps are always float32. See `rose.model.network.precision`.
 
     Returns:
         A `RunReport`; its `layers` is a DataFrame with one row per layer.

@@ -367,6 +367,7 @@ def texts_digest(tokens: Tensor, held_out: Tensor | None) -> str:
     return digest(texts if held_out is None else texts | {"held_out": held_out.long()})
 
 
+@TuneSettings.explain
 def tune_model(
     model: nn.Module,
     dense: nn.Module,
@@ -396,15 +397,8 @@ def tune_model(
         checkpoint: a folder from which the same call resumes, to the same bits with as many processes; load the pruned
             model again for that, as a stopped tuning has changed it.
 
-    Keyword arguments besides:
-        minutes: how long tuning may take; the time of the first steps sets their number.
-        epochs: passes over `tokens` instead of minutes; 1 by default, fractions allowed.
-        loss: "kl", towards the dense model's distributions; "ce", of the text's own next tokens, for data of one's own.
-        rate: of Adam, after a warm-up over a quarter of the steps, falling to 0 linearly. None means at most 0.001, see
-            `rose.model.tune.tuning.Tuner.rate`.
-        batch: windows of a step; several processes share them.
-        seed: of the order of windows.
-        compute: number format of matrix products, see `rose.prune_model`. Weights and moments are float32.
+    Weights and moments are float32. The learning rate rises over a quarter of the steps and falls to 0 linearly; see
+    `rose.model.tune.tuning.Tuner.rate`.
 
     Raises:
         RoseError: bad input, before any work; a loss that is not finite; or no room to save.
