@@ -9,7 +9,7 @@ import rose
 from app import session, shared
 from app.forms.widgets import linked, spec_number, text_input
 from app.runs.pruning import HELD_OUT, PROMPT, WINDOWS, Keep, PruneRequest
-from app.study.setup import Setup, patterns_of
+from app.study.setup import Setup
 from rose.layer.pattern import BITS as GRID_BITS
 from rose.layer.pattern import GROUPS, RECOMMENDED, THRESHOLD
 from rose.model.defaults import SOURCES
@@ -56,7 +56,7 @@ def choose(setup: Setup) -> PruneRequest:
     return PruneRequest(
         methods=tuple(dict.fromkeys(methods)),
         sparsities=_names(sparsities) or (setup.sparsity,),
-        layers=patterns_of(layers) if layers else setup.layers,
+        layers=layers or setup.layers,
         threshold=threshold,
         window_length=setup.length,
         **settings,

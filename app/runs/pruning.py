@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -21,7 +21,7 @@ import rose
 from app.jobs import Job
 from app.runs.copies import NEW_TOKENS, CopyRun, Step, as_before, case_name, dense_record, worth_keeping
 from app.runs.kept_copies import RESERVE
-from app.study.setup import CHOSEN, Setup, check_memory, weights_size
+from app.study.setup import CHOSEN, Setup, check_memory, patterns_of, weights_size
 from app.study.study import LoadedModel
 from rose.files import expand, reachable
 from rose.layer.pattern import THRESHOLD, Grid
@@ -64,7 +64,7 @@ class PruneRequest:
 
     methods: tuple[str, ...]  # each is run with each of the sparsities and targets
     sparsities: tuple[str, ...]
-    layers: tuple[str, ...] | None = None  # names, `*` allowed; None means every layer
+    layers: Sequence[str] | None = None  # names, `*` allowed, in a text with spaces too; None means every layer
     threshold: float = THRESHOLD
     true_sequential: bool = False
     evaluate: str = HELD_OUT  # or a text as for `rose.load_tokens`
@@ -83,6 +83,7 @@ class PruneRequest:
     group: str = str(Grid.group)  # input columns that share a scale
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", patterns_of(self.layers))
         object.__setattr__(self, "sparsities", tuple(dict.fromkeys(map(one_spelling, self.sparsities))))
 
     @property
