@@ -322,21 +322,31 @@ class EvaluationPart(Spec):
 
     @model_validator(mode="after")
     def _check_windows(self) -> Self:
-        check_windows(self.evaluate, self.windows)
+        if self.evaluate is None and self.windows is not None:
+            raise RoseError("--windows limits the windows of --evaluate; give --evaluate too, or leave --windows out.")
         return self
 
 
-def check_windows(evaluate: str | None, windows: int | None) -> None:
-    """Raises RoseError for a number of windows without a text to evaluate on."""
-    if evaluate is None and windows is not None:
-        raise RoseError("--windows limits the windows of --evaluate; give --evaluate too, or leave --windows out.")
-
-
-class SavingPart(Spec):
+class SavingPart(EvaluationPart):
     """Folders of the copy and of an interrupted run."""
 
     output: Annotated[Output, Field(description="new folder for the checkpoint")]
     checkpoint: Checkpoint | None = None
+
+
+class ChangingPart(SavingPart):
+    """How a model is read that is changed, and tuned afterwards."""
+
+    stream: Stream = False
+    tune: Minutes | None = None
+
+    @model_validator(mode="after")
+    def _check_in_memory(self) -> Self:
+        if self.stream and self.evaluate is not None:
+            raise RoseError("--evaluate needs the whole model in memory; leave it out, or leave --stream out.")
+        if self.stream and self.tune is not None:
+            raise RoseError("--tune needs both models in memory; leave it out, or leave --stream out.")
+        return self
 
 
 class PruneSettings(WalkPart, RoundingPart, MethodPart):

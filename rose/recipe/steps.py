@@ -35,19 +35,16 @@ class Analyze(part.SweepPart, part.TextPart, part.ModelPart):
     output: Annotated[part.Output, Field(description="write report.json, layers.csv and layers.parquet")] | None = None
 
 
-class Prune(part.SavingPart, part.EvaluationPart, part.PruneSettings, part.TextPart, part.ModelPart):
+class Prune(part.ChangingPart, part.PruneSettings, part.TextPart, part.ModelPart):
     """Prune a model and save the checkpoint."""
 
     run: ClassVar[str] = "prune"
 
     method: part.Method = RECOMMENDED
-    stream: part.Stream = False
     rotate: part.Rotate | None = None
-    tune: part.Minutes | None = None
 
     @model_validator(mode="after")
     def _check_stages(self) -> Self:
-        check_in_memory(self.stream, self.evaluate, self.tune)
         if self.tune is not None and self.bits is not None:
             raise RoseError(
                 "--tune would move weights off the grid of --bits; leave --bits out, and then round what was tuned "
@@ -61,21 +58,18 @@ class Prune(part.SavingPart, part.EvaluationPart, part.PruneSettings, part.TextP
         return self
 
 
-class Slim(part.SavingPart, part.EvaluationPart, part.SlimSettings, part.TextPart, part.ModelPart):
+class Slim(part.ChangingPart, part.SlimSettings, part.TextPart, part.ModelPart):
     """Make a model smaller and faster: take heads, channels or decoder blocks out."""
 
     run: ClassVar[str] = "slim"
 
-    stream: part.Stream = False
     ratio: Annotated[Real, setting("share of the decoder blocks' parameters to take out", gt=0, lt=1)] = RATIO
     target: part.Target | None = None
     prune: Annotated[part.Sparsity, Field(description="then prune what is left: a ratio, or N:M")] | None = None
     prune_method: Annotated[part.Method, Field(description=f"of --prune (default: {RECOMMENDED})")] | None = None
-    tune: part.Minutes | None = None
 
     @model_validator(mode="after")
     def _check_slimming(self) -> Self:
-        check_in_memory(self.stream, self.evaluate, self.tune)
         if self.prune is None and self.prune_method is not None:
             raise RoseError("--prune-method needs --prune SPARSITY; give it too, or leave --prune-method out.")
         if self.method == WHOLE_BLOCKS:
@@ -91,7 +85,7 @@ class Slim(part.SavingPart, part.EvaluationPart, part.SlimSettings, part.TextPar
         return self
 
 
-class Tune(part.SavingPart, part.EvaluationPart, part.TuneSettings, part.TextPart):
+class Tune(part.SavingPart, part.TuneSettings, part.TextPart):
     """Train the kept weights of a pruned model; its zeros stay."""
 
     run: ClassVar[str] = "tune"
@@ -151,7 +145,7 @@ class Compare(part.WalkPart, part.RoundingPart, part.SweepPart, part.TextPart, p
         return parse_sparsity(self.sparsity[0])
 
 
-class Damage(part.MethodPart, part.TextPart, part.ModelPart):
+class Damage(part.EvaluationPart, part.MethodPart, part.TextPart, part.ModelPart):
     """How much a model's loss rises when one layer or decoder block alone is pruned."""
 
     run: ClassVar[str] = "damage"
@@ -176,7 +170,6 @@ class Damage(part.MethodPart, part.TextPart, part.ModelPart):
         part.TextName | None,
         Field(description="measure loss on this text (default: the calibration text's held-out windows)"),
     ] = None
-    windows: part.Windows | None = None
     output: Annotated[
         part.Output, Field(description="rows.csv and summary.json; the same command resumes an interrupted run")
     ]
@@ -186,7 +179,6 @@ class Damage(part.MethodPart, part.TextPart, part.ModelPart):
         options = self.given("sparsity", "method", "options", "block_size", "damping", "threshold")
         if self.restore is not None and options:
             raise RoseError(f"--restore restores dense weights instead of pruning; leave {options} out.")
-        part.check_windows(self.evaluate, self.windows)
         if self.evaluate is None and self.held_out < 1:
             raise RoseError("Measuring the loss needs windows: give --evaluate TEXT, or --held-out of at least 1.")
         return self
@@ -204,8 +196,8 @@ class CheckCopies(part.TextPart):
         setting("one or more checkpoints made from it, named the same way", form="place", metavar="PRUNED", path=True),
     ]
     dtype: part.Dtype = "float32"  # which holds what either file holds
-    compute: part.Compute = "auto"
     trust_remote_code: part.TrustRemoteCode = False
+    compute: part.Compute = "auto"
     stream: part.Stream = False
     calibration: Annotated[
         part.TextName | None,
@@ -306,14 +298,6 @@ class Smaller(part.TextPart, part.ModelPart):
         ),
     ] = None
     output: Annotated[part.Output, Field(description="table, record and the written copy; the same command resumes")]
-
-
-def check_in_memory(stream: bool, evaluate: str | None, tune: float | None) -> None:
-    """Raises RoseError for a streamed model that is to be evaluated or tuned."""
-    if stream and evaluate is not None:
-        raise RoseError("--evaluate needs the whole model in memory; leave it out, or leave --stream out.")
-    if stream and tune is not None:
-        raise RoseError("--tune needs both models in memory; leave it out, or leave --stream out.")
 
 
 STEPS: tuple[type[Spec], ...] = (Analyze, Prune, Slim, Tune, Compare, Damage, CheckCopies, Evaluate, Smaller)
