@@ -17,7 +17,7 @@ from app.figures.shapes import Chart, whole_step
 from app.figures.style import BASELINE, ERROR, LOG, LOG_ABOVE, PERCENT, Drawing, spread
 from app.words import apart, count, duration, listing, number, percent, short_layer, whole
 from rose import RoseError, verdicts
-from rose.model.measure.comparison import over_seeds, results_of
+from rose.model.measure.comparison import over_seeds, results_at
 from rose.verdicts import Result
 
 NUMBERED = 16  # bars up to which each has its number above it
@@ -95,7 +95,7 @@ def layer_map(
 
 def over_seeds_bars(table: pd.DataFrame, sparsity: str, *, theme: Theme = "light") -> Drawing:
     """Mean perplexity of every method at one sparsity, lowest first, with the range over seeds; marks are seeds."""
-    by_mean = sorted(results_of(table, sparsity, "perplexity"), key=lambda result: result.value)
+    by_mean = sorted(results_at(table, sparsity, "perplexity"), key=lambda result: result.value)
     results = [replace(result, name=palette.method_style(result.method).label) for result in by_mean]
     if not results:
         raise RoseError(f"No run at sparsity {sparsity} has a perplexity; choose another.")

@@ -139,10 +139,10 @@ def report_of(runs: Sequence[RunReport]) -> ReportPage:
     is_pair = len(runs) == 2 and not pairs.goes_on(runs[1], runs[0])
     for run in runs[1:] if is_pair or len(runs) > 2 else ():
         both = pairs.pair(runs[0], run)
-        if both.problem and not both.elsewhere and is_pair:
+        if both.problem and is_pair:
             raise rose.RoseError(both.problem)
-        if both.elsewhere:
-            compared = [*([] if is_pair else compared), both.elsewhere]  # of two, in place of a ranking
+        if both.apart:
+            compared = [*([] if is_pair else compared), both.apart]  # of two, in place of a ranking
         elif not both.problem and (measure := both.told_apart_by):
             names, rows, label = (runs[0].name, run.name), both.rows(measure), pairs.MEASURES[measure]
             before = "" if is_pair else f"Against {runs[0].name}: "

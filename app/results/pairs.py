@@ -46,9 +46,8 @@ class Pair:
     second: RunReport
     layers: pd.DataFrame  # of both runs: `PLACE`, and `COLUMN_first` and `COLUMN_second` for each of `MEASURES`
     left_out: int = 0  # number of layers that only one run has
-    problem: str = ""  # why their layers cannot be compared
-    # the same where the runs come from different environments: each has numbers, none is subtracted
-    elsewhere: str = ""
+    problem: str = ""  # why their layers do not correspond
+    apart: str = ""  # the environments that differ, so that each has numbers and none is subtracted
 
     @property
     def measures(self) -> dict[str, str]:
@@ -61,11 +60,12 @@ class Pair:
 
         If the runs are not compared, a row for each layer of each run, without the other run's number.
         """
-        if self.layers.empty and not self.problem:
+        is_apart = bool(self.problem or self.apart)
+        if self.layers.empty and not is_apart:
             return pd.DataFrame(columns=[*PLACE, "first", "second"])
         # Errors count for pruned layers only.
         tables = [run.pruned if measure in ERRORS else run.by_layer for run in (self.first, self.second)]
-        if self.problem:
+        if is_apart:
             runs = zip(tables, ("first", "second"), strict=True)
             parts = [table[[*PLACE, measure]].dropna().rename(columns={measure: which}) for table, which in runs]
             return pd.concat(parts, ignore_index=True)
@@ -104,9 +104,9 @@ def pair(first: RunReport, second: RunReport) -> Pair:
         return Pair(first, second, pd.DataFrame())
     both = tables[0].merge(tables[1], on="layer", suffixes=("_first", "_second"), sort=False)
     left_out = len(tables[0]) + len(tables[1]) - 2 * len(both)
-    elsewhere = in_environments(first, second)
-    if problem := elsewhere or _problem(first, second, both, left_out):
-        return Pair(first, second, pd.DataFrame(), problem=problem, elsewhere=elsewhere)
+    apart = in_environments(first, second)
+    if apart or (problem := _problem(first, second, both, left_out)):
+        return Pair(first, second, pd.DataFrame(), problem="" if apart else problem, apart=apart)
     columns = [f"{name}_{which}" for name in MEASURES for which in ("first", "second")]
     places = {f"{name}_first": name for name in PLACE[1:]}
     return Pair(first, second, both[["layer", *places, *columns]].rename(columns=places), left_out)

@@ -16,7 +16,7 @@ from app.results import naming, pairs
 from app.results.downloads import checkpoint_button, csv_button, file_button, large_button, menu, report_button
 from app.results.pairs import accuracy_table, layer_table, model_table
 from app.runs import example
-from app.runs.copies import MINUTES, CopyRun, Tuning, file_name, results_of
+from app.runs.copies import MINUTES, CopyRun, Tuning, file_name, results_in_run
 from app.runs.kept_copies import PACKED, FileRun, forms
 from app.runs.pruning import HELD_OUT, PruningRun
 from rose import RoseError, RunReport
@@ -61,7 +61,7 @@ def what_you_get(run: PruningRun, models: list[RunReport]) -> None:
     """Perplexities and the cautions on them, a row a copy, then the verdict on every pair."""
     dense, *copies = models
     if len(copies) > 1:
-        results = results_of(copies)
+        results = results_in_run(copies)
         drawing = figures.perplexity_bars(results, dense=dense.perplexity, height=FIGURE, theme=session.theme())
         components.show(drawing, "perplexity")
     components.table(_rows(models), "What each way gives, the dense model first", key="prune-table")
@@ -72,7 +72,7 @@ def what_you_get(run: PruningRun, models: list[RunReport]) -> None:
         f"English. Errors: mean over {words.count(len(copies[0].layers) if copies else 0, 'layer')}, held out. Zeros "
         "alone make no file smaller."
     )
-    if ratios := pairs.verdict_table(results_of(copies)):
+    if ratios := pairs.verdict_table(results_in_run(copies)):
         components.table(ratios, "Every pair", key="prune-pairs")
         st.caption("95\u202f% intervals, paired over windows, one calibration draw; ≈ no clear difference, = same.")
     if (study := session.study()) is not None and study.is_measured:

@@ -63,14 +63,14 @@ def file_name(copy: rose.RunReport) -> str:
     return name + copy.tuned_suffix.replace(", ", "-").replace(" ", "-")
 
 
-def results_of(copies: Sequence[rose.RunReport]) -> list[Result]:
+def results_in_run(copies: Sequence[rose.RunReport]) -> list[Result]:
     """For `rose.verdicts`: the copies of one run have the same set-up."""
     return [replace(copy.result, setup=EvaluationSetup()) for copy in copies]
 
 
 def worth_keeping(copies: Sequence[rose.RunReport]) -> list[str]:
     """Names of the recommended copies."""
-    return [ranking.results[0].name for ranking in rank(results_of(copies))]
+    return [ranking.results[0].name for ranking in rank(results_in_run(copies))]
 
 
 class CopyRun(Run):
@@ -284,7 +284,7 @@ class Tuning(Run):
                 text += f"{takes} {says_perplexity(copy.summary, copy.summary['tuned'])[0]}"
             text += ". Checkpoint and report above belong to the tuned copy."
         elif copy is not None:
-            verdict = compare(*results_of([source, copy]))
+            verdict = compare(*results_in_run([source, copy]))
             move = says_move(source.perplexity, copy.perplexity, f"{source.name}'s", verdict)
             zeros = f"{words.whole(summary['zeros'])} of {words.whole(summary['weights'])} weights are zero"
             before = summary["zeros_before"]

@@ -69,7 +69,7 @@ def draw() -> None:
     components.cautions(pairs.cautions_of(runs))
     with menu("runs-downloads"):
         csv_button("Numbers, CSV", pairs.numbers(runs), "numbers.csv", "runs-numbers-csv")
-        if len(runs) != 2 or not (both := pairs.pair(*runs)).problem or both.elsewhere:
+        if len(runs) != 2 or not pairs.pair(*runs).problem:
             report_button(lambda: runs, "runs", "runs-report")
 
 
@@ -142,7 +142,7 @@ def _choose_map(runs: Sequence[RunReport]) -> tuple[Pair, str, str] | None:
         )
     both = pairs.pair(first, runs_by_name[name])
     measures = both.measures
-    if not measures or (both.problem and not both.elsewhere):
+    if not measures or both.problem:
         components.info(both.problem or "No layer has a number in both runs; their totals are under Numbers.")
         return None
     if st.session_state.get("runs_measure") not in measures:
@@ -150,7 +150,7 @@ def _choose_map(runs: Sequence[RunReport]) -> tuple[Pair, str, str] | None:
     with st.popover("Map of", icon=":material/tune:", key="runs-map-of"):
         labels = {name: words.sentence(label) for name, label in measures.items()}
         measure = st.selectbox("Of", list(labels), format_func=labels.__getitem__, key="runs_measure", bind=URL)
-        options = {"both": PARTS["both"]} if both.problem else PARTS
+        options = {"both": PARTS["both"]} if both.apart else PARTS
         part = st.selectbox("Show", list(options), format_func=PARTS.__getitem__, key="runs_as", bind=URL)
     return both, measure, part
 
@@ -158,8 +158,8 @@ def _choose_map(runs: Sequence[RunReport]) -> tuple[Pair, str, str] | None:
 def _map(both: Pair, measure: str, part: str) -> None:
     """Layer by layer: another run minus the first, or the maps of both."""
     names, label, theme = (both.first.name, both.second.name), pairs.MEASURES[measure], session.theme()
-    if both.problem or part == "both":
-        drawing = maps.run_maps(both.rows(measure), names, label, why=both.elsewhere, theme=theme)
+    if both.apart or part == "both":
+        drawing = maps.run_maps(both.rows(measure), names, label, why=both.apart, theme=theme)
     else:
         drawing = maps.run_difference(both.rows(measure), names, label, theme=theme)
     components.show(drawing, "runs-map", fill=(470, "640px"))

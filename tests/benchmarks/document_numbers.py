@@ -16,7 +16,7 @@ import pandas as pd
 
 from rose import verdicts
 from rose.layer.target import correction_damping
-from rose.model.measure.comparison import mean_and_spread, results_of
+from rose.model.measure.comparison import mean_and_spread, results_at
 from rose.recipe.tools import SPECS
 from rose.spec import SpecField
 from rose.wording import listing, percent
@@ -98,7 +98,7 @@ def ratio(rows: pd.DataFrame, method: str, other: str) -> verdicts.Interval:
 
 def window_ratio(rows: pd.DataFrame, method: str, other: str) -> verdicts.Interval:
     """The same, paired by evaluation window; each window's loss is a mean over draws."""
-    losses = {result.method: result.losses for result in results_of(rows, str(rows["sparsity"].iloc[0]))}
+    losses = {result.method: result.losses for result in results_at(rows, str(rows["sparsity"].iloc[0]))}
     return verdicts.paired_ratio(losses[method], losses[other])
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 import rose
 from rose.layer.registry import get_method
-from rose.model.measure.comparison import results_of
+from rose.model.measure.comparison import results_at
 from rose.verdicts import Result
 from tests.benchmarks.common import MODEL, Rows, arguments, processor_seconds
 
@@ -53,7 +53,7 @@ def costs_and_worths(times: pd.DataFrame, rows: pd.DataFrame) -> list[Result]:
         rows: as of `rose compare`, of one sparsity; a target that is not the default stands behind the method's name.
     """
     known, found = ratios(times).set_index(["method", "target"])["ratio"], []
-    for one in results_of(rows, rows["sparsity"].iloc[0]):
+    for one in results_at(rows, rows["sparsity"].iloc[0]):
         method, _, target = one.method.partition(":")
         if (method, target or "dense") in known:
             name = get_method(method).label + (f", target {target}" if target else "")

@@ -23,7 +23,7 @@ from rose.model.measure.comparison import (
     conclusions,
     over_seeds,
     read_comparison,
-    results_of,
+    results_at,
     to_markdown,
 )
 from rose.model.measure.damage import DamageReport, correlations, outliers
@@ -205,7 +205,7 @@ def read_comparison_rows(path: Path) -> str:
 
 def read_seeds(path: Path) -> str:
     table = read_comparison(str(path))
-    results = [results_of(table, sparsity, name) for sparsity in table["sparsity"].unique() for name in MEASURES]
+    results = [results_at(table, sparsity, name) for sparsity in table["sparsity"].unique() for name in MEASURES]
     return "\n".join(map(str, [over_seeds(table, MEASURES), results, *conclusions(table), *cautions_of(table)]))
 
 

@@ -265,7 +265,7 @@ def summarize(rows: Sequence[ComparisonRow]) -> pd.DataFrame:
     return summary[[*keys, "seeds", "perplexity", "spread", *further]]
 
 
-def results_of(table: pd.DataFrame, sparsity: str, column: str = "perplexity") -> list[Result]:
+def results_at(table: pd.DataFrame, sparsity: str, column: str = "perplexity") -> list[Result]:
     """A result per method and environment at one sparsity, with its value for every seed, if all values are finite.
 
     Perplexities have the losses by window if they were stored. `seconds` is the median, as a pause of the machine makes
@@ -298,7 +298,7 @@ def results_of(table: pd.DataFrame, sparsity: str, column: str = "perplexity") -
 
 def conclusions(table: pd.DataFrame) -> list[str]:
     """The verdict on a comparison, a sentence or two for each sparsity, see `rose.verdicts.rank`."""
-    ranked = [verdicts.rank(results_of(table, sparsity)) for sparsity in table["sparsity"].unique()]
+    ranked = [verdicts.rank(results_at(table, sparsity)) for sparsity in table["sparsity"].unique()]
     return [f"At {each.results[0].amount}: {each.finding}. {each.caption}".strip() for (each,) in filter(None, ranked)]
 
 

@@ -18,7 +18,7 @@ from rose.model.measure.comparison import (
     compare_methods,
     conclusions,
     parse_variant,
-    results_of,
+    results_at,
     summarize,
     to_markdown,
 )
@@ -123,7 +123,7 @@ def test_rows_of_different_environments_are_never_paired():
     ]
     table = records_table(here, ComparisonRow)
     assert conclusions(table)[0].startswith("At 0.5: rose has the lowest perplexity, 20.5.")
-    assert results_of(table, "0.5")[0].losses == pytest.approx([np.log(420) / 2 - 0.1, np.log(420) / 2 + 0.1])
+    assert results_at(table, "0.5")[0].losses == pytest.approx([np.log(420) / 2 - 0.1, np.log(420) / 2 + 0.1])
     single = [one for one in here if one.seed == 0]  # is decided by windows alone
     assert "over two windows" in conclusions(records_table(single, ComparisonRow))[0]
     moved = [here[0], here[1], *(dataclasses.replace(one, environment="b") for one in here[2:])]
