@@ -16,7 +16,7 @@ from rose.files import expand, reachable
 from rose.layer.pattern import THRESHOLD, parse_sparsity
 from rose.layer.registry import get_method
 from rose.model.estimate import Cost, estimate_damage, sweeps_of
-from rose.model.measure.damage import WHOLE, DamageRecord, DamageReport, dense_weights, describe_damage, units_of
+from rose.model.measure.damage import WHOLE, DamageRecord, DamageReport, dense_weights, units_of
 from rose.model.network.network import Network
 from rose.rows import records_table
 
@@ -112,7 +112,6 @@ class DamageRun(Run):
         cautions: list[str] = []
         tokens, held_out = setup.draw(loaded.tokenizer, cautions.append)
         assert held_out is not None  # as checked
-        change = {"method": request.method, "sparsity": setup.sparsity}
         options: dict[str, Any] = {"units": request.units, "layers": setup.layers}
         if request.restore:
             self._say("Reading the pruned model")
@@ -122,13 +121,11 @@ class DamageRun(Run):
             check_memory(request.estimate(setup, loaded.model), setup.dtype)
             model = self._copy(loaded.model, loaded.lock)
             options |= {"block_size": setup.block_size, "damping": setup.damping, "threshold": request.threshold}
-            options |= change
-        restores = bool(request.restore)
-        facts = describe_damage(model, tokens, held_out, units=request.units, restore=restores, **change)
-        facts |= setup.origin | {"text_cautions": cautions}
-        self.facts = facts | ({"restore": request.restore} if restores else {})
+            options |= {"method": request.method, "sparsity": setup.sparsity}
+        self.facts = setup.origin | {"text_cautions": cautions}
+        self.facts |= {"restore": request.restore} if request.restore else {}
         self._say("Measuring units")
         done = {record.unit for record in self.records}
         following: dict[str, Any] = {"done": done, "record": self._add, "progress": self._follow()}
-        rose.damage(model, tokens, held_out=held_out, **options, **following)
+        self.facts |= rose.damage(model, tokens, held_out=held_out, **options, **following).summary
         self.fraction = 1.0

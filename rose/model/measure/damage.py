@@ -25,7 +25,6 @@ from rose import verdicts
 from rose.errors import RoseError, check_choice
 from rose.layer.error import MassiveActivation, difference, quadratic_form, ratio
 from rose.layer.methods import Settings, SettingsOptions, make_settings
-from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 from rose.model.defaults import UNITS
 from rose.model.estimate import pass_work
@@ -209,36 +208,21 @@ def damage(
     for unit_record in run.visit(streams, selected, partial(_change, settings, restore)):
         record(unit_record)
         records.append(unit_record)
-    described = describe_damage(
-        network, tokens, held_out, method=settings.method, sparsity=settings.pattern, units=units, restore=bool(restore)
+    asked = {"method": settings.method, "sparsity": str(settings.pattern)} if restore is None else {}
+    return DamageReport.from_records(
+        records,
+        intervention="restore" if restore else "prune",
+        units=units,
+        **asked,
+        samples=tokens.shape[0],
+        length=tokens.shape[1],
+        windows=held_out.shape[0],
+        window_length=held_out.shape[1],
+        bos_token=network.bos_in_front(tokens),
+        embedding_norms=embedding_norms(network.model),
+        environment=network.environment(),
+        **describe_grid(settings.grid),
     )
-    return DamageReport.from_records(records, **described, **describe_grid(settings.grid))
-
-
-def describe_damage(
-    model: nn.Module | Network,
-    tokens: Tensor,
-    held_out: Tensor,
-    *,
-    method: str,
-    sparsity: float | str | Pattern,
-    units: str,
-    restore: bool,
-) -> dict[str, Any]:
-    """The settings of a measurement, for its summary; arguments as for `damage`."""
-    network = model if isinstance(model, Network) else Network(model)
-    return {
-        "intervention": "restore" if restore else "prune",
-        "units": units,
-        **({} if restore else {"method": method, "sparsity": str(sparsity)}),
-        "samples": tokens.shape[0],
-        "length": tokens.shape[1],
-        "windows": held_out.shape[0],
-        "window_length": held_out.shape[1],
-        "bos_token": network.bos_in_front(tokens),
-        "embedding_norms": embedding_norms(network.model),
-        "environment": network.environment(),
-    }
 
 
 def dense_weights(dense: nn.Module, pruned: nn.Module, layers: Sequence[str] | None = None) -> dict[str, Tensor]:
