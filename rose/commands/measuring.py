@@ -157,7 +157,7 @@ def compare(spec: Compare, console: Console) -> None:
     methods, sparsities, seeds = spec.methods, spec.sparsity, spec.seeds
     chosen = shared.run_options(spec)
     del chosen["sparsity"]
-    _, runs = comparison.plan_comparison(methods, sparsities, **chosen)
+    runs = [run for _, run in comparison.plan_comparison(methods, sparsities, **chosen)]
     reachable(spec.output)  # before the model's format is read
     spec = shared.settle_dtype(spec, spec.model)
     folder = ComparisonFolder(

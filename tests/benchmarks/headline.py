@@ -204,7 +204,7 @@ def main() -> None:
         if comparison.model not in loaded:
             loaded = {comparison.model: rose.load_model(comparison.model)}
         model, tokenizer = loaded[comparison.model]
-        _, (settings, *_) = plan_comparison([comparison.ways[0].method], [comparison.sparsity], target="dense")
+        ((_, settings), *_) = plan_comparison([comparison.ways[0].method], [comparison.sparsity], target="dense")
         table = Table(Path(options.output), comparison, options.seeds, Network(model).environment(settings.compute))
         if table.begin():
             make(table, options, model, tokenizer)

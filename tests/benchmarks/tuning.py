@@ -62,10 +62,8 @@ def pruned(options: Any, seed: int, way: str) -> Any:
             name, _, target = method.partition(":")
             rose.prune_structured(model, tokens, method=name, ratio=float(sparsity[5:]), target=target or "dense")
         else:
-            variant = parse_variant(method)
-            chosen: dict[str, Any] = {"target": variant.target or "dense", "order": variant.order}
-            chosen |= {"budget": variant.budget, "layers": options.layers or None}
-            rose.prune_model(model, tokens, method=variant.method, sparsity=sparsity, **chosen)
+            chosen: dict[str, Any] = {"target": "dense", "layers": options.layers or None} | parse_variant(method)
+            rose.prune_model(model, tokens, sparsity=sparsity, **chosen)
         took = time.process_time() - began
         rose.save_model(model, tokenizer, folder)
         seconds_of(folder).write_text(f"{took:.1f}")
@@ -261,11 +259,11 @@ def costs_and_worths(rows: pd.DataFrame, sparsity: str) -> list[Result]:
         if len(part) < draws:
             continue
         variant = parse_variant(method)
-        name = f"{get_method(variant.method).label} {samples}" + (f" + {windows} tuned" if windows else "")
+        name = f"{get_method(str(variant['method'])).label} {samples}" + (f" + {windows} tuned" if windows else "")
         seconds = pruning[method, samples] + (part["processor_seconds"].mean() if windows else 0.0)
-        drawn, target = part.set_index("seed")["perplexity"], variant.target or "dense"
+        drawn, target = part.set_index("seed")["perplexity"], variant.get("target") or "dense"
         known: dict[str, Any] = {"draws": drawn.to_dict(), "seconds": seconds, "target": target}
-        found.append(Result(name, variant.method, drawn.mean(), **known))
+        found.append(Result(name, str(variant["method"]), drawn.mean(), **known))
     return found
 
 

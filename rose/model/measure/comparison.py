@@ -44,47 +44,35 @@ if TYPE_CHECKING:
 SAMPLE_SECONDS = 0.1  # between two looks at memory
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A method as typed, perhaps with order, budget or target overridden: "sparsegpt@random:1/layer", "alps:layer"."""
-
-    name: str
-    method: str
-    order: str | None = None
-    budget: str | None = None
-    target: str | None = None
-
-
-def parse_variant(text: str) -> Variant:
-    """Reads METHOD[@ORDER[/BUDGET]][:TARGET]; `RunSettings` checks the parts."""
+def parse_variant(text: str) -> dict[str, str | None]:
+    """Reads METHOD[@ORDER[/BUDGET]][:TARGET], such as "sparsegpt@random:1/layer", "alps:layer", as fields of a recipe,
+    which checks them."""
     before, _, target = text.strip().rpartition(":")
     if target not in TARGETS:  # an order may hold a colon of its own, as "random:1" does
         before, target = text.strip(), ""
     method, _, rest = before.partition("@")
     order, _, budget = rest.partition("/")
-    return Variant(text.strip(), method, order or None, budget or None, target or None)
+    fields = {"method": method, "order": order or None, "budget": budget or None}
+    return fields | ({"target": target} if target else {})
 
 
 def plan_comparison(
     methods: Sequence[str], sparsities: Sequence[str], **options: Unpack[RunOptions]
-) -> tuple[list[Variant], list[RunSettings]]:
-    """The methods of a comparison, each once, and the settings of its runs: by sparsity, then by method.
+) -> list[tuple[str, RunSettings]]:
+    """The runs of a comparison, with the method as it was asked for, each once: by sparsity, then by method.
 
     `methods` as for `parse_variant`. Raises RoseError without any, and for a combination that cannot run.
     """
     if not methods or not sparsities:
         raise RoseError("Name at least one method and one sparsity to compare.")
-    variants = list(dict.fromkeys(parse_variant(method) for method in several(methods)))
-    patterns = list(dict.fromkeys(parse_sparsity(sparsity) for sparsity in sparsities))
+    names = dict.fromkeys(method.strip() for method in several(methods))
     runs = []
-    for pattern, variant in product(patterns, variants):
-        changed: RunOptions = {**options, "method": variant.method, "sparsity": pattern}
-        changed |= {"order": variant.order, "budget": variant.budget}
-        if variant.target:
-            changed["target"] = variant.target
-            changed["target_damping"] = options.get("target_damping") if variant.target == "dense" else None
-        runs.append(RunSettings.of(**changed))
-    return variants, runs
+    for pattern, name in product(dict.fromkeys(map(parse_sparsity, sparsities)), names):
+        variant = parse_variant(name)
+        if variant.get("target", "dense") != "dense":
+            variant["target_damping"] = None
+        runs.append((name, RunSettings.of(**{**options, "sparsity": pattern, **variant})))
+    return runs
 
 
 def _read_losses(text: str) -> list[float] | None:
@@ -168,35 +156,35 @@ def compare_methods(
         done: rows of an earlier, interrupted comparison.
         progress: run's name -> callback for `prune_model`.
     """
-    variants, settings = plan_comparison(methods, sparsities, **options)
+    plan = plan_comparison(methods, sparsities, **options)
     network = Network(model)
-    for run in settings:
+    for _, run in plan:
         network.to_prune(layers, run.layer.pattern, run.layer.block_size, run.layer.grid)
-    environment = network.environment(settings[0].compute)
+    environment = network.environment(plan[0][1].compute)
     draw = lru_cache(maxsize=1)(calibration)  # all runs of a seed come one after another
     done = [row for row in done if row.environment == environment]
     finished = {(row.method, row.sparsity, row.seed) for row in done}
     dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     before = done[0].dense_perplexity if done else perplexity_of(window_losses(network, windows))
     # Seeds outermost: an interrupted comparison has all methods on the first seeds.
-    runs = [(run, variants[k % len(variants)], seed) for seed in dict.fromkeys(seeds) for k, run in enumerate(settings)]
+    runs = list(product(dict.fromkeys(seeds), plan))
     place, processes = launched_place()  # of a launcher, which share a folder and divide the runs
-    for run, variant, seed in runs[place::processes]:
+    for seed, (name, run) in runs[place::processes]:
         pattern = str(run.layer.pattern)
-        if (variant.name, pattern, seed) in finished:
+        if (name, pattern, seed) in finished:
             continue
         try:
             tokens, held_out = draw(seed)
-            follow = progress(f"{variant.name} {pattern} seed {seed}")
+            follow = progress(f"{name} {pattern} seed {seed}")
             with _peak_memory() as peak:
                 report = prune_by(network, tokens, run, layers=layers, held_out=held_out, progress=follow)
                 memory = peak()
             losses = window_losses(network, windows)
             yield ComparisonRow(
-                method=variant.name, sparsity=pattern, seed=seed, perplexity=perplexity_of(losses),
+                method=name, sparsity=pattern, seed=seed, perplexity=perplexity_of(losses),
                 dense_perplexity=before, environment=environment, losses=write_losses(losses),
                 cautions=verdicts.in_brief(report.layers), peak_memory=memory, drift=report.last_drift,
-                **{name: report.summary[name] for name in FROM_SUMMARY},
+                **{total: report.summary[total] for total in FROM_SUMMARY},
             )  # fmt: skip
         finally:
             model.load_state_dict(dense)
