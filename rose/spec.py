@@ -9,7 +9,7 @@ import argparse
 import difflib
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -83,7 +83,11 @@ class Spec(BaseModel):
 
     def changed(self, **values: Any) -> Self:
         """The same with other values, checked again."""
-        return type(self)(**{name: getattr(self, name) for name in self.model_fields_set} | values)
+        return type(self)(**self.pick(self.model_fields_set) | values)
+
+    def pick(self, names: Iterable[str]) -> dict[str, Any]:
+        """The fields of these names that there are."""
+        return {name: getattr(self, name) for name in names if name in self.fields()}
 
     def to_dict(self, only: Literal["kept", "changes"] = "kept") -> dict[str, Any]:
         """Fields as JSON values, in declared order: "kept" in a recipe file, or only if it "changes" results."""

@@ -38,14 +38,14 @@ def request_of(setup: Setup, dense: str, pruned: str, *, with_tokens: bool, stre
 
     Raises RoseError for impossible values.
     """
-    tokens = {name: getattr(setup, name) for name in TOKENS} if with_tokens else {}
+    tokens = setup.pick(TOKENS) if with_tokens else {}
     models = {"dense": dense or setup.model, "pruned": pruned, "dtype": setup.dtype, "stream": stream}
     return CheckCopies.of(**models, **tokens)
 
 
 def setup_of(request: CheckCopies) -> Setup:
     """The dense model and the tokens, if it has any."""
-    tokens = {} if request.calibration is None else {name: getattr(request, name) for name in TOKENS}
+    tokens = {} if request.calibration is None else request.pick(TOKENS)
     return Setup(model=request.dense, dtype=request.dtype, stream=request.stream, **tokens)
 
 

@@ -31,9 +31,9 @@ from rose.model.load.models import parse_dtype
 from rose.model.load.tokens import load_apart
 from rose.model.measure.zero_shot import MISSING, check_task_folder, is_installed, zero_shot
 from rose.model.network.network import Network
-from rose.model.run.settings import RunSettings
+from rose.model.run.settings import KEYWORDS, RunSettings
 from rose.output import check_output, check_room
-from rose.recipe.parts import PruneSettings, as_sparsity
+from rose.recipe.parts import as_sparsity
 from rose.recipe.steps import Prune
 from rose.report import name_of_run
 
@@ -97,8 +97,7 @@ class PruneRequest:
         Perplexity is in it only where the command measures the same: on a text, in windows as long as those that
         calibrate.
         """
-        shared: dict[str, Any] = {name: getattr(setup, name) for name in CHOSEN}
-        shared |= {"threshold": self.threshold, "layers": self.layers}
+        shared = setup.pick(CHOSEN) | {"threshold": self.threshold, "layers": self.layers}
         if self.evaluate != HELD_OUT and self.window_length == setup.length and not setup.stream:
             shared |= {"evaluate": self.evaluate, "windows": self.windows}
         folder, cases = expand(self.folder) if self.keep == "folder" else Path(), []
@@ -156,7 +155,7 @@ class PruneRequest:
             network.check_length(length)
         cases = self.cases(setup)
         for case in cases:
-            run = RunSettings(**_settings(case)).layer
+            run = RunSettings(**case.pick(KEYWORDS)).layer
             network.to_prune(self.layers, run.pattern, run.block_size, run.grid)
         if self.tasks and self.task_folder.strip():
             check_task_folder(self.task_folder.strip())
@@ -195,11 +194,6 @@ class PruneRequest:
         """Zero-shot tasks of one model; a rough guess, as questions differ in length."""
         tokens = len(self.tasks) * self.questions * QUESTION_TOKENS
         return estimate_evaluation(model, tokens=tokens, new_tokens=0) if tokens else 0.0
-
-
-def _settings(case: Prune) -> dict[str, Any]:
-    """Arguments of `rose.prune_model` for a copy."""
-    return {name: getattr(case, name) for name in PruneSettings.fields() if name != "layers"}
 
 
 class PruningRun(CopyRun):
@@ -273,7 +267,7 @@ class PruningRun(CopyRun):
             report = rose.prune_model(
                 model,
                 tokens,
-                **_settings(case),
+                **case.pick(KEYWORDS),
                 layers=request.layers,
                 held_out=held_out,
                 progress=lambda progress: tell(progress.fraction),  # noqa: B023  called at once

@@ -56,7 +56,7 @@ class Setup(Analyze):
     @property
     def calibration_key(self) -> tuple[Any, ...]:
         """The choices that inputs of layers depend on."""
-        return tuple(getattr(self, name) for name in CHOSEN[:8])
+        return tuple(self.pick(CHOSEN[:8]).values())
 
     @property
     def layers_text(self) -> str:
@@ -92,17 +92,15 @@ class Setup(Analyze):
     @property
     def drawn(self) -> dict[str, Any]:
         """The calibration text, as reports name it."""
-        sizes = {"samples": self.samples, "length": self.length, "seed": self.seed}
-        return {"calibration": self.calibration, **sizes, "held_out_samples": self.held_out}
+        return self.pick(("calibration", "samples", "length", "seed")) | {"held_out_samples": self.held_out}
 
     @property
     def origin(self) -> dict[str, Any]:
         """The origin of a report: model, text, and versions of programs."""
-        names = ("model", "dtype", "calibration", "seed")
-        return {name: getattr(self, name) for name in names} | {"made_with": versions()}
+        return self.pick(("model", "dtype", "calibration", "seed")) | {"made_with": versions()}
 
     def draw(self, tokenizer: PreTrainedTokenizerBase, warn: Warn | None = None) -> tuple[Tensor, Tensor | None]:
-        sizes: dict[str, Any] = {name: getattr(self, name) for name in ("samples", "held_out", "length", "seed")}
+        sizes = self.pick(("samples", "held_out", "length", "seed"))
         return load_calibration(self.calibration, tokenizer, **sizes, warn=warn)
 
     def recipe(self, methods: Sequence[str] = ("sparsegpt", "rose"), threshold: float = THRESHOLD) -> Analyze:
@@ -112,8 +110,7 @@ class Setup(Analyze):
     @classmethod
     def of(cls, recipe: Analyze | Prune) -> Setup:  # type: ignore[override]
         """The set-up of a recipe; its dtype is float32 where the recipe leaves it open."""
-        values = {name: getattr(recipe, name) for name in CHOSEN}
-        return cls(**values | {"dtype": "float32" if recipe.dtype == STORED else recipe.dtype})
+        return cls(**recipe.pick(CHOSEN) | {"dtype": "float32" if recipe.dtype == STORED else recipe.dtype})
 
     def check(self) -> None:
         """Raises RoseError for values that no run could use, before any work."""

@@ -48,8 +48,8 @@ def _offer(run: SmallerRun | None) -> None:
     text = text_input("Second text", "smaller_second", "plain English", None, second)
     usual_minutes = float(FIELDS["minutes"].default)
     minutes = spec_number(third, FIELDS["minutes"], linked("smaller_minutes"), value=usual_minutes, help=None)
-    settings = {name: getattr(setup, name) for name in ("model", "dtype", "samples", "length", "seed")}
-    settings |= {"calibration": setup.calibration, "held_out": max(2, setup.held_out), "second": text or None}
+    settings = setup.pick(("model", "dtype", "calibration", "samples", "length", "seed"))
+    settings |= {"held_out": max(2, setup.held_out), "second": text or None}
     spec, problem = attempt(lambda: Smaller.of(**settings, minutes=minutes, output="smaller"))
     start_button(
         f"Measure for {minutes:g} minutes", "smaller-start", session.start_run, "smaller",

@@ -34,7 +34,7 @@ from rose.model.network.precision import DEFAULT
 from rose.model.progress import ProgressCallback
 from rose.model.run.checkpoint import begun_with
 from rose.model.run.prune import select
-from rose.model.run.settings import RunSettings
+from rose.model.run.settings import KEYWORDS, RunSettings
 from rose.model.tune.task import TuneReport, TuneTask, TuningProgress, check_memory, check_pair
 from rose.model.tune.tuning import Parts, texts_digest, tune_until_stopped
 from rose.recipe.parts import SlimSettings, TuneSettings
@@ -52,7 +52,7 @@ TUNED = "tuned"  # folder of --tune inside --checkpoint
 
 def prune(spec: Prune, console: Console) -> int:
     """Prunes a whole model, decoder block by decoder block."""
-    chosen = shared.run_options(spec)
+    chosen = spec.pick(KEYWORDS)
     run_setup = RunSettings(**chosen)
     spec, model, tokenizer = _load(spec, console)
     shared.check_room(spec, model)
@@ -181,7 +181,7 @@ def _options(spec: Slim) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     target = spec.target or "layer"
     damping = None if spec.prune and target == "layer" else spec.target_damping
-    slimming = shared.pick(spec, SlimSettings.fields()) | {"target": target, "target_damping": damping}
+    slimming = spec.pick(SlimSettings.fields()) | {"target": target, "target_damping": damping}
     if not spec.prune:
         return slimming, {}
     method = {"method": spec.prune_method or rose.RECOMMENDED, "sparsity": spec.prune, "damping": spec.damping}
@@ -229,7 +229,7 @@ def _print_slimmed(report: rose.RunReport) -> None:
 
 def tune(spec: Tune, console: Console) -> int:
     """Trains the weights that pruning has kept towards the dense model; zeros stay."""
-    settings = TuneSettings(**shared.pick(spec, TuneSettings.fields()))
+    settings = TuneSettings(**spec.pick(TuneSettings.fields()))
     shared.check_saving(spec)
     earlier = report_beside(expand(spec.pruned))
     spec = shared.settle_dtype(spec, spec.pruned)
@@ -241,7 +241,7 @@ def tune(spec: Tune, console: Console) -> int:
     shared.check_room(spec, model)
     check_pair(model, dense, by_text_alone=spec.unpruned and spec.loss == "ce")
     outcome = shared.Outcome(spec, spec.pruned, tokenizer, console)
-    sizes = shared.pick(spec, ("samples", "held_out", "length"))
+    sizes = spec.pick(("samples", "held_out", "length"))
     texts = _texts(spec, tokenizer, outcome.windows, **sizes)
     report = earlier or _as_found(model)
     keep_low_rank(model, expand(spec.pruned))

@@ -11,13 +11,15 @@ from rich.console import Console
 from rich.markup import escape
 
 import rose
-from rose.commands import shared, terminal
+from rose.commands import terminal
 from rose.diffusion.evaluation import GARMENTS, check_garments, check_pictures, classes_in_turn, is_garments
 from rose.diffusion.loading import check_installed
 from rose.diffusion.trajectory import Conditions, write_sheet
 from rose.files import expand
 from rose.model.network.residence import pick_device
+from rose.model.run.settings import KEYWORDS
 from rose.output import check_file, check_output, write_file
+from rose.recipe.parts import CutPart
 from rose.recipe.tools import DiffuseEvaluate, DiffusePrune, DiffuseSample, DiffuseSlim, DrawingPart
 from rose.rows import finite
 from rose.wording import count, percent, whole
@@ -29,7 +31,7 @@ Changing = DiffusePrune | DiffuseSlim
 
 
 def prune(spec: DiffusePrune, console: Console) -> None:
-    chosen = shared.run_options(spec) | {"layers": spec.layers}
+    chosen = spec.pick(KEYWORDS) | {"layers": spec.layers}
     report = _changed(spec, console, "Pruning", rose.prune_diffusion, chosen)
     terminal.print_table(report.layers[["layer", "sparsity", "relative_range", "relative_error"]], "Layers")
     terminal.say(*report.remarks)
@@ -47,7 +49,7 @@ def prune(spec: DiffusePrune, console: Console) -> None:
 
 
 def slim(spec: DiffuseSlim, console: Console) -> None:
-    settings = shared.pick(spec, ("method", "ratio", "parts", "recovery", "damping", "multiple"))
+    settings = spec.pick(CutPart.fields())
     report = _changed(spec, console, "Slimming", rose.prune_diffusion_structured, settings)
     shown = ["layer", "kept_units", "units", "relative_error", "unrecovered_error"]
     terminal.print_table(report.layers[shown], "Parts")
@@ -70,7 +72,7 @@ def _changed(
     prompts = _read_prompts(spec.prompts)
     pipeline = _load(spec, spec.model, console)
     conditions = _conditions(pipeline, prompts, None, spec.samples)
-    how = shared.pick(spec, ("steps", "step_weights", "packages", "guidance", "seed"))
+    how = spec.pick(("steps", "step_weights", "packages", "guidance", "seed"))
     with terminal.bar(console, title) as follow:
         report = change(pipeline, conditions, **how, progress=follow, **settings)
     report = report.signed(spec)
@@ -89,7 +91,7 @@ def sample(spec: DiffuseSample, console: Console) -> None:
     for name in ([spec.beside] if spec.beside else []) + [spec.model]:
         pipeline = _load(spec, name, console)
         conditions = _conditions(pipeline, prompts, classes, spec.count)
-        how = shared.pick(spec, ("steps", "seed", "guidance"))
+        how = spec.pick(("steps", "seed", "guidance"))
         with terminal.bar(console, f"Drawing with {name}") as follow:
             rows.append(rose.draw_pictures(pipeline, conditions, **how, tick=follow))
     parts = zip(*(row.split(PER_ROW) for row in rows), strict=True)  # the same pictures of all models below each other
@@ -108,7 +110,7 @@ def evaluate(spec: DiffuseEvaluate, console: Console) -> None:
     check_pictures(spec.count)
     if spec.output:
         check_file(spec.output)
-    drawing = {"pictures": spec.count} | shared.pick(spec, ("steps", "seed", "guidance"))
+    drawing = {"pictures": spec.count} | spec.pick(("steps", "seed", "guidance"))
     pipeline = _load(spec, spec.model, console)
     check_garments(pipeline)
     with terminal.bar(console, f"Drawing with {spec.dense}") as follow:

@@ -51,7 +51,7 @@ from rose.model.network.layers import PrunableLayer, count_parameters, keep_low_
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision
 from rose.model.network.residence import pick_device
-from rose.model.run.settings import RunSettings
+from rose.model.run.settings import KEYWORDS, RunSettings
 from rose.model.workers import Workers
 from rose.output import check_file, check_output, write_file
 from rose.recipe.file import Recipe
@@ -68,13 +68,13 @@ ADDED = ("methods", "sparsity", "seeds", "seed")  # may be added to a folder lat
 def analyze(spec: Analyze, console: Console) -> None:
     """Prunes every layer by several methods, on the dense model's inputs."""
     methods = list(spec.methods)
-    chosen = shared.run_options(spec)
+    chosen = spec.pick(KEYWORDS)
     settings = [RunSettings(method=method, **chosen).layer for method in methods]
     if spec.output:
         check_output(spec.output)
     spec = shared.settle_dtype(spec, spec.model)
     model, tokenizer = shared.load(spec, console)
-    sizes = shared.drawn_sizes(spec) | shared.pick(spec, ("layers", "compute"))
+    sizes = shared.drawn_sizes(spec) | spec.pick(("layers", "compute"))
     seconds = estimate_cost(model, sweeps=sweeps_of(methods), **sizes).seconds
     estimates = [partial(estimate_memory, method=method, layers=spec.layers) for method in methods]
     shared.tell_cost(spec, "Analyzing", seconds, estimates, model, console)
@@ -155,7 +155,7 @@ def _print_analysis(report: rose.RunReport, methods: Sequence[str], threshold: f
 def compare(spec: Compare, console: Console) -> None:
     """Compares methods over sparsities and calibration draws."""
     methods, sparsities, seeds = spec.methods, spec.sparsity, spec.seeds
-    chosen = shared.run_options(spec)
+    chosen = spec.pick(KEYWORDS)
     del chosen["sparsity"]
     runs = [run for _, run in comparison.plan_comparison(methods, sparsities, **chosen)]
     reachable(spec.output)  # before the model's format is read
@@ -225,7 +225,7 @@ def damage(spec: Damage, console: Console) -> None:
     """Measures what the model loses by each layer or decoder block alone."""
     if launched_place()[1] > 1:
         raise rose.RoseError("damage measures in one process; start it without torchrun.")
-    chosen = shared.run_options(spec)
+    chosen = spec.pick(KEYWORDS)
     RunSettings(**chosen)
     reachable(spec.output)  # before the model's format is read
     spec = shared.settle_dtype(spec, spec.model)
@@ -314,7 +314,7 @@ def evaluate(spec: Evaluate, console: Console) -> None:
         of = f"{spec.model} on {spec.text}, {count(len(windows), 'window')} of {spec.length}"
         terminal.say(f"Perplexity of {of}: {perplexity:.3f}")
     if spec.tasks is not None:
-        chosen = shared.pick(spec, ("task_folder", "trust_remote_code", "limit", "bos"))
+        chosen = spec.pick(("task_folder", "trust_remote_code", "limit", "bos"))
         table = zero_shot.zero_shot(model, tokenizer, tasks=tasks, **chosen)
         terminal.print_table(table, f"Zero-shot accuracy of {spec.model}")
         if spec.output:
@@ -338,12 +338,12 @@ def check(spec: CheckCopies, console: Console) -> int:
         models[name], _ = shared.load(spec, console, name, finite=False, tokenizer=spec.dense)
         keep_low_rank(models[name], expand(name))
         with terminal.bar(console, "Checking") as follow:
-            chosen = {"held_out": held_out, "progress": follow, **shared.pick(spec, ("methods", "compute"))}
+            chosen = {"held_out": held_out, "progress": follow, **spec.pick(("methods", "compute"))}
             checks[name] = check_checkpoint(dense, models[name], tokens, **chosen)
         if len(spec.pruned) > 1:
             terminal.say(f"{name}:")
         terminal.say(*(f"{about}: {text}" for about, text in lines(checks[name])))
-        text = shared.pick(spec, ("calibration", "samples", "length", "seed"))
+        text = spec.pick(("calibration", "samples", "length", "seed"))
         text |= {"held_out_samples": spec.held_out, "bos_token": checks[name].summary["bos_token"]}
         terminal.say(*findings(checks[name], expand(name), text if drawn else None))
         _print_errors(checks[name].by_error)

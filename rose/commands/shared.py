@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -27,7 +27,6 @@ from rose.model.network.precision import name_of
 from rose.model.run.rotation import check_samples, rotate_heads
 from rose.model.workers import Workers
 from rose.recipe.file import Recipe
-from rose.recipe.parts import PruneSettings
 from rose.recipe.steps import Prune, Slim, Tune
 from rose.spec import Spec
 from rose.wording import count, duration, listing, size
@@ -50,11 +49,6 @@ class Drawn:
     cautions: list[str] = field(default_factory=list)
 
 
-def pick(spec: Spec, names: Iterable[str]) -> dict[str, Any]:
-    """The fields of these names that the specification has."""
-    return {name: getattr(spec, name) for name in names if name in spec.fields()}
-
-
 def origin(spec: Spec) -> dict[str, Any]:
     """Model, text and versions, for the header of a file."""
     fields = spec.to_dict()
@@ -64,7 +58,7 @@ def origin(spec: Spec) -> dict[str, Any]:
 def load(spec: Any, console: Console, name: str | None = None, **options: Any) -> tuple[Any, Any]:
     """The model and its tokenizer, or another one by name. Texts are checked first, and then the length of windows."""
     check_texts(spec)
-    options |= pick(spec, ("dtype", "trust_remote_code", "stream"))
+    options |= spec.pick(("dtype", "trust_remote_code", "stream"))
     with console.status(escape(f"Loading {name or spec.model}")):
         model, tokenizer = rose.load_model(name or spec.model, **options)
     if "length" in spec.fields() and any(getattr(spec, text, None) is not None for text in TEXTS):
@@ -149,7 +143,7 @@ def calibration(spec: Any, tokenizer: Any, seed: int) -> Drawn:
         logger.warning(caution)
         cautions.append(caution)
 
-    sizes = pick(spec, ("samples", "held_out", "length", "bos"))
+    sizes = spec.pick(("samples", "held_out", "length", "bos"))
     tokens, held_out = load_calibration(spec.calibration, tokenizer, seed=seed, warn=warn, **sizes)
     return Drawn(tokens, held_out, cautions)
 
@@ -158,7 +152,7 @@ def rotate(spec: Any, model: Any, tokens: Tensor, console: Console) -> None:
     """Rotates heads, if asked to, where that lowers the error of the methods; prints how many."""
     if not spec.rotate:
         return
-    options = pick(spec, ("layers", "compute", *SettingsOptions.__optional_keys__))
+    options = spec.pick(("layers", "compute", *SettingsOptions.__optional_keys__))
     options.setdefault("method", getattr(spec, "methods", ()))
     with terminal.bar(console, "Rotating heads") as follow:
         tried = rotate_heads(model, tokens, progress=follow, **options)
@@ -172,7 +166,7 @@ def rotate(spec: Any, model: Any, tokens: Tensor, console: Console) -> None:
 
 def windows(spec: Any, text: str, tokenizer: Any) -> Tensor:
     """Evaluation windows of a text."""
-    sizes = {"samples": spec.windows} | pick(spec, ("length", "bos"))
+    sizes = {"samples": spec.windows} | spec.pick(("length", "bos"))
     return rose.load_tokens(text, tokenizer, seed=None, split="test", **sizes)
 
 
@@ -180,11 +174,6 @@ def losses(model: Any, windows: Tensor, console: Console, doing: str, compute: s
     """`window_losses`, with a progress bar."""
     with terminal.bar(console, doing, total=len(windows)) as follow:
         return window_losses(model, windows, compute=compute, progress=follow)
-
-
-def run_options(spec: Spec) -> dict[str, Any]:
-    """The keywords of `rose.prune_model` that the specification has."""
-    return pick(spec, (name for name in PruneSettings.fields() if name != "layers"))
 
 
 def check_saving(spec: Saved) -> None:

@@ -20,7 +20,7 @@ from rose.model.network.network import Network
 from rose.model.ship.export import gguf_size
 from rose.model.ship.packing import packed_size
 from rose.recipe.file import BETWEEN, PREVIOUS, Recipe
-from rose.recipe.parts import SlimSettings
+from rose.recipe.parts import SlimSettings, TextPart
 from rose.recipe.steps import Prune, Slim, Smaller
 from rose.smaller.table import ESTIMATE, FILES, Row
 from rose.spec import Spec
@@ -104,7 +104,7 @@ def _way(key: str, times: tuple[float, float], spec: Smaller) -> Way:
 
 def _steps(slim: float, sparsity: str, bits: int | None, is_tuned: bool, spec: Smaller) -> list[Spec]:
     """Tuning trains kept weights, so that rounding is a step of its own behind it."""
-    text = {name: getattr(spec, name) for name in ("calibration", "samples", "length", "seed", "held_out", "bos")}
+    text = spec.pick(TextPart.fields())
     shared: dict[str, Any] = text | {"dtype": spec.dtype, "output": BETWEEN}
     grid = {"bits": bits} | ({"group": NARROW} if bits and slim else {})
     tuning = {"tune": spec.tune} if is_tuned else {}

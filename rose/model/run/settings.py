@@ -12,6 +12,7 @@ from rose.layer.pattern import Grid, parse_grid
 from rose.model.rules import Allocation, parse_allocation
 from rose.recipe.parts import PruneSettings, WalkPart
 
+KEYWORDS = tuple(name for name in PruneSettings.fields() if name != "layers")  # of `rose.prune_model`
 SHARED = ("block_size", "damping", "threshold")  # fields that a recipe and a layer's settings name alike
 
 
@@ -21,8 +22,10 @@ class RunSettings(PruneSettings):
     @cached_property
     def layer(self) -> Settings:
         """The settings of every layer."""
-        same = {name: getattr(self, name) for name in ("method", "pattern", *SHARED, "order", "budget")}
-        return Settings(**same, options=self.method_options, grid=parse_grid(self.bits, self.group))
+        same = self.pick(("method", *SHARED, "order", "budget"))
+        return Settings(
+            **same, pattern=self.pattern, options=self.method_options, grid=parse_grid(self.bits, self.group)
+        )
 
     @cached_property
     def sharing(self) -> Allocation:
