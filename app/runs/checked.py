@@ -46,7 +46,7 @@ def request_of(setup: Setup, dense: str, pruned: str, *, with_tokens: bool, stre
 def setup_of(request: CheckCopies) -> Setup:
     """The dense model and the tokens, if it has any."""
     tokens = {} if request.calibration is None else request.pick(TOKENS)
-    return Setup(model=request.dense, dtype=request.dtype, stream=request.stream, **tokens)
+    return Setup(model=request.dense, **request.pick(("dtype", "stream")), **tokens)
 
 
 def name_of(request: CheckCopies) -> str:

@@ -68,7 +68,7 @@ def _choose() -> dict[str, Any]:
     return {"method": method, "sparsity": sparsity, "step_weights": weights, "seed": int(noise) + 1}
 
 
-def _offer(request: DiffusePrune | None, problem: str, run: DiffusionRun | None) -> None:
+def _offer(request: Any, problem: str, run: DiffusionRun | None) -> None:
     running = session.sees_at_work(run)
     takes = (
         f"Layers are pruned like a language model's, with Hessians summed over the {STEPS} steps of {2 * PICTURES} "

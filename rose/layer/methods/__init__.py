@@ -190,10 +190,12 @@ def make_settings(
     """Settings of a method, complete, and checked as far as that can be done without a layer: see `Settings`."""
     chosen = get_method(method)
     pattern = parse_sparsity(plan.pop("sparsity", SPARSITY))
-    size = plan.pop("block_size", BLOCK_SIZE)
+    size, damping = plan.pop("block_size", BLOCK_SIZE), plan.pop("damping", DAMPING)
+    threshold = plan.pop("threshold", THRESHOLD)
+    check_keywords(plan, SettingsOptions.__optional_keys__)
     pattern.check(pattern.of, size)  # its own groups always fit; the block size may not
-    check_damping(plan.setdefault("damping", DAMPING))
-    check_threshold(plan.setdefault("threshold", THRESHOLD))
+    check_damping(damping)
+    check_threshold(threshold)
     if isinstance(order, str) and order != "rose":  # two-level or natural, as the layer is columnar or not
         check_order_name(order)
     if isinstance(budget, str):
@@ -206,10 +208,8 @@ def make_settings(
     orders = order is not None or budget is not None
     complete = chosen.check_request(pattern, options=options, orders=orders, rounds=grid is not None)
     # JSON does not know NumPy's numbers.
-    numbers = {name: float(value) for name, value in plan.items()}  # type: ignore[arg-type]
-    return Settings(
-        method, pattern, int(size), order=order, budget=budget, trace=trace, options=complete, grid=grid, **numbers
-    )
+    size, damping, threshold = int(size), float(damping), float(threshold)
+    return Settings(method, pattern, size, damping, threshold, order, budget, trace, complete, grid=grid)
 
 
 def prune_layer(
