@@ -317,7 +317,7 @@ def check_target_damping(target: str, damping: float | None) -> None:
 class EvaluationPart(Spec):
     """A text to measure perplexity on, before and after."""
 
-    evaluate: Annotated[TextName, Field(description="measure perplexity on this text before and after")] | None = None
+    evaluate: Annotated[TextName, setting("measure perplexity on this text before and after")] | None = None
     windows: Windows | None = None
 
     @model_validator(mode="after")
@@ -330,7 +330,7 @@ class EvaluationPart(Spec):
 class SavingPart(EvaluationPart):
     """Folders of the copy and of an interrupted run."""
 
-    output: Annotated[Output, Field(description="new folder for the checkpoint")]
+    output: Annotated[Output, setting("new folder for the checkpoint")]
     checkpoint: Checkpoint | None = None
 
 
@@ -356,7 +356,7 @@ class PruneSettings(WalkPart, RoundingPart, MethodPart):
 class TuneSettings(Spec):
     """Keywords of `rose.tune_model`."""
 
-    minutes: Annotated[Minutes, Field(description="how long it may take")] | None = None
+    minutes: Annotated[Minutes, setting("how long it may take")] | None = None
     epochs: Annotated[Real, setting("or: passes over the windows (default: 1)", gt=0)] | None = None
     loss: Annotated[Literal["kl", "ce"], setting("kl: towards the dense model; ce: by the text's own next tokens")] = (
         "kl"
@@ -390,9 +390,7 @@ class CutPart(Spec):
     recovery: Annotated[
         Literal["none", "bias", "linear", "exact"] | None, setting("override how the method repairs what stays")
     ] = None
-    damping: Annotated[
-        Damping, Field(description="added to the inputs' covariance, as a share of its mean diagonal")
-    ] = DAMPING
+    damping: Annotated[Damping, setting("added to the inputs' covariance, as a share of its mean diagonal")] = DAMPING
     multiple: Annotated[Whole, setting("kept channels are a multiple of this", ge=1)] = MULTIPLE
 
 

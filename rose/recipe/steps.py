@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, model_validator
 
 from rose.errors import RoseError
 from rose.layer.pattern import METHOD, RECOMMENDED, SPARSITY, Pattern, parse_sparsity
@@ -32,7 +32,7 @@ class Analyze(part.SweepPart, part.TextPart, part.ModelPart):
     compute: part.Compute = "auto"
     rotate: part.Rotate | None = None
     methods: part.Methods = ("sparsegpt", "rose")
-    output: Annotated[part.Output, Field(description="write report.json, layers.csv and layers.parquet")] | None = None
+    output: Annotated[part.Output, setting("write report.json, layers.csv and layers.parquet")] | None = None
 
 
 class Prune(part.ChangingPart, part.PruneSettings, part.TextPart, part.ModelPart):
@@ -65,8 +65,8 @@ class Slim(part.ChangingPart, part.SlimSettings, part.TextPart, part.ModelPart):
 
     ratio: Annotated[Real, setting("share of the decoder blocks' parameters to take out", gt=0, lt=1)] = RATIO
     target: part.Target | None = None
-    prune: Annotated[part.Sparsity, Field(description="then prune what is left: a ratio, or N:M")] | None = None
-    prune_method: Annotated[part.Method, Field(description=f"of --prune (default: {RECOMMENDED})")] | None = None
+    prune: Annotated[part.Sparsity, setting("then prune what is left: a ratio, or N:M")] | None = None
+    prune_method: Annotated[part.Method, setting(f"of --prune (default: {RECOMMENDED})")] | None = None
 
     @model_validator(mode="after")
     def _check_slimming(self) -> Self:
@@ -100,16 +100,15 @@ class Tune(part.SavingPart, part.TuneSettings, part.TextPart):
     unpruned: Annotated[bool, setting("allow a model without zeros")] = False
     dtype: part.Dtype = "auto"
     trust_remote_code: part.TrustRemoteCode = False
-    calibration: Annotated[part.TextName, Field(description=f"text to train on: {part.TEXTS}")] = "packaged"
-    samples: Annotated[part.Samples, Field(description="windows to train on")] = TUNING.samples
+    calibration: Annotated[part.TextName, setting(f"text to train on: {part.TEXTS}")] = "packaged"
+    samples: Annotated[part.Samples, setting("windows to train on")] = TUNING.samples
     length: part.Length = TUNING.length
-    held_out: Annotated[
-        part.HeldOut, Field(description="further windows that say which step is kept, 0: the last one")
-    ] = TUNING.held_out
+    held_out: Annotated[part.HeldOut, setting("further windows that say which step is kept, 0: the last one")] = (
+        TUNING.held_out
+    )
     layers: part.Layers | None = None
     checkpoint: Annotated[
-        part.Checkpoint | None,
-        Field(description="keep weights and progress here; the same command resumes an interrupted run"),
+        part.Checkpoint | None, setting("keep weights and progress here; the same command resumes an interrupted run")
     ] = None
 
 
@@ -130,14 +129,14 @@ class Compare(part.WalkPart, part.RoundingPart, part.SweepPart, part.TextPart, p
     ] = (0, 1, 2)
     methods: Annotated[
         part.Methods,
-        Field(
-            description="METHOD, or METHOD@ORDER/BUDGET to override what a sweep would do; :layer or :dense behind it "
+        setting(
+            "METHOD, or METHOD@ORDER/BUDGET to override what a sweep would do; :layer or :dense behind it "
             "gives it a target of its own"
         ),
     ] = COMPARED
-    evaluate: Annotated[part.TextName, Field(description="measure perplexity on this text")]
+    evaluate: Annotated[part.TextName, setting("measure perplexity on this text")]
     windows: part.Windows | None = None
-    output: Annotated[part.Output, Field(description="rows and summaries; the same command resumes an interrupted run")]
+    output: Annotated[part.Output, setting("rows and summaries; the same command resumes an interrupted run")]
 
     @property
     def pattern(self) -> Pattern:
@@ -167,12 +166,9 @@ class Damage(part.EvaluationPart, part.MethodPart, part.TextPart, part.ModelPart
         ),
     ] = None
     evaluate: Annotated[
-        part.TextName | None,
-        Field(description="measure loss on this text (default: the calibration text's held-out windows)"),
+        part.TextName | None, setting("measure loss on this text (default: the calibration text's held-out windows)")
     ] = None
-    output: Annotated[
-        part.Output, Field(description="rows.csv and summary.json; the same command resumes an interrupted run")
-    ]
+    output: Annotated[part.Output, setting("rows.csv and summary.json; the same command resumes an interrupted run")]
 
     @model_validator(mode="after")
     def _check_choices(self) -> Self:
@@ -201,14 +197,12 @@ class CheckCopies(part.TextPart):
     stream: part.Stream = False
     calibration: Annotated[
         part.TextName | None,
-        Field(description=f"text to measure errors on: {part.TEXTS} (default: none, judge by the weights alone)"),
+        setting(f"text to measure errors on: {part.TEXTS} (default: none, judge by the weights alone)"),
     ] = None  # type: ignore[assignment]
     samples: part.Samples = CHECK.samples
     length: part.Length = CHECK.length
     held_out: part.HeldOut = CHECK.held_out
-    methods: Annotated[part.Methods, Field(description="with --calibration, compare with these methods")] = (
-        CHECKED_AGAINST
-    )
+    methods: Annotated[part.Methods, setting("with --calibration, compare with these methods")] = CHECKED_AGAINST
     json_file: Json | None = None
 
     @model_validator(mode="after")
@@ -227,10 +221,10 @@ class Evaluate(part.ModelPart):
 
     run: ClassVar[str] = "evaluate"
 
-    compute: Annotated[
-        part.Compute, Field(description="number format of matrix products in forward passes, for --text")
-    ] = "float32"
-    text: Annotated[part.TextName, Field(description=f"text to measure perplexity on: {part.TEXTS}")] | None = None
+    compute: Annotated[part.Compute, setting("number format of matrix products in forward passes, for --text")] = (
+        "float32"
+    )
+    text: Annotated[part.TextName, setting(f"text to measure perplexity on: {part.TEXTS}")] | None = None
     length: part.Length = PAPERS.length
     windows: part.Windows | None = None
     bos: Annotated[
@@ -250,7 +244,7 @@ class Evaluate(part.ModelPart):
         ),
     ] = None
     limit: Annotated[Whole, setting("only the first N questions of each task", metavar="N", ge=1)] | None = None
-    output: Annotated[part.File, Field(description="write the accuracies to this .csv file")] | None = None
+    output: Annotated[part.File, setting("write the accuracies to this .csv file")] | None = None
     json_file: Json | None = None
 
     @model_validator(mode="after")
@@ -277,17 +271,15 @@ class Smaller(part.TextPart, part.ModelPart):
     ]
     samples: part.Samples = SMALLER.samples
     length: part.Length = SMALLER.length
-    held_out: Annotated[
-        part.HeldOut, Field(description="windows of each text that perplexity is measured on", ge=2)
-    ] = SMALLER.held_out
+    held_out: Annotated[part.HeldOut, setting("windows of each text that perplexity is measured on", ge=2)] = (
+        SMALLER.held_out
+    )
     second: Annotated[
         part.TextName | None,
-        Field(description=f"a second text for perplexity: {part.TEXTS} (default: plain English that comes with rose)"),
+        setting(f"a second text for perplexity: {part.TEXTS} (default: plain English that comes with rose)"),
     ] = None
-    minutes: Annotated[part.Minutes, Field(description="how long to measure; the most promising rows come first")] = (
-        20.0
-    )
-    tune: Annotated[part.Minutes, Field(description="time for each tuned copy")] = 2.0
+    minutes: Annotated[part.Minutes, setting("how long to measure; the most promising rows come first")] = 20.0
+    tune: Annotated[part.Minutes, setting("time for each tuned copy")] = 2.0
     write: Annotated[
         part.Name | None,
         setting(
@@ -297,7 +289,7 @@ class Smaller(part.TextPart, part.ModelPart):
             changes=False,
         ),
     ] = None
-    output: Annotated[part.Output, Field(description="table, record and the written copy; the same command resumes")]
+    output: Annotated[part.Output, setting("table, record and the written copy; the same command resumes")]
 
 
 STEPS: tuple[type[Spec], ...] = (Analyze, Prune, Slim, Tune, Compare, Damage, CheckCopies, Evaluate, Smaller)

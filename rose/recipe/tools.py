@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
 
 from rose.diffusion.steps import MAX_STEPS, PACKAGES
 from rose.diffusion.steps import STEPS as DENOISING_STEPS
@@ -77,7 +77,7 @@ class Pack(Spec):
     run: ClassVar[str] = "pack"
 
     folder: Folder
-    output: Annotated[part.Output, Field(description="default: FOLDER-packed")] | None = None
+    output: Annotated[part.Output, setting("default: FOLDER-packed")] | None = None
 
 
 class Unpack(Spec):
@@ -86,7 +86,7 @@ class Unpack(Spec):
     run: ClassVar[str] = "unpack"
 
     folder: Folder
-    output: Annotated[part.Output, Field(description="default: FOLDER-unpacked")] | None = None
+    output: Annotated[part.Output, setting("default: FOLDER-unpacked")] | None = None
 
 
 class Export(Spec):
@@ -94,7 +94,7 @@ class Export(Spec):
 
     run: ClassVar[str] = "export"
 
-    folder: Annotated[Folder, Field(description="of the model, packed or not; or a packaged name or .gguf file")]
+    folder: Annotated[Folder, setting("of the model, packed or not; or a packaged name or .gguf file")]
     to: Annotated[Literal["gguf"], setting("the format")] = "gguf"
     type: Annotated[
         Literal["f16", "q8_0", "q4_0"], setting("number format of the layers' weights; others would lose zeros")
@@ -130,9 +130,9 @@ class PicturesPart(Spec):
         Literal["log_decrease", "uniform", "log_increase", "linear"], setting("how much each denoising step counts")
     ] = "log_decrease"
     packages: Annotated[Whole, setting("groups of layers, pruned one after another", ge=1)] = PACKAGES
-    prompts: Annotated[Prompts, Field(description="calibration prompts, one a line")] | None = None
+    prompts: Annotated[Prompts, setting("calibration prompts, one a line")] | None = None
     samples: Annotated[Whole, setting("calibration pictures", ge=1)] = 50
-    output: Annotated[part.Output, Field(description="new folder for the pipeline")]
+    output: Annotated[part.Output, setting("new folder for the pipeline")]
 
 
 class DiffusePrune(PicturesPart, part.MethodPart, DrawingPart):
@@ -142,7 +142,7 @@ class DiffusePrune(PicturesPart, part.MethodPart, DrawingPart):
 
     sparsity: part.Sparsity = "0.5"
     block_size: Annotated[
-        part.BlockSize | None, Field(description="columns per block (default: 128, fewer in a small model)")
+        part.BlockSize | None, setting("columns per block (default: 128, fewer in a small model)")
     ] = None  # type: ignore[assignment]
 
 
