@@ -63,16 +63,16 @@ def prune(spec: Prune, console: Console) -> int:
     seconds = pruning_cost(spec, model, spec.method, spec.target).seconds
     estimates = [partial(memory, dense_targets=spec.target == "dense")]
     shared.tell_cost(spec, "Pruning", seconds, estimates, model, console)
-    drawn = shared.calibration(spec, tokenizer, spec.seed)
-    shared.rotate(spec, model, drawn.tokens, console)
+    tokens, held_out, cautions = shared.calibration(spec, tokenizer)
+    shared.rotate(spec, model, tokens, console)
     outcome = shared.Outcome(spec, spec.model, tokenizer, console)
     texts = draw_texts(spec, model, tokenizer, outcome.windows)
     outcome.before = outcome.measure(model, "before")
     with terminal.bar(console, "Pruning") as follow:
         chosen |= {"layers": spec.layers, "checkpoint": spec.checkpoint}
-        pruned = rose.prune_model(model, drawn.tokens, held_out=drawn.held_out, progress=follow, **chosen)
+        pruned = rose.prune_model(model, tokens, held_out=held_out, progress=follow, **chosen)
     tuned = _tune_after(spec, console, model, texts)
-    report = outcome.save(model, tuned.added_to(pruned).signed(spec, text_cautions=drawn.cautions))
+    report = outcome.save(model, tuned.added_to(pruned).signed(spec, text_cautions=cautions))
     _print_pruned(pruned)
     tuned.say()
     shared.say_perplexity(report.summary)
@@ -150,8 +150,7 @@ def slim(spec: Slim, console: Console) -> int:
         cost = partial(estimate_cost, model, sweeps=sweeps_of([rest.method]), passes=2, compute=DEFAULT)
         seconds += cost(target=pruning["target"], **sizes).seconds
     shared.tell_cost(spec, "Slimming and pruning" if rest else "Slimming", seconds, estimates, model, console)
-    drawn = shared.calibration(spec, tokenizer, spec.seed)
-    tokens, held_out = drawn.tokens, drawn.held_out
+    tokens, held_out, cautions = shared.calibration(spec, tokenizer)
     outcome = shared.Outcome(spec, spec.model, tokenizer, console)
     texts = draw_texts(spec, model, tokenizer, outcome.windows)
     outcome.before = outcome.measure(model, "before")
@@ -165,7 +164,7 @@ def slim(spec: Slim, console: Console) -> int:
             pruned = rose.prune_model(model, tokens, **pruning | options)
         done = replace(slimmed, then=pruned).with_summary(**between)
     tuned = _tune_after(spec, console, model, texts)
-    report = outcome.save(model, tuned.added_to(done).signed(spec, text_cautions=drawn.cautions))
+    report = outcome.save(model, tuned.added_to(done).signed(spec, text_cautions=cautions))
     _print_slimmed(done)
     tuned.say()
     shared.say_perplexity(report.summary)

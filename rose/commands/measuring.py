@@ -78,8 +78,7 @@ def analyze(spec: Analyze, console: Console) -> None:
     seconds = estimate_cost(model, sweeps=sweeps_of(methods), **sizes).seconds
     estimates = [partial(estimate_memory, method=method, layers=spec.layers) for method in methods]
     shared.tell_cost(spec, "Analyzing", seconds, estimates, model, console)
-    drawn = shared.calibration(spec, tokenizer, spec.seed)
-    tokens, held_out = drawn.tokens, drawn.held_out
+    tokens, held_out, cautions = shared.calibration(spec, tokenizer)
     shared.rotate(spec, model, tokens, console)
     most = _MostColumnar()
     with terminal.bar(console, "Analyzing") as follow:
@@ -97,7 +96,7 @@ def analyze(spec: Analyze, console: Console) -> None:
     if most.layer is not None:
         with console.status("Trying orders on the most columnar layer"):
             facts["paper"] = asdict(paper_figures(*most.layer, settings[0]))
-    report = rose.RunReport.from_records(records, chosen, **facts).signed(spec, text_cautions=drawn.cautions)
+    report = rose.RunReport.from_records(records, chosen, **facts).signed(spec, text_cautions=cautions)
     if spec.output:
         Workers.here().from_first(lambda: _save(report, spec))
     _print_analysis(report, methods, spec.threshold, "relative_error" if held_out is None else "held_out_error")
@@ -168,8 +167,7 @@ def compare(spec: Compare, console: Console) -> None:
 
     @lru_cache(maxsize=1)
     def draw(seed: int) -> tuple[Tensor, Tensor | None]:
-        drawn = shared.calibration(spec, tokenizer, seed)
-        return drawn.tokens, drawn.held_out
+        return shared.calibration(spec, tokenizer, seed=seed)[:2]
 
     first, _ = draw(seeds[0])
     Recipe((spec,)).write(spec.output)
@@ -248,8 +246,7 @@ def _measure_damage(spec: Damage, chosen: dict[str, Any], folder: DamageFolder, 
         dense = model
         model, _ = shared.load(spec, console, spec.restore, tokenizer=spec.model)
         restore = dense_weights(dense, model, spec.layers)
-    drawn = shared.calibration(spec, tokenizer, spec.seed)
-    tokens, windows = drawn.tokens, drawn.held_out
+    tokens, windows, _ = shared.calibration(spec, tokenizer)
     if spec.evaluate is not None:
         windows = shared.windows(spec, spec.evaluate, tokenizer)
     assert windows is not None
@@ -330,8 +327,7 @@ def check(spec: CheckCopies, console: Console) -> int:
     if spec.json_file:
         check_file(spec.json_file)
     dense, tokenizer = shared.load(spec, console, spec.dense)
-    drawn = shared.calibration(spec, tokenizer, spec.seed) if spec.calibration else None
-    tokens, held_out = (drawn.tokens, drawn.held_out) if drawn else (None, None)
+    tokens, held_out = shared.calibration(spec, tokenizer)[:2] if spec.calibration else (None, None)
     models: dict[str, Any] = {}
     checks: dict[str, CheckpointCheck] = {}
     for name in spec.pruned:
@@ -345,7 +341,7 @@ def check(spec: CheckCopies, console: Console) -> int:
         terminal.say(*(f"{about}: {text}" for about, text in lines(checks[name])))
         text = spec.pick(("calibration", "samples", "length", "seed"))
         text |= {"held_out_samples": spec.held_out, "bos_token": checks[name].summary["bos_token"]}
-        terminal.say(*findings(checks[name], expand(name), text if drawn else None))
+        terminal.say(*findings(checks[name], expand(name), text if spec.calibration else None))
         _print_errors(checks[name].by_error)
     tables = {pair: _print_pair(pair, models, checks) for pair in combinations(models, 2)}
     if spec.json_file:

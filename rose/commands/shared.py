@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -38,15 +37,6 @@ TEXTS = ("calibration", "evaluate", "text", "second")
 HEADER = ("model", "dtype", "calibration", "seed", "bos", "rotate")  # of a report's header, see `origin`
 Asked = TypeVar("Asked", bound=Spec)
 Saved = Prune | Slim | Tune
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Calibration and held-out windows, (samples, length), and cautions about them."""
-
-    tokens: Tensor
-    held_out: Tensor | None
-    cautions: list[str] = field(default_factory=list)
 
 
 def origin(spec: Spec) -> dict[str, Any]:
@@ -135,17 +125,16 @@ def drawn_sizes(spec: Any) -> dict[str, Any]:
     return {"samples": spec.samples + spec.held_out, "length": spec.length}
 
 
-def calibration(spec: Any, tokenizer: Any, seed: int) -> Drawn:
-    """Calibration and held-out windows; a caution says if they overlap."""
+def calibration(spec: Any, tokenizer: Any, **changed: int) -> tuple[Tensor, Tensor | None, list[str]]:
+    """Calibration and held-out windows, (samples, length), and cautions about them; `changed`: another seed."""
     cautions: list[str] = []
 
     def warn(caution: str) -> None:
         logger.warning(caution)
         cautions.append(caution)
 
-    sizes = spec.pick(("samples", "held_out", "length", "bos"))
-    tokens, held_out = load_calibration(spec.calibration, tokenizer, seed=seed, warn=warn, **sizes)
-    return Drawn(tokens, held_out, cautions)
+    sizes = spec.pick(("samples", "held_out", "length", "seed", "bos"))
+    return *load_calibration(spec.calibration, tokenizer, warn=warn, **sizes | changed), cautions
 
 
 def rotate(spec: Any, model: Any, tokens: Tensor, console: Console) -> None:
