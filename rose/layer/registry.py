@@ -76,7 +76,10 @@ class Method:
         for name in values:
             if name not in (fields := self.options.fields()):
                 raise RoseError(f"{self.label} has no option {name!r}; it has {', '.join(fields) or 'none'}.")
-        complete = self.options(**values).model_dump()
+        try:
+            complete = self.options(**values).model_dump()
+        except RoseError as problem:
+            raise RoseError(f"The option {problem}") from None
         self.check(pattern, complete)
         if rounds and not self.rounds:
             raise RoseError(
