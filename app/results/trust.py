@@ -119,7 +119,7 @@ def all_layers(study: Study) -> None:
     usual = [name for name in labels if name != "rose_global"] or list(labels)
     chosen = st.multiselect("Methods", list(labels), usual, format_func=labels.__getitem__, **linked("trust_methods"))
     setup, records, blocks = study.setup, study.records(), list(study.calibration.blocks)
-    options: dict[str, Any] = {"sparsity": setup.sparsity, "block_size": setup.block_size, "damping": setup.damping}
+    options: dict[str, Any] = setup.pick(("sparsity", "block_size", "damping"))
     judged = records[records["method"].isin(chosen)]
     key = ("all checks", tuple(chosen), len(records), len(blocks))
     table = study.remember(key, lambda: check_layers(judged, blocks, **options))

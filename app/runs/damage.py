@@ -120,8 +120,8 @@ class DamageRun(Run):
         else:
             check_memory(request.estimate(setup, loaded.model), setup.dtype)
             model = self._copy(loaded.model, loaded.lock)
-            options |= {"block_size": setup.block_size, "damping": setup.damping, "threshold": request.threshold}
-            options |= {"method": request.method, "sparsity": setup.sparsity}
+            options |= setup.pick(("sparsity", "block_size", "damping"))
+            options |= {"method": request.method, "threshold": request.threshold}
         self.facts = setup.origin | {"text_cautions": cautions}
         self.facts |= {"restore": request.restore} if request.restore else {}
         self._say("Measuring units")

@@ -70,17 +70,9 @@ class DiffusionRun(Run):
         self.fraction = DRAWN
         self._say("Pruning")
         pipeline = self._copy(model.pipeline, model.lock)
-        self.report = rose.prune_diffusion(
-            pipeline,
-            classes_in_turn(request.samples),
-            method=request.method,
-            sparsity=request.sparsity,
-            steps=request.steps,
-            step_weights=request.step_weights,
-            packages=request.packages,
-            seed=request.seed,
-            progress=self._follow(DRAWN, PRUNED),
-        )
+        how = request.pick(("method", "sparsity", "steps", "step_weights", "packages", "seed"))
+        follow = self._follow(DRAWN, PRUNED)
+        self.report = rose.prune_diffusion(pipeline, classes_in_turn(request.samples), **how, progress=follow)
         self._say("Drawing with the pruned model")
         self.pruned = draw(pipeline, self.noise)
         self.drift = rose.trajectory_drift(self.pruned, self.dense)

@@ -49,8 +49,7 @@ def preflight(setup: Setup, skeleton: nn.Module, *, has_inputs: bool = False) ->
     network.check_length(setup.length)
     layers = network.select(setup.layers)
     check_widths(layers, parse_sparsity(setup.sparsity), setup.block_size)
-    samples = setup.samples + setup.held_out
-    windows: dict[str, Any] = {"samples": samples, "length": setup.length, "layers": setup.layers}
+    windows: dict[str, Any] = setup.extent | {"layers": setup.layers}
     cost = estimate_cost(skeleton, sweeps=len(MEASURED), keep_statistics=True, **windows)
     if has_inputs:
         before = estimate_cost(skeleton, sweeps=0, keep_statistics=True, **windows)

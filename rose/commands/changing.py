@@ -140,7 +140,7 @@ def slim(spec: Slim, console: Console) -> int:
     shared.check_room(spec, model, removed=spec.ratio * block_parameters(model))
     possible = check_slimming(model, settings)
     estimates: list[Callable[..., Memory]] = [partial(estimate_slim_memory, settings=settings)]
-    sizes = shared.drawn_sizes(spec)
+    sizes = spec.extent
     seconds = estimate_slimming(model, settings, **sizes)
     if rest:
         _check_rest(model, possible.kinds if possible else (), rest)

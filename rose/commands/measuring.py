@@ -74,7 +74,7 @@ def analyze(spec: Analyze, console: Console) -> None:
         check_output(spec.output)
     spec = shared.settle_dtype(spec, spec.model)
     model, tokenizer = shared.load(spec, console)
-    sizes = shared.drawn_sizes(spec) | spec.pick(("layers", "compute"))
+    sizes = spec.extent | spec.pick(("layers", "compute"))
     seconds = estimate_cost(model, sweeps=sweeps_of(methods), **sizes).seconds
     estimates = [partial(estimate_memory, method=method, layers=spec.layers) for method in methods]
     shared.tell_cost(spec, "Analyzing", seconds, estimates, model, console)

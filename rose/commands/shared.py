@@ -101,7 +101,7 @@ def tell_cost(
     is_long = seconds >= LONG and Workers.here().count == 1
     costs = [duration(seconds)] if is_long else []
     if estimates:
-        sizes = drawn_sizes(spec) | {"dtype": parse_dtype(spec.dtype), "held_out": spec.held_out > 0}
+        sizes = spec.extent | {"dtype": parse_dtype(spec.dtype), "held_out": spec.held_out > 0}
         sizes["on_disk"] = getattr(spec, "checkpoint", None) is not None
         most = largest(estimate(model, **sizes) for estimate in estimates)
         streams = getattr(spec, "stream", False)
@@ -118,11 +118,6 @@ def tell_cost(
         ]
         without = f" without --{listing(uncounted)}" if is_long and uncounted else ""
         console.print(f"{doing}: about {' and '.join(costs)}, by estimate{without}", soft_wrap=True)
-
-
-def drawn_sizes(spec: Any) -> dict[str, Any]:
-    """Sizes of the calibration text for estimates, with held-out windows."""
-    return {"samples": spec.samples + spec.held_out, "length": spec.length}
 
 
 def calibration(spec: Any, tokenizer: Any, **changed: int) -> tuple[Tensor, Tensor | None, list[str]]:

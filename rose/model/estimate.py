@@ -119,7 +119,7 @@ def estimate_cost(
 
 def pruning_cost(spec: Any, model: nn.Module, method: str, target: str) -> Cost:
     """Of pruning by this method, with this target and what else a recipe such as `Prune` asks."""
-    sizes: dict[str, Any] = {"samples": spec.samples + spec.held_out, "length": spec.length, "layers": spec.layers}
+    sizes: dict[str, Any] = spec.extent | {"layers": spec.layers}
     passes = 1 if spec.true_sequential and target != "dense" else 2
     sweeps = sweeps_of([method], spec.bits)
     return estimate_cost(model, **sizes, sweeps=sweeps, passes=passes, compute=spec.compute, target=target)

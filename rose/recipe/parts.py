@@ -207,6 +207,11 @@ class TextPart(Spec):
         ),
     ] = "auto"
 
+    @property
+    def extent(self) -> dict[str, int]:
+        """All windows that are drawn, and their length, for estimates."""
+        return {"samples": self.samples + self.held_out, "length": self.length}
+
     @model_validator(mode="after")
     def _check_tokens(self) -> Self:
         windows = self.samples + self.held_out

@@ -53,9 +53,8 @@ class Bench:
         """Raises RoseError for texts that are too short or windows that are too long for the model."""
         self.spec, self.model, self.tokenizer, self.folder = spec, model, tokenizer, folder
         Network(model).check_length(spec.length)
-        sizes: dict[str, Any] = {"samples": spec.samples, "held_out": spec.held_out, "length": spec.length}
-        drawn = load_calibration(spec.calibration, tokenizer, seed=spec.seed, bos=spec.bos, **sizes)
-        self.tokens, held_out = drawn
+        sizes = spec.pick(("samples", "held_out", "length", "seed", "bos"))
+        self.tokens, held_out = load_calibration(spec.calibration, tokenizer, **sizes)
         assert held_out is not None
         if spec.second is None:
             second = plain_english(model, tokenizer)

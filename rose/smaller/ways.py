@@ -228,7 +228,7 @@ def _sizes(model: nn.Module, way: Way, dense: Mapping[str, int | None], untouche
 
 def _cost(spec: Smaller, model: nn.Module, way: Way) -> tuple[float, Memory | None]:
     """Seconds to make a copy and to measure it, and the largest memory of its steps."""
-    drawn: dict[str, Any] = {"samples": spec.samples + spec.held_out, "length": spec.length}
+    drawn: dict[str, Any] = spec.extent
     seconds = 2 * estimate_evaluation(model, tokens=spec.held_out * spec.length)
     memories: list[Memory] = []
     if way.slim:
