@@ -1,6 +1,5 @@
 """Defaults and choices of slimming, without torch."""
 
-METHODS = ("obs", "slimllm", "wanda", "magnitude", "depth")
 WHOLE_BLOCKS = "depth"  # the method that drops decoder blocks as they are
 RATIO = 0.2
 MULTIPLE = 32  # kept channels are a multiple of this, the blocks of q4_0 and q8_0 in GGUF files
