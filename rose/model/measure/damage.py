@@ -208,12 +208,12 @@ def damage(
     for unit_record in run.visit(streams, selected, partial(_change, settings, restore)):
         record(unit_record)
         records.append(unit_record)
-    asked = {"method": settings.method, "sparsity": str(settings.pattern)} if restore is None else {}
+    pruning = {"method": settings.method, "sparsity": str(settings.pattern)} if restore is None else {}
     return DamageReport.from_records(
         records,
         intervention="restore" if restore else "prune",
         units=units,
-        **asked,
+        **pruning,
         samples=tokens.shape[0],
         length=tokens.shape[1],
         windows=held_out.shape[0],

@@ -207,8 +207,8 @@ class _Pruner:
             meter.layers_done += 1
             return dense_record(layer, block.calibration.pop(layer.name, None), run.layer), None
         settings = replace(run.layer, pattern=self.patterns[layer.name])
-        hidden, asked = self.walk.network.config.hidden_size, run.target_damping
-        mu = partial(correction_damping, hidden, blocks=len(self.walk.by_block), asked=asked)
+        hidden, requested = self.walk.network.config.hidden_size, run.target_damping
+        mu = partial(correction_damping, hidden, blocks=len(self.walk.by_block), requested=requested)
         result, record = prune_in(block, layer, settings, mu)
         factors = result.low_rank and (result.low_rank[0].cpu(), result.low_rank[1].cpu())
         layer.write(result.weight)
