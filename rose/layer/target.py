@@ -30,8 +30,8 @@ LEAST, LINEAR, CUBIC = 0.03, 0.273, 0.1
 
 def correction_damping(channels: int, tokens: int, blocks: int = 1, requested: float | None = None) -> float:
     """μ of the correction, relative to the mean of diag(H): as requested, else fitted to perplexities of the packaged
-    model (docs/targets.md). The best μ falls as 1/tokens, and grows with `blocks`, the decoder blocks corrected one after
-    another, as each correction reads the noise of those below. `channels` are the residual stream's."""
+    model (docs/targets.md). The best μ falls as 1/tokens, and grows with `blocks`, the decoder blocks corrected one
+    after another, as each correction reads the noise of those below. `channels` are the residual stream's."""
     noise = LINEAR * channels * blocks / tokens
     return LEAST + noise + CUBIC * noise**3 if requested is None else requested
 
