@@ -33,7 +33,6 @@ from rose.model.measure.zero_shot import MISSING, check_task_folder, is_installe
 from rose.model.network.network import Network
 from rose.model.run.settings import KEYWORDS, RunSettings
 from rose.output import check_output, check_room
-from rose.recipe.parts import as_sparsity
 from rose.recipe.steps import Prune
 from rose.report import name_of_run
 
@@ -43,14 +42,6 @@ PROMPT = "Python is a programming language that"
 WINDOWS = 8  # four often leave copies undecided that eight tell apart
 # Which checkpoints are kept: "best" of each sparsity and "all" are temporary files; "folder" keeps them.
 Keep = Literal["best", "all", "folder", "none"]
-
-
-def one_spelling(sparsity: str) -> str:
-    """ "0.7" for "0.70" too, see `as_sparsity`; what is no sparsity stays as it is."""
-    try:
-        return as_sparsity(sparsity)
-    except rose.RoseError:
-        return sparsity
 
 
 def label_of(case: Prune) -> str:
@@ -84,7 +75,9 @@ class PruneRequest:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", patterns_of(self.layers))
-        object.__setattr__(self, "sparsities", tuple(dict.fromkeys(map(one_spelling, self.sparsities))))
+        object.__setattr__(
+            self, "sparsities", tuple(dict.fromkeys(Setup.edited(sparsity=each).sparsity for each in self.sparsities))
+        )
 
     @property
     def count(self) -> int:

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 import rose
 from rose.environment import versions
@@ -15,7 +13,6 @@ from rose.layer.pattern import THRESHOLD
 from rose.model.defaults import STORED, STUDY
 from rose.model.estimate import Cost, check_free
 from rose.model.load.models import parse_dtype
-from rose.model.load.tokens import Warn, load_calibration
 from rose.recipe import parts as part
 from rose.recipe.steps import Analyze, Prune
 
@@ -90,18 +87,9 @@ class Setup(Analyze):
         return {name: self.layers_text if name == "layers" else str(getattr(self, name)) for name in names}
 
     @property
-    def drawn(self) -> dict[str, Any]:
-        """The calibration text, as reports name it."""
-        return self.pick(("calibration", "samples", "length", "seed")) | {"held_out_samples": self.held_out}
-
-    @property
     def origin(self) -> dict[str, Any]:
         """The origin of a report: model, text, and versions of programs."""
         return self.pick(("model", "dtype", "calibration", "seed")) | {"made_with": versions()}
-
-    def draw(self, tokenizer: PreTrainedTokenizerBase, warn: Warn | None = None) -> tuple[Tensor, Tensor | None]:
-        sizes = self.pick(("samples", "held_out", "length", "seed"))
-        return load_calibration(self.calibration, tokenizer, **sizes, warn=warn)
 
     def recipe(self, methods: Sequence[str] = ("sparsegpt", "rose"), threshold: float = THRESHOLD) -> Analyze:
         """The recipe for the same numbers on the command line."""

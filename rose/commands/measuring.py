@@ -339,8 +339,7 @@ def check(spec: CheckCopies, console: Console) -> int:
         if len(spec.pruned) > 1:
             terminal.say(f"{name}:")
         terminal.say(*(f"{about}: {text}" for about, text in lines(checks[name])))
-        text = spec.pick(("calibration", "samples", "length", "seed"))
-        text |= {"held_out_samples": spec.held_out, "bos_token": checks[name].summary["bos_token"]}
+        text = spec.drawn | {"bos_token": checks[name].summary["bos_token"]}
         terminal.say(*findings(checks[name], expand(name), text if spec.calibration else None))
         _print_errors(checks[name].by_error)
     tables = {pair: _print_pair(pair, models, checks) for pair in combinations(models, 2)}

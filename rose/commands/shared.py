@@ -19,7 +19,7 @@ from rose.layer.methods import SettingsOptions
 from rose.model.defaults import STORED
 from rose.model.estimate import Memory, check_free, largest
 from rose.model.load.models import parse_dtype, read_as, stored_dtype
-from rose.model.load.tokens import check_text, check_windows, load_calibration, text_file
+from rose.model.load.tokens import check_text, check_windows, text_file
 from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.network import Network
 from rose.model.network.precision import name_of
@@ -128,8 +128,7 @@ def calibration(spec: Any, tokenizer: Any, **changed: int) -> tuple[Tensor, Tens
         logger.warning(caution)
         cautions.append(caution)
 
-    sizes = spec.pick(("samples", "held_out", "length", "seed", "bos"))
-    return *load_calibration(spec.calibration, tokenizer, warn=warn, **sizes | changed), cautions
+    return *spec.draw(tokenizer, warn, **changed), cautions
 
 
 def rotate(spec: Any, model: Any, tokens: Tensor, console: Console) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -17,6 +17,9 @@ from rose.model.rules import parse_allocation
 from rose.spec import NAMED, Real, Spec, Whole, setting
 from rose.structured.defaults import MULTIPLE, RATIO, WHOLE_BLOCKS
 from rose.wording import several
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NAMED.update(SOURCES, PACKAGED)
 MOST_TOKENS = 2**31  # of one draw; eight bytes each
@@ -206,6 +209,18 @@ class TextPart(Spec):
             "user's text"
         ),
     ] = "auto"
+
+    def draw(self, tokenizer: Any, warn: Any = None, **changed: int) -> tuple[Tensor, Tensor | None]:
+        """Calibration and held-out windows, see `load_calibration`; `changed`: another seed."""
+        from rose.model.load.tokens import load_calibration  # with torch
+
+        fields = self.pick(("samples", "held_out", "length", "seed", "bos")) | changed
+        return load_calibration(self.calibration, tokenizer, warn=warn, **fields)
+
+    @property
+    def drawn(self) -> dict[str, Any]:
+        """The windows as reports name them."""
+        return self.pick(("calibration", "samples", "length", "seed")) | {"held_out_samples": self.held_out}
 
     @property
     def extent(self) -> dict[str, int]:

@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from rose.errors import RoseError
 from rose.interrupt import stop_point
 from rose.model.load.models import save_model, stored_bytes
-from rose.model.load.tokens import load_apart, load_calibration, load_tokens, tuning_draw
+from rose.model.load.tokens import load_apart, load_tokens, tuning_draw
 from rose.model.measure.perplexity import perplexity_of, plain_english, window_losses
 from rose.model.network.network import Network
 from rose.model.run.prune import prune_model
@@ -53,13 +53,12 @@ class Bench:
         """Raises RoseError for texts that are too short or windows that are too long for the model."""
         self.spec, self.model, self.tokenizer, self.folder = spec, model, tokenizer, folder
         Network(model).check_length(spec.length)
-        sizes = spec.pick(("samples", "held_out", "length", "seed", "bos"))
-        self.tokens, held_out = load_calibration(spec.calibration, tokenizer, **sizes)
+        self.tokens, held_out = spec.draw(tokenizer)
         assert held_out is not None
         if spec.second is None:
             second = plain_english(model, tokenizer)
         else:
-            sizes = {"samples": spec.held_out, "length": spec.length, "bos": spec.bos}
+            sizes: dict[str, Any] = {"samples": spec.held_out, "length": spec.length, "bos": spec.bos}
             second = load_tokens(spec.second, tokenizer, seed=None, split="test", **sizes)
         self.texts = {"": held_out, "second": second}
         self.dense_sizes = file_sizes(model, tokenizer, spec.model, Path(spec.model).name)
