@@ -75,9 +75,8 @@ class PruneRequest:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", patterns_of(self.layers))
-        object.__setattr__(
-            self, "sparsities", tuple(dict.fromkeys(Setup.edited(sparsity=each).sparsity for each in self.sparsities))
-        )
+        spelled = dict.fromkeys(Setup.edited(sparsity=sparsity).sparsity for sparsity in self.sparsities)
+        object.__setattr__(self, "sparsities", tuple(spelled))
 
     @property
     def count(self) -> int:
