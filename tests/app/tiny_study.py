@@ -49,7 +49,7 @@ def measured_study(
     tokens = torch.randint(3, known, (samples + held_out, 32), generator=torch.Generator().manual_seed(1))
     calibration = Calibration()
     calibration.tokens, calibration.held_out = tokens[:samples], tokens[samples:] if held_out else None
-    asked = {"layers": setup.layer_patterns, "held_out": calibration.held_out}
+    asked = {"layers": setup.layers, "held_out": calibration.held_out}
     calibration.blocks = list(rose.visit_blocks(model, calibration.tokens, **asked))
     calibration.complete = True
     loaded = LoadedModel(model, None, threading.Lock())  # type: ignore[arg-type]

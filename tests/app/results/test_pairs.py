@@ -88,11 +88,11 @@ def test_runs_of_different_environments_are_not_subtracted():
 
     one, other, unknown = run("sparsegpt", 1, "AMD, float32"), run("rose", 0.8, "ARM, float32"), run("rose", 0.9, None)
     both = pairs.pair(one, other)
-    assert both.problem == both.elsewhere
-    assert "differ in environment (AMD, float32; ARM, float32), so they are neither" in both.problem
+    assert not both.problem
+    assert "differ in environment (AMD, float32; ARM, float32), so they are neither" in both.apart
     numbers = both.rows("held_out_error")[["first", "second"]]
     assert (len(numbers), numbers.count().tolist()) == (12, [6, 6])
-    assert not pairs.pair(one, unknown).problem
+    assert not pairs.pair(one, unknown).apart
     again = replace(other, called="again")
     assert pairs.usual_choice([other, one, again]) == [other, again]
 

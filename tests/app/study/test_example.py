@@ -69,7 +69,7 @@ def test_other_setups_and_damaged_files_have_no_example(tmp_path):
 
 @pytest.fixture(scope="module")
 def tiny(text: Path, loaded: LoadedModel) -> tuple[Setup, LoadedModel]:
-    return Setup("tiny", text=str(text), samples=4, length=32, held_out=2, block_size=16), loaded
+    return Setup(model="tiny", calibration=str(text), samples=4, length=32, held_out=2, block_size=16), loaded
 
 
 def errors(study: Study) -> list[tuple[str, str, float]]:

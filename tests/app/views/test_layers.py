@@ -149,7 +149,7 @@ def test_differences_between_study_and_model_are_explained(study):
     sentence = difference(study, table, copy)
     first, second = words.apart(here, there)
     assert f"held-out error {second}, {words.word(columnar)} columnar; in the study of layers {first} and" in sentence
-    other = SimpleNamespace(setup=replace(setup, model="another"), copies=[copy])
+    other = SimpleNamespace(setup=setup.changed(model="another"), copies=[copy])
     assert differences(study, table, other) == []  # type: ignore[arg-type]
     alike = copy.layers.merge(table, on="layer", suffixes=("", "_here"))
     alike = alike.assign(held_out_error=alike["held_out_sparsegpt"], relative_range=alike["relative_range_here"])
@@ -167,7 +167,7 @@ def test_results_are_shown_during_the_run(study, monkeypatch):
         measure(self, block, *more)
 
     monkeypatch.setattr(Study, "_measure", halt)
-    running = Study(replace(study.setup, seed=9), lambda: loaded, study.calibration)
+    running = Study(study.setup.changed(seed=9), lambda: loaded, study.calibration)
     shared.studies()[running.setup] = running
     running.job.watch("test")
     running.job.start()

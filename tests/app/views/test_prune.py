@@ -3,7 +3,6 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl
@@ -85,8 +84,8 @@ def test_url_restores_a_run(setup):
     elsewhere.selectbox(key="prune-other").set_value(app.query_params["run"]).run()
     assert len(copies_of(elsewhere)) == 2
     label = f"Below is a run of {setup.model} in float32, calibrated on 4 × 32 tokens of Python's reference, seed 0"
-    assert not open_on_page(replace(setup, sparsity="0.5"), run=app.query_params["run"]).info
-    assert label in open_on_page(replace(setup, seed=1), run=app.query_params["run"]).info[0].value
+    assert not open_on_page(setup.changed(sparsity="0.5"), run=app.query_params["run"]).info
+    assert label in open_on_page(setup.changed(seed=1), run=app.query_params["run"]).info[0].value
 
 
 def test_reload_shows_the_run_of_the_browser(setup, monkeypatch):
@@ -223,7 +222,7 @@ def test_pruned_copy_is_tuned(setup, text, monkeypatch):
     monkeypatch.setattr("rose.model.load.tokens.TUNING", TUNING._replace(samples=16))
     tune_one_epoch(monkeypatch, 1e-4)
     query = {"prune_methods": "SparseGPT", "prune_prompt": "", "prune_windows": "1", "tune_minutes": "0.5"}
-    app, run = pruned(open_on_page(replace(setup, text=str(text)), **query))
+    app, run = pruned(open_on_page(setup.changed(calibration=str(text)), **query))
     app.button(key="tune-start").click().run()
     ended(run.tuning)
     app.run()

@@ -72,7 +72,7 @@ def test_estimate_matches_the_engine(folder, text, monkeypatch):
     cost = estimate_cost(skeleton, samples=6, length=32, sweeps=len(MEASURED), keep_statistics=True)
     assert found.cost == cost
     assert found.needed == cost.memory + cost.model_memory
-    half = preflight.preflight(replace(setup, dtype="bfloat16"), skeleton)
+    half = preflight.preflight(setup.changed(dtype="bfloat16"), skeleton)
     assert half.needed == cost.memory + cost.model_memory // 2
     assert found.available == 2**40
     assert "**21 layers**, 192 tokens" in texts(small(folder, text))

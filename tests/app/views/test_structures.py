@@ -71,7 +71,7 @@ def test_costs_are_computed_on_request(study, view):
 
 @pytest.mark.parametrize("status", ["kept", "running"])
 def test_nothing_is_computed_unasked(study, status, monkeypatch):
-    unmeasured = Study(replace(study.setup, seed=97), study._load, Calibration())
+    unmeasured = Study(study.setup.changed(seed=97), study._load, Calibration())
     unmeasured.layer_names, unmeasured.job.status = study.layer_names, status
     monkeypatch.setitem(shared.studies(), unmeasured.setup, unmeasured)
     monkeypatch.setattr(type(unmeasured), "is_restored", True, raising=False)
