@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -164,7 +163,7 @@ def test_streamed_study_matches(setup, tmp_path):
     chosen, calibration = setup.changed(model=folder), Calibration()
     whole = finish(Study(chosen, lambda: LoadedModel(*rose.load_model(folder), threading.Lock()), Calibration()))
     streamed = LoadedModel(*rose.load_model(folder, stream=True), threading.Lock())
-    study = finish(Study(replace(chosen, stream=True), lambda: streamed, calibration))
+    study = finish(Study(chosen.changed(stream=True), lambda: streamed, calibration))
     assert study.records().drop(columns="seconds").equals(whole.records().drop(columns="seconds"))
     assert torch.equal(study.weight(LAYER), whole.weight(LAYER))
     assert torch.equal(study.prune(LAYER).weight, whole.prune(LAYER).weight)
@@ -172,7 +171,7 @@ def test_streamed_study_matches(setup, tmp_path):
     layer = next(one for one in rose.prunable_layers(streamed.model) if one.name == LAYER)
     with Network(streamed.model).residence.visit(1, HOME):  # its decoder block is in memory
         assert torch.equal(Network(streamed.model).residence.read_weight(layer), whole.weight(LAYER))
-    sparser = replace(chosen, stream=True, sparsity="0.3")  # the same statistics
+    sparser = chosen.changed(stream=True, sparsity="0.3")  # the same statistics
     other = finish(Study(sparser, lambda: streamed, calibration))
     assert len(other.records()) == len(whole.records())
     assert other.records()["relative_error"].mean() < study.records()["relative_error"].mean()
