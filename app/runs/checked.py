@@ -66,7 +66,7 @@ def check(request: CheckCopies, skeletons: Sequence[nn.Module] = ()) -> None:
 
 def estimate(request: CheckCopies, skeleton: nn.Module) -> Cost:
     """Of a check with tokens; `skeleton`: of the dense model."""
-    sizes: dict[str, Any] = request.extent
+    sizes = request.extent
     sweeps = 1 + sweeps_of(request.methods)  # and a refit
     cost = estimate_cost(skeleton, **sizes, passes=2, sweeps=sweeps, target="dense")
     windows = (request.held_out or request.samples) * request.length

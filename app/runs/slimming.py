@@ -60,7 +60,7 @@ class Speedup:
 
 def estimate(setup: Setup, settings: SlimSettings, model: nn.Module) -> Cost:
     """Cost of a copy and of evaluating both models; raises RoseError for an impossible copy."""
-    sizes: dict[str, Any] = setup.extent
+    sizes = setup.extent
     check_slimming(model, settings)
     seconds = estimate_slimming(model, settings, **sizes)
     seconds += 2 * estimate_evaluation(model, tokens=setup.held_out * setup.length, new_tokens=NEW_TOKENS)

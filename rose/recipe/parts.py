@@ -223,7 +223,7 @@ class TextPart(Spec):
         return self.pick(("calibration", "samples", "length", "seed")) | {"held_out_samples": self.held_out}
 
     @property
-    def extent(self) -> dict[str, int]:
+    def extent(self) -> dict[str, Any]:
         """All windows that are drawn, and their length, for estimates."""
         return {"samples": self.samples + self.held_out, "length": self.length}
 
