@@ -52,7 +52,7 @@ def says_layers(rows: pd.DataFrame, names: tuple[str, str], measure: str) -> str
     if ratio is None:
         return finding
     if not ratio.is_clear and len(differing_rows) > 1:
-        return f"{finding}; {over} no clear difference"
+        return f"No clear difference in {measure}: {finding.replace(f'has the {way} {measure}', f'is {way}')}"
     moved = ratio.value - 1
     on_average = "lower" if moved < 0 else "higher"
     share = percent(abs(moved), 0 if abs(moved) >= 0.095 else 1)

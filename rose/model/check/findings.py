@@ -43,7 +43,7 @@ def headline(check: CheckpointCheck) -> Headline:
     unmeasured = _unmeasured(layers, summary)
     perplexity, is_worse = "", False
     if "perplexity_after" in summary:
-        perplexity = f"Perplexity on {summary['evaluated_on']} goes {says_perplexity(summary)[0]}."
+        perplexity = f"The copy's perplexity on {summary['evaluated_on']} goes {says_perplexity(summary)[0]}."
         is_worse = not summary["perplexity_after"] <= MUCH_WORSE * summary["perplexity_before"]
     if not check.is_sane:
         wrong, number_wrong = check.wrong, int(layers["is_wrong"].sum())

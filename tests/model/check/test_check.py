@@ -351,7 +351,7 @@ def test_the_command_says_what_is_wrong_and_by_its_status(tmp_path, capsys):
         (12.0, 64, False, SOUND, "goes from 10.0 to 12.0, 1.20 times the dense model's"),
         (278.0, 64, False, WORSE, "goes from 10.0 to 278, 27.8 times the dense model's"),
         (math.nan, 64, False, WORSE, "goes from 10.0 to no finite number"),
-        (12.0, 64, True, WRONG, "One of two layers is wrong: zeros lost. Perplexity on 2 × 32 tokens goes from 10.0"),
+        (12.0, 64, True, WRONG, "One of two layers is wrong: zeros lost. The copy's perplexity"),
     ],
 )
 def test_the_headline_says_what_was_measured(after, tokens, wrong, status, says):
