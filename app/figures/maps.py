@@ -243,7 +243,8 @@ def _map_finding(rows: pd.DataFrame, measure: Metric, threshold: float) -> str:
             return f"{sentence(measure.who)} has SparseGPT's error on {out_of(layers, layers, 'layer')}"
         if "forecast" in measure.unit:
             return f"{sentence(measure.who)} should gain on {out_of(better, layers, 'layer')}"
-        return f"{sentence(measure.who)} gains on {some(better)} of {count(layers, 'layer')}, loses on {some(worse)}"
+        loses = f", loses on {some(worse)}" if better < layers else ""
+        return f"{sentence(measure.who)} gains on {out_of(better, layers, 'layer')}{loses}"
     top = measured.loc[measured["value"].idxmax()]
     if not measured["value"].any():
         return f"{measure.label} is 0 in {out_of(layers, layers, 'layer')}"

@@ -12,7 +12,14 @@ from app.forms.widgets import linked, text_input
 from app.results.downloads import csv_button
 from app.study.cache import model_identity
 from rose.model.check.verdicts import says_pattern
-from rose.model.inspect import TensorFiles, compare_files, inspect_file, look_at
+from rose.model.inspect import (
+    TensorFiles,
+    compare_files,
+    inspect_file,
+    look_at,
+    says_differences,
+    says_file,
+)
 from rose.model.packaged import PACKAGED
 
 QUICK = 2**24  # numbers of a matrix
@@ -98,8 +105,7 @@ def _tensors(path: str) -> None:
     def choose(name: str) -> None:
         st.session_state.inspect_tensor = name
 
-    zeros = words.percent(float(table["zeros"].sum() / max(1, table["numbers"].sum())))
-    st.markdown(f"**{zeros} of all numbers are zeros**")
+    st.markdown("\n".join(f"- {words.plain(sentence)}" for sentence in says_file(table, words.short_layer)))
     cells = table.assign(pattern=table["pattern"].map(says_pattern, na_action="ignore"))[list(LABELS)]
     cells = components.in_percent(cells, ["sparsity"]).rename(columns=LABELS)
     shown = {name: name for name in cells} | {"Zeros": ("Zeros", components.SHARE), "Bytes": ("Bytes", "bytes")}
@@ -112,8 +118,7 @@ def _beside(path: str, other: str) -> None:
     table = _table(path, other)
     if table is None:
         return
-    counted = ", ".join(f"{status} {count}" for status, count in table["status"].value_counts().items())
-    st.markdown(f"**{words.sentence(words.count(len(table), 'tensor'))}: {words.plain(counted)}.**")
+    st.markdown(f"**{words.plain(says_differences(table, words.short_layer))}**")
     cells = components.in_percent(table[list(BESIDE)], ["change", "moved"]).rename(columns=BESIDE)
     shown = {name: name for name in cells} | {
         BESIDE[name]: (BESIDE[name], components.SHARE) for name in ("change", "moved")

@@ -152,7 +152,7 @@ def test_equal_verdicts_are_a_sentence_without_a_map(setup, folder, tmp_path):
 def test_two_files_are_compared_inside(setup, folder, pruned_folder):
     asked = {"inspect_path": str(folder), "inspect_other": str(pruned_folder)}
     app = open_on(setup, PAGE, check_on="Look inside", **asked)
-    assert "differs 21, equal 9" in texts(app)
+    assert "21 of 30 tensors differ" in texts(app)
     assert (app.main.dataframe[0].value["Status"] == "differs").sum() == 21
     one = open_on(setup, PAGE, check_on="Look inside", inspect_path=str(pruned_folder))
     assert "30 tensors" in texts(one)
