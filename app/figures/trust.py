@@ -19,7 +19,7 @@ from app.words import count, number, percent, sentence, whole, word
 from rose.layer.checks import CurvePoint, ErrorMeasures
 from rose.layer.pattern import METHOD
 from rose.model.check import verdicts
-from rose.model.check.costs import ERROR_OF, REFIT_STEPS
+from rose.model.check.costs import ERROR_OF, HELD_OUT, REFIT_STEPS
 
 MEASURES = {
     "quadratic_form": Style(palette.TEAL, "tr(ΔW H ΔWᵀ), from the Hessian"),
@@ -195,25 +195,29 @@ def compensation_bars(row: pd.Series, **shared: Unpack[Look]) -> Drawing:
 
     `row` comes from `CheckpointCheck.layers`, checked with tokens.
     """
-    chart = Chart(y="relative error", **shared)
+    chart = Chart(y="relative error", legend=True, **shared)
     looks = {name: look for name, look in OF_ITS_MASK.items() if pd.notna(row.get(name))}
     methods = [str(name) for name in row.index if str(name).startswith(ERROR_OF) and pd.notna(row[name])]
     looks |= {name: palette.method_style(name.removeprefix(ERROR_OF)) for name in methods}
-    values, labels = [float(row[name]) for name in looks], [look.label for look in looks.values()]
-    behind = {"text": list(map(number, values)), "marker": {"color": [look.colour for look in looks.values()]}}
-    chart.bars(labels, values, Style(palette.PURPLE, "relative error"), "%{x}<br>%{y:.6g}", **behind)
-    chart.y(top=1.15 * max(values))
+    labels, marker = [look.label for look in looks.values()], {"color": [look.colour for look in looks.values()]}
+    data = pd.DataFrame({"what": labels})
+    for text, prefix, pattern in (("held-out tokens", HELD_OUT, ""), ("calibration tokens", "", "/")):
+        values = [row.get(prefix + name) for name in looks]
+        if pd.notna(values).all():
+            data[f"on {text}"] = values
+            behind = {"text": list(map(number, values)), "marker": {**marker, "pattern": {"shape": pattern}}}
+            chart.bars(labels, values, Style(palette.PURPLE, text), f"%{{x}}<br>{text} %{{y:.6g}}", **behind)
+    chart.y(top=1.15 * data.iloc[:, 1:].max(axis=None))
     error, alone = number(row["error"]), number(row["mask_error"])
     recovered = row.get("recovered")
     if pd.isna(recovered):
         finding = f"A refit would take less than 2 % off the error of the mask alone, {alone}"
     elif recovered < 0:
         finding = f"The layer is worse than its mask without compensation: error {error} against {alone}"
-    elif recovered > 1:
-        finding = "Compensation recovered all that a refit of this mask would"
     else:
         finding = f"Compensation recovered {percent(recovered, 0)} of a refit's gain"
     note = f"Error against the dense model's output{chart.of}; right: methods at the same sparsity"
-    caption = f"On calibration tokens. The refit of the kept weights takes {REFIT_STEPS} steps of conjugate gradients."
-    data = pd.DataFrame({"what": labels, "relative_error": values})
+    caption = (
+        f"The share is on calibration tokens, to which the methods and the refit ({REFIT_STEPS} steps) are fitted."
+    )
     return chart.done(finding, note, caption, "Bars of errors of one layer", data)

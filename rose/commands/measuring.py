@@ -61,7 +61,7 @@ from rose.wording import count, number, percent
 
 MOST = f"the most columnar layer of at most {WIDEST} columns"
 SHOWN = 10  # layers in the table of errors of a check
-ERRORS = {"error": "error", "mask_error": "mask alone", "possible_error": "refit"}
+ERRORS = {"held_out_error": "held-out error", "error": "error", "mask_error": "mask alone", "possible_error": "refit"}
 ADDED = ("methods", "sparsity", "seeds", "seed")  # may be added to a folder later; all its rows share the others
 
 
@@ -358,7 +358,7 @@ def _print_errors(layers: pd.DataFrame) -> None:
     """Prints what compensation recovered in the first `SHOWN` layers, if errors were measured."""
     if layers.empty:
         return
-    table = layers.head(SHOWN)[["layer", *ERRORS, "recovered"]].rename(columns=ERRORS)
+    table = layers.head(SHOWN)[["layer", *ERRORS, "recovered"]].dropna(axis=1, how="all").rename(columns=ERRORS)
     table["recovered"] = [percent(share, 0) for share in table["recovered"].astype(float)]
     terminal.print_table(table, "Errors of layers, those that are wrong first, then the highest")
     if len(layers) > SHOWN:

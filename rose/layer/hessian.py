@@ -173,8 +173,11 @@ def damp(hessian: Tensor, damping: float = DAMPING) -> DampedHessian:
         logger.warning("H is not positive definite; damping raised to %g of its mean diagonal", relative)
 
 
-def solve_on_support(weight: Tensor, mask: Tensor, matrix: Tensor, start: Tensor, steps: int) -> Tensor:
-    """Conjugate gradients towards the kept weights that minimise tr((W − Ŵ) M (W − Ŵ)ᵀ) for a fixed mask.
+def solve_on_support(
+    weight: Tensor, mask: Tensor, matrix: Tensor, start: Tensor, steps: int, cross: Tensor | None = None
+) -> Tensor:
+    """Conjugate gradients towards the kept weights that minimise tr((W − Ŵ) M (W − Ŵ)ᵀ + 2 C (W − Ŵ)ᵀ) for a fixed
+    mask; C = GᵀX_p, (out, in), of a gap G that the layer should make good, 0 by default.
 
     All rows at once, each with its own step sizes, preconditioned by the diagonal of M. The error never rises. W is
     (out, in) float32; the mask (out, in), True = removed; M (in, in), definite. Only the kept entries of `start`, (out,
@@ -182,7 +185,8 @@ def solve_on_support(weight: Tensor, mask: Tensor, matrix: Tensor, start: Tensor
     """
     diagonal = matrix.diagonal()
     solution = start.masked_fill(mask, 0)
-    residual = ((weight - solution) @ matrix).masked_fill(mask, 0)
+    residual = (weight - solution) @ matrix
+    residual = (residual if cross is None else residual + cross).masked_fill(mask, 0)
     scaled = residual / diagonal
     direction = scaled
     norm = (residual * scaled).sum(1, keepdim=True)  # squared, of each row's residual

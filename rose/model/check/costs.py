@@ -26,6 +26,7 @@ from rose.model.check.inputs import LayerInputs
 from rose.verdicts import massive_text
 
 ERROR_OF = "error_of_"  # begins columns with a method's error at a layer's sparsity
+HELD_OUT = "held_out_"  # begins columns of errors on held-out tokens
 REFIT_STEPS = 12  # of conjugate gradients from the weights found; 24 find half a percent more (docs/lab-notes/check.md)
 SAME_MASK = 0.9  # share of two masks' removed weights in common, above which a method has made both
 EXACT = 0.99  # the same with the same inputs, apart from rounding
@@ -53,29 +54,35 @@ class Costs:
     held_out_error: float | None  # on held-out tokens
     dense_input_error: float  # on the dense model's inputs: ‖X_d (W − V)ᵀ‖² / ‖X_d Wᵀ‖²
     mask: Rival  # the dense weights under V's mask
-    possible_error: float  # of a least-squares refit of all kept weights
-    methods: Mapping[str, float]  # errors of methods at the same sparsity, by name
-    wanda: Rival | None = None  # if it was tried
+    possible: (
+        Rival  # the lowest error found under V's mask: of V, or of a least-squares refit to the calibration tokens
+    )
+    methods: Mapping[str, Rival]  # at the same sparsity, by name
+    target: str = "layer"  # that SparseGPT and ROSE have there, the checkpoint's as far as masks tell
     opposite: Rival | None = None  # where V is worse than its mask alone, the same compensation with the other sign
     massive: MassiveActivation | None = None  # the few channels that carry nearly all of the input
     has_few_tokens: bool = False  # fewer calibration tokens reached the layer than it has input channels
 
     @property
     def recovered(self) -> float | None:
-        """Share of the mask's error that compensation has taken, of the most it could; None where that is nothing."""
+        """Share of the mask's error that compensation has taken, of the most it could; None where that is nothing. At
+        most 1, as a refit begins at V."""
         alone = self.mask.error
-        could = alone - self.possible_error
+        could = alone - self.possible.error
         return (alone - self.error) / could if could > 0.02 * alone else None
 
     def row(self) -> dict[str, Any]:
         """For a table."""
-        names = ("error", "held_out_error", "dense_input_error", "possible_error", "recovered")
+        names = ("error", "held_out_error", "dense_input_error", "recovered")
+        others = {"mask_error": self.mask, "possible_error": self.possible}
+        others |= {f"{ERROR_OF}{name}": rival for name, rival in self.methods.items()}
         return {
             **{name: getattr(self, name) for name in names},
-            "mask_error": self.mask.error,
             "massive": massive_text(self.massive) if self.massive else "",
             "error_without_massive": self.massive.error if self.massive else None,
-            **{f"{ERROR_OF}{name}": value for name, value in self.methods.items()},
+            "compared_target": self.target,
+            **{name: rival.error for name, rival in others.items()},
+            **{f"{HELD_OUT}{name}": rival.held_out_error for name, rival in others.items()},
         }
 
 
@@ -140,6 +147,7 @@ def maker_of(masks: Sequence[Recognized]) -> dict[str, dict[str, Any] | None]:
 # still dense; the outputs of the dense model; these and the residual stream's lack. The value is the run's target.
 LAYER, UNPRUNED, DENSE, STREAM = "layer", "unpruned", "dense", "stream"
 TARGET = {LAYER: LAYER, UNPRUNED: LAYER, DENSE: DENSE, STREAM: DENSE}
+AIMED = ("sparsegpt", "rose", RECOMMENDED)  # methods that are tried with both targets
 GIVEN_UP = 14  # layers without success, two decoder blocks, after which an attempt is not repeated
 
 
@@ -162,6 +170,7 @@ class Yardsticks:
     block_size: int
     mu: float  # damping of the corrected weight W*
     products: torch.dtype = torch.float32  # number format of ADMM's products
+    target: str = LAYER  # of the last mask that was recognized
     attempts: list[Attempt] = field(
         default_factory=lambda: [
             Attempt(UNPRUNED, ("wanda", "sparsegpt", "rose")),
@@ -194,17 +203,15 @@ class Yardsticks:
         if change.pattern.name == "N:M" and not change.pattern.broken and self.block_size % change.pattern.of == 0:
             keep, of = change.pattern.keep, change.pattern.of
             pattern = Pattern(1 - keep / of, keep, of)
-        trial = _Trial(self, weight, corrected, mask, pattern, inputs)
+        trial, best = _Trial(self, weight, corrected, mask, pattern, inputs, beside), corrected
         if mask.any():
             matrix = damped_hessian(inputs.statistics, DAMPING).matrix
             start = corrected if change.moved == 0 else after.float()
-            best = solve_on_support(corrected, mask, matrix, start, REFIT_STEPS)
-            aims = {method: DENSE if method == RECOMMENDED else LAYER for method in self.methods}  # as users run them
-            pruned = {method: trial.prune(method, aim) for method, aim in aims.items()}
+            best = solve_on_support(weight.float(), mask, matrix, start, REFIT_STEPS, inputs.gap.of(weight).cross)
+            for method in self.methods:
+                trial.prune(method, DENSE if method == RECOMMENDED else LAYER)  # as users run them
             trial.try_again()
-        else:
-            best, pruned = corrected, {}
-        wanda, bare = pruned.get("wanda"), weight.masked_fill(mask, 0)
+        bare = weight.masked_fill(mask, 0)
         error, alone, hessian = error_of(after), beside(bare), inputs.dense_hessian
         dense_input_change = quadratic_form(difference(weight, after), hessian)
         costs = Costs(
@@ -212,9 +219,9 @@ class Yardsticks:
             held_out_error=error_held_out(after) if error_held_out else None,
             dense_input_error=ratio(dense_input_change, quadratic_form(weight, hessian)),
             mask=alone,
-            possible_error=error_of(best),
-            methods={method: error_of(other) for method, other in pruned.items()},
-            wanda=None if wanda is None else beside(wanda),
+            possible=min(beside(best), beside(after), key=lambda rival: rival.error),
+            methods=trial.rivals() if mask.any() else {},
+            target=self.target,
             opposite=beside(2 * bare - after) if mask.any() and error > alone.error else None,
             massive=MassiveActivation.find(weight, after, inputs.statistics, hessian),
             has_few_tokens=inputs.statistics.tokens < inputs.statistics.columns,
@@ -232,13 +239,14 @@ class _Trial:
     mask: Tensor
     pattern: Pattern
     inputs: LayerInputs
+    beside: Callable[[Tensor], Rival]
     tried: dict[tuple[str, str], Removal] = field(default_factory=dict)
-    done: set[tuple[str, str]] = field(default_factory=set)  # methods with their aims
+    done: dict[tuple[str, str], Rival] = field(default_factory=dict)  # by method and aim
     swept: dict[str, LayerResult] = field(default_factory=dict)  # SparseGPT's by aim
     shared: dict[str, Known] = field(default_factory=dict)  # by aim
 
-    def prune(self, method: str, aim: str) -> Tensor:
-        """The method's result from W, or from W*, with an aim of `TARGET`; notes how near its mask is."""
+    def prune(self, method: str, aim: str) -> None:
+        """Runs a method on W, or on W*, with an aim of `TARGET`; notes its errors, and how near its mask is."""
         cache = self.shared.get(aim) or self.shared.setdefault(aim, Known(self._weight_for(aim)))
         settings = make_settings(method, sparsity=self.pattern, block_size=self.yardsticks.block_size)
         settings = replace(settings, measures=False, known=cache, products=self.yardsticks.products)
@@ -250,12 +258,26 @@ class _Trial:
         if method == "sparsegpt":
             self.swept[aim] = result
         removal = same_removed(self.mask, result.mask.to(self.mask.device))
-        self.done.add((method, aim))
+        self.done[method, aim] = self.beside(result.weight)
         # While inputs are still the dense model's, both targets are one.
         for target in (LAYER, DENSE) if cache.weight.equal(self.weight) and aim == DENSE else (TARGET[aim],):
             best = self.tried.get((method, target), removal)
             self.tried[method, target] = max(removal, best, key=lambda each: each.jaccard)
-        return result.weight
+
+    def rivals(self) -> dict[str, Rival]:
+        """Errors by method. Those that compensate have the checkpoint's target, as errors towards the dense model's
+        outputs are lower for weights that were fitted to these."""
+        if (nearest := self.nearest) and nearest.is_same:
+            self.yardsticks.target = nearest.target
+        dense, rivals = DENSE if self.inputs.stream is None else STREAM, {}
+        for method in self.yardsticks.methods:
+            aim = DENSE if method == RECOMMENDED else LAYER
+            if self.yardsticks.target == DENSE and method in AIMED:
+                aim = dense
+                if (method, aim) not in self.done:
+                    self.prune(method, aim)
+            rivals[method] = self.done[method, aim]
+        return rivals
 
     def _weight_for(self, aim: str) -> Tensor:
         """The weight that is pruned: W, or the one whose outputs are nearest to the target."""

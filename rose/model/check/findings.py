@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from rose.errors import RoseError
+from rose.layer.pattern import RECOMMENDED
 from rose.layer.registry import METHODS
-from rose.model.check.costs import ERROR_OF, SAME_MASK
+from rose.model.check.costs import AIMED, DENSE, ERROR_OF, HELD_OUT, SAME_MASK
 from rose.model.check.verdicts import VERDICTS, says_pattern
 from rose.report import report_beside
 from rose.verdicts import BOS, SPARSE, WINDOWS, on_other_windows, says_perplexity
@@ -110,7 +111,9 @@ def _in_common(rows: pd.DataFrame) -> str:
         sizes = matching.map(lambda name: METHODS[name].label).value_counts()
         methods = [f"{label} in {count(int(size), 'layer')}" for label, size in sizes.items()]
         is_one = len(sizes) == 1 and len(matching) == len(rows)
-        texts = [f"Like {sizes.index[0] if is_one else listing(methods)}."] if methods else []
+        is_dense = (rows.loc[matching.index, "nearest_target"] == DENSE).mean() > 0.5
+        target = " towards the dense model's outputs" if is_dense else ""
+        texts = [f"Like {sizes.index[0] if is_one else listing(methods)}{target}."] if methods else []
     if rows["zeros"].any():
         pattern = f", {says_pattern(rows['pattern'].iloc[0])}" if rows["pattern"].nunique() == 1 else ""
         moved = rows[rows["moved"] > 0]
@@ -123,7 +126,9 @@ def _in_common(rows: pd.DataFrame) -> str:
             weights = f"{where} moved by {_range(moved['change'], percent)} of their norm"
         texts += [f"{_range(rows['sparsity'], percent)} zeros{pattern}.", f"Kept weights{weights}."]
     if "error" in rows and rows["error"].notna().any():
-        texts.append(f"Errors {_range(rows['error'], number)}, median {number(float(rows['error'].median()))}.")
+        prefix = _prefix(rows, "error")
+        errors, which = rows[f"{prefix}error"].dropna(), "Held-out errors" if prefix else "Errors"
+        texts.append(f"{which} {_range(errors, number)}, median {number(float(errors.median()))}.")
     wrong = rows[rows["is_wrong"]]
     if len(wrong) or not texts:
         example = rows.loc[wrong.index[0] if len(wrong) else rows.index[0]]
@@ -226,16 +231,31 @@ def _errors(layers: pd.DataFrame) -> list[str]:
         return []
     measured = layers.dropna(subset=["error"])
     methods = [str(name) for name in measured if str(name).startswith(ERROR_OF)]
-    means = listing([f"{method_of(name)} {number(float(measured[name].mean()))}" for name in methods], len(methods))
+    prefix = _prefix(measured, *methods[:1] or ["error"])
+    means = [f"{method_of(name)} {number(float(measured[prefix + name].mean()))}" for name in methods]
     where = "" if len(measured) == len(layers) else f" over {out_of(len(measured), len(layers), 'layer')}"
-    text = f"Mean error{where} {number(float(measured['error'].mean()))}"
-    text += f"; at the same sparsity, fitted to these very tokens, {means}." if means else "."
-    recovered = measured["recovered"].dropna()
-    if recovered.empty:
-        return [text]
-    share = percent(float(recovered.median()), 0)
-    median = f", the median of {count(len(recovered), 'layer')}" if len(recovered) > 1 else ""
-    return [text, f"Compensation recovered {share} of what a least-squares refit of the masks would{median}."]
+    texts = [f"Mean {'held-out ' if prefix else ''}error{where} {number(float(measured[f'{prefix}error'].mean()))}."]
+    if means:
+        texts.append(f"Methods at this sparsity, fitted to the calibration tokens: {listing(means, len(means))}.")
+        is_dense = "compared_target" in measured and (measured["compared_target"] == DENSE).mean() > 0.5
+        aimed = [name for name in methods if name.removeprefix(ERROR_OF) in (AIMED if is_dense else (RECOMMENDED,))]
+        verb, alike = "aims" if len(aimed) == 1 else "aim", ", as this checkpoint does" if is_dense else ""
+        others = (
+            ", and other methods at each layer's own, which leaves higher errors" if len(aimed) < len(methods) else ""
+        )
+        subject = listing([method_of(name) for name in aimed])
+        texts += [f"{subject} {verb} at the dense model's outputs{alike}{others}."] if aimed else []
+    if len(recovered := measured["recovered"].dropna()):
+        share = percent(float(recovered.median()), 0)
+        median = f", the median of {count(len(recovered), 'layer')}" if len(recovered) > 1 else ""
+        text = f"On calibration tokens, compensation recovered {share} of what a least-squares refit of the masks would"
+        texts.append(f"{text}{median}.")
+    return texts
+
+
+def _prefix(rows: pd.DataFrame, name: str) -> str:
+    """What begins a column of errors: `HELD_OUT` if held-out ones were measured, else nothing."""
+    return HELD_OUT if rows.get(HELD_OUT + name, pd.Series(dtype=float)).notna().any() else ""
 
 
 def _maker(summary: dict[str, Any]) -> list[str]:

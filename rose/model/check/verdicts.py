@@ -187,17 +187,20 @@ def judge_costs(
     is_mask = verdict.verdict == MASK_ALONE
     # With fewer tokens than columns, two sets of tokens differ by more than two methods do.
     is_told_apart = is_mask or not costs.has_few_tokens
-    if costs.wanda and is_told_apart and _is_worse(costs, costs.wanda, CLEARLY if is_mask else OTHER_TEXT):
-        reason = f"{error}, Wanda's mask without compensation {_shown_error(costs.wanda)}{both}."
+    wanda = costs.methods.get("wanda")
+    if wanda and is_told_apart and _is_worse(costs, wanda, CLEARLY if is_mask else OTHER_TEXT):
+        reason = f"{error}, Wanda's mask without compensation {_shown_error(wanda)}{both}."
         if is_mask:
             return LayerVerdict(MASK_ALONE, f"{reason} {verdict.reason}", True)
         return LayerVerdict(WORSE_THAN_WANDA, reason, True)
     if change.zeros <= change.zeros_before:
         return verdict
-    reached = [f"{METHODS[name].label} {number(costs.methods[name])}" for name in COMPARED if name in costs.methods]
-    parts = [f"Error {number(costs.error)}{f' ({listing(reached)} at this sparsity)' if reached else ''}."]
+    methods = costs.methods.items()
+    reached = [f"{METHODS[name].label} {_shown_error(rival)}" for name, rival in methods if name in COMPARED]
+    parts = [f"{error}{f' ({listing(reached)} at this sparsity)' if reached else ''}."]
     if costs.recovered is not None:
-        parts.append(f"Compensation recovered {percent(costs.recovered, 0)} of what a least-squares refit would.")
+        share = percent(costs.recovered, 0)
+        parts.append(f"On calibration tokens, compensation recovered {share} of what a least-squares refit would.")
     if nearest and nearest.is_same:
         target = " towards the dense model" if nearest.target == "dense" else ""
         shares = f"{percent(nearest.shared.jaccard)} in common, {percent(nearest.shared.chance)} by chance"

@@ -62,7 +62,8 @@ IN_BASES = pd.DataFrame(
     ],
     columns=["basis", "method", "relative_error", "held_out_error"],
 )
-COSTS = pd.Series({"mask_error": 0.2, "error": 0.1, "possible_error": 0.05, "recovered": 0.67, "error_of_rose": 0.08})
+ERRORS = {"mask_error": 0.2, "error": 0.1, "possible_error": 0.05, "error_of_rose": 0.08}
+COSTS = pd.Series(ERRORS | {f"held_out_{name}": 1.2 * error for name, error in ERRORS.items()} | {"recovered": 0.67})
 TUNED = pd.DataFrame(
     [(0, 1.0, np.nan, 1.2), (5, 9.0, 1.0, 0.9), (10, 17.0, 0.8, 0.95)], columns=["step", "seconds", "loss", "held_out"]
 )

@@ -115,7 +115,9 @@ def test_check_with_tokens_measures_compensation(setup, pruned_folder):
     assert f"worse than its mask without compensation: {told}" in title
     bars = json.loads(figures(app)[0])["data"][0]
     methods = [name for name in row.index if name.startswith("error_of_")]
-    assert bars["y"] == pytest.approx([row["mask_error"], row["error"], row["possible_error"], *row[methods]])
+    names = ["mask_error", "error", "possible_error", *methods]
+    assert bars["name"] == "held-out tokens"
+    assert bars["y"] == pytest.approx([row[f"held_out_{name}"] for name in names])
     app.segmented_control(key="check_view").set_value("Drift").run()
     drift = run.check.summary["drift"]
     assert f"After decoder block 2 the drift is {words.number(drift[-1]['drift'])}" in titles(app)[0]

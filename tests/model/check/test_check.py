@@ -164,7 +164,7 @@ def test_methods_are_known_by_their_masks_and_by_their_errors(dense, tokens, met
     if method == "sparsegpt":
         assert told_by == [verdicts.NO_FAULT]
         assert found.is_sane
-        assert pruned["reason"].str.contains("Compensation recovered").all()
+        assert pruned["reason"].str.contains("compensation recovered").all()
         assert pruned["error"].to_numpy() == pytest.approx(pruned["error_of_sparsegpt"].to_numpy(), rel=0.02)
     else:
         assert told_by == [verdicts.MASK_ALONE]
@@ -189,12 +189,28 @@ def test_methods_are_known_by_their_masks_and_by_their_errors(dense, tokens, met
     assert found.summary["perplexity_after"] == pytest.approx(rose.perplexity(model, tokens[4:]))
 
 
+def test_methods_have_the_target_of_the_checkpoint_and_no_share_is_above_all(dense, tokens):
+    model, layers = copy.deepcopy(dense), ["*.0.self_attn.*", "*.1.self_attn.o_proj"]
+    rose.prune_model(model, tokens[:4], method="sparsegpt", sparsity=0.6, target="dense", layers=layers)
+    found = check_checkpoint(dense, model, tokens[:4], held_out=tokens[4:], methods=("wanda", "sparsegpt"))
+    pruned = found.layers[found.layers["zeros"] > found.layers["zeros_before"]]
+    assert pruned["compared_target"].iloc[-1] == "dense"
+    for on in ("", "held_out_"):
+        reached = pruned[f"{on}error_of_sparsegpt"].to_numpy()
+        assert pruned[f"{on}error"].to_numpy() == pytest.approx(reached, rel=0.05)
+    says = "SparseGPT aims at the dense model's outputs, as this checkpoint does, and other methods at each layer's own"
+    assert says in " ".join(findings(found))
+    other = check_checkpoint(dense, model, tokens[:1, :64], methods=("sparsegpt",))  # far fewer tokens than it had
+    assert (other.layers["recovered"].dropna() <= 1).all()
+    assert (other.layers["possible_error"].dropna() <= other.layers["error"].dropna()).all()
+
+
 def test_compensation_for_another_text_is_no_fault():
     """What was seen of good checkpoints: a layer whose output few tokens make up, and one that repairs the stream."""
 
     def costs(error: float, held_out: float, wanda: float, wanda_held_out: float, stream: float | None = None) -> Costs:
         beside = Rival(wanda, wanda_held_out, stream)
-        return Costs(error, held_out, error, Rival(error, held_out), error, {"wanda": wanda}, beside)
+        return Costs(error, held_out, error, Rival(error, held_out), Rival(error), {"wanda": beside})
 
     fine = LayerVerdict(verdicts.NO_FAULT, "", False)
     change = weight_change(torch.ones(4, 4), compensate(torch.ones(4, 4)))
@@ -220,7 +236,7 @@ def test_compensation_is_backwards_where_its_opposite_helps_by_every_measure():
         """Beside a mask with errors of 0.30 and 0.32; `streams`: of the found one to the mask and to the opposite."""
         to_mask, to_opposite = streams or (None, None)
         mask, other = Rival(0.30, 0.32, to_mask), Rival(*opposite, to_opposite)
-        return judge_costs(fine, Costs(*found, found[0], mask, 0.2, {}, None, other), change).verdict
+        return judge_costs(fine, Costs(*found, found[0], mask, Rival(0.2), {}, opposite=other), change).verdict
 
     assert verdict((0.40, 0.41), (0.25, 0.28)) == verdicts.BACKWARDS
     assert verdict((0.40, 0.41), (0.25, 0.28), (1.3, 1.6)) == verdicts.BACKWARDS
