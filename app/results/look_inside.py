@@ -11,29 +11,23 @@ from app.figures import weights as figures
 from app.forms.widgets import linked, text_input
 from app.results.downloads import csv_button
 from app.study.cache import model_identity
+from rose.model import inspect as tensors
 from rose.model.check.verdicts import says_pattern
-from rose.model.inspect import (
-    TensorFiles,
-    compare_files,
-    inspect_file,
-    look_at,
-    says_differences,
-    says_file,
-)
+from rose.model.inspect import TensorFiles
 from rose.model.packaged import PACKAGED
 
 QUICK = 2**24  # numbers of a matrix
 FILE_HELP = "A .safetensors or .gguf file, or a folder of a checkpoint, packed or sharded. Nothing is loaded whole."
 LABELS = {
     "name": "Tensor", "kind": "Format", "shape": "Shape", "stored": "Bytes", "sparsity": "Zeros", "pattern": "Pattern",
-    "true_bits": "Bits a weight", "norm": "Norm", "largest": "Largest", "zero_rows": "Zero rows",
+    "true_bits": "Bits used", "norm": "Norm", "largest": "Largest", "zero_rows": "Zero rows",
     "zero_columns": "Zero columns", "odd_rows": "Odd rows", "odd_columns": "Odd columns", "not_finite": "Not finite",
-    "says": "What stands out",
+    "says": "What stands out", "stored_as": "Name in the file",
 }  # fmt: skip
 BESIDE = {
-    "name": "Tensor", "other_name": "In the other", "status": "Status", "moved_to": "Moved to",
-    "change": "Change of norm", "moved": "Nonzeros that differ", "rows": "Rows", "columns": "Columns",
-    "cosine": "Cosine", "says": "What happened",
+    "name": "Tensor", "status": "Status", "says": "What happened", "change": "Change of norm",
+    "moved": "Nonzeros that differ", "rows": "Rows", "columns": "Columns", "cosine": "Cosine", "moved_to": "Moved to",
+    "other_name": "Name in the other", "stored_as": "Name in the file",
 }  # fmt: skip
 
 
@@ -55,7 +49,8 @@ def _table(*paths: str) -> pd.DataFrame | None:
     def make() -> None:
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(TensorFiles(path)) for path in paths]
-            tables[key] = compare_files(files[0], files[1]) if len(files) > 1 else inspect_file(files[0])
+            is_one = len(files) == 1
+            tables[key] = tensors.inspect_file(files[0]) if is_one else tensors.compare_files(files[0], files[1])
 
     key, tables = (*paths, *map(model_identity, paths)), st.session_state.setdefault("inspected-files", {})
     if key not in tables:
@@ -63,13 +58,23 @@ def _table(*paths: str) -> pd.DataFrame | None:
     return tables.get(key)
 
 
+def _short(name: str) -> str:
+    """A tensor as the app names its layer."""
+    return words.short_layer(name.removesuffix(".weight"))
+
+
 def _one(path: str) -> None:
+    answer = st.empty()
     with TensorFiles(path) as files:
         size = words.size(float(sum(entry.stored for entry in files.tensors.values())))
-        st.markdown(f"**{words.sentence(words.count(len(files.tensors), 'tensor'))}, {size}**")
+        answer.markdown(f"{words.sentence(words.count(len(files.tensors), 'tensor'))}, {size}")
         _picture(files)
         texts = files.texts()
-    _tensors(path)
+    table = _table(path)
+    if table is not None:
+        sentence, *further = tensors.says_file(table, _short)
+        answer.markdown(f"**{words.plain(sentence)}** {words.plain(' '.join(further))}")
+        _tensors(table)
     with st.expander("Configuration, tokenizer, template and licence, as text"):
         for title, text in texts.items():
             st.markdown(f"**{words.plain(title)}**")
@@ -86,9 +91,9 @@ def _picture(files: TensorFiles) -> None:
     if st.session_state.get("inspect_tensor") not in matrices:
         small = (name for name, entry in matrices.items() if entry.count < QUICK)
         st.session_state.inspect_tensor = next(small, next(iter(matrices)))
-    name = st.selectbox("Tensor", list(matrices), **linked("inspect_tensor"))
-    look, theme = look_at(files, name), session.theme()
-    components.show(figures.tensor_map(look.map, look.block, name=name, theme=theme), "inspect-map")
+    name = st.selectbox("Tensor", list(matrices), format_func=_short, **linked("inspect_tensor"))
+    look, theme = tensors.look_at(files, name), session.theme()
+    components.show(figures.tensor_map(look.map, look.block, name=_short(name), theme=theme), "inspect-map")
     left, right = st.columns(2)
     with left:
         components.show(figures.histogram(look.counts, look.edges, theme=theme), "inspect-histogram")
@@ -97,18 +102,17 @@ def _picture(files: TensorFiles) -> None:
         components.show(figures.norms(norms, theme=theme), "inspect-norms")
 
 
-def _tensors(path: str) -> None:
-    table = _table(path)
-    if table is None:
-        return
-
+def _tensors(table: pd.DataFrame) -> None:
     def choose(name: str) -> None:
         st.session_state.inspect_tensor = name
 
-    st.markdown("\n".join(f"- {words.plain(sentence)}" for sentence in says_file(table, words.short_layer)))
-    cells = table.assign(pattern=table["pattern"].map(says_pattern, na_action="ignore"))[list(LABELS)]
+    patterns = table["pattern"].map(says_pattern, na_action="ignore")
+    cells = table.assign(name=table["name"].map(_short), pattern=patterns)[list(LABELS)]
     cells = components.in_percent(cells, ["sparsity"]).rename(columns=LABELS)
     shown = {name: name for name in cells} | {"Zeros": ("Zeros", components.SHARE), "Bytes": ("Bytes", "bytes")}
+    help = "Bits that a number needs, by the grid on which the values lie; at most the stored ones."
+    shown["Bits used"] = st.column_config.NumberColumn("Bits used", format="%.2f", help=help)
+    shown["Pattern"] = st.column_config.TextColumn("Pattern", help="How the zeros lie: in N:M groups, rows or blocks.")
     alt = "All tensors of the file; a chosen row is drawn above"
     components.frame(cells, shown, "inspect-table", alt, list(table["name"]), choose)
     csv_button("Tensors, CSV", table, "tensors.csv", "inspect-csv")
@@ -118,10 +122,13 @@ def _beside(path: str, other: str) -> None:
     table = _table(path, other)
     if table is None:
         return
-    st.markdown(f"**{words.plain(says_differences(table, words.short_layer))}**")
-    cells = components.in_percent(table[list(BESIDE)], ["change", "moved"]).rename(columns=BESIDE)
-    shown = {name: name for name in cells} | {
-        BESIDE[name]: (BESIDE[name], components.SHARE) for name in ("change", "moved")
-    }
-    components.frame(cells, shown, "inspect-beside", "All tensors of both files")
+    st.markdown(f"**{words.plain(tensors.says_differences(table, _short))}**")
+    cells = table.loc[~table["status"].isin((tensors.SAME, tensors.ROUNDED)), list(BESIDE)].dropna(axis=1, how="all")
+    cells = components.in_percent(cells.assign(name=cells["name"].map(_short)), ["change", "moved"])
+    cells = cells.sort_values("change", ascending=False) if "change" in cells else cells
+    shares = {label: (label, components.SHARE) for label in (BESIDE["change"], BESIDE["moved"])}
+    cells = cells.rename(columns=BESIDE)
+    if len(cells):
+        shown = {name: shares.get(name, name) for name in cells}
+        components.frame(cells, shown, "inspect-beside", "Tensors that differ between two files")
     csv_button("Differences, CSV", table, "differences.csv", "inspect-beside-csv")

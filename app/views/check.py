@@ -154,7 +154,8 @@ def _every(run: CheckpointRun, check: CheckpointCheck) -> None:
     with st.expander("Zeros, masks and errors over all layers", icon=":material/more_horiz:", key="check-more"):
         st.markdown("\n".join(f"- {words.plain(sentence)}" for sentence in checked.facts(run)))
     table = _ranked(check.layers)
-    errors = {"error": "Error", "mask_error": "Mask alone", "possible_error": "Mask, refitted"}
+    errors = {"held_out_error": "Held-out error", "error": "Error, calibration", "mask_error": "Mask alone"}
+    errors |= {"possible_error": "Mask, refitted"}
     errors |= {name: method_of(name) for name in map(str, table) if name.startswith(ERROR_OF)}
     columns: dict[str, Any] = {
         "layer": st.column_config.TextColumn("Layer", pinned=True),

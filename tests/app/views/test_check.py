@@ -154,17 +154,18 @@ def test_equal_verdicts_are_a_sentence_without_a_map(setup, folder, tmp_path):
 def test_two_files_are_compared_inside(setup, folder, pruned_folder):
     asked = {"inspect_path": str(folder), "inspect_other": str(pruned_folder)}
     app = open_on(setup, PAGE, check_on="Look inside", **asked)
-    assert "21 of 30 tensors differ" in texts(app)
+    assert "21 of 30 tensors differ: 0 · " in texts(app)
+    assert "The others: 9 equal." in texts(app)
     assert (app.main.dataframe[0].value["Status"] == "differs").sum() == 21
     one = open_on(setup, PAGE, check_on="Look inside", inspect_path=str(pruned_folder))
-    assert "30 tensors" in texts(one)
+    assert "Nothing stands out: 30 tensors" in texts(one)
     assert len(figures(one)) == 3
     assert one.main.dataframe[0].value.set_index("Tensor")["Zeros"].max() > 1
 
 
 def test_page_opens_on_a_finished_check():
     app = open_page(PAGE)
-    assert app.error[0].value.startswith("One of 210 layers is wrong: pattern broken. The copy's perplexity")
+    assert app.error[0].value.startswith("One of 210 layers is wrong: pattern broken. Perplexity on 4 × 256 held-out")
     assert "The wrong layer lies in decoder block 18" in titles(app)[0]
     app.segmented_control(key="check_view").set_value("One layer").run()
     assert "where 2:4 allows two" in titles(app)[0]

@@ -197,7 +197,7 @@ def test_methods_have_the_target_of_the_checkpoint_and_no_share_is_above_all(den
     assert pruned["compared_target"].iloc[-1] == "dense"
     for on in ("", "held_out_"):
         reached = pruned[f"{on}error_of_sparsegpt"].to_numpy()
-        assert pruned[f"{on}error"].to_numpy() == pytest.approx(reached, rel=0.05)
+        assert pruned[f"{on}error"].to_numpy() == pytest.approx(reached, rel=0.1)
     says = "SparseGPT aims at the dense model's outputs, as this checkpoint does, and other methods at each layer's own"
     assert says in " ".join(findings(found))
     other = check_checkpoint(dense, model, tokens[:1, :64], methods=("sparsegpt",))  # far fewer tokens than it had
