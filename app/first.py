@@ -35,14 +35,13 @@ def pictures() -> dict[str, Any]:
 
 
 def draw(page: str, query: dict[str, str]) -> None:
-    """Shows a page's pictures of the example, where that is what the address asks for; returns at once otherwise."""
-    if page in PAGES and set(query) <= {"layer"}:
-        stored = pictures()
-        layer = query.get("layer", stored.get("layer", ""))
-        theme = "dark" if st.context.theme.type == "dark" else "light"
-        drawings = stored.get(theme, {}).get("layers" if page in ("", "layers") else f"{page} {layer}", [])
-        if drawings:
-            st.title(stored["titles"][page])
+    """Shows a page's title at once, and its pictures of the example where that is what the address asks for."""
+    stored = pictures()
+    if page in stored.get("titles", ()):
+        st.title(stored["titles"][page])
+        layer, theme = query.get("layer", stored["layer"]), "dark" if st.context.theme.type == "dark" else "light"
+        drawings = stored[theme].get("layers" if page in ("", "layers") else f"{page} {layer}", [])
+        if drawings and set(query) <= {"layer"}:
             st.container(height=PAGES[page][0], border=False)
             place(page, drawings if page else drawings[:1])
     drawn.set()
