@@ -25,14 +25,7 @@ from rose.verdicts import Interval
 
 HEIGHT = 440  # pixels of a stage, without caption
 CLEAR = "rgba(0,0,0,0)"
-ORDERS = {
-    "natural": "Natural (SparseGPT)",
-    "two_level": "Two-level (ROSE)",
-    "random": "Random",
-    "global": "Global, packed",
-    "pivot": "Pivot",
-    "custom": "Yours",
-}
+ORDERS = {"natural": "Natural (SparseGPT)", "two_level": "Two-level (ROSE)"}  # others have their usual names
 BUDGETS = {
     "block": Style(palette.BLUE, "equal shares"),
     "layer": Style(palette.GREEN, "one threshold", pattern="/"),
@@ -40,7 +33,8 @@ BUDGETS = {
 
 
 def look_of(order: str) -> Style:
-    return palette.order_style(order)._replace(label=ORDERS[order])
+    look = palette.order_style(order)
+    return look._replace(label=ORDERS.get(order, look.label))
 
 
 def signed(value: float, decimals: int = 2) -> str:
@@ -52,18 +46,18 @@ def signed(value: float, decimals: int = 2) -> str:
 
 
 def removal(
-    overlaps: Sequence[float], weights: Mapping[str, Sequence[float]], costs: Mapping[str, float], column: int,
-    *, theme: Theme,
+    hessian: Sequence[Sequence[float]], weights: Mapping[str, Sequence[float]], costs: Mapping[str, float],
+    column: int, *, theme: Theme,
 ) -> Drawing:  # fmt: skip
-    """Three inputs as circles that overlap, the weights before and after a removal, and its cost.
+    """Three inputs as pairs of circles that overlap, the weights before and after a removal, and its cost.
 
-    `overlaps`: H₁₂ and H₂₃; `weights`: "before" and "after", (3,) each; `costs`: by the way the other weights move.
+    `hessian`: (3, 3); `weights`: "before" and "after", (3,) each; `costs`: by the way the other weights move.
     """
-    titles = ["the three inputs and their overlaps", "weights", "error"]
+    titles = ["pairs of inputs; the common area is their overlap", "weights", "error"]
     grid: dict[str, Any] = {"rows": 2, "cols": 2, "specs": [[{"colspan": 2}, None], [{}, {}]]}
-    grid |= {"row_heights": [0.56, 0.44], "vertical_spacing": 0.13, "horizontal_spacing": 0.12}
+    grid |= {"row_heights": [0.44, 0.56], "column_widths": [0.6, 0.4], "vertical_spacing": 0.13}
     chart = Chart(height=HEIGHT, headroom=24, theme=theme, subplot_titles=titles, **grid)
-    _circles(chart, overlaps, column)
+    _pairs(chart, hessian, column)
     names = [f"w<sub>{j + 1}</sub>" for j in range(3)]
     looks = {"before": Style(chart.ink.muted, "before"), "after": Style(palette.ORANGE, "after")}
     for name, values in weights.items():
@@ -81,30 +75,31 @@ def removal(
     return chart.done(finding, subtitle, "Computed from H⁻¹; nothing is damped.", "Circles and two bar charts", table)
 
 
-def _circles(chart: Chart, overlaps: Sequence[float], column: int) -> None:
-    """Circles of area 1 whose common areas are the overlaps, with the entries of H in them."""
+def _pairs(chart: Chart, hessian: Sequence[Sequence[float]], column: int) -> None:
+    """Circles of area 1, two by two, whose common area is the overlap; below them their entry of H."""
     radius, at = 1 / math.sqrt(math.pi), {"row": 1, "col": 1}
-    clear = at | {"bgcolor": CLEAR}
 
     def excess(distance: float, overlap: float) -> float:
         """The common area of two circles whose centres are this far apart, minus `overlap`."""
         wedge = 2 * radius**2 * math.acos(distance / 2 / radius)
         return wedge - distance * math.sqrt(max(0.0, radius**2 - distance**2 / 4)) - overlap
 
-    centres = np.cumsum([0.0, *(brentq(excess, 0.0, 2 * radius, args=(overlap,)) for overlap in overlaps)])
-    for j, centre in enumerate(centres):
-        colour, dash, fill = palette.BLUE, "solid", "rgba(9,115,178,0.18)"
-        if j == column:
-            colour, dash, fill = MARK, "dash", "rgba(240,51,138,0.12)"
-        box = {"x0": centre - radius, "x1": centre + radius, "y0": -radius, "y1": radius, "fillcolor": fill}
-        chart.figure.add_shape(type="circle", **box, line={"color": colour, "width": 3, "dash": dash}, **at)
-        chart.note(f"<b>{j + 1}</b>", x=centre + (-0.4, 0.0, 0.4)[j], y=0.1 * (j == 1), **clear)
-    middle, end = centres[-1] / 2, centres[-1] + radius
-    places = {"12": (-radius - 0.04, 0.0, "right"), "23": (end + 0.04, 0.12, "left"), "13": (end + 0.04, -0.12, "left")}
-    for (pair, (x, y, anchor)), overlap in zip(places.items(), (*overlaps, 0.0), strict=True):
-        chart.note(f"H<sub>{pair}</sub> = {overlap:.1f}", x=x, y=y, xanchor=anchor, **clear)
-    chart.x(range=[middle - 1.95, middle + 1.95], visible=False, **at)
-    chart.y(range=[-0.6, 0.6], visible=False, scaleanchor="x", scaleratio=1, **at)
+    for middle, pair in zip((0.0, 2.4, 4.8), ((0, 1), (1, 2), (0, 2)), strict=True):
+        overlap = hessian[pair[0]][pair[1]]
+        apart = brentq(excess, 0.0, 2 * radius, args=(overlap,)) / 2
+        for j, side in zip(pair, (-1, 1), strict=True):
+            colour, dash, fill = palette.BLUE, "solid", "rgba(9,115,178,0.18)"
+            if j == column:
+                colour, dash, fill = MARK, "dash", "rgba(240,51,138,0.12)"
+            centre = middle + side * apart
+            box = {"x0": centre - radius, "x1": centre + radius, "y0": -radius, "y1": radius, "fillcolor": fill}
+            chart.figure.add_shape(type="circle", **box, line={"color": colour, "width": 3, "dash": dash}, **at)
+            chart.note(f"<b>{j + 1}</b>", x=centre + 0.35 * side, y=0, bgcolor=CLEAR, **at)
+        entry = f"H<sub>{pair[0] + 1}{pair[1] + 1}</sub> = {overlap:.1f}"
+        chart.note(entry, x=middle, y=-radius, yanchor="top", bgcolor=CLEAR, **at)
+    # The domain gives way to the scale: a range that gave way would stay when the window grows.
+    chart.x(range=[-1.15, 5.95], visible=False, constrain="domain", **at)
+    chart.y(range=[-1.1, 0.65], visible=False, scaleanchor="x", constrain="domain", **at)
 
 
 # Lessons 2, 5 and 6: a layer with all its numbers
@@ -141,7 +136,7 @@ def number_matrix(
     places = [*range(rows), *(rows + 0.3 + at for at in range(len(below)))]
     names = [*(f"output {row + 1}" for row in range(rows)), *below]
     chart.y(**bare, tickvals=places, ticktext=names, range=[rows - 0.4 + (0.3 + 2 if below else 0), -0.6])
-    chart.margins = {"l": 104, "b": 12}
+    chart.margins = {"l": 88, "b": 12}
     table = pd.DataFrame(matrix, columns=[f"column {heading}" for heading in headings])
     table.insert(0, "output", np.arange(rows) + 1)
     return chart.done(finding, subtitle, "", "Matrix with all numbers printed", table)
@@ -174,52 +169,52 @@ def _print(chart: Chart, x: float, y: float, text: str, colour: str) -> None:
 
 
 def early_late(
-    results: Mapping[str, LayerResult], energy: float, block: int, *, answered: bool, theme: Theme
+    results: Mapping[str, LayerResult], energy: float, shares: Sequence[float], *, answered: bool, theme: Theme
 ) -> Drawing:
-    """The cost of every block without compensation, and once answered the error that remains, if `block` moves.
+    """The cost of every block without compensation, and once answered the error that remains, if block 3 moves.
 
-    `results`: traced sweeps, by the block's label; `energy`: the denominator of errors.
+    `results`: traced sweeps, by its turn; `energy`: the denominator of errors; `shares` of its loss, made good in each.
     """
     grid: dict[str, Any] = {"rows": 1, "cols": 2, "shared_yaxes": True, "horizontal_spacing": 0.04}
     grid["subplot_titles"] = list(results)
-    chart = Chart(height=HEIGHT, headroom=24, legend=answered, theme=theme, **grid)
+    chart = Chart(height=HEIGHT, headroom=24, legend=True, theme=theme, **grid)
     chart.figure.update_annotations(font_size=FONT_SIZE + 1)
-    saved, frames = [], []
+    frames = []
     alone, stays = Style("rgba(128,135,150,0.45)", "if nobody helped"), Style(palette.ORANGE, "what stays")
     for col, (name, result) in enumerate(results.items(), 1):
         assert result.trace is not None
         blocks = [int(columns[0]) // 3 for columns in result.order.permutation.split(3)]
         lost, error = (to_numpy(part) / energy for part in (result.trace.lost, result.trace.error))
-        shares = 1 - error / lost
-        saved.append(float(shares[blocks.index(block)]))
         x, at = [f"block<br>{number + 1}" for number in blocks], {"row": 1, "col": col}
         chart.bars(x, lost, alone, "", showlegend=col == 1, width=0.7, **at)
         if answered:
             chart.bars(x, error, stays, "", showlegend=col == 1, width=0.7, **at)
-            for place, top, share in zip(x, lost, shares, strict=True):
-                chart.note(percent(share, 0), x=place, y=top, yanchor="bottom", bgcolor=CLEAR, **at)
+            for place, top, left in zip(x, lost, error, strict=True):
+                chart.note(percent(1 - left / top, 0), x=place, y=top, yanchor="bottom", bgcolor=CLEAR, **at)
         frames.append(pd.DataFrame({"turn": name, "block": np.array(blocks) + 1, "alone": lost, "stays": error}))
     table = pd.concat(frames, ignore_index=True)
     chart.figure.update_layout(barmode="overlay")
     chart.y(range=[0, 1.25 * float(table["alone"].max())])
-    chart.y(title_text="error, of the layer's output", row=1, col=1)
-    first, last = saved
-    finding = f"Block {block + 1} would lose most, wherever it stands"
+    chart.y(title_text="relative error", row=1, col=1)
+    finding = "Block 3 would lose most, wherever it stands"
     if answered:
-        finding = f"Of block {block + 1}'s loss {percent(first, 0)} is made good first, {percent(last, 0)} last"
-    subtitle = "Blocks from left to right as they are pruned" + ("; above each: what is made good" if answered else "")
+        finding = f"Of block 3's loss {percent(shares[0], 0)} is made good first, {percent(shares[1], 0)} last"
+    subtitle = "Blocks as they are pruned; error of the layer's output" + ("; made good" if answered else "")
     return chart.done(finding, subtitle, "", "Two bar charts side by side", table)
 
 
 # Lesson 4
 
 
-def price_lines(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], *, theme: Theme) -> Drawing:
-    """log d over the steps of several orders. `lines`: order -> its columns and prices, as visited."""
+def price_lines(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], step: int, *, theme: Theme) -> Drawing:
+    """log d over the steps of several orders. `lines`: order -> its columns and prices, as visited.
+
+    `step`: the first of the two columns that the order "custom" has swapped, counted from 1; 0 without that order.
+    """
     chart, frames = Chart(x="step", y="log d", height=HEIGHT, legend=True, theme=theme), []
     for name, (columns, price) in lines.items():
         steps, logs = np.arange(1, len(price) + 1), np.log(price)
-        hover = f"{ORDERS[name]}<br>step %{{x}}: column %{{customdata}}<br>log d %{{y:.3f}}"
+        hover = f"{look_of(name).label}<br>step %{{x}}: column %{{customdata}}<br>log d %{{y:.3f}}"
         chart.line(steps, logs, look_of(name), hover, size=10, customdata=np.array(columns) + 1)
         frames.append(pd.DataFrame({"order": name, "step": steps, "column": np.array(columns) + 1, "price": price}))
     table = pd.concat(frames, ignore_index=True)
@@ -227,8 +222,12 @@ def price_lines(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], *, t
     chart.level(float(logs.mean()), (0.7, 9.3), f"mean of every line: {number(logs.mean())}".replace("-", "−"))
     chart.x(dtick=1, range=[0.7, 9.3], zeroline=False)
     chart.y(range=[float(logs.min()) - 0.1, float(logs.max()) + 0.1], rangemode="normal", zeroline=False)
-    subtitle = "Logarithm of the price at each step; the area under every line is the same"
-    return chart.done("Every line has the same mean", subtitle, "", "Line chart of log prices over steps", table)
+    subtitle = "Logarithm of the price at each step; the nine values of every line have the same sum"
+    finding = "Every line has the same mean"
+    if step:
+        factor = lines["custom"][1][step] / lines["natural"][1][step - 1]
+        finding = f"Price of column {step} × {factor:.2f}, of column {step + 1} ÷ {factor:.2f}; all others stay"
+    return chart.done(finding, subtitle, "", "Line chart of log prices over steps", table)
 
 
 # Lesson 7
@@ -252,8 +251,10 @@ def error_strip(random: Sequence[float], marked: Mapping[str, float], *, theme: 
     chart.y(range=[0, 1], visible=False)
     yours, rule = marked["custom"], marked["two_level"]
     beaten = sum(error > yours for error in random)
-    ending = ", and ROSE" if yours < rule else ", but not ROSE" if beaten else " and not ROSE"
+    ending = ", and ROSE" if yours < rule else "; it equals ROSE" if yours == rule else ", but not ROSE"
     finding = f"Your order beats {some(beaten)} of {len(random)} random orders{ending}"
+    if not beaten and yours > rule:
+        finding = f"Your order beats neither ROSE nor any of {len(random)} random orders"
     table = pd.DataFrame([*(("random", error) for error in random), *places], columns=["order", "error"])
     return chart.done(finding, "Each dot is a random order", "", "Errors of orders on one axis", table)
 
@@ -262,26 +263,26 @@ def error_strip(random: Sequence[float], marked: Mapping[str, float], *, theme: 
 
 
 def bars(
-    table: pd.DataFrame, finding: str, subtitle: str, caption: str = "", *, axis: str = "", size: int | None = None,
-    equal: float | None = None, theme: Theme,
+    table: pd.DataFrame, finding: str, subtitle: str, caption: str = "", *, axis: str = "", equal: float | None = None,
+    theme: Theme,
 ) -> Drawing:  # fmt: skip
-    """Bars with their numbers: name, group, value. Horizontal without an `axis`. Groups are budgets or orders; weights
-    of blocks are counted up to `size`, with a level for `equal` shares."""
-    groups = table.groupby("group", sort=False)
-    across = not axis
+    """Bars with their numbers: name, group, value, and for a block its columns. Horizontal without an `axis`, else
+    grouped by budget or order. A broken line marks `equal` shares."""
+    across, blocks = not axis, "columns" in table
     chart = Chart(y=axis, height=HEIGHT, legend=not across, theme=theme)
-    for group, rows in groups:
-        look = BUDGETS.get(str(group)) or (look_of(str(group)) if group in ORDERS else Style(palette.BLUE, str(group)))
+    for group, rows in table.groupby("group", sort=False):
+        look = Style(palette.BLUE, "") if across else BUDGETS.get(str(group)) or look_of(str(group))
         places = (rows["value"], rows["name"]) if across else (rows["name"], rows["value"])
-        text = rows["value"].map(signed if size is None else str)
+        text = "<b>" + rows["value"].map(str) + "</b><br>" + rows["columns"] if blocks else rows["value"].map(signed)
         chart.bars(*places, look, "", text=text, **({"orientation": "h"} if across else {}))
     if across:
         chart.x(range=[0, 1.12 * float(table["value"].max())])
         chart.y(autorange="reversed", showgrid=False)
     else:
-        chart.y(top=1.15 * float(table["value"].max()), **({} if size is None else {"count": size}))
-    if equal is not None:
-        chart.level(equal, (-0.5, 2.5), f"equal shares: {equal} each")
+        chart.x(tickangle=0)
+        chart.y(top=1.25 * float(table["value"].max()))
+    if equal is not None:  # a shape, as names and numbers do not share an axis
+        chart.figure.add_hline(y=equal, line=chart.dashed, name=f"equal shares: {equal} each", showlegend=True)
     return chart.done(finding, subtitle, caption, f"Bar chart: {subtitle}", table)
 
 
@@ -298,8 +299,9 @@ def columnar_map(layers: pd.DataFrame, *, theme: Theme) -> Drawing:
     chart.x(**BARE, dtick=5)
     chart.y(**BARE, autorange="reversed", ticks="")
     finding = f"{word(int(layers['is_columnar'].sum())).capitalize()} of {len(layers)} layers are columnar"
-    subtitle = "Layers of SmolLM2-135M at 70 % zeros; orange: columnar"
-    return chart.done(finding, subtitle, "The finished study that the app opens with.", "Map of layers", layers)
+    subtitle = "Layers of SmolLM2-135M at 70 % zeros; orange: columnar; o_proj: output projection of attention"
+    caption = "The study that the app opens with: Python's reference as text, inputs of the dense model."
+    return chart.done(finding, subtitle, caption, "Map of layers", layers)
 
 
 def ratio_lines(ratios: Mapping[str, Interval], subtitle: str, finding: str, caption: str, *, theme: Theme) -> Drawing:
@@ -310,11 +312,12 @@ def ratio_lines(ratios: Mapping[str, Interval], subtitle: str, finding: str, cap
     ends = {"array": table["high"] - table["ratio"], "arrayminus": table["ratio"] - table["low"]}
     bars = {"type": "data", "symmetric": False, "thickness": 2.5, "width": 8} | ends
     text = [f"<b>{ratio:.2f}</b>" for ratio in table["ratio"]]
-    marks = {"error_x": bars, "mode": "markers+text", "textposition": "top center", "text": text}
+    marks = {"error_x": bars, "mode": "markers+text", "textposition": "top right", "text": text}
     look = Style(palette.ORANGE, "", symbol="square")
     chart.points(table["ratio"], table["method"], look, "%{y}<br>%{x:.3f}", size=11, showlegend=False, **marks)
     chart.figure.add_vline(x=1, line=chart.dashed)
-    chart.x(type="log", tickvals=[0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2], zeroline=False)
+    span = np.log10([0.97 * table["low"].min(), 1.07 * max(1.0, table["high"].max())])  # room for a number
+    chart.x(type="log", tickvals=[0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2], zeroline=False, range=span)
     chart.y(autorange="reversed", range=[len(table) - 0.5, -0.6], showgrid=False)
     return chart.done(finding, subtitle, caption, "Ratios with intervals", table)
 
@@ -322,27 +325,18 @@ def ratio_lines(ratios: Mapping[str, Interval], subtitle: str, finding: str, cap
 # Lesson 10
 
 
-def basis_panels(
-    importance: Sequence[float], relative_range: float, errors: pd.DataFrame, chosen: str, names: Mapping[str, str],
-    *, theme: Theme,
-) -> Drawing:  # fmt: skip
-    """Importance of every column in one basis; once answered, also errors in all bases: basis, method, error."""
-    answered = not errors.empty
-    titles = ["importance of the columns", "held-out error"][: 1 + answered]
-    grid: dict[str, Any] = {"rows": 1 + answered, "cols": 1, "subplot_titles": titles}
-    grid |= {"vertical_spacing": 0.2} if answered else {}
-    chart = Chart(height=HEIGHT, headroom=24, legend=answered, theme=theme, **grid)
+def importance_bars(
+    importance: Sequence[float], relative_range: float, top: float, head: int, basis: str, *, theme: Theme
+) -> Drawing:
+    """Importance of every column in a basis, with lines between heads of `head` columns; the axis ends at `top`."""
+    chart = Chart(x="column of W<sub>o</sub>; lines part heads", y="importance", height=HEIGHT, theme=theme)
     place = np.arange(1, len(importance) + 1)
-    behind = {"marker": {"color": palette.magnitude_colours(np.array(importance), theme)}, "showlegend": False}
-    chart.bars(place, importance, Style(palette.BLUE, "importance"), "column %{x}", **behind, row=1, col=1)
-    for method, rows in errors.groupby("method", sort=False):
-        marker = {"line": {"color": MARK, "width": [3 if basis == chosen else 0 for basis in rows["basis"]]}}
-        behind = {"text": [number(error, 2) for error in rows["error"]], "marker": marker, "row": 2, "col": 1}
-        chart.bars(list(rows["basis"].map(names)), rows["error"], palette.method_style(str(method)), "", **behind)
+    chart.bars(place, importance, Style(palette.BLUE, "importance"), "column %{x}")
+    for edge in range(head, len(importance), head):
+        chart.figure.add_vline(x=edge + 0.5, line={"color": chart.ink.muted, "width": 1})
+    chart.y(top=top)
     kind = "columnar" if relative_range > THRESHOLD else "not columnar"
-    finding = f"Basis {names[chosen].lower()}: relative range {number(relative_range)}, {kind}"
-    subtitle = f"A generated attention layer with {len(importance)} columns in six heads"
-    if answered:
-        chart.y(row=2, col=1, range=[0, 1.2 * float(errors["error"].max())])
-    table = errors if answered else pd.DataFrame({"column": place, "importance": importance})
-    return chart.done(finding, subtitle, "", "Bar charts of importance and errors", table)
+    finding = f"Basis {basis.lower()}: relative range {number(relative_range)}, {kind}"
+    subtitle = f"A generated attention layer with {len(importance)} columns in {len(importance) // head} heads"
+    table = pd.DataFrame({"column": place, "importance": importance})
+    return chart.done(finding, subtitle, "", "Bar chart of importance", table)

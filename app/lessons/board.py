@@ -19,8 +19,6 @@ from app.figures.style import Drawing
 from app.lessons import example
 
 KEY, STATE = "lesson-board", "lesson_board"
-NATURAL = tuple(range(9))
-RANDOM = tuple(f"random:{seed}" for seed in range(60))
 LARGEST = 9.9  # of a weight
 FILES = Path(__file__).parent
 _board = st.components.v2.component(
@@ -31,14 +29,14 @@ _board = st.components.v2.component(
 
 def state() -> dict[str, Any]:
     """Order, weights, and what they were before the last changes."""
-    return st.session_state.setdefault(STATE, {"order": NATURAL, "weights": example.WEIGHT, "past": []})
+    return st.session_state.setdefault(STATE, {"order": example.NATURAL, "weights": example.WEIGHT, "past": []})
 
 
 def change(order: Sequence[int] | None = None, weights: example.Weights | None = None) -> None:
     """Takes another order or other weights, unless it is none, or they are none."""
     now = state()
     before = now["order"], now["weights"]
-    if order is not None and sorted(order) == list(NATURAL):
+    if order is not None and sorted(order) == list(example.NATURAL):
         now["order"] = tuple(order)
     now["weights"] = weights or now["weights"]
     if (now["order"], now["weights"]) != before:
@@ -53,12 +51,13 @@ def undo() -> None:
 def buttons() -> None:
     """Known orders, and the way back."""
     now = state()
-    orders = {"Natural": NATURAL, "ROSE": _columns("two_level"), "Pivot": _columns("pivot")}
+    orders = {"Natural": "natural", "ROSE": "two_level", "Pivot": "pivot"}
     with st.container(horizontal=True, gap="xsmall"):
         for label, order in orders.items():
-            st.button(label, key=f"board-{label}", on_click=change, args=(order,))
+            columns = example.order(order, now["weights"])
+            st.button(label, key=f"board-{label}", on_click=change, args=(columns,))
         st.button("Undo", type="tertiary", key="board-undo", on_click=undo, disabled=not now["past"])
-        st.button("Reset", type="tertiary", key="board-reset", on_click=change, args=(NATURAL, example.WEIGHT))
+        st.button("Reset", type="tertiary", key="board-reset", on_click=change, args=(example.NATURAL, example.WEIGHT))
 
 
 def draw() -> None:
@@ -73,15 +72,10 @@ def draw() -> None:
 def compared() -> Drawing:
     """The error of the board's order among errors of other orders."""
     order, weights = state()["order"], state()["weights"]
-    random = [example.prune(name, weight=weights).relative_error for name in RANDOM]
-    marked = {"natural": NATURAL, "two_level": _columns("two_level"), "custom": order}
+    random = [example.prune(name, weight=weights).relative_error for name in example.RANDOM]
+    marked = {"natural": example.NATURAL, "two_level": example.order("two_level", weights), "custom": order}
     errors = {name: example.prune(columns, weight=weights).relative_error for name, columns in marked.items()}
     return figures.error_strip(random, errors, theme=session.theme())
-
-
-def _columns(order: str) -> tuple[int, ...]:
-    """The columns as a named order visits them."""
-    return tuple(example.prune(order, weight=state()["weights"]).order.permutation.tolist())
 
 
 def _moved() -> None:

@@ -46,6 +46,8 @@ OVERLAPS = (  # H below its diagonal, which is 1
     (-0.1, 0.55, 0.0, 0.2, -0.3, 0.0, 0.15),
     (0.25, 0.4, 0.4, 0.6, -0.45, 0.1, -0.25, 0.15),
 )
+NATURAL = tuple(range(9))
+RANDOM = tuple(f"random:{seed}" for seed in range(60))  # orders
 Weights = tuple[tuple[float, ...], ...]
 
 
@@ -68,6 +70,11 @@ def prune(order: str | tuple[int, ...], budget: str = "block", weight: Weights =
     chosen = order if isinstance(order, str) else torch.tensor(order)
     options: dict[str, Any] = {"sparsity": SPARSITY, "block_size": BLOCK_SIZE, "damping": DAMPING, "trace": True}
     return rose.prune_layer(torch.tensor(weight), hessian(), order=chosen, budget=budget, **options)
+
+
+def order(name: str, weight: Weights = WEIGHT) -> tuple[int, ...]:
+    """The columns as a named order visits them."""
+    return tuple(prune(name, weight=weight).order.permutation.tolist())
 
 
 def energy(weight: Weights = WEIGHT) -> float:
@@ -96,16 +103,11 @@ class Removal:
     cost: float  # w² / [H⁻¹]_jj
 
 
-THREE = (1.0, 0.8, 0.6)
-SECOND_OVERLAP = 0.3  # of inputs 2 and 3; inputs 1 and 3 have none
-
-
 def remove_one(alike: float, column: int) -> Removal:
-    """Removes one of three weights; `alike` is the overlap of inputs 1 and 2."""
-    rows = [[1.0, alike, 0.0], [alike, 1.0, SECOND_OVERLAP], [0.0, SECOND_OVERLAP, 1.0]]
-    matrix = torch.tensor(rows, dtype=torch.float64)
+    """Removes one of three weights; `alike` is the overlap of inputs 1 and 2, and 1 and 3 have none."""
+    matrix = torch.tensor([[1.0, alike, 0.0], [alike, 1.0, 0.3], [0.0, 0.3, 1.0]], dtype=torch.float64)
     inverse = torch.linalg.inv(matrix)
-    before = torch.tensor(THREE, dtype=torch.float64)
+    before = torch.tensor([1.0, 0.8, 0.6], dtype=torch.float64)
     after = before - before[column] / inverse[column, column] * inverse[column]
     after[column] = 0
     square = float(before[column] ** 2)
@@ -131,6 +133,7 @@ class Turned:
     relative_range: float
     moved: float  # ‖y' − y‖ / ‖y‖, y being the dense output in the given basis
     errors: dict[str, float]  # held out, by method
+    fitted: dict[str, float]  # on calibration tokens, by method
 
 
 @lru_cache(maxsize=1)
@@ -148,20 +151,21 @@ def turned() -> dict[str, Turned]:
             turned_values = rotate_columns(values.T, LAYOUT, rotations).float().T  # RᵀW_v
         read = tokens @ turned_values.T
         statistics, held_out = _statistics(read[:TOKENS]), _statistics(read[TOKENS:])
-        errors, options = {}, dict[str, Any](sparsity=ZEROS, block_size=HEAD_SIZE)
-        for method in METHODS:
-            pruned = rose.prune_layer(turned_output, statistics, method=method, **options).weight
-            errors[method] = relative_error(turned_output, pruned, held_out.hessian)
+        options: dict[str, Any] = {"sparsity": ZEROS, "block_size": HEAD_SIZE}
+        pruned = {name: rose.prune_layer(turned_output, statistics, method=name, **options) for name in METHODS}
+        fitted = {method: result.relative_error for method, result in pruned.items()}
+        errors = {name: relative_error(turned_output, pruned[name].weight, held_out.hessian) for name in METHODS}
         plan = rose.plan_order(turned_output, statistics, **options)
         moved = float((read @ turned_output.T - dense).norm() / dense.norm())
-        layers[name] = Turned(plan.importance.sum(0).tolist(), plan.relative_range, moved, errors)
+        layers[name] = Turned(plan.importance.sum(0).tolist(), plan.relative_range, moved, errors, fitted)
     return layers
 
 
 def errors_in_bases() -> pd.DataFrame:
-    """One row per basis and method: basis, method, error."""
-    rows = [(basis, method, error) for basis, layer in turned().items() for method, error in layer.errors.items()]
-    return pd.DataFrame(rows, columns=["basis", "method", "error"])
+    """One row per basis and method: basis, method, held_out_error, relative_error."""
+    layers = turned().items()
+    rows = [(basis, name, layer.errors[name], layer.fitted[name]) for basis, layer in layers for name in METHODS]
+    return pd.DataFrame(rows, columns=["basis", "method", "held_out_error", "relative_error"])
 
 
 def _generate() -> tuple[Tensor, Tensor, Tensor]:
@@ -195,7 +199,7 @@ DATA = Path(__file__).with_name("whole_models.csv")
 
 
 def measured() -> pd.DataFrame:
-    """file of docs/results, method (or order/budget), tuned, seed, value: perplexities at 70 %, or mean errors."""
+    """file of docs/results, method (order/budget, basis), tuned, seed, value: perplexities at 70 %, or errors."""
     return pd.read_csv(DATA)
 
 
@@ -208,12 +212,10 @@ def perplexity_ratio(method: str, *, tuned: bool = False) -> Interval:
     return verdicts.paired_ratio(*(list(np.log(table["value"][rows])) for rows in chosen))
 
 
-def output_error(name: str) -> float:
-    """Held-out error of output projections over SparseGPT's, mean over layers and draws. `name`: order/budget, or a
-    method."""
+def mean_of(file: str, name: str) -> float:
+    """A mean over a file's layers and draws, of held-out errors over SparseGPT's or of numbers of columnar layers."""
     table = measured()
-    chosen = (table["file"] == "orders-outputs.csv") & (table["method"] == name)
-    return float(table[chosen]["value"].mean())
+    return float(table[(table["file"] == file) & (table["method"] == name)]["value"].mean())
 
 
 @lru_cache(maxsize=1)

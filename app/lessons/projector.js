@@ -16,14 +16,15 @@
     }
     return false;
   };
-  const typing = (element) => element && element.matches("input:not([type=radio]), textarea, [role=slider], .board *");
+  const typing = (element, key) => element?.matches(
+    `input:not([type=radio]${key === " " ? "" : ", [type=checkbox]"}), textarea, [role=slider], .board *`);
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey || !document.querySelector(".st-key-lesson-next")) return;
     const projector = document.querySelector(".st-key-lesson-projector-on");
     let done = false;
     if (event.key === "PageDown") done = press("lesson-next") || true;
     else if (event.key === "PageUp") done = press("lesson-previous") || true;
-    else if (!projector || typing(document.activeElement)) return;
+    else if (!projector || typing(document.activeElement, event.key)) return;
     else if (event.key === "ArrowRight") done = press("lesson-next");
     else if (event.key === "ArrowLeft") done = press("lesson-previous");
     else if (event.key === " ") done = press("lesson-reveal", "lesson-next");

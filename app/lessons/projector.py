@@ -11,15 +11,21 @@ from pathlib import Path
 
 import streamlit as st
 
+from app.figures.style import Drawing
+
 # The page is laid out for this many pixels; on a projector it is enlarged until it fills the screen.
 WIDTH, HEIGHT = 1080, 668
 STAGE = 600  # of these, for a lesson
+FIGURE, CAPTION, LARGER = 480, 50, 1.2  # of the stage; of a figure for its caption; its text against the page's
 
 ASIDE = '<style>:has(> [class*="st-key-lesson-projector-o"]) { position: absolute; width: 1px; }</style>'
 STYLE = """
 <style>
 [data-testid="stSidebar"], [data-testid="stHeader"], [data-testid="stExpandSidebarButton"] { display: none; }
 .stApp { zoom: var(--lesson-zoom, 1); }
+.stApp .st-key-lesson-text :is(p, li) { font-size: 1.05rem; }
+.stApp .st-key-lesson-written :is(p, li) { margin-bottom: 0.75rem; }
+[data-testid="stMain"]::before { display: none; }
 .stMainBlockContainer { padding: 0.6rem 1.5rem 0 !important; max-width: none; }
 :has(> .st-key-lesson-head), :has(> .stHtml .product), .st-key-lesson-stage [class*="-downloads"] { display: none; }
 </style>
@@ -40,16 +46,22 @@ def turn(on: bool) -> None:
         st.query_params.pop("projector", None)
 
 
-def fit(key: str, height: int) -> None:
-    """Gives a figure on an enlarged page its height, in pixels.
+def fit(key: str, drawing: Drawing) -> None:
+    """Makes a figure as high as the stage has room, with larger text; a low figure only gets the larger page's text.
 
     Plotly measures enlarged pixels and is then enlarged once more, so its box is made smaller by the same factor.
     """
+    layout, larger = drawing.figure.layout, 1.0
+    height = layout.height - layout.meta["freed"]  # its title is text of the page
+    if height > STAGE / 2:
+        height, larger = FIGURE - CAPTION * bool(drawing.caption), LARGER
+        drawing.figure.update_layout(height=height / larger + layout.meta["freed"])
     st.html(
         f"<style>.st-key-{key} {{ height: {height}px; flex: none; }}"
         f".st-key-{key} :is([data-testid=stFullScreenFrame], [data-testid=stPlotlyChart]) {{ overflow: visible; "
-        f"height: calc({height}px / var(--lesson-zoom)) !important; }}"
-        f".st-key-{key} [data-testid=stFullScreenFrame] {{ width: calc(100% / var(--lesson-zoom)) !important; }}"
+        f"height: calc({height / larger**2}px / var(--lesson-zoom)) !important; }}"
+        f".st-key-{key} [data-testid=stFullScreenFrame] {{ zoom: {larger}; "
+        f"width: calc(100% / {larger} / var(--lesson-zoom)) !important; }}"
         f".st-key-{key} .js-plotly-plot {{ overflow: visible !important; }}</style>"
     )
 

@@ -18,16 +18,15 @@ from jinja2 import Environment, StrictUndefined
 
 from app.figures import lessons as figures
 from app.figures.lessons import signed
+from app.figures.orders import basis_errors
 from app.figures.style import Drawing
 from app.lab.basis import BASES
 from app.lessons import example
 from app.words import apart, number, percent, word
+from rose.layer.methods.rose_admm import ITERATIONS
 
 Values = Mapping[str, Any]
 BLOCK_3_FIRST = (6, 7, 8, 0, 1, 2, 3, 4, 5)
-TURNS = ("pruned first", "second", "last")  # of three blocks
-NATURAL = tuple(range(9))
-RANDOM = tuple(f"random:{seed}" for seed in range(20))
 JINJA = Environment(
     undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     variable_start_string="<<", variable_end_string=">>", block_start_string="<%", block_end_string="%>",
@@ -93,8 +92,7 @@ def one_weight(values: Values, answered: bool) -> Screen:
     removal = example.remove_one(values["alike"], values["removed"] - 1)
     weights = {"before": removal.before.tolist(), "after": removal.after.tolist()}
     costs = {"nobody helps": removal.alone, "others help": removal.cost}
-    overlaps = (values["alike"], example.SECOND_OVERLAP)
-    stage = partial(figures.removal, overlaps, weights, costs, values["removed"] - 1)
+    stage = partial(figures.removal, removal.hessian.tolist(), weights, costs, values["removed"] - 1)
     return Screen("One weight goes, others make up for it", TEXT.one_weight(values["removed"], removal), stage)
 
 
@@ -106,37 +104,34 @@ def column_by_column(values: Values, answered: bool) -> Screen:
     matrix, subtitle = {
         "weights": (now, "Weights w as they stand"),
         "cost": (now.square() * np.array(price), "Cost w² d of every weight as it stands"),
-        "standin": (example.plan().importance.square(), "S² of every weight, before anything is pruned"),
     }[shown]
-    finding, removed = "S² is what a weight would cost if nobody helped", None
-    if shown != "standin":
-        finding = f"{4 * pruned} of 12 weights are removed" if pruned else "Nothing is removed yet: block 1 is next"
-        removed = result.mask & (np.arange(9) < 3 * pruned)
+    removed = result.mask & (np.arange(9) < 3 * pruned)
+    finding = f"{int(removed.sum())} of {removed.numel()} weights are removed"
+    finding += "" if pruned == 3 else f"; {int(result.mask.sum())} will be"
     marks: dict[str, Any] = {"removed": removed, "below": {"price d": price}, "marked": None if pruned == 3 else pruned}
     stage = partial(figures.number_matrix, matrix, finding, f"{subtitle}; grey and struck: removed", **marks)
     return Screen("Each column has a price", TEXT.column_by_column(price), stage)
 
 
 def early_and_late(values: Values, answered: bool) -> Screen:
-    results = {"Block 3 goes first": example.prune(BLOCK_3_FIRST), "Block 3 goes last": example.prune(NATURAL)}
+    results = {"Block 3 goes first": example.prune(BLOCK_3_FIRST), "Block 3 goes last": example.prune(example.NATURAL)}
     shares = []
     for result, place in zip(results.values(), (0, 2), strict=True):
         assert result.trace is not None
         shares.append(float(result.trace.compensated[place] / result.trace.lost[place]))
     text = TEXT.early_and_late(answered, shares, [result.relative_error for result in results.values()])
-    stage = partial(figures.early_late, results, example.energy(), 2, answered=answered)
+    stage = partial(figures.early_late, results, example.energy(), shares, answered=answered)
     return Screen("Early and late", text, stage)
 
 
 def the_law(values: Values, answered: bool) -> Screen:
-    orders: dict[str, Sequence[int]] = {"natural": NATURAL}
-    orders |= {name: example.prune(name).order.permutation.tolist() for name in ("two_level", "pivot")}
+    orders: dict[str, Sequence[int]] = {"natural": example.NATURAL}
+    orders |= {name.partition(":")[0]: example.order(name) for name in ("random:0", "pivot")}
     if step := values["trade"]:
-        orders["custom"] = [*NATURAL[: step - 1], step, step - 1, *NATURAL[step + 1 :]]
+        orders["custom"] = [*example.NATURAL[: step - 1], step, step - 1, *example.NATURAL[step + 1 :]]
     lines = {name: (columns, example.prices(columns)) for name, columns in orders.items()}
-    before, after = (dict(zip(*lines[name], strict=True)) for name in ("natural", "custom" if step else "natural"))
-    text = TEXT.the_law(float(np.prod(lines["natural"][1])), step, before, after)
-    return Screen("The law: an order deals prices out", text, partial(figures.price_lines, lines))
+    text = TEXT.the_law(float(np.prod(lines["natural"][1])))
+    return Screen("The law: an order deals prices out", text, partial(figures.price_lines, lines, step))
 
 
 def columnar(values: Values, answered: bool) -> Screen:
@@ -159,17 +154,17 @@ def columnar(values: Values, answered: bool) -> Screen:
 
 def the_order(values: Values, answered: bool) -> Screen:
     plan = example.plan()
-    columns = plan.permutation.tolist() if answered else list(NATURAL)
+    columns = plan.permutation.tolist() if answered else list(example.NATURAL)
     losses = [float(plan.block_loss[column // 3]) for column in columns[::3]]
     natural, ordered = (example.prune(order).relative_error for order in ("natural", "two_level"))
     listed = ", ".join(str(column + 1) for column in columns)
     claim, finding, below = "Which block goes first?", "Which first?", {}
     if answered:
-        claim, finding = "ROSE's order: the dearest block first", f"Pruned in the order {listed}"
+        claim, finding = "ROSE's order: the block that loses most first", f"Pruned in the order {listed}"
         below = {"column loss": plan.column_loss[columns].tolist(), "block loss": losses}
     marks: dict[str, Any] = {"removed": (plan.potential_loss > 0)[:, columns], "columns": columns, "below": below}
-    scores, subtitle = plan.importance[:, columns], "Importance S, columns as they are pruned"
-    stage = partial(figures.number_matrix, scores, finding, subtitle, **marks)
+    subtitle = "Importance S, columns as they are pruned; struck: pre-pruning's guess"
+    stage = partial(figures.number_matrix, plan.importance[:, columns], finding, subtitle, **marks)
     return Screen(claim, TEXT.the_order(answered, listed, losses, natural, ordered), stage)
 
 
@@ -178,34 +173,39 @@ def your_turn(values: Values, answered: bool) -> Screen:
 
 
 def the_budget(values: Values, answered: bool) -> Screen:
-    rows = []
-    for budget in ("block", "layer"):
-        for order in ("natural", "two_level", "random", "global"):
-            names = RANDOM if order == "random" else (order,)
-            error = float(np.mean([example.prune(name, budget).relative_error for name in names]))
-            rows.append((order, budget, error))
-    errors = pd.DataFrame(rows, columns=["order", "group", "error"])
-    table = errors.assign(value=errors["error"] / errors["error"].iloc[0])
-    names = table["order"].map(figures.ORDERS)
-    table["name"] = names.str.replace(" (", "<br>(").str.replace(", ", ",<br>")
-    ratio = table.set_index(["order", "group"])["value"].to_dict()
-    subtitle, axis = "The 4 × 9 layer, a third of its weights removed", "error, natural order with equal shares = 1"
+    orders = {name: (name,) for name in ("natural", "two_level", "random", "pivot", "global")}
+    errors = {
+        (order, budget): float(np.mean([example.prune(name, budget).relative_error for name in names]))
+        for budget in figures.BUDGETS
+        for order, names in (orders | {"random": example.RANDOM}).items()
+    }
+    ratio = {pair: error / errors["natural", "block"] for pair, error in errors.items()}
+    labels = {order: figures.look_of(order).label.replace(" (", "<br>(") for order in orders}
+    rows = [(labels[order], budget, value) for (order, budget), value in ratio.items()]
+    table = pd.DataFrame(rows, columns=["name", "group", "value"])
+    finding = f"Equal shares: random orders leave {ratio['random', 'block']:.2f} of natural order's error"
+    if answered:
+        finding = f"One threshold leaves {ratio['natural', 'layer']:.2f} of natural order's error"
+    shown, subtitle = table.iloc[: None if answered else len(orders)], "The 4 × 9 layer, a third of its weights removed"
+    stage = partial(figures.bars, shown, finding, subtitle, axis="error, SparseGPT = 1")
     if answered and values["budget_view"] == "shares":
-        turns = []
-        for order in ("natural", "two_level", "global"):
-            result = example.prune(order, "layer")
-            removed = result.mask[:, result.order.permutation].sum(0).split(3)
-            turns += [(turn, order, int(block.sum())) for turn, block in zip(TURNS, removed, strict=True)]
-        table = pd.DataFrame(turns, columns=["name", "group", "value"])
-        finding, subtitle = "Under one threshold dear blocks keep their weights", "Weights that each block gives up"
-        stage = partial(figures.bars, table, finding, subtitle, axis="weights removed, of 12", size=12, equal=4)
-    elif answered:
-        finding = "Packed columns are worst with equal shares, best with one threshold"
-        stage = partial(figures.bars, table, finding, subtitle, axis=axis)
-    else:
-        finding = f"Equal shares: ROSE leaves {ratio['two_level', 'block']:.2f} of natural order's error"
-        stage = partial(figures.bars, table.iloc[:2], finding, subtitle, axis=axis)
-    return Screen("The budget decides", TEXT.the_budget(answered, ratio), stage)
+        finding = "Under one threshold columns 7, 8 and 9 keep most weights"
+        subtitle = "Bold: weights that a block gives up, of 12; below: its columns"
+        stage = partial(figures.bars, shares_by_block(), finding, subtitle, axis="weights removed", equal=4)
+    columns = ", ".join(str(column + 1) for column in example.order("global"))
+    outputs = [example.mean_of("orders-outputs.csv", f"global/{budget}") for budget in ("block", "layer")]
+    return Screen("The budget decides", TEXT.the_budget(answered, ratio, columns, outputs), stage)
+
+
+def shares_by_block() -> pd.DataFrame:
+    """How many weights each block gives up under one threshold: name of its turn, order, value, columns."""
+    rows = []
+    for order in ("natural", "two_level", "global"):
+        result = example.prune(order, "layer")
+        for turn, block in zip(("pruned first", "second", "last"), result.order.permutation.split(3), strict=True):
+            columns = " ".join(map(str, (block + 1).tolist()))
+            rows.append((turn, order, int(result.mask[:, block].sum()), columns))
+    return pd.DataFrame(rows, columns=["name", "group", "value", "columns"])
 
 
 def in_whole_models(values: Values, answered: bool) -> Screen:
@@ -218,23 +218,27 @@ def in_whole_models(values: Values, answered: bool) -> Screen:
         "ROSE ADMM, tuned": ratio("rose_admm", tuned=True),
     }
     saved, columnar_layers = example.saved_by_rose(), int(layers["is_columnar"].sum())
-    text = TEXT.in_whole_models(answered, len(layers), columnar_layers, saved, ratios)
+    others = int((example.measured()["file"] == "layers-70.csv").sum()), 1 - example.mean_of("layers-70.csv", "rose")
+    text = TEXT.in_whole_models(answered, len(layers), columnar_layers, saved, others, ITERATIONS, ratios)
     if not answered:
         return Screen("Does it help a whole model?", text, partial(figures.columnar_map, layers))
-    subtitle = "SmolLM2-135M, 70 % zeros, towards the dense model; three draws of calibration text, 95 % intervals"
-    finding = f"ROSE has {ratios['ROSE'].value:.2f} times SparseGPT's perplexity"
-    caption = "From docs/results/headline.csv: 16 × 512 tokens of WikiText-2 to calibrate, 24 × 512 others to judge."
+    subtitle = "SmolLM2-135M at 70 % zeros; each layer aims at the dense model's output; 95 % intervals"
+    finding = f"ROSE has {ratios['ROSE'].value:.2f} times SparseGPT's perplexity: no clear difference"
+    caption = "docs/results/headline.csv: three draws of 16 × 512 tokens of WikiText-2 to calibrate, 24 × 512 to judge."
     stage = partial(figures.ratio_lines, ratios, subtitle, finding, caption)
-    return Screen("In a whole model little is left", text, stage)
+    return Screen("In a whole model: no clear difference", text, stage)
 
 
 def make_columnar(values: Values, answered: bool) -> Screen:
     layers, chosen = example.turned(), values["basis"]
-    texts = apart(*(layers[name].errors["sparsegpt"] for name in ("given", "learned", "random")))
-    moved = max(layer.moved for layer in layers.values())
-    errors, layer = example.errors_in_bases()[: None if answered else 0], layers[chosen]
-    stage = partial(figures.basis_panels, layer.importance, layer.relative_range, errors, chosen, BASES)
-    return Screen("A layer can be made columnar", TEXT.make_columnar(answered, layers, texts, moved), stage)
+    texts = apart(*(layers[name].errors["sparsegpt"] for name in ("given", "learned")))
+    importance, relative_range = layers[chosen].importance, layers[chosen].relative_range
+    top = max(max(layer.importance) for layer in layers.values())
+    stage = partial(figures.importance_bars, importance, relative_range, top, example.HEAD_SIZE, BASES[chosen])
+    if answered and values["basis_view"] == "errors":
+        stage = partial(basis_errors, example.errors_in_bases(), BASES, chosen)
+    outputs = [example.mean_of("rotation.csv", name) for name in ("learned", "columnar, learned", "columnar, as given")]
+    return Screen("A layer can be made columnar", TEXT.make_columnar(answered, layers, texts, outputs), stage)
 
 
 def what_for(values: Values, answered: bool) -> Screen:
@@ -246,13 +250,12 @@ def what_for(values: Values, answered: bool) -> Screen:
         "global/layer": "ROSE global",
         "rose_admm": "ROSE ADMM, no order",
     }
-    errors = [(label, "error", example.output_error(name)) for name, label in names.items()]
+    errors = [(label, "error", example.mean_of("orders-outputs.csv", name)) for name, label in names.items()]
     table = pd.DataFrame(errors, columns=["name", "group", "value"])
     rose, admm = (example.perplexity_ratio(method) for method in ("rose", "rose_admm"))
-    finding = "Revising the mask helps more than any order"
     subtitle = "Held-out error of SmolLM2-135M's 30 output projections at 70 %, SparseGPT = 1"
     caption = "From docs/results/orders-outputs.csv: means over 30 layers and three draws of calibration text."
-    stage = partial(figures.bars, table, finding, subtitle, caption)
+    stage = partial(figures.bars, table, "Revising the mask helps more than any order", subtitle, caption)
     return Screen("So what is ROSE for?", TEXT.what_for(example.saved_by_rose(), rose, admm), stage)
 
 
@@ -271,28 +274,18 @@ LESSONS = (
         column_by_column,
         (
             Slider("pruned", "Blocks pruned", (0, 1, 2, 3), 0),
-            Choice("shown", "Shown", {"weights": "w", "cost": "w² d", "standin": "S²"}),
+            Choice("shown", "Shown", {"weights": "w", "cost": "w² d"}),
         ),
     ),
     Lesson(
         "Early and late",
         early_and_late,
-        question=Question(
-            "How much of block 3's loss is made good when it goes last?", ("most", "about half", "hardly any"), 2
-        ),
+        question=Question("How much is made good if block 3 goes last?", ("most", "half", "hardly any"), 2),
     ),
     Lesson(
         "The law",
         the_law,
-        (
-            Slider(
-                "trade",
-                "Swap two neighbours of natural order",
-                tuple(range(9)),
-                0,
-                lambda step: f"{step} and {step + 1}" if step else "none",
-            ),
-        ),
+        (Slider("trade", "Swap two neighbours", tuple(range(9)), 0, lambda k: f"{k} and {k + 1}" if k else "none"),),
         proof=("Why is that so?", TEXT.proof_of_the_law()),
     ),
     Lesson(
@@ -303,28 +296,31 @@ LESSONS = (
     Lesson(
         "ROSE's order",
         the_order,
-        question=Question("Which block should go first?", ("block 1", "block 2", "block 3"), 2),
+        question=Question(
+            "Which block should go first?", ("block 2, which loses least", "block 3, which loses most"), 1
+        ),
     ),
     Lesson("Your turn", your_turn),
     Lesson(
         "The budget",
         the_budget,
         (Choice("budget_view", "Shown", {"errors": "Errors", "shares": "What blocks give up"}, follows_answer=True),),
-        Question("Which order leaves the least error with equal shares?", ("ROSE's", "global", "random"), 2),
+        Question("What does one threshold leave of natural order's error?", ("nearly all", "half", "a fifth"), 2),
     ),
     Lesson(
         "Whole models",
         in_whole_models,
         question=Question(
-            "By how much does ROSE lower the whole model's perplexity?",
-            ("by a fifth", "by a twentieth", "not at all"),
-            2,
+            "By how much does ROSE lower perplexity?", ("a fifth", "a twentieth", "less than a hundredth"), 2
         ),
     ),
     Lesson(
         "Make a layer columnar",
         make_columnar,
-        (Slider("basis", "Basis of the heads", tuple(BASES), "given", BASES.__getitem__),),
+        (
+            Slider("basis", "Basis of the heads", tuple(BASES), "given", BASES.__getitem__),
+            Choice("basis_view", "Shown", {"errors": "Errors", "columns": "Importances"}, follows_answer=True),
+        ),
         Question("In the learned basis, what is SparseGPT's error?", ("higher", "the same", "lower"), 2),
     ),
     Lesson("What is ROSE for?", what_for),

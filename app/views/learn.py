@@ -10,12 +10,12 @@ from app.lessons import board, projector
 from app.lessons.story import LESSONS, Lesson, Question, Slider
 
 LABELS = [f"{number} of {len(LESSONS)} · {lesson.title}" for number, lesson in enumerate(LESSONS, 1)]
-HEIGHT = 600  # pixels of text and stage: on a screen of 1280 × 800 nothing is cut
-ROOM = 200  # pixels above and below them, on a screen that has more
+HEIGHT, ROOM = projector.STAGE, 200  # pixels of text and stage, and above and below them where a screen has more
 STYLE = """<style>
 .st-key-lesson-text h2 { font-size: 1.4rem; padding: 0 0 0.5rem; }
 .st-key-lesson-text p, .st-key-lesson-text li { font-size: 0.95rem; }
 .st-key-lesson-text .katex-display { margin: 0.3rem 0; }
+.st-key-lesson-text .katex { white-space: nowrap; }
 .st-key-lesson-stage .modebar-container { display: none; }
 </style>"""
 TALL = f"""<style>
@@ -25,6 +25,15 @@ TALL = f"""<style>
 @media (max-width: 640px) {{
   :has(> :is(.st-key-lesson-text, .st-key-lesson-stage)) {{ flex-basis: auto !important; height: auto !important; }}
   .st-key-lesson-stage [class*="st-key-learn-"]:has(.stPlotlyChart) {{ height: 420px; flex: none; }}
+  /* Text, stage, controls: a hand on a slider sees what changes. The row that turns lessons stays in reach. */
+  .stColumn:has(.st-key-lesson-text), .stColumn :has(.st-key-lesson-text), .st-key-lesson-text {{ display: contents; }}
+  .st-key-lesson-text > * {{ order: 2; flex: 0 0 100%; }}
+  .st-key-lesson-text > :has(.st-key-lesson-written), .st-key-lesson-text > .st-key-lesson-written {{ order: 0; }}
+  .stColumn:has(.st-key-lesson-stage) {{ order: 1; }}
+  .st-key-lesson-row {{ position: fixed; inset: auto 0 0; z-index: 9; padding: 6px; background: Canvas; }}
+  .st-key-lesson-row {{ flex-wrap: nowrap; }}
+  .st-key-lesson-row .st-key-lesson {{ flex: 1; min-width: 0; width: auto !important; }}
+  .st-key-lesson-row .st-key-lesson-project {{ display: none; }}
 }}
 </style>"""
 
@@ -61,14 +70,13 @@ def turn(by: int) -> None:
 
 
 def draw_lesson(lesson: Lesson) -> None:
-    left, right = st.columns((1, 1.4))
-    height = projector.STAGE if projector.is_on() else HEIGHT
+    left, right = st.columns((1, 1.3 if projector.is_on() else 1.4))
     st.html(STYLE + ("" if projector.is_on() else TALL))
-    text = left.container(height=height, border=False, key="lesson-text")
-    stage = right.container(height=height, border=True, key="lesson-stage")
+    text = left.container(height=HEIGHT, border=False, key="lesson-text")
+    stage = right.container(height=HEIGHT, border=True, key="lesson-stage")
     guess = st.session_state.get(f"told-{lesson.title}") if lesson.question else ""
     with text:
-        written = st.container()
+        written = st.container(key="lesson-written")
         controls = [c for c in lesson.controls if guess is not None or isinstance(c, Slider) or not c.follows_answer]
         values = {c.key: c.default if isinstance(c, Slider) else next(iter(c.options)) for c in lesson.controls}
         for control, place in zip(controls, st.columns(len(controls)) if controls else [], strict=True):
@@ -76,13 +84,11 @@ def draw_lesson(lesson: Lesson) -> None:
                 values[control.key] = choose(control)
         if lesson.question:
             ask(lesson.title, lesson.question, guess)
-        if lesson.proof:
-            with st.popover(lesson.proof[0], icon=":material/function:"):
-                st.markdown(lesson.proof[1])
+        proves = lesson.proof and st.toggle(lesson.proof[0], key=f"proof-{lesson.title}")
     screen = lesson.screen(values, guess is not None)
     with written:
         st.header(screen.claim, anchor=False)
-        st.markdown(words.held(screen.text))
+        st.markdown(words.held(lesson.proof[1] if lesson.proof and proves else screen.text))
         if screen.stage is None:
             board.buttons()
     with stage:
@@ -101,17 +107,18 @@ def choose(control: Any) -> Any:
 
 
 def ask(title: str, question: Question, guess: str | None) -> None:
-    """Takes a guess; then says whether it was right. Space presses the button, also on a projector."""
+    """Takes a guess, or none from a class that votes by hands; then shows the answer. Space presses the button."""
 
     def tell(answer: str | None) -> None:
         st.session_state[f"told-{title}"] = answer
 
     if guess is None:
         chosen = st.pills(question.asks, question.answers, key=f"guess-{title}")
-        st.button("Reveal", type="primary", disabled=chosen is None, key="lesson-reveal", on_click=tell, args=(chosen,))
+        st.button("Reveal", type="primary", key="lesson-reveal", on_click=tell, args=(chosen or "",))
     else:
         right = question.answers[question.right]
-        verdict = f"You said *{guess}*: " + ("right." if guess == right else f"it is *{right}*.")
+        verdict = f"You said *{guess}*: " if guess else "The answer: "
+        verdict += "right." if guess == right else f"it is *{right}*."
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(verdict, width="content")
             st.button("Guess again", icon=":material/replay:", key="lesson-again", on_click=tell, args=(None,))
@@ -121,8 +128,7 @@ def show(drawing: Drawing) -> None:
     """The figure, as high as the stage has room; on a projector as high as it is."""
     if projector.is_on():
         drawing.figure.update_layout(hovermode=False)  # the pointer's place does not fit the enlarged figure
-        layout = drawing.figure.layout
-        projector.fit("learn-figure", layout.height - layout.meta["freed"])  # its title is text of the page
+        projector.fit("learn-figure", drawing)
     components.show(drawing, "learn-figure", height="content" if projector.is_on() else "stretch")
 
 

@@ -143,7 +143,25 @@ def copied_numbers() -> pd.DataFrame:
     orders = [name for name in layers.columns if "/" in name or name.startswith("rose")]
     relative = layers[orders].div(layers["natural/block"], axis=0).groupby(layers["seed"]).mean()
     errors = relative.melt(var_name="method", ignore_index=False).reset_index().assign(tuned=False)
-    parts = [headline.assign(file="headline.csv"), errors.assign(file="orders-outputs.csv")]
+    columnar = pd.read_csv(results / "layers-70.csv").query(f"relative_range > {THRESHOLD}")
+    columnar = columnar.pivot(index="layer", columns="method", values="held_out_error")
+    columnar = columnar.div(columnar["sparsegpt"], axis=0)[["rose"]].melt(var_name="method")
+    rotated = pd.read_csv(results / "rotation.csv").query("model == 'smollm2-135m' and method == 'sparsegpt'")
+    rotated = rotated.pivot(index="layer", columns="basis", values=["error", "relative_range"])
+    counts = (rotated["relative_range"] > THRESHOLD).sum()
+    bases = pd.Series(
+        {
+            "learned": (rotated["error", "learned"] / rotated["error", "as given"]).mean(),
+            "columnar, as given": counts["as given"],
+            "columnar, learned": counts["learned"],
+        }
+    ).rename_axis("method")
+    parts = [
+        headline.assign(file="headline.csv"),
+        errors.assign(file="orders-outputs.csv"),
+        columnar.assign(file="layers-70.csv", tuned=False, seed=0),
+        bases.reset_index(name="value").assign(file="rotation.csv", tuned=False, seed=0),
+    ]
     return pd.concat(parts)[["file", "method", "tuned", "seed", "value"]].round(4).reset_index(drop=True)
 
 

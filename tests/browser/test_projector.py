@@ -36,6 +36,15 @@ def test_a_clicker_turns_lessons_wherever_the_focus_is(open_page: OpenPage) -> N
     expect(page.get_by_test_id("stSidebar")).to_be_visible()
 
 
+def test_space_shows_an_answer_before_it_turns_the_lesson(open_page: OpenPage) -> None:
+    page = open_page("learn", urlencode({"lesson": LABELS[2], "projector": "on"}))
+    page.keyboard.press(" ")
+    expect(page.get_by_text("The answer: it is hardly any.")).to_be_visible()
+    settle(page)
+    page.keyboard.press(" ")
+    expect(page.locator(SHOWN)).to_have_value(LABELS[3])
+
+
 def test_nothing_of_a_lesson_is_cut_off(open_page: OpenPage) -> None:
     page = open_page("learn", urlencode({"projector": "on"}))
     for label, lesson in zip(LABELS, LESSONS, strict=True):
