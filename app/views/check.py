@@ -70,7 +70,8 @@ def draw() -> None:
         follow(run, "checkpoint", ". Nothing was kept.")
     else:
         run = example.check()
-        components.example("a copy at 2:4, one group of which was broken by hand, checked with tokens")
+        tokens = f", checked on {run.setup.samples} × {run.setup.length} tokens"
+        components.example(f"a copy of {run.setup.model} at 2:4, one group broken by hand", tokens)
     if run is not None and run.check is not None:
         _results(run, run.check)
 

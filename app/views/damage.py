@@ -39,7 +39,8 @@ def draw() -> None:
             _offer(request, run)
     if request is None or run is None:
         run = example.damage()
-        components.example(f"each layer pruned alone by SparseGPT at {run.setup.sparsity}")
+        tokens = f" in {run.setup.model}, loss on {run.setup.held_out} × {run.setup.length} held-out tokens"
+        components.example(f"each layer pruned alone by SparseGPT at {run.setup.sparsity}", tokens)
 
     def arriving(shown: DamageRun) -> None:
         table, running = shown.table, shown.job.status == "running"
@@ -127,6 +128,8 @@ def _results(run: DamageRun, table: pd.DataFrame) -> None:
             components.info(problem)
     summary = run.report.summary
     components.cautions([*summary.get("text_cautions", []), *summary["cautions"]])
+    if not request.restore:
+        st.caption("Each is pruned on the dense model's inputs. On *Prune* later layers make up for earlier ones.")
     if changed := request.changed(run.setup, skeleton):
         st.caption(changed)
     _exact(run, table)
@@ -146,8 +149,6 @@ def _together(run: DamageRun) -> None:
         f"**Changed together, the {units} {verb} {words.number(every)}{spread} nats per token. Changed one at a time, "
         f"they {verb} {words.number(alone)} in sum{share}.**"
     )
-    if not run.request.restore:
-        st.caption("Each is pruned on the dense model's inputs. On *Prune* later layers make up for earlier ones.")
 
 
 def _exact(run: DamageRun, table: pd.DataFrame) -> None:
