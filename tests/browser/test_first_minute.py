@@ -32,7 +32,6 @@ def test_from_a_cold_start_into_the_example(open_page: OpenPage) -> None:
     page.get_by_role("link", name="Explore the example").click()
     expect(page.get_by_role("heading", name="Layer: what makes it columnar, or not?")).to_be_visible()
     expect(page.get_by_text(re.compile(r"Held-out error: SparseGPT 0\.\d+, ROSE 0\.\d+, "))).to_be_visible()
-    expect(page.get_by_text("See, check and prune language models in one shot")).to_be_visible()
     expect(chosen_layer(page)).to_have_value(short_layer(best.layer))
 
 
