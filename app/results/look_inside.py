@@ -123,12 +123,9 @@ def _beside(path: str, other: str) -> None:
     if table is None:
         return
     st.markdown(f"**{words.plain(tensors.says_differences(table, _short))}**")
-    cells = table.loc[~table["status"].isin((tensors.SAME, tensors.ROUNDED)), list(BESIDE)].dropna(axis=1, how="all")
-    cells = components.in_percent(cells.assign(name=cells["name"].map(_short)), ["change", "moved"])
-    cells = cells.sort_values("change", ascending=False) if "change" in cells else cells
+    cells = table.sort_values("change", ascending=False).assign(name=table["name"].map(_short))[list(BESIDE)]
+    cells = cells[~cells["status"].isin((tensors.SAME, tensors.ROUNDED))].dropna(axis=1, how="all")
+    cells = components.in_percent(cells, ["change", "moved"]).rename(columns=BESIDE)
     shares = {label: (label, components.SHARE) for label in (BESIDE["change"], BESIDE["moved"])}
-    cells = cells.rename(columns=BESIDE)
-    if len(cells):
-        shown = {name: shares.get(name, name) for name in cells}
-        components.frame(cells, shown, "inspect-beside", "Tensors that differ between two files")
+    components.frame(cells, {**{name: name for name in cells}, **shares}, "inspect-beside", "Tensors that differ")
     csv_button("Differences, CSV", table, "differences.csv", "inspect-beside-csv")

@@ -7,6 +7,7 @@ checks of checkpoints use, too.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -202,10 +203,8 @@ def says_file(table: pd.DataFrame, name: Callable[[str], str] = str) -> list[str
         absent = "no NaN or infinity, no empty rows or columns, no broken pattern"
         texts = [f"Nothing stands out: {count(len(table), 'tensor')}, {total}, {absent}."]
     else:
-        worst = unusual.sort_values("not_finite", ascending=False, kind="stable").iloc[0]
-        verb = "stands out" if len(unusual) == 1 else "stand out; the worst"
-        texts = [f"{sentence(out_of(len(unusual), len(table), 'tensor'))} {verb}: {name(worst['name'])}. "]
-        texts[0] += f"{sentence(worst['says'])} In all {total}."
+        names, verb = listing([name(each) for each in unusual["name"]]), "stands" if len(unusual) == 1 else "stand"
+        texts = [f"{sentence(out_of(len(unusual), len(table), 'tensor'))} {verb} out: {names}. In all {total}."]
     if odd:
         times = f"above {STANDS_OUT:.0f} times the median or below a quarter of it"
         texts.append(f"Some norms of rows or columns are {times} in {count(odd, 'tensor')}; this alone is no fault.")
@@ -314,25 +313,19 @@ def compare_files(before: TensorFiles, after: TensorFiles, tell: Tell = lambda _
 
 def _renamed(before: TensorFiles, after: TensorFiles) -> dict[str, str]:
     """Equal tensors with other names, of those that only one file has."""
-    lost = [name for name in before.tensors if name not in after.tensors]
-    new: dict[tuple, list[str]] = {}
-    for name in after.tensors:
-        if name not in before.tensors and after.has_weights(name):
-            new.setdefault(_key(after, name), []).append(name)
-    names = {}
-    for name in lost:
-        candidates = new.get(_key(before, name), []) if before.has_weights(name) and new else []
-        for other in candidates:
-            if all(torch.equal(*runs) for runs in _both(before, after, name, other)):
-                names[name] = other
-                candidates.remove(other)
-                break
-    return names
+    added = [name for name in after.tensors if name not in before.tensors and after.has_weights(name)]
+    gone = [name for name in before.tensors if name not in after.tensors and before.has_weights(name)]
+    names = {_content(after, name): name for name in added} if gone else {}
+    contents = {name: _content(before, name) for name in gone} if names else {}
+    return {name: names.pop(content) for name, content in contents.items() if content in names}
 
 
-def _key(files: TensorFiles, name: str) -> tuple:
-    """What equal tensors have in common: the shape, and the first row."""
-    return files.tensors[name].shape, next(files.runs(name))[0].numpy().tobytes()
+def _content(files: TensorFiles, name: str) -> bytes:
+    """A digest of a tensor's shape and numbers, whatever their format."""
+    checksum = hashlib.sha256(repr(files.tensors[name].shape).encode())
+    for run in files.runs(name):
+        checksum.update(run.contiguous().numpy().data)
+    return checksum.digest()
 
 
 def _both(before: TensorFiles, after: TensorFiles, name: str, other: str) -> Iterator[tuple[Tensor, Tensor]]:

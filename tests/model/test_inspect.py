@@ -196,7 +196,8 @@ def test_the_command_prints_and_writes_what_was_found(tmp_path, capsys):
     assert f"One of seven tensors differs: {UP(1)}. The others: 6 equal." in capsys.readouterr().out
     weights["norm.weight"][3] = torch.nan
     assert cli.main(["inspect", str(saved(path, weights))]) == 0
-    assert "One of seven tensors stands out: norm.weight. One number NaN or inf" in capsys.readouterr().out
+    assert "One of seven tensors stands out: norm.weight. In all" in (printed := capsys.readouterr().out)
+    assert "norm.weight: one number NaN or infinite." in printed
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff" * 100], ids=["none", "empty", "noise"])

@@ -211,6 +211,8 @@ class Yardsticks:
             for method in self.methods:
                 trial.prune(method, DENSE if method == RECOMMENDED else LAYER)  # as users run them
             trial.try_again()
+            if trial.nearest and trial.nearest.is_same:
+                self.target = trial.nearest.target
         bare = weight.masked_fill(mask, 0)
         error, alone, hessian = error_of(after), beside(bare), inputs.dense_hessian
         dense_input_change = quadratic_form(difference(weight, after), hessian)
@@ -220,7 +222,7 @@ class Yardsticks:
             dense_input_error=ratio(dense_input_change, quadratic_form(weight, hessian)),
             mask=alone,
             possible=min(beside(best), beside(after), key=lambda rival: rival.error),
-            methods=trial.rivals() if mask.any() else {},
+            methods={method: trial.prune(method, trial.aim(method)) for method in self.methods} if mask.any() else {},
             target=self.target,
             opposite=beside(2 * bare - after) if mask.any() and error > alone.error else None,
             massive=MassiveActivation.find(weight, after, inputs.statistics, hessian),
@@ -245,8 +247,10 @@ class _Trial:
     swept: dict[str, LayerResult] = field(default_factory=dict)  # SparseGPT's by aim
     shared: dict[str, Known] = field(default_factory=dict)  # by aim
 
-    def prune(self, method: str, aim: str) -> None:
-        """Runs a method on W, or on W*, with an aim of `TARGET`; notes its errors, and how near its mask is."""
+    def prune(self, method: str, aim: str) -> Rival:
+        """Errors of a method on W, or on W*, with an aim of `TARGET`; notes how near its mask is."""
+        if (method, aim) in self.done:
+            return self.done[method, aim]
         cache = self.shared.get(aim) or self.shared.setdefault(aim, Known(self._weight_for(aim)))
         settings = make_settings(method, sparsity=self.pattern, block_size=self.yardsticks.block_size)
         settings = replace(settings, measures=False, known=cache, products=self.yardsticks.products)
@@ -263,21 +267,14 @@ class _Trial:
         for target in (LAYER, DENSE) if cache.weight.equal(self.weight) and aim == DENSE else (TARGET[aim],):
             best = self.tried.get((method, target), removal)
             self.tried[method, target] = max(removal, best, key=lambda each: each.jaccard)
+        return self.done[method, aim]
 
-    def rivals(self) -> dict[str, Rival]:
-        """Errors by method. Those that compensate have the checkpoint's target, as errors towards the dense model's
-        outputs are lower for weights that were fitted to these."""
-        if (nearest := self.nearest) and nearest.is_same:
-            self.yardsticks.target = nearest.target
-        dense, rivals = DENSE if self.inputs.stream is None else STREAM, {}
-        for method in self.yardsticks.methods:
-            aim = DENSE if method == RECOMMENDED else LAYER
-            if self.yardsticks.target == DENSE and method in AIMED:
-                aim = dense
-                if (method, aim) not in self.done:
-                    self.prune(method, aim)
-            rivals[method] = self.done[method, aim]
-        return rivals
+    def aim(self, method: str) -> str:
+        """As users run a method; or the checkpoint's, as errors are lower for weights that were fitted to the dense
+        model's outputs."""
+        if self.yardsticks.target == DENSE and method in AIMED:
+            return DENSE if self.inputs.stream is None else STREAM
+        return DENSE if method == RECOMMENDED else LAYER
 
     def _weight_for(self, aim: str) -> Tensor:
         """The weight that is pruned: W, or the one whose outputs are nearest to the target."""

@@ -164,7 +164,7 @@ def findings(check: CheckpointCheck, folder: Path | None = None, drawn: Mapping[
         )
     if kinds := [f"{size} of kind {kind}" for kind, size in check.others.groupby("kind", sort=False).size().items()]:
         sentences.append(f"Other tensors that differ: {', '.join(kinds)}.")
-    sentences += _errors(layers) + _maker(summary)
+    sentences += _errors(layers, summary) + _maker(summary)
     if "perplexity_after" in summary:
         sentences += says_perplexity(summary)[1:]
     if summary["drift"] and math.isfinite(drift := summary["drift"][-1]["drift"]):
@@ -225,7 +225,7 @@ def _emptied(layers: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def _errors(layers: pd.DataFrame) -> list[str]:
+def _errors(layers: pd.DataFrame, summary: Mapping[str, Any]) -> list[str]:
     """The mean errors of the checkpoint and of methods, and the share of the masks' error that was taken back."""
     if "error" not in layers or layers["error"].isna().all():
         return []
@@ -237,14 +237,13 @@ def _errors(layers: pd.DataFrame) -> list[str]:
     texts = [f"Mean {'held-out ' if prefix else ''}error{where} {number(float(measured[f'{prefix}error'].mean()))}."]
     if means:
         texts.append(f"Methods at this sparsity, fitted to the calibration tokens: {listing(means, len(means))}.")
-        is_dense = "compared_target" in measured and (measured["compared_target"] == DENSE).mean() > 0.5
+        is_dense = "compared_target" in measured and (summary["method"] or {}).get("target") == DENSE
         aimed = [name for name in methods if name.removeprefix(ERROR_OF) in (AIMED if is_dense else (RECOMMENDED,))]
-        verb, alike = "aims" if len(aimed) == 1 else "aim", ", as this checkpoint does" if is_dense else ""
-        others = (
-            ", and other methods at each layer's own, which leaves higher errors" if len(aimed) < len(methods) else ""
+        aim = f"{listing([method_of(name) for name in aimed])} {'aims' if len(aimed) == 1 else 'aim'} at the dense "
+        aim += (
+            f"model's outputs{', as this checkpoint does,' if is_dense else ''} and other methods at each layer's own, "
         )
-        subject = listing([method_of(name) for name in aimed])
-        texts += [f"{subject} {verb} at the dense model's outputs{alike}{others}."] if aimed else []
+        texts += [f"{aim}which leaves higher errors."] if aimed else []
     if len(recovered := measured["recovered"].dropna()):
         share = percent(float(recovered.median()), 0)
         median = f", the median of {count(len(recovered), 'layer')}" if len(recovered) > 1 else ""
