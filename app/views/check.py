@@ -68,7 +68,7 @@ def draw() -> None:
         _offer(third, request)
     if run is not None:
         follow(run, "checkpoint", ". Nothing was kept.")
-    else:
+    elif request is None:  # or it would stand under the name of another checkpoint
         run = example.check()
         tokens = f", checked on {run.setup.samples} × {run.setup.length} tokens"
         components.example(f"a copy of {run.setup.model} at 2:4, one group broken by hand", tokens)
