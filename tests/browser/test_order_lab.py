@@ -29,7 +29,7 @@ def drag(page: Page, strip: Locator, start: tuple[float, float], end: tuple[floa
 
 def error(page: Page) -> str:
     """One's own error, at the end of its line."""
-    return page.locator(".annotation-text").filter(has_text="Yours").inner_text()
+    return page.locator(".annotation-text").filter(has_text="Yours").text_content() or ""
 
 
 def test_columns_and_shares_are_dragged_and_a_link_restores_the_order(open_page: OpenPage, measured: str) -> None:
