@@ -27,7 +27,8 @@ from torch import Tensor
 from rose.errors import RoseError
 from rose.files import reachable
 from rose.interrupt import stop_point
-from rose.layer.change import STANDS_OUT, FactsOf, WeightChange, WeightFacts, change_by_rows, weight_facts
+from rose.layer import change as changes
+from rose.layer.change import FactsOf, WeightChange, WeightFacts, change_by_rows, weight_facts
 from rose.model.check.verdicts import says_parts, says_pattern
 from rose.model.formats.gguf import Place, Reader, dequantized, places_in
 from rose.model.formats.packed import TensorFile
@@ -42,6 +43,7 @@ WHOLE = 2**25  # numbers of the largest tensor in which parts that differ are so
 LONGEST_TEXT = 10**5  # characters of a text that are shown
 TEXTS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 PATTERNS = ("chat_template*", "LICENSE*", "NOTICE*", "README*")
+ROUNDING = 2**-8  # change of the norm above which weights were not only rounded to 16 bits
 PRUNED = 0.01  # share of zeros below which a pattern says nothing
 SAME, ROUNDED, DIFFERS, OTHER_SHAPE = "equal", "rounded", "differs", "other shape"
 ADDED, GONE, RENAMED = "added", "gone", "renamed"
@@ -206,7 +208,7 @@ def says_file(table: pd.DataFrame, name: Callable[[str], str] = str) -> list[str
         names, verb = listing([name(each) for each in unusual["name"]]), "stands" if len(unusual) == 1 else "stand"
         texts = [f"{sentence(out_of(len(unusual), len(table), 'tensor'))} {verb} out: {names}. In all {total}."]
     if odd:
-        times = f"above {STANDS_OUT:.0f} times the median or below a quarter of it"
+        times = f"above {changes.STANDS_OUT:.0f} times the median or below a quarter of it"
         texts.append(f"Some norms of rows or columns are {times} in {count(odd, 'tensor')}; this alone is no fault.")
     return texts
 
@@ -366,11 +368,15 @@ def _compared(before: TensorFiles, after: TensorFiles, name: str, other: str | N
         is_same = entry.kind == there.kind and all(torch.equal(*runs) for runs in _both(before, after, name, name))
         return row | {"status": SAME if is_same else DIFFERS}
     change = difference_of(before, after, name)
-    status = DIFFERS if not change.is_untouched else ROUNDED if change.rounded else SAME
+    status, says = DIFFERS if not change.is_untouched else ROUNDED if change.rounded else SAME, says_change(change)
+    if status == DIFFERS and change.change < ROUNDING:
+        formats = [changes.rounded_to(second, first) for first, second in _both(before, after, name, name)]
+        if all(formats):
+            status, says = ROUNDED, f"Rounded to {formats[0]} in the first."
     shares = ("moved", "change", "cosine", "slope", "zeros_before", "zeros")
     return row | {"status": status} | {field: getattr(change, field) for field in shares} | {
         "rows": int((change.row_change > 0).sum()), "columns": int((change.column_change > 0).sum()),
-        "says": says_change(change),
+        "says": says,
     }  # fmt: skip
 
 

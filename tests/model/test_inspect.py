@@ -93,6 +93,9 @@ def test_what_differs_is_named_by_row_and_column(tmp_path):
     assert (table.loc[UP(1), "rows"], table.loc[UP(2), "columns"]) == (1, 1)
     assert change.row_change[5] == pytest.approx(2)
     assert not change.row_change[6:].any()
+    with TensorFiles(paths[1]) as before, TensorFiles(paths[0]) as after:
+        table = compare_files(before, after).set_index("name")
+    assert table.loc[[UP(0), UP(1), UP(3)], "status"].tolist() == ["equal", "differs", "rounded"]
     saved(tmp_path / "c.safetensors", second)
     with TensorFiles(paths[0]) as before, TensorFiles(tmp_path / "c.safetensors") as after:
         assert difference_of(before, after, UP(0)).row_change.tolist() == pytest.approx(gap.tolist(), rel=1e-4)
