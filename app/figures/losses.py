@@ -13,7 +13,7 @@ from app.figures.shapes import BARE, Chart, Marked, block_span, shrink, to_numpy
 from app.figures.style import FONT_SIZE, Drawing
 from app.words import number, percent, sentence
 from rose import Order, OrderPlan, make_order
-from rose.layer.order import block_of, visited_blocks
+from rose.layer.order import blocks_of, visited_blocks
 
 PICTURE_LINES = 640  # columns with a line each
 
@@ -97,7 +97,7 @@ def order_picture(
     finding = "The columns stay in their natural order"
     if not visited.is_natural:
         label, first = palette.order_style(visited.name).label, int(visited.permutation[0])
-        finding = f"{label}: pruning starts in block {block_of(widths, first)}, with column {first}"
+        finding = f"{label}: pruning starts in block {blocks_of(widths, [first])[0]}, with column {first}"
     subtitle = f"Columns{chart.of} before (top) and in pruning order (bottom), {drawn}; brighter: more loss per column"
     if marked_column is not None:
         end, look = int(step[marked_column]), Style(palette.MARK, f"column {marked_column}")

@@ -15,7 +15,8 @@ from torch import Tensor
 import rose
 from app.figures.orders import trace_of
 from app.study.study import Study, error_on
-from rose.layer.error import quadratic_form
+from rose.layer.error import relative_error
+from rose.layer.methods import Known, make_settings, prune_with
 from rose.layer.sweep import error_inside
 
 BASELINE = ("natural", "block")  # SparseGPT, which every other error is compared with
@@ -55,25 +56,20 @@ def outcome(study: Study, layer: str, sweep: PlannedSweep) -> SweepResult:
     """Makes the sweep, unless it has been made before."""
 
     def compute() -> SweepResult:
-        weight, held_out = study.weight(layer), study.held_out_statistics(layer)
+        weight, held_out, shared = study.weight(layer), study.held_out_statistics(layer), _shared(study, layer)
         stages = held_out is not None and trace_bytes(study, layer) <= LARGEST_TRACE
-        budget = sweep.budget if isinstance(sweep.budget, str) else list(sweep.budget)
-        options = study.layer_options() | {"order": sweep.order, "budget": budget}
-        result = rose.prune_layer(weight, study.statistics(layer), trace=True if stages else "errors", **options)
-        trace, other = trace_of(result), error_on(held_out, weight, result.weight)
-        if stages:
-            assert held_out is not None
-            assert trace.weights is not None
-            first, *later = trace.weights
-            energy = quadratic_form(first, held_out.hessian) or 1.0
-            errors = [quadratic_form(weights - first, held_out.hessian) / energy for weights in later]
-            curve = np.array([0.0, *errors])
+        options = study.layer_options() | {"order": sweep.order, "budget": sweep.budget, "trace": stages or "errors"}
+        result = prune_with(weight, study.statistics(layer), replace(make_settings(**options), known=shared))
+        trace = trace_of(result)
+        if held_out is not None and stages:
+            hessian, energy = held_out.hessian, shared.energy(weight, held_out)
+            errors = [relative_error(weight, stage, hessian, energy) for stage in trace.weights[1:]]
+            curve, other = np.array([0.0, *errors]), errors[-1]
         else:
-            so_far = trace.error_so_far(result.added_damping)
-            curve = (so_far / (dense_energy(study, layer) or 1.0)).double().numpy()
+            curve = (trace.error_so_far(result.added_damping) / (dense_energy(study, layer) or 1.0)).double().numpy()
+            other = error_on(held_out, weight, result.weight)
         empty = torch.empty(0)
-        trace = replace(trace, weights=empty)
-        slim = replace(result, weight=empty, mask=empty.bool(), plan=study.plan(layer), trace=trace)
+        slim = replace(result, weight=empty, mask=empty.bool(), trace=replace(trace, weights=empty))
         return SweepResult(sweep, slim, other, curve, stages, tuple(result.shares.tolist()))
 
     return study.remember(sweep.key, compute, ("lab", layer))
@@ -81,9 +77,12 @@ def outcome(study: Study, layer: str, sweep: PlannedSweep) -> SweepResult:
 
 def dense_energy(study: Study, layer: str) -> float:
     """tr(W H Wᵀ) on calibration inputs: what relative errors are relative to."""
-    return study.remember(
-        ("energy", layer), lambda: quadratic_form(study.weight(layer), study.statistics(layer).hessian)
-    )
+    return _shared(study, layer).energy(study.weight(layer), study.statistics(layer))
+
+
+def _shared(study: Study, layer: str) -> Known:
+    """What all sweeps of this layer share: its plan, and the energies that errors are relative to."""
+    return study.remember(("shared", layer), lambda: Known(study.weight(layer), study.plan(layer)))
 
 
 def frame(outcomes: Sequence[SweepResult]) -> pd.DataFrame:

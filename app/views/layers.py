@@ -112,7 +112,7 @@ def experts(study: Study) -> str | None:
 
 
 def columnar(table: pd.DataFrame) -> str:
-    """Which layers are columnar, what ROSE's order saves there, and the layer in which it would save most."""
+    """Which layers are columnar, what ROSE's order saves there, and what the rule leaves unused."""
     threshold, layers = session.threshold(), table[table["is_columnar"]]
     which, verb = words.sentence(words.out_of(len(layers), len(table), "layer")), "is" if len(layers) < 2 else "are"
     kinds, places = table["projection"].map(maps.map_row), []
@@ -135,7 +135,8 @@ def columnar(table: pd.DataFrame) -> str:
         brief = f"not columnar{', ' * bool(best['cautions'])}{best['cautions']}"
         share, where = words.percent(best[gain], 0), words.plain(words.short_layer(best["layer"]))
         text += f" Order would save most, {share}, in {where} ({brief})."
-    return text
+    rule, always = words.percent((table[gain] * table["is_columnar"]).mean()), words.percent(table[gain].mean())
+    return f"{text} Over all layers the rule saves {rule}, the order in every layer {always}."
 
 
 def with_own(study: Study, table: pd.DataFrame) -> pd.DataFrame:

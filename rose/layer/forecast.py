@@ -10,20 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
 from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from rose.errors import RoseError, check_choice, check_keywords
+from rose.errors import RoseError, check_keywords
 from rose.layer.error import quadratic_form, ratio, sweep_error
 from rose.layer.hessian import DampedHessian
-from rose.layer.loss import block_sums, kth_smallest
+from rose.layer.loss import block_sums
 from rose.layer.order import Order, OrderPlan, PlanOptions, make_order, plan_order
-from rose.layer.pattern import BUDGETS
 from rose.layer.statistics import InputStatistics
-from rose.layer.sweep import Sweep, check_shares, sweep, visited_budget
+from rose.layer.sweep import check_budget, sweep, visited_budget
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no one truth value
@@ -64,9 +62,8 @@ class Prices:
 def price_columns(plan: OrderPlan, order: str | Order | Tensor | Sequence[int] = "natural") -> Prices:
     """The prices of a layer's columns in an order, as `make_order` takes it, by one factorization. Raises RoseError: a
     plan without H; as `make_order`."""
-    visited = make_order(plan, order)
-    damped, factor = plan.factorized(visited)
-    return Prices.of(visited, factor, damped)
+    factored = _Factored.of(plan, order)
+    return Prices.of(factored.order, factored.factor, factored.damped)
 
 
 ROWS = 64  # swept for a forecast
@@ -121,10 +118,7 @@ def forecasts(
     factored: _Factored | None = None
     results = []
     for position, (order, budget) in enumerate(pairs):
-        if isinstance(budget, str):
-            check_choice("The budget", budget, BUDGETS)
-        else:
-            budget = check_shares(budget, sample.plan.pattern)
+        budget = check_budget(budget, sample.plan.pattern)
         if factored is None or order is not pairs[position - 1][0]:
             factored = _Factored.of(sample.plan, order)
         results.append(sample.forecast(factored, budget))
@@ -152,7 +146,7 @@ def best_shares(
     least = sample.forecast(factored, "layer", "best")
     if 0 < pattern.ratio < 1:
         for _ in range(ROUNDS):
-            shares = _newton_step(partial(sample.error, factored), least, pattern.ratio)
+            shares = _newton_step(lambda at: sample.swept(factored, at)[1], least, pattern.ratio)
             tries = [least.shares + part * (shares - least.shares) for part in (1.0, 0.5, 0.25)]
             results = [sample.forecast(factored, trial.tolist(), "best") for trial in tries]
             better = min(results, key=lambda result: result.error)
@@ -218,44 +212,20 @@ class _Sample:
 
     def forecast(self, factored: _Factored, budget: AnyBudget, name: str = "") -> Forecast:
         """The forecast for a budget or shares, and the name that the result gives them."""
-        order = factored.order
-        shares = torch.tensor(self._counts(factored, budget), dtype=torch.float64) / self.all_rows.numel()
-        swept, error = self._swept(factored, shares)
-        columns = swept.column_error.masked_fill(factored.damped.dead, 0).double()
+        order, factor = factored.order, factored.factor
+        counts = visited_budget(budget, self.all_rows, factor.diagonal(), self.plan.pattern, order)
+        shares = torch.tensor(counts, dtype=torch.float64) / self.all_rows.numel()
+        columns, error = self.swept(factored, shares)
         blocks = block_sums(columns[order.permutation], order.widths)
-        return Forecast(
-            order=order,
-            budget=name or (budget if isinstance(budget, str) else "own"),
-            prices=Prices.of(order, factored.factor, factored.damped),
-            error=error,
-            block_error=blocks * ratio(error, float(blocks.sum())),
-            shares=shares,
-        )
+        name = name or (budget if isinstance(budget, str) else "own")
+        each = blocks * ratio(error, float(blocks.sum()))
+        return Forecast(order, name, Prices.of(order, factor, factored.damped), error, each, shares)
 
-    def _counts(self, factored: _Factored, budget: AnyBudget) -> list[int]:
-        """As `visited_budget` for all rows; the threshold of budget "layer" in a third of its time, except for ties."""
-        order, diagonal, pattern = factored.order, factored.factor.diagonal(), self.plan.pattern
-        total = pattern.count(self.all_rows.numel())
-        if budget == "layer" and not pattern.is_grouped and total:
-            costs = self._squares / diagonal.square()[order.inverse].unsqueeze(1)
-            below = (costs <= kth_smallest(costs.view(1, -1), total)).sum(1, dtype=torch.int32)
-            if int(below.sum()) == total:
-                return block_sums(below[order.permutation], order.widths).tolist()
-        return visited_budget(budget, self.all_rows, diagonal, pattern, order)
-
-    @cached_property
-    def _squares(self) -> Tensor:
-        """w² of all rows, (in, out)."""
-        return self.all_rows.T.square().contiguous()
-
-    def error(self, factored: _Factored, shares: Tensor) -> float:
-        """The forecast error for shares of any sum."""
-        return self._swept(factored, shares)[1]
-
-    def _swept(self, factored: _Factored, shares: Tensor) -> tuple[Sweep, float]:
-        """The sample's sweep, and its relative error without damping; N:M reads no shares."""
+    def swept(self, factored: _Factored, shares: Tensor) -> tuple[Tensor, float]:
+        """The sample's e² by column, (in,) float64, and its relative error without damping, for shares of any sum; N:M
+        reads none."""
         sizes = torch.tensor(factored.order.widths) * len(self.rows)
         counts = (shares * self.rows.numel()).round().long().clamp(min=0).minimum(sizes).tolist()
         swept = sweep(self.rows, factored.factor, factored.order, self.plan.pattern, counts, few_rows=True)
-        columns = swept.column_error.masked_fill(factored.damped.dead, 0)
-        return swept, ratio(sweep_error(columns, self.rows - swept.weight, factored.damped.added), self.energy)
+        columns = swept.column_error.masked_fill(factored.damped.dead, 0).double()
+        return columns, ratio(sweep_error(columns, self.rows - swept.weight, factored.damped.added), self.energy)

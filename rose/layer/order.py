@@ -310,7 +310,7 @@ def dealt(plan: OrderPlan, ascending: bool) -> Tensor:
 
 @register_order("hessian")
 def by_hessian(plan: OrderPlan, ascending: bool) -> Tensor:
-    """All columns by diag(H) (GPTQ's `act_order`)."""
+    """All columns by diag(H): `act_order` of the program of GPTQ (Frantar et al. 2022)."""
     if torch.isnan(plan.hessian_diagonal).any():
         raise RoseError("The order by Hessian diagonal needs H; this plan was made from importance alone.")
     return sort_columns(plan, plan.hessian_diagonal, ascending)
@@ -318,7 +318,7 @@ def by_hessian(plan: OrderPlan, ascending: bool) -> Tensor:
 
 @register_order("inverse")
 def by_inverse(plan: OrderPlan, ascending: bool) -> Tensor:
-    """All columns by diag(H⁻¹): first those that all others together explain best."""
+    """All columns by diag(H⁻¹), by which Hassibi and Stork (1992) divide w²: those that all others explain first."""
     return sort_columns(plan, _inverse(plan).diagonal(), ascending)
 
 
@@ -433,11 +433,6 @@ def move_block(plan: OrderPlan, order: str | Order | Tensor | Sequence[int], ste
     columns.insert(to, columns.pop(step))
     widths.insert(to, widths.pop(step))
     return make_order(plan, Order(torch.cat(columns), tuple(widths), "custom"))
-
-
-def block_of(widths: Sequence[int], column: int) -> int:
-    """The block that holds a column."""
-    return int(blocks_of(widths, [column])[0])
 
 
 def blocks_of(widths: Sequence[int], columns: Tensor | Sequence[int]) -> np.ndarray:

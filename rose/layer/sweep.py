@@ -9,20 +9,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from rose.errors import RoseError
+from rose.errors import RoseError, check_choice
 from rose.layer.error import quadratic_form
 from rose.layer.hessian import damp
-from rose.layer.loss import block_starts, smallest, smallest_per_group
+from rose.layer.loss import block_starts, block_sums, smallest, smallest_per_group
 from rose.layer.order import Order
-from rose.layer.pattern import Pattern
+from rose.layer.pattern import BUDGETS, Pattern
 from rose.layer.rounding import Rounder, inverse_of, round_each
 
 # Columns that compensate one another one at a time; the rest of the block follows them at once, by a matrix product,
 # instead of being read and written for each. On one core 16 was as fast as 32 and faster than 8.
 TILE = 16
+ROWS = 64  # of W at a time, to find the threshold of budget "layer"; their counts must fit eight bits
+ROUNDING = 1e-6  # relative, of two float32 products; bounds of |w| are wider by it
 SHARES_WITHIN = 0.005  # how far the shares of a budget may be off its sum, as numbers that people type are rounded
 
 
@@ -78,19 +81,52 @@ def visited_budget(
         return own_budget(budget, weight.shape[0], order.widths, pattern)
     if budget == "block" or pattern.is_grouped:  # N:M fixes how many weights every group gives up
         return [pattern.count(weight.shape[0] * width) for width in order.widths]
-    saliency = (weight[:, order.permutation] / divisor).square()
-    mask = smallest(saliency, pattern.count(saliency.numel()))
-    return [int(block.sum()) for block in mask.split(list(order.widths), dim=1)]
+    removed = _removed_of_columns(weight, divisor, pattern.count(weight.numel()), order)
+    return block_sums(removed, order.widths).tolist()
 
 
-def check_shares(shares: object, pattern: Pattern) -> tuple[float, ...]:
-    """A budget of one's own as numbers; raises RoseError unless these are parts that sum to the sparsity."""
+def _removed_of_columns(weight: Tensor, divisor: Tensor, count: int, order: Order) -> Tensor:
+    """How many of the `count` smallest (w/d)² each column has, (in,), in the order visited, as in `smallest` of them.
+
+    Nothing as large as W is made, as fresh memory takes longer than the arithmetic: some rows tell two bounds of the
+    threshold, all rows are counted below the lower one, and only the entries between the two are selected from.
+    """
+    w, d, steps = (part.cpu().numpy() for part in (weight, divisor[order.inverse], order.inverse))
+    sample = np.square(w[:: 1 + len(w) // ROWS] / d).ravel()
+    rank, off = count / w.size * len(sample), 2 * len(sample) ** 0.5  # four standard deviations at 50 %
+    ranks = [int(min(max(0, at), len(sample) - 1)) for at in (rank - off, rank + off)]
+    low, high = np.partition(sample, ranks)[ranks]
+    least, most = d * np.sqrt(low) * (1 - ROUNDING), d * np.sqrt(high) * (1 + ROUNDING)
+    removed, places = np.zeros(len(d), np.int64), []
+    for start in range(0, len(w), ROWS):
+        size = np.abs(w[start : start + ROWS])
+        below = size < least
+        removed += below.sum(0, dtype=np.uint8)
+        places.append(np.flatnonzero(below ^ (size <= most)) + start * len(d))
+    place, missing = np.concatenate(places), count - int(removed.sum())
+    column = place % len(d)
+    score = np.square(w.ravel()[place] / d[column])
+    threshold = np.partition(score, missing - 1)[missing - 1] if 0 < missing <= len(score) else -1
+    if not low < threshold <= high:  # the sample missed it, or too many entries are equal to it
+        return smallest((weight[:, order.permutation] / divisor).square_(), count).sum(0)
+    smaller, ties = score < threshold, np.flatnonzero(score == threshold)
+    by_place = (place - column + steps[column])[ties].argsort()
+    ties = ties[by_place][: missing - int(smaller.sum())]
+    removed += np.bincount(np.concatenate([column[smaller], column[ties]]), minlength=len(d))
+    return torch.from_numpy(removed)[order.permutation.cpu()]
+
+
+def check_budget(budget: object, pattern: Pattern) -> str | tuple[float, ...]:
+    """A budget by name, or its shares as numbers; raises RoseError unless these are parts that sum to the sparsity."""
+    if isinstance(budget, str):
+        check_choice("The budget", budget, BUDGETS)
+        return budget
     if pattern.is_grouped:
         raise RoseError(f"{pattern} fixes what every block gives up; choose a ratio for a budget of your own.")
     try:
-        numbers = tuple(float(share) for share in shares)  # type: ignore[attr-defined]
+        numbers = tuple(float(share) for share in budget)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
-        raise RoseError(f"A budget is 'block', 'layer' or a list of shares, one a block, not {shares!r}.") from None
+        raise RoseError(f"A budget is 'block', 'layer' or a list of shares, one a block, not {budget!r}.") from None
     if not all(0 <= share <= 1 for share in numbers):  # also catches NaN
         raise RoseError("A share of a budget is a part of the layer's weights, a number from 0 to 1.")
     if abs(sum(numbers) - pattern.ratio) > SHARES_WITHIN:
@@ -247,8 +283,8 @@ def _tile_by_column(wt: Tensor, scale: Tensor, factor: Tensor, errors: Tensor) -
 def _tile_at_once(wt: Tensor, scale: Tensor, factor: Tensor, errors: Tensor) -> None:
     """The same by one triangular system for each row: e_j + scale_j Σ_{i<j} U_ij e_i = scale_j w_j. Rows remove
     different weights, so each has its own system; a GPU solves many in parallel."""
-    earlier = factor.triu(1).T
-    systems = scale.T.unsqueeze(2) * earlier  # (out, width, width), below the diagonal, which is 1
+    earlier = factor.T
+    systems = scale.T.unsqueeze(2) * earlier  # (out, width, width), below the diagonal, which is read as 1
     right = (scale * wt).T.unsqueeze(2)
     errors.copy_(torch.linalg.solve_triangular(systems, right, upper=False, unitriangular=True).squeeze(2).T)
     wt.addmm_(earlier, errors, alpha=-1)

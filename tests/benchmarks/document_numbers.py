@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -242,6 +243,9 @@ PRICED = {  # of prices-measured.csv
 }
 
 
+RANKED = ("two_level/block", "dealt/block", "global/layer", "pivot/layer")
+
+
 @cache
 def priced() -> pd.DataFrame:
     """Measured errors of draw 0 at 70 %, with forecasts as `PAIR:f`; by layers of both models."""
@@ -262,7 +266,8 @@ def orders_by_price() -> str:
         f"{MODELS[model]}, {counts[model, is_output]} {'outputs' if is_output else 'others'}"
         for model, is_output in columns
     ]
-    lines = [[label, *(f"{means.loc[column, pair]:.3f}" for column in columns)] for pair, label in PRICED.items()]
+    shown = {pair: label for pair, label in PRICED.items() if pair != "greedy/layer"}  # as pivot/layer
+    lines = [[label, *(f"{means.loc[column, pair]:.3f}" for column in columns)] for pair, label in shown.items()]
     return table(["order / budget", *head], lines)
 
 
@@ -285,19 +290,20 @@ def outputs_by_draw() -> str:
 
 
 def forecast_ranks() -> str:
-    """Spearman's correlation of forecast and measured gain over layers, beside relative range and column variation."""
-    lines = []
-    for pair in ("two_level/block", "dealt/block", "global/layer", "pivot/layer"):
-        line = [PRICED[pair]]
-        for _, rows in priced().groupby("model", sort=False):
-            for part in (rows, rows[rows["is_output"]]):
-                gain = part[pair] / part["natural/block"]
-                told = part[f"{pair}:f"] / part["natural/block:f"]
-                known = (told, -part["relative_range"], -part["column_variation"])
-                line.append(" / ".join(f"{number.corr(gain, method='spearman'):.2f}" for number in known))
-        lines.append(line)
-    heads = [f"{name}, {kind}" for name in MODELS.values() for kind in ("all", "outputs")]
-    return table(["order / budget", *heads], lines)
+    """Spearman's correlation over layers of the held-out gain with what is known before a sweep: its range over orders
+    and models."""
+    ranks: dict[bool, list[list[float]]] = {False: [], True: []}
+    for pair, (_, rows) in product(RANKED, priced().groupby("model", sort=False)):
+        for only_outputs, part in ((False, rows), (True, rows[rows["is_output"]])):
+            told = part[f"{pair}:f"] / part["natural/block:f"]
+            predictors = (told, -part["relative_range"], -part["column_variation"])
+            gain = part[pair] / part["natural/block"]
+            ranks[only_outputs].append([number.corr(gain, method="spearman") for number in predictors])
+    every, outputs = ([f"{min(c):.2f} to {max(c):.2f}" for c in zip(*rows, strict=True)] for rows in ranks.values())
+    return (
+        f"{every[0]} with the forecast gain. It is {every[1]} with relative range and {every[2]} with column "
+        f"variation. Among output projections: {outputs[0]}, {outputs[1]}, and {outputs[2]}"
+    )
 
 
 def _ranks_within(first: str, second: str, rows: pd.DataFrame) -> str:
@@ -332,7 +338,6 @@ def decisions() -> str:
             ("relative range above 0.5 (ROSE)", rows["relative_range"] > 0.5),
             ("forecast below 0.99", told < 0.99),
             ("always", always),
-            ("hindsight", gain < 0),
         ):
             change = np.exp((gain * chosen).mean()) - 1
             harmed = int((chosen & (gain > 0)).sum())
@@ -346,19 +351,44 @@ def law_of_prices() -> str:
     logs, sums = (rows.filter(regex=f"^{part} ") for part in ("log", "sum"))
     spread = (logs.max(axis=1) - logs.min(axis=1)) / logs.abs().max(axis=1)
     factor = sums.max(axis=1) / sums.min(axis=1)
+    assert set(rows["model"]) == set(MODELS)
     return (
-        f"In {logs.shape[1]} orders of {len(rows)} layers of SmolLM2-135M, Σ log d agrees to {1e6 * spread.max():.2g} "
-        f"millionths, and Σ d differs by factors of {factor.min():.1f} to {factor.max():.0f}"
+        f"In {logs.shape[1]} orders of {len(rows)} layers of both models, Σ log d agrees to {1e6 * spread.max():.2g} "
+        f"millionths. Σ d differs by factors of {factor.min():.1f} to {factor.max():.0f}"
     )
 
 
-def whole_by_threshold() -> str:
-    """Perplexity of whole models by ROSE's rule and by its order everywhere, in the draws that have both."""
+def pivot_by_budget() -> str:
+    """What the pivot order leaves of SparseGPT's error under both budgets, means over layers and draws."""
+    rows = read("prices-rule.csv")
+    ratios = rows[["pivot/layer", "pivot/block"]].div(rows["natural/block"], axis=0).groupby(rows["model"]).mean()
+    threshold, equal = ([f"{ratios.loc[model, pair]:.2f}" for model in MODELS] for pair in ratios)
+    return (
+        f"On average it leaves, with one threshold, {threshold[0]} of SparseGPT's held-out error in SmolLM2-135M and "
+        f"{threshold[1]} in Qwen2.5-Coder-0.5B. With equal shares, it leaves {equal[0]} and {equal[1]}"
+    )
+
+
+def forecast_times() -> str:
+    """The largest share of a sweep's time that a forecast takes, by the number of columns."""
+    rows = read("prices-times.csv")
+    ratios = rows.groupby([rows["columns"], rows["pair"].str.contains(":")])["ratio"].max()
+    return (
+        f"at most {ratios[2048, False]:.2f} of a sweep's time on 2,048 columns ({ratios[2048, True]:.2f} under 2:4) "
+        f"and {ratios[576, False]:.2f} on 576"
+    )
+
+
+def whole_by(first: str, second: str, names: tuple[str, str]) -> str:
+    """Perplexity of whole models by two variants, in the draws that have both."""
     rows = read("prices-whole.csv")
-    values = rows[rows["target"] == "layer"].pivot_table(index="seed", columns="variant", values="perplexity")
-    values = values[["rose", "rose, threshold 0"]].dropna()
-    rule, always = (listing([f"{value:.1f}" for value in values[name]]) for name in values)
-    return f"draws {listing([str(seed) for seed in values.index])}: {rule} by ROSE's rule, {always} by its order always"
+    rows = rows[(rows["target"] == "layer") & (rows["model"] == "smollm2-135m")]
+    values = rows.pivot_table(index="seed", columns="variant", values="perplexity")[[first, second]].dropna()
+    each = [
+        f"{listing([f'{value:.1f}' for value in values[name]])} by {label}"
+        for name, label in zip(values, names, strict=True)
+    ]
+    return f"draws {listing([str(seed) for seed in values.index])}: {', '.join(each)}"
 
 
 def bits_by_price() -> str:
@@ -375,7 +405,15 @@ def bits_by_price() -> str:
         for at in rows.index
     ]
     half = len(rho) // 2
-    return f"{np.median(rho[:half]):.2f} on calibration inputs and {np.median(rho[half:]):.2f} held out"
+    ratios = rows[["held out pivot", "held out min_pivot"]].div(rows["held out natural"], axis=0)
+    pivot, least = (
+        listing([f"{values[model]:.2f}" for model in MODELS])
+        for _, values in ratios.groupby(rows["model"]).mean().items()
+    )
+    return (
+        f"{np.median(rho[:half]):.2f} on calibration inputs and {np.median(rho[half:]):.2f} held out. The pivot order "
+        f"leaves {pivot} times natural order's held-out error in the two models, `min_pivot` {least}"
+    )
 
 
 @cache
@@ -794,7 +832,10 @@ REGIONS: dict[str, Callable[[], str]] = {
     "forecast_ranks": forecast_ranks,
     "forecast_within": forecast_within,
     "law_of_prices": law_of_prices,
-    "whole_by_threshold": whole_by_threshold,
+    "forecast_times": forecast_times,
+    "pivot_by_budget": pivot_by_budget,
+    "whole_by_pivot": partial(whole_by, "rose_global", "pivot/layer", ("global order", "the pivot order")),
+    "whole_by_threshold": partial(whole_by, "rose", "rose, threshold 0", ("ROSE's rule", "its order always")),
     "orders_by_price": orders_by_price,
     "outputs_by_draw": outputs_by_draw,
     "pivot_against_global": pivot_against_global,

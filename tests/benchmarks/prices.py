@@ -2,16 +2,19 @@
 
     measured    error of layers by order and budget, one sweep each; FOLDER/prices-measured.csv
     forecast    the forecast for the layers and pairs of that file, before any sweep; FOLDER/prices-forecast.csv
+    rule        error of the pivot order under three rules for the weights; FOLDER/prices-rule.csv
     law         Σ log d and Σ d by order, and the error of rounding every weight to 3 bits; FOLDER/prices-law.csv
+    times       processor time of forecasts and of their sweeps, without factorization; FOLDER/prices-times.csv
     picture     the prices of the first layer that matches, over the steps of a sweep; FOLDER/prices.svg
     whole       perplexity of whole models by order, budget and refit; FOLDER/prices-whole.csv
 
-Inputs are the dense model's, except in `whole`. `--text` is calibrated on and held out. A row of the first two files is
-a layer and a setting, with a column for each pair of order and budget: the error on held-out inputs, and after `c ` the
-error on calibration inputs under the damped H. Rows are written as they come; a study that is started again continues.
+Inputs are the dense model's, except in `times` and `whole`. `--text` is calibrated on and held out. A row of the first
+three files is a layer and a setting, with a column for each pair of order and budget: the error on held-out inputs, and
+after `c ` the error on calibration inputs under the damped H. Rows are written as they come; a study that is started
+again continues.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 from functools import lru_cache
@@ -21,14 +24,18 @@ from typing import Any
 
 import torch
 from matplotlib import pyplot
+from torch import Tensor
 
 import rose
 from rose.layer import error
+from rose.layer.forecast import AnyBudget, _Factored, _Sample
 from rose.layer.methods import Known, make_settings, prune_with
+from rose.layer.order import by_weighted_pivot
 from rose.layer.statistics import InputStatistics
+from rose.layer.sweep import sweep, visited_budget
 from rose.model.load.tokens import load_calibration
 from rose.model.walk.walk import visit_blocks
-from tests.benchmarks.common import MODEL, Rows, arguments, judged
+from tests.benchmarks.common import MODEL, Rows, arguments, judged, processor_seconds
 
 KEY = ("model", "seed", "layer", "sparsity", "block_size")
 BOTH = ("natural", "two_level", "global", "random:0", "dealt", "pivot", "hessian")
@@ -59,6 +66,9 @@ VARIANTS: dict[str, dict[str, Any]] = {  # of whole models
     "global/layer, refitted": {"method": "rose_dealt", "order": "global", "budget": "layer"},
     "pivot/layer, refitted": {"method": "rose_dealt", "order": "pivot", "budget": "layer"},
 }
+TIMED = [*(f"{order}/0.7/{budget}" for order in ("natural", "pivot") for budget in ("block", "layer", "own"))]
+TIMED += ["natural/2:4/block", "pivot/2:4/block"]
+REPEATS = 9
 Layer = tuple[Any, InputStatistics, InputStatistics]  # the model's layer, calibration, held out
 
 
@@ -91,17 +101,17 @@ def measured(options: Any) -> None:
             sparsity, size = setting.split("/")
             row = run | {"layer": layer[0].name, "sparsity": sparsity, "block_size": size}
             if tuple(row.values()) not in rows:
-                rows.add(**row, **_errors(layer, setting))
+                rows.add(**row, **_errors(layer, setting, SETTINGS[setting]))
 
 
-def _errors(layer: Layer, setting: str) -> dict[str, Any]:
-    """Errors of one layer by every pair of order and budget, beside its shape, relative range and column variation."""
+def _errors(layer: Layer, setting: str, pairs: Sequence[str]) -> dict[str, Any]:
+    """Errors of one layer by pairs of order and budget, beside its shape, relative range and column variation."""
     module, inputs, held_out = layer
     sparsity, size = setting.split("/")
     weight = module.weight.detach().float()
     known, errors = Known(weight), {}
     energies = [error.quadratic_form(weight, statistics.hessian) for statistics in (inputs, held_out)]
-    for pair in SETTINGS[setting]:
+    for pair in pairs:
         order, budget = pair.split("/")
         settings = make_settings("sparsegpt", sparsity=sparsity, block_size=int(size), order=order, budget=budget)
         result = prune_with(weight, inputs, replace(settings, known=known, measures=False))
@@ -132,6 +142,25 @@ def forecast(options: Any) -> None:
             rows.add(**row, **{"/".join(p): f"{f.error:.5g}" for p, f in zip(pairs, forecasts, strict=True)})
 
 
+RULE = ["natural/block", "pivot/block", *(f"{order}/layer" for order in ("pivot", "pivot_weighted", "pivot_median"))]
+
+
+@rose.register_order("pivot_median")
+def by_median_pivot(plan: rose.OrderPlan, ascending: bool) -> Tensor:
+    """The pivot order with each variance times the median w² of its column."""
+    median = plan.importance.median(0, keepdim=True).values  # of |w| times a number of the column
+    return by_weighted_pivot(replace(plan, importance=median), ascending)
+
+
+def rule(options: Any) -> None:
+    rows = Rows(Path(options.output) / "prices-rule.csv", ("model", "seed", "layer"))
+    for run, layers in layers_of(options):
+        for layer in layers:
+            row = run | {"layer": layer[0].name}
+            if tuple(row.values()) not in rows:
+                rows.add(**row, **_errors(layer, "0.7/128", RULE))
+
+
 LAW = ("natural", "two_level", "global", "random:0", "pivot", "min_pivot", "greedy", "hessian")
 
 
@@ -143,9 +172,11 @@ def law(options: Any) -> None:
             if tuple(row.values()) in rows:
                 continue
             weight = layer.weight.detach().float()
+            plan = rose.plan_order(weight, inputs)  # at 70 %: orders by loss are natural order where nothing goes
             for order in LAW:
+                visited = rose.make_order(plan, order)
                 result = rose.prune_layer(
-                    weight, inputs, method="sparsegpt", order=order, sparsity=0.0, bits=3, group="row"
+                    weight, inputs, method="sparsegpt", order=visited, sparsity=0.0, bits=3, group="row"
                 )
                 assert result.prices is not None
                 row[f"log {order}"] = f"{result.prices.log_total:.9g}"
@@ -153,6 +184,37 @@ def law(options: Any) -> None:
                 row[f"bits {order}"] = f"{result.relative_error:.5g}"
                 row[f"held out {order}"] = f"{error.relative_error(weight, result.weight, held_out.hessian):.5g}"
             rows.add(**row)
+
+
+def times(options: Any) -> None:
+    """Medians of nine, sweeps and forecasts in turn; of weights as models hold them, in bfloat16."""
+    rows, generator = Rows(Path(options.output) / "prices-times.csv", ("columns", "pair")), torch.Generator()
+    for columns in options.columns:
+        mixed = torch.randn(columns, columns, generator=generator.manual_seed(0)) / columns**0.5 + torch.eye(columns)
+        inputs = InputStatistics(columns)
+        inputs.update(torch.randn(2 * columns, columns, generator=generator) @ mixed)
+        weight = torch.randn(columns, columns, generator=generator) * torch.rand(columns, generator=generator)
+        for pair in TIMED:
+            order, sparsity, budget = pair.split("/")
+            if (columns, pair) not in rows:
+                sample = _Sample.of(weight.bfloat16().float(), inputs, {"sparsity": sparsity})
+                shares = [sample.plan.pattern.ratio * width / columns for width in sample.plan.block_width]
+                rows.add(columns=columns, pair=pair, **_times(sample, order, shares if budget == "own" else budget))
+
+
+def _times(sample: _Sample, order: str, budget: AnyBudget) -> dict[str, float]:
+    factored = _Factored.of(sample.plan, order)
+    weight, factor, pattern = sample.all_rows, factored.factor, sample.plan.pattern
+
+    def whole() -> None:
+        counts = visited_budget(budget, weight, factor.diagonal(), pattern, factored.order)
+        sweep(weight, factor, factored.order, pattern, counts)
+
+    works = {"sweep": whole, "forecast": lambda: sample.forecast(factored, budget)}
+    seconds = [[processor_seconds(work)[0] for work in works.values()] for _ in range(REPEATS + 1)]
+    medians = [sorted(column)[REPEATS // 2] for column in zip(*seconds[1:], strict=True)]
+    named = {f"{name}_ms": round(1000 * value, 1) for name, value in zip(works, medians, strict=True)}
+    return named | {"ratio": round(medians[1] / medians[0], 3)}
 
 
 def picture(options: Any) -> None:
@@ -193,13 +255,17 @@ def whole(options: Any) -> None:
         rows.add(**dict(zip(key, run, strict=True)), perplexity=round(perplexity, 3))
 
 
-STUDIES = {"measured": measured, "forecast": forecast, "law": law, "picture": picture, "whole": whole}
+STUDIES = {
+    "measured": measured, "forecast": forecast, "rule": rule, "law": law, "times": times, "picture": picture,
+    "whole": whole,
+}  # fmt: skip
 
 
 def main() -> None:
     options = arguments(
         __doc__, "studies", output=str, text="packaged", judge="", samples=16, held_out=8, length=512, models=[MODEL],
-        seeds=[0], layers=["*"], settings=list(SETTINGS), targets=["layer"], variants=list(VARIANTS),
+        seeds=[0], layers=["*"], columns=[576, 2048], settings=list(SETTINGS), targets=["layer"],
+        variants=list(VARIANTS),
     )  # fmt: skip
     for study in options.studies:
         STUDIES[study](options)

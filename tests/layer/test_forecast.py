@@ -1,5 +1,7 @@
 """The law of prices, budgets of one's own, and forecasts against the sweeps that they foretell."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,8 +9,10 @@ from hypothesis import strategies as st
 
 import rose
 from rose.layer.forecast import ROWS, price_columns
+from rose.layer.loss import smallest
 from rose.layer.order import plan_from_importance
 from rose.layer.registry import order_names
+from rose.layer.sweep import visited_budget
 from tests.layer.helpers import ORDERS, Layer, block_sizes, damped_by_hand, layers, make_layer, ratios
 
 
@@ -16,23 +20,23 @@ def log_determinant(layer: Layer, added: float) -> float:
     return float(torch.linalg.slogdet(damped_by_hand(layer, added)).logabsdet)
 
 
-@pytest.mark.parametrize("order", [*ORDERS, "rose"])
-@given(layer=layers(), block_size=st.integers(1, 40))
-def test_every_order_has_the_same_sum_of_log_prices(layer, block_size, order):
-    plan = rose.plan_order(layer.weight, layer.statistics, block_size=block_size, damping=0.1)
+@pytest.mark.parametrize("order", [*ORDERS, "rose", "custom"])
+@pytest.mark.parametrize("sparsity", [0.7, "2:4", "1:4"])
+@given(data=st.data(), seed=st.integers(0, 9))
+def test_every_order_deals_out_the_same_sum_of_log_prices(data, seed, sparsity, order):
+    unit = 1 if sparsity == 0.7 else 4
+    layer, block_size = data.draw(layers(unit=unit)), unit * data.draw(st.integers(1, 40 // unit))
+    plan = rose.plan_order(layer.weight, layer.statistics, sparsity=sparsity, block_size=block_size, damping=0.1)
+    if order == "custom":
+        shuffled = torch.randperm(len(plan.column_loss) // unit, generator=torch.Generator().manual_seed(seed))
+        order = (shuffled[:, None] * unit + torch.arange(unit)).flatten()
     prices = price_columns(plan, order)
+    groups = prices.order.permutation.view(-1, unit)
+    assert torch.equal(groups, groups[:, :1] + torch.arange(unit))
     assert prices.log_total == pytest.approx(log_determinant(layer, plan.damped.added), rel=1e-4, abs=1e-3)
-    assert prices.level * len(prices.price) == pytest.approx(prices.log_total)
-
-
-@pytest.mark.parametrize("order", [*ORDERS, "rose"])
-@given(layer=layers(unit=4), sparsity=st.sampled_from(["2:4", "1:4"]))
-def test_groups_stay_whole_and_keep_the_sum(layer, sparsity, order):
-    plan = rose.plan_order(layer.weight, layer.statistics, sparsity=sparsity, block_size=8, damping=0.1)
-    prices = price_columns(plan, order)
-    groups = prices.order.permutation.view(-1, 4)
-    assert torch.equal(groups, groups[:, :1] + torch.arange(4))
-    assert prices.log_total == pytest.approx(log_determinant(layer, plan.damped.added), rel=1e-4, abs=1e-3)
+    columns, slack = len(prices.price), 1 + 1e-4
+    assert columns * math.exp(prices.level) <= prices.total * slack  # the least sum is an even deal's
+    assert (prices.price <= prices.alone * slack).all()  # the others only help
 
 
 def test_a_price_is_what_later_columns_cannot_explain():
@@ -126,6 +130,24 @@ def test_custom_shares_are_kept(layer, ratio, block_size, seed):
     assert result.budget == "own"
     assert int(result.mask.sum()) == round(ratio * rows * columns)
     assert (result.shares - shares).abs().max() * rows * columns <= 1 + 1e-6
+
+
+@given(
+    ratio=ratios,
+    rows=st.sampled_from([5, 64, 700]),
+    digits=st.sampled_from([0, 1, 3, 9]),
+    order=st.sampled_from(ORDERS),
+)
+def test_the_threshold_takes_the_smallest_saliencies_with_ties_by_place(ratio, rows, digits, order):
+    """Few digits make ties, of which 0 is the most frequent; in 700 rows a sample may miss the threshold."""
+    layer = make_layer(rows=rows, loud=8, dead=[3])
+    weight = layer.weight.mul(10**digits).round() / 10**digits
+    plan = rose.plan_order(weight, layer.statistics, sparsity=ratio, block_size=10)
+    visited = rose.make_order(plan, order)
+    divisor = plan.factorized(visited)[1].diagonal()
+    mask = smallest((weight[:, visited.permutation] / divisor).square(), plan.pattern.count(weight.numel()))
+    counts = visited_budget("layer", weight, divisor, plan.pattern, visited)
+    assert counts == [int(block.sum()) for block in mask.split(list(visited.widths), dim=1)]
 
 
 def test_the_shares_that_the_threshold_takes_give_its_result_again():

@@ -11,14 +11,13 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor
 
-from rose.errors import RoseError, check_choice, check_keywords, failing
+from rose.errors import RoseError, check_keywords, failing
 from rose.layer.error import MassiveActivation, quadratic_form
 from rose.layer.forecast import Prices
 from rose.layer.loss import block_sums
 from rose.layer.order import Order, OrderPlan, PlanOptions
 from rose.layer.pattern import (
     BLOCK_SIZE,
-    BUDGETS,
     DAMPING,
     METHOD,
     SPARSITY,
@@ -30,7 +29,7 @@ from rose.layer.pattern import (
 )
 from rose.layer.registry import Method, Value, check_damping, check_order_name, check_threshold, get_method
 from rose.layer.statistics import InputStatistics, as_statistics, check_tensor, is_finite
-from rose.layer.sweep import SweepTrace, check_shares
+from rose.layer.sweep import SweepTrace, check_budget
 
 
 @dataclass
@@ -198,10 +197,8 @@ def make_settings(
     check_threshold(threshold)
     if isinstance(order, str) and order != "rose":  # two-level or natural, as the layer is columnar or not
         check_order_name(order)
-    if isinstance(budget, str):
-        check_choice("The budget", budget, BUDGETS)
-    elif budget is not None:
-        budget = check_shares(budget, pattern)
+    if budget is not None:
+        budget = check_budget(budget, pattern)
     if trace not in (False, True, "errors"):
         raise RoseError(f"The trace must be True, False or 'errors', not {trace!r}.")
     grid = parse_grid(bits, group)
