@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ from rose.layer.statistics import InputStatistics
 from rose.model.network.layers import PrunableLayer, check_plain, count_parameters, naming
 from rose.model.progress import ProgressCallback
 from rose.model.workers import Workers, is_launched
+from rose.recipe.keywords import CutOptions
 from rose.recipe.parts import CutPart, SlimSettings
 from rose.report import RunReport
 from rose.rows import PartRecord, records_table
@@ -35,9 +36,6 @@ from rose.structured.parts import CHANNELS, HEADS, Part, Rows, Shape, check_kind
 from rose.structured.plan import changed, check_multiple, repair_of, shapes_by_ratio
 from rose.structured.slimming import Reduction, recovery_in, solve_part
 from rose.structured.survey import layers_read, make_problem, sources_of
-
-if TYPE_CHECKING:
-    from rose.recipe.keywords import CutOptions
 
 RECORD = "rose_shapes"  # of a configuration: {module: heads or channels}
 COMPONENTS = ("transformer", "unet")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
@@ -32,6 +32,7 @@ from rose.model.walk.sequential import visit_sequentially
 from rose.model.walk.storage import BIAS, Storage, lay_over
 from rose.model.walk.walk import BlockStatistics, check_streams, start_walk
 from rose.model.workers import Workers
+from rose.recipe.keywords import SlimOptions
 from rose.recipe.parts import SlimSettings
 from rose.report import RunReport
 from rose.rows import ERRORS, PartRecord, mean_or_none, records_table
@@ -44,9 +45,6 @@ from rose.structured.problem import Problem, recover, relative_errors
 from rose.structured.survey import BlockSurvey, layers_read, make_problem, sources_of, survey
 from rose.verdicts import SPARSE
 from rose.wording import percent
-
-if TYPE_CHECKING:
-    from rose.recipe.keywords import SlimOptions
 
 SURVEY_SHARE = 0.3  # of a run that prices its parts first; only the progress bar depends on it
 FAR = 0.1  # of the ratio; larger differences get a remark

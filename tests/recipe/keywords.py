@@ -8,7 +8,7 @@ from rose.layer.methods import SettingsOptions
 from rose.recipe.parts import CutPart, PruneSettings, SlimSettings, TuneSettings
 from rose.spec import Spec
 
-FILE = Path(rose.recipe.__file__).with_name("keywords.pyi")
+FILE = Path(rose.recipe.__file__).with_name("keywords.py")
 HEAD = '''"""Keywords of functions, written from the recipes by `python -m tests.recipe.keywords`."""
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def text() -> str:
     """The content of the file."""
     parts = [HEAD]
     for name, base, spec, elsewhere in CLASSES:
-        parts.append(f"class {name}({base}, total=False):")
+        parts.append(f"\nclass {name}({base}, total=False):")
         parts += [
             f"    {field.name}: {hint(field.kind)}{' | None' if field.default is None else ''}"
             for field in spec.fields().values()

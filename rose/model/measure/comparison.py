@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from math import nan
-from typing import TYPE_CHECKING, Annotated, Any, Unpack
+from typing import Annotated, Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -34,12 +34,10 @@ from rose.model.network.network import Network
 from rose.model.progress import ProgressCallback
 from rose.model.run.prune import prune_by
 from rose.model.run.settings import RunSettings
+from rose.recipe.keywords import RunOptions
 from rose.rows import NotNegative, NotNegativeOrNan, Share, Within, csv_text, read_records, records_table
 from rose.verdicts import EvaluationSetup, Result
 from rose.wording import several
-
-if TYPE_CHECKING:
-    from rose.recipe.keywords import RunOptions
 
 SAMPLE_SECONDS = 0.1  # between two looks at memory
 

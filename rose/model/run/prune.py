@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
@@ -42,13 +42,11 @@ from rose.model.walk.walk import (
     visit_blocks,
 )
 from rose.model.workers import Workers
+from rose.recipe.keywords import RunOptions
 from rose.recipe.parts import PruneSettings
 from rose.report import RunReport
 from rose.rows import LayerRecord
 from rose.wording import several
-
-if TYPE_CHECKING:
-    from rose.recipe.keywords import RunOptions
 
 
 @PruneSettings.explain

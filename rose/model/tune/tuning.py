@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 import pandas as pd
 import torch
@@ -49,11 +49,9 @@ from rose.model.tune.task import (
     settle,
 )
 from rose.model.workers import Workers
+from rose.recipe.keywords import TuneOptions
 from rose.recipe.parts import TuneSettings
 from rose.tensor_files import DamagedFile, digest, read_tensors, write_tensors
-
-if TYPE_CHECKING:
-    from rose.recipe.keywords import TuneOptions
 
 FAR = 0.55  # nats a token behind the dense model, below which the rate is less: there is less to gain than it disturbs
 KEPT = 0.4  # of the trained weights, above which the rate is less: outputs move in proportion to the weights that do

@@ -5,6 +5,7 @@ from typing import TypedDict
 
 from rose.layer.methods import SettingsOptions
 
+
 class RunOptions(SettingsOptions, total=False):
     allocation: str
     target: str
@@ -12,6 +13,7 @@ class RunOptions(SettingsOptions, total=False):
     true_sequential: bool
     min_expert_tokens: int
     compute: str
+
 
 class TuneOptions(TypedDict, total=False):
     minutes: float | None
@@ -22,6 +24,7 @@ class TuneOptions(TypedDict, total=False):
     seed: int
     compute: str
 
+
 class CutOptions(TypedDict, total=False):
     method: str
     ratio: float
@@ -29,6 +32,7 @@ class CutOptions(TypedDict, total=False):
     recovery: str | None
     damping: float
     multiple: int
+
 
 class SlimOptions(CutOptions, total=False):
     allocation: str
