@@ -130,8 +130,8 @@ def _print_file(name: str, table: pd.DataFrame) -> None:
         if not pd.isna(row.true_bits):
             grid = f" ({number(row.true_bits)} used)" if row.true_bits < LESS * row.bits else ""
             weights = f", {number(row.bits)} bits{grid}, {row.zeros} zeros {row.pattern}".rstrip()
-        own = f", stored as {row.stored_as}" if row.stored_as != row.name else ""
-        branches[before].add(Text(f"{last}: {many}{row.shape}, {row.kind}, {size(row.stored)}{weights}{own}"))
+        stored_as = f", stored as {row.stored_as}" if row.stored_as != row.name else ""
+        branches[before].add(Text(f"{last}: {many}{row.shape}, {row.kind}, {size(row.stored)}{weights}{stored_as}"))
     Output(highlight=False, width=WIDTH).print(top)
 
 

@@ -166,7 +166,7 @@ def inspect_file(files: TensorFiles, tell: Tell = lambda _share, _name: None) ->
     Returns:
         name, stored_as (the name in the file), kind, shape, file, numbers, stored (bytes), bits (stored, a number),
         true_bits (of the apparent grid, or 16 where 32 hold no more), zeros, sparsity, pattern, not_finite, norm,
-        largest, largest_at, zero_rows, zero_columns, odd_rows, odd_columns (how many), says (sentences on what should
+        largest, largest_at, zero_rows, zero_columns, odd_rows, odd_columns (0 of vectors), says (on what should
         not be), and norms (on odd rows and columns). Tensors of integers have the first eight.
     """
     rows, done, total = [], 0, sum(entry.count for entry in files.tensors.values()) or 1
@@ -192,7 +192,8 @@ def _row(name: str, stored_as: str, entry: StoredTensor, facts: WeightFacts | No
     row |= {"true_bits": true_bits, "zeros": facts.zeros, "sparsity": facts.sparsity, "pattern": str(facts.pattern)}
     row |= {"not_finite": facts.not_finite, "norm": facts.norm, "largest": facts.largest}
     counted = ("zero_rows", "zero_columns", "odd_rows", "odd_columns")
-    row |= {"largest_at": ", ".join(map(str, facts.largest_at))} | {name: len(getattr(facts, name)) for name in counted}
+    row |= {name: len(getattr(facts, name)) if min(facts.shape) > 1 else 0 for name in counted}
+    row |= {"largest_at": ", ".join(map(str, facts.largest_at))}
     return row | dict(zip(("says", "norms"), _remarks(facts), strict=True))
 
 
@@ -368,15 +369,15 @@ def _compared(before: TensorFiles, after: TensorFiles, name: str, other: str | N
         is_same = entry.kind == there.kind and all(torch.equal(*runs) for runs in _both(before, after, name, name))
         return row | {"status": SAME if is_same else DIFFERS}
     change = difference_of(before, after, name)
-    status, says = DIFFERS if not change.is_untouched else ROUNDED if change.rounded else SAME, says_change(change)
+    status, remark = DIFFERS if not change.is_untouched else ROUNDED if change.rounded else SAME, says_change(change)
     if status == DIFFERS and change.change < ROUNDING:
         formats = [changes.rounded_to(second, first) for first, second in _both(before, after, name, name)]
         if all(formats):
-            status, says = ROUNDED, f"Rounded to {formats[0]} in the first."
+            status, remark = ROUNDED, f"Rounded to {formats[0]} in the first."
     shares = ("moved", "change", "cosine", "slope", "zeros_before", "zeros")
     return row | {"status": status} | {field: getattr(change, field) for field in shares} | {
         "rows": int((change.row_change > 0).sum()), "columns": int((change.column_change > 0).sum()),
-        "says": says,
+        "says": remark,
     }  # fmt: skip
 
 
@@ -386,10 +387,10 @@ def says_differences(table: pd.DataFrame, name: Callable[[str], str] = str) -> s
     verb = "differs" if len(differing) == 1 else "differ"
     names = f": {listing([name(each) for each in differing])}" if len(differing) else ""
     rest = table["status"].replace(ROUNDED, "equal but for rounding").drop(differing.index).value_counts()
-    others = f" The others: {', '.join(f'{size} {status}' for status, size in rest.items())}." if len(rest) else ""
+    rest_text = f" The others: {', '.join(f'{size} {status}' for status, size in rest.items())}." if len(rest) else ""
     moved = int(table["moved_to"].notna().sum())
     elsewhere = f" {sentence(count(moved, 'tensor'))} in a file of another name." if moved else ""
-    return f"{sentence(out_of(len(differing), len(table), 'tensor'))} {verb}{names}.{others}{elsewhere}"
+    return f"{sentence(out_of(len(differing), len(table), 'tensor'))} {verb}{names}.{rest_text}{elsewhere}"
 
 
 def says_change(change: WeightChange) -> str:

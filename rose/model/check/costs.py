@@ -54,9 +54,7 @@ class Costs:
     held_out_error: float | None  # on held-out tokens
     dense_input_error: float  # on the dense model's inputs: ‖X_d (W − V)ᵀ‖² / ‖X_d Wᵀ‖²
     mask: Rival  # the dense weights under V's mask
-    possible: (
-        Rival  # the lowest error found under V's mask: of V, or of a least-squares refit to the calibration tokens
-    )
+    possible: Rival  # the lowest error under V's mask: of V, or of a least-squares refit to the calibration tokens
     methods: Mapping[str, Rival]  # at the same sparsity, by name
     target: str = "layer"  # that SparseGPT and ROSE have there, the checkpoint's as far as masks tell
     opposite: Rival | None = None  # where V is worse than its mask alone, the same compensation with the other sign
@@ -65,8 +63,8 @@ class Costs:
 
     @property
     def recovered(self) -> float | None:
-        """Share of the mask's error that compensation has taken, of the most it could; None where that is nothing. At
-        most 1, as a refit begins at V."""
+        """Share of the mask's error that compensation has taken, of the most it could; None where that is nothing.
+        It is at most 1, as a refit begins at V."""
         alone = self.mask.error
         could = alone - self.possible.error
         return (alone - self.error) / could if could > 0.02 * alone else None
@@ -74,15 +72,15 @@ class Costs:
     def row(self) -> dict[str, Any]:
         """For a table."""
         names = ("error", "held_out_error", "dense_input_error", "recovered")
-        others = {"mask_error": self.mask, "possible_error": self.possible}
-        others |= {f"{ERROR_OF}{name}": rival for name, rival in self.methods.items()}
+        rivals = {"mask_error": self.mask, "possible_error": self.possible}
+        rivals |= {f"{ERROR_OF}{name}": rival for name, rival in self.methods.items()}
         return {
             **{name: getattr(self, name) for name in names},
             "massive": massive_text(self.massive) if self.massive else "",
             "error_without_massive": self.massive.error if self.massive else None,
             "compared_target": self.target,
-            **{name: rival.error for name, rival in others.items()},
-            **{f"{HELD_OUT}{name}": rival.held_out_error for name, rival in others.items()},
+            **{name: rival.error for name, rival in rivals.items()},
+            **{f"{HELD_OUT}{name}": rival.held_out_error for name, rival in rivals.items()},
         }
 
 
