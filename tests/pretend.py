@@ -1,8 +1,7 @@
 """A CUDA device that is not there: tensors that say they are on it, computed on the processor.
 
-`with pretend_cuda():` lets code take its paths for a GPU on a machine without one. Results come from the CPU's kernels,
-so they can be compared; a call that mixes devices, which is what such code gets wrong, fails as it would on a GPU. What
-a real GPU adds (its own kernels, its memory, its streams) is not looked at.
+`with pretend_cuda():` lets code take its paths for a GPU on a machine without one. The CPU's kernels compute, and a
+call that mixes devices fails as on a GPU. Kernels, memory and streams of a real GPU are not tested.
 """
 
 from __future__ import annotations

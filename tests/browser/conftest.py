@@ -1,8 +1,4 @@
-"""What the browser tests share: the app on a free port, a headless Chromium, and one measured set-up.
-
-All of it lives as long as the tests of this folder do. `measured` is the query string of a set-up of the packaged
-model that has been measured; a page opened with it shows results at once, because browser sessions share studies.
-"""
+"""What the browser tests share: the app on a free port, a headless Chromium, and one measured set-up."""
 
 import os
 import re
@@ -53,15 +49,10 @@ def serve(log: Path, **environment: str) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "app/server.py"]
+    command = [sys.executable, "app/server.py", f"--server.port={port}", "--server.headless=true"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | environment
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, f"--server.port={port}", "--server.headless=true"],
-            cwd=ROOT,
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(2400):
@@ -101,10 +92,7 @@ def browser() -> Iterator[Browser]:
 
 
 class Visitor:
-    """A person who comes to the app, at 1280 × 800; in the end nothing may have gone wrong on the page.
-
-    One is used for many tests, as a new page compiles all scripts anew, for three seconds of a processor.
-    """
+    """A page of the app at 1280 × 800. Many tests use one: a new page compiles all scripts, for three seconds."""
 
     def __init__(self, browser: Browser, server: str) -> None:
         self.server, self.errors = server, list[str]()
@@ -121,8 +109,7 @@ class Visitor:
         return self.page
 
     def go(self) -> None:
-        """Leaves, and forgets. No page may show an exception, have raised one in its own scripts, or have asked anybody
-        but the server."""
+        """Leaves, and forgets. No page may show or raise an exception, or ask anybody but the server."""
         shown = self.page.get_by_test_id("stException").all_inner_texts()
         for other in self.page.context.pages[1:]:
             other.close()
@@ -140,10 +127,7 @@ def visitors() -> list[Visitor]:
 
 @pytest.fixture
 def open_page(server: str, browser: Browser, visitors: list[Visitor]) -> Iterator[OpenPage]:
-    """`open_page("layers", query, scheme="dark")`: a page of the app, settled, in a session of its own.
-
-    `first=True` is for a person who has never been here: without a history.
-    """
+    """`open_page("layers", query, scheme="dark")`: a settled page in its own session; `first`: without a history."""
     here: list[Visitor] = []
 
     def opener(path: str = "", query: str = "", scheme: str = "light", *, first: bool = False) -> Page:
@@ -163,7 +147,7 @@ def _elsewhere(url: str, server: str) -> list[str]:
 
 @pytest.fixture(scope="package")
 def measured(server: str, browser: Browser) -> str:
-    """Query string of a set-up whose layers have been measured by pressing the button on the start page."""
+    """Query string of a measured set-up: all sessions share its study, so a page shows results at once."""
     query = urlencode(SETUP)
     page = browser.new_page()
     page.goto(f"{server}/?{query}")

@@ -9,21 +9,14 @@ from app.results import html_report
 from tests.app.results.made_reports import made_report, saved
 
 
-@pytest.fixture
-def folders(tmp_path: Path) -> list[str]:
-    return [
-        str(saved(tmp_path / name, made_report(name, factor))) for name, factor in (("sparsegpt", 1), ("rose", 0.8))
-    ]
-
-
 @pytest.mark.parametrize("width", [1280, 480])
-def test_the_report_needs_no_network(browser: Browser, folders: list[str], tmp_path: Path, width: int) -> None:
-    output = tmp_path / "report.html"
+def test_the_report_needs_no_network(browser: Browser, tmp_path: Path, width: int) -> None:
+    output, runs = tmp_path / "report.html", {"sparsegpt": 1, "rose": 0.8}
+    folders = [str(saved(tmp_path / name, made_report(name, factor))) for name, factor in runs.items()]
     html_report.write_report(folders, output)
     context = browser.new_context(offline=True, viewport={"width": width, "height": 800})
     page = context.new_page()
-    said: list[str] = []
-    asked: list[str] = []
+    said, asked = list[str](), list[str]()
     page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
@@ -32,14 +25,11 @@ def test_the_report_needs_no_network(browser: Browser, folders: list[str], tmp_p
     expect(page.locator("body[data-drawn]")).to_be_attached()
     assert figures.count() == 7
     for figure in figures.all():
-        plot = figure.locator(".cartesianlayer .subplot").first
-        expect(plot).to_be_attached()
-        box = figure.bounding_box()
-        assert box is not None
+        expect(figure.locator(".cartesianlayer .subplot").first).to_be_attached()
+        box = figure.bounding_box() or {}
         assert box["width"] <= width
         assert box["height"] > 150
-    heading = page.get_by_role("heading", name="has the lower held-out error in all six layers")
-    expect(heading).to_be_visible()
+    expect(page.get_by_role("heading", name="has the lower held-out error in all six layers")).to_be_visible()
     expect(page.locator("noscript")).to_be_hidden()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert not said, said

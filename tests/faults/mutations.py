@@ -45,36 +45,23 @@ OTHERS: tuple[Any, ...] = (None, True, False, [], {}, [[]], {"": None}, [None] *
 
 @dataclass(frozen=True)
 class Reader:
-    """A kind of file and the code that reads it.
+    """A kind of file and the code that reads it."""
 
-    Attributes:
-        name: of the reader, on the command line.
-        write: (empty folder) -> a sound file in it, which is then changed; other files may stand beside it.
-        read: (file) -> a text that differs where what was read differs; raises RoseError.
-        change: (sound content, random) -> a change.
-        lawful: kinds of change after which a different result is no fault, as the file says something else then.
-    """
-
-    name: str
-    write: Callable[[Path], Path]
-    read: Callable[[Path], str]
-    change: Callable[[bytes, Random], Change]
-    lawful: frozenset[str] = frozenset()
+    name: str  # on the command line
+    write: Callable[[Path], Path]  # (empty folder) -> a sound file, which is then changed; others may stand beside it
+    read: Callable[[Path], str]  # (file) -> a text that differs where the content differs; raises RoseError
+    change: Callable[[bytes, Random], Change]  # (sound content, random) -> a change
+    lawful: frozenset[str] = frozenset()  # changes after which the file says something else, which is no fault
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A case that a reader has failed.
-
-    Attributes:
-        kind: "traceback", "different", "message", "memory" or "no answer".
-        detail: the error or what was read.
-    """
+    """A case that a reader has failed."""
 
     case: int
     change: str
-    kind: str
-    detail: str
+    kind: str  # "traceback", "different", "message", "memory" or "no answer"
+    detail: str  # the error or the text
 
 
 @dataclass
@@ -87,11 +74,7 @@ class Outcome:
 
 
 def run(reader: Reader, cases: Sequence[int], seed: int = 0) -> Outcome:
-    """Reads each changed file in a child process, and sorts what that came to.
-
-    Raises:
-        RuntimeError: the sound file itself is not read.
-    """
+    """Reads each changed file in a child process, and counts the outcomes by kind."""
     outcome = Outcome(reader.name)
     with tempfile.TemporaryDirectory() as folder:
         path = reader.write(Path(folder))
@@ -102,7 +85,8 @@ def run(reader: Reader, cases: Sequence[int], seed: int = 0) -> Outcome:
                 raise RuntimeError(f"the sound file of {reader.name} is not read: {expected}")
             for case in cases:
                 change, content = reader.change(sound, Random(f"{seed} {reader.name} {case}"))
-                _replace(path, content)
+                path.with_name("changed").write_bytes(content)  # a process that has mapped the old file keeps it
+                os.replace(path.with_name("changed"), path)
                 kind, detail = child.read(path)
                 if kind == "read":
                     is_lawful = change in reader.lawful
@@ -111,13 +95,6 @@ def run(reader: Reader, cases: Sequence[int], seed: int = 0) -> Outcome:
                 if kind not in ("refused", "equal", "lawfully different"):
                     outcome.faults.append(Fault(case, change, kind, detail))
     return outcome
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Gives a file new content; who has mapped the old one into memory keeps that."""
-    temporary = path.with_name("changed")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 class _Child:
@@ -188,8 +165,6 @@ def _causes(problem: BaseException) -> Iterator[BaseException]:
         problem = cause
 
 
-# ---- changes that fit every file
-
 KINDS = ("byte", "byte", "byte", "bytes", "cut", "removed", "repeated", "zeros", "appended", "inserted")
 
 
@@ -221,11 +196,7 @@ def change_bytes(content: bytes, chance: Random, start: int = 0, end: int | None
 
 
 def change_json(value: Any, chance: Random, texts: Sequence[str] = TEXTS) -> tuple[str, Any]:
-    """Replaces, removes, repeats or renames one entry of a JSON value, at any depth; the value given stays as it is.
-
-    Returns:
-        kind of change, changed value.
-    """
+    """The kind of change, and a copy of a JSON value with one entry replaced, removed, repeated or renamed."""
     changed = copy.deepcopy(value)
     places = list(_entries(changed))
     if not places:

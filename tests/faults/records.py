@@ -16,16 +16,8 @@ from app.results import pairs
 from app.results.html_report import run_findings
 from app.results.naming import labelled, name_apart
 from app.study.tables import read_numbers
-from rose.model.measure.comparison import (
-    ComparisonFolder,
-    ComparisonRow,
-    cautions_of,
-    conclusions,
-    over_seeds,
-    read_comparison,
-    results_at,
-    to_markdown,
-)
+from rose.model.measure import comparison
+from rose.model.measure.comparison import ComparisonFolder, ComparisonRow, cautions_of, conclusions
 from rose.model.measure.damage import DamageReport, correlations, outliers
 from rose.recipe import Recipe
 from rose.report import RunReport
@@ -34,6 +26,7 @@ from tests.faults.mutations import KINDS, NUMBERS, TEXTS, Change, Reader, change
 
 MEASURES = ("perplexity", "mean_held_out_error", "seconds")
 LAYERS = [f"model.layers.{number}.{name}" for number in range(2) for name in ("self_attn.o_proj", "mlp.down_proj")]
+NUMBERED = pd.DataFrame({"layer": LAYERS, "value": [0.1, 2.0, -3.0, 1e9]})
 
 
 def layer_record(number: int, method: str = "rose") -> LayerRecord:
@@ -62,10 +55,6 @@ TUNED |= {"length": 16, "seconds": 60.0, "rate": 0.001, "minutes": 1.0, "held_ou
 TUNED |= {"perplexity_before": 40.0, "losses_before": [3.5, 3.6], "change": dict.fromkeys(LAYERS, 0.1)}
 TUNED |= {"curve": [{"step": step, "seconds": 6.0 * step, "loss": 3.0, "held_out": 3.1} for step in (0, 9)]}
 PRUNED = RunReport.from_records([layer_record(number) for number in range(4)], RECIPE, **RESULTS)
-
-
-def write_pruned(folder: Path) -> Path:
-    return _saved(folder, PRUNED)
 
 
 def write_slimmed(folder: Path) -> Path:
@@ -99,12 +88,8 @@ def read_report(path: Path) -> str:
     report = RunReport.load(path)
     runs = list(name_apart(report.runs).values())
     labelled(runs)
-    said = [
-        *(remark for run in runs for remark in run.remarks),
-        *pairs.cautions_of(runs),
-        pairs.says_perplexities(runs),
-        *map(pairs.says_lost, runs),
-    ]
+    said = [*(remark for run in runs for remark in run.remarks), *pairs.cautions_of(runs)]
+    said += [pairs.says_perplexities(runs), *map(pairs.says_lost, runs)]
     said += [sentence for run in runs for sentence in run_findings(run)]
     said += [str(table) for table in (pairs.numbers(runs), pairs.settings(runs))]
     said += [str(pairs.pair(runs[0], run)) for run in runs[1:]]
@@ -113,8 +98,6 @@ def read_report(path: Path) -> str:
         report.without_errors().with_summary(tuned=TUNED, tuned_before=tuned).save(folder)
         return "\n".join([report.to_json(), *said, RunReport.load(folder).to_json()])
 
-
-# ---- recipes
 
 PRUNE = {"run": "prune", "model": "tiny", "sparsity": 0.5, "samples": 4, "length": 16, "layers": ["*.0.*"]}
 TUNE = {"run": "tune", "dense": "tiny", "minutes": 1.0, "loss": "kl", "rate": 0.001}
@@ -130,9 +113,6 @@ def read_recipe(path: Path) -> str:
     recipe = Recipe.read(path, "output=copy")
     assert str(Recipe.parse(str(recipe), "output=copy")) == str(recipe)
     return str(recipe)
-
-
-# ---- CSV
 
 
 def change_csv(content: bytes, chance: Random) -> Change:
@@ -178,14 +158,6 @@ def write_comparison(folder: Path) -> Path:
     return _written(folder, records_table(rows, ComparisonRow))
 
 
-def write_numbers(folder: Path) -> Path:
-    return _written(folder, pd.DataFrame({"layer": LAYERS, "value": [0.1, 2.0, -3.0, 1e9]}))
-
-
-def write_accuracies(folder: Path) -> Path:
-    return write_study(folder).with_name("zero_shot.csv")
-
-
 def _written(folder: Path, table: pd.DataFrame) -> Path:
     table.to_csv(folder / "rows.csv", index=False)
     return folder / "rows.csv"
@@ -200,17 +172,16 @@ def read_damage_rows(path: Path) -> str:
 def read_comparison_rows(path: Path) -> str:
     rows = read_records(path, ComparisonRow, "runs")
     table = records_table(rows, ComparisonRow)
-    return "\n".join([to_markdown(rows), *conclusions(table), *cautions_of(table)]) if rows else ""
+    return "\n".join([comparison.to_markdown(rows), *conclusions(table), *cautions_of(table)]) if rows else ""
 
 
 def read_seeds(path: Path) -> str:
-    table = read_comparison(str(path))
-    results = [results_at(table, sparsity, name) for sparsity in table["sparsity"].unique() for name in MEASURES]
-    return "\n".join(map(str, [over_seeds(table, MEASURES), results, *conclusions(table), *cautions_of(table)]))
-
-
-def read_settings(path: Path) -> str:
-    return str(ComparisonFolder(path.parent, {"windows": 2}).rows)
+    table = comparison.read_comparison(str(path))
+    shown = [
+        comparison.results_at(table, sparsity, name) for sparsity in table["sparsity"].unique() for name in MEASURES
+    ]
+    shown += [comparison.over_seeds(table, MEASURES), *conclusions(table), *cautions_of(table)]
+    return "\n".join(map(str, shown))
 
 
 def write_settings(folder: Path) -> Path:
@@ -219,26 +190,36 @@ def write_settings(folder: Path) -> Path:
     return folder / "settings.json"
 
 
-LAWFUL = frozenset(
-    (  # the file says something else
-        *("cell", "line twice", "line left out", "column", "header", *KINDS),
-        *("replaced", "scaled", "removed", "renamed", "exchanged", "nested"),
-    )
-)
-
-
+# Changes after which a file says something else.
+LAWFUL = frozenset(("cell", "line twice", "line left out", "column", "header", *KINDS))
+LAWFUL |= frozenset(("replaced", "scaled", "removed", "renamed", "exchanged", "nested"))
 READERS = [
     Reader(name, write, read, change, LAWFUL)
     for name, write, read, change in (
-        ("report", write_pruned, read_report, change_json_file),
+        ("report", lambda folder: _saved(folder, PRUNED), read_report, change_json_file),
         ("report of two stages", write_slimmed, read_report, change_json_file),
         ("report of a study", write_study, read_report, change_json_file),
-        ("accuracies", write_accuracies, lambda path: read_report(path.with_name("report.json")), change_csv),
+        (
+            "accuracies",
+            lambda folder: write_study(folder).with_name("zero_shot.csv"),
+            lambda path: read_report(path.with_name("report.json")),
+            change_csv,
+        ),
         ("recipe", write_recipe, read_recipe, change_json_file),
         ("damages", write_damages, read_damage_rows, change_csv),
         ("comparison", write_comparison, read_comparison_rows, change_csv),
         ("seeds", write_comparison, read_seeds, change_csv),
-        ("settings", write_settings, read_settings, change_json_file),
-        ("numbers", write_numbers, lambda path: str(read_numbers(str(path), LAYERS)), change_csv),
+        (
+            "settings",
+            write_settings,
+            lambda path: str(ComparisonFolder(path.parent, {"windows": 2}).rows),
+            change_json_file,
+        ),
+        (
+            "numbers",
+            lambda folder: _written(folder, NUMBERED),
+            lambda path: str(read_numbers(str(path), LAYERS)),
+            change_csv,
+        ),
     )
 ]

@@ -5,7 +5,6 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -53,9 +52,6 @@ def folder(damages: dict[str, str], tmp_path: Path) -> Path:
     return tmp_path / "damage"
 
 
-# ---- links that lead nowhere
-
-
 @pytest.mark.parametrize("below", ["", "below"])
 @pytest.mark.parametrize(
     "command",
@@ -69,9 +65,7 @@ def folder(damages: dict[str, str], tmp_path: Path) -> Path:
         "evaluate --tasks piqa --output {place}.csv",
     ],
 )
-def test_a_link_that_leads_nowhere_is_refused_before_the_run(
-    command: str, below: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_link_that_leads_nowhere_is_refused_before_the_run(command, below, tmp_path, capsys):
     for name in ("link", "link.csv"):
         (tmp_path / name).symlink_to(tmp_path / "nowhere")
     name, *options = command.format(place=tmp_path / "link" / below, free=tmp_path / "free").split()
@@ -80,9 +74,6 @@ def test_a_link_that_leads_nowhere_is_refused_before_the_run(
     assert cli.main([name, "--model", "/no/such/model", *options]) == 2
     assert "is a link to" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "nowhere").exists()
-
-
-# ---- rows
 
 
 @pytest.mark.parametrize(
@@ -98,9 +89,7 @@ def test_a_link_that_leads_nowhere_is_refused_before_the_run(
     ],
     ids=["cut", "unended", "bytes", "quote", "text", "empty", "more"],
 )
-def test_a_row_that_is_not_whole_is_named_and_can_be_measured_again(
-    spoil: Any, call: list[str], damages: dict[str, str], folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_row_that_is_not_whole_is_named_and_can_be_measured_again(spoil, call, damages, folder, capsys):
     broken = spoil(damages["rows.csv"])
     (folder / "rows.csv").write_text(broken)
     assert cli.main([*call, str(folder)]) == 2
@@ -135,9 +124,8 @@ def test_a_number_that_cannot_be_is_named_with_its_line(name: str, text: str, fo
 
 
 def test_numbers_that_a_measurement_may_come_to_are_read_back(tmp_path: Path) -> None:
-    known = DamageRecord(
-        "a", 0, "", 9, 0.5, math.inf, 0.1, 0.1, math.nan, math.inf, math.nan, -1.0, math.nan, math.inf, 0.0
-    )
+    numbers = (0.5, math.inf, 0.1, 0.1, math.nan, math.inf, math.nan, -1.0, math.nan, math.inf, 0.0)
+    known = DamageRecord("a", 0, "", 9, *numbers)
     records_table([known], DamageRecord).to_csv(tmp_path / "rows.csv", index=False)
     assert repr(read_damages(tmp_path / "rows.csv")) == repr([known])
 
@@ -160,9 +148,7 @@ def test_losses_that_are_no_numbers_are_refused(losses: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ["settings.json", "summary.json"])
 @pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe", b""])
-def test_a_description_of_nothing_is_refused_or_measured_anew(
-    name: str, content: bytes, call: list[str], folder: Path
-) -> None:
+def test_a_description_of_nothing_is_refused_or_measured_anew(name, content, call, folder):
     (folder / name).write_bytes(content)
     refused = name == "settings.json"
     assert cli.main([*call, str(folder)]) == (2 if refused else 0)
@@ -172,27 +158,19 @@ def test_a_description_of_nothing_is_refused_or_measured_anew(
     assert read_norms(folder / "summary.json") == []
 
 
-# ---- what a measurement belongs to
-
-
-def test_damages_know_their_model_whenever_the_command_was_killed(
-    call: list[str], damages: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The last row was there once before what all rows come to, which then was written without the model."""
+def test_damages_know_their_model_whenever_the_command_was_killed(call, damages, tmp_path, monkeypatch):
+    """The last row was there once before the summary, which then was written without the model."""
     folder = tmp_path / "damage"
-
-    class Killed(BaseException):
-        pass
 
     def write(path: Path, content: bytes) -> None:
         write_atomically(path, content)
         if path.name == "rows.csv":
-            raise Killed
+            raise SystemExit
 
     for _ in range(4):
         with monkeypatch.context() as patch:
             patch.setattr(measurements, "write_atomically", write)
-            with pytest.raises(Killed):
+            with pytest.raises(SystemExit):
                 cli.main([*call, str(folder)])
     assert len(read_damages(folder / "rows.csv")) == 4
     for _ in range(2):
@@ -202,9 +180,7 @@ def test_damages_know_their_model_whenever_the_command_was_killed(
         assert summary == json.loads(damages["summary.json"])
 
 
-def test_rows_of_a_model_that_was_replaced_are_not_added_to(
-    call: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_of_a_model_that_was_replaced_are_not_added_to(call, tmp_path, capsys):
     folder, model = tmp_path / "damage", tmp_path / "model"
     save_tiny_llama(model, hidden=32)
     command = [str(model) if call[place - 1 : place] == ["--model"] else word for place, word in enumerate(call)]

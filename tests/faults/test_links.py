@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -72,16 +73,10 @@ def test_values_of_a_link_are_text(page: str, studies: dict[Setup, Study]) -> No
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_names_and_failures_are_text(
-    page: str, studies: dict[Setup, Study], monkeypatch: pytest.MonkeyPatch, hostile: Study
-) -> None:
+def test_names_and_failures_are_text(page, studies, monkeypatch, hostile):
     """A measured study of a model of such a name, a layer that failed, and a run that ended with such a sentence."""
     studies[hostile.setup] = hostile
-
-    def load() -> None:
-        raise rose.RoseError(HOSTILE)
-
-    request = PruneRequest(methods=("magnitude",), sparsities=("0.5",))
+    request, load = PruneRequest(methods=("magnitude",), sparsities=("0.5",)), Mock(side_effect=rose.RoseError(HOSTILE))
     run = finish(PruningRun(hostile.setup, request, load, lambda report: None), "failed")
     monkeypatch.setattr(shared, "prunings", lambda: {"one": run})
     app = open_page(page, hostile, run="one")
@@ -140,23 +135,14 @@ def is_own(text: ast.expr) -> bool:
 def test_names_in_a_figure_are_text() -> None:
     """Wherever they enter: titles, ticks, labels, hover, frames."""
     own = 'a<br><b>b</b> c<sub>d</sub> <span style="color:rgba(1, 2, 3, 0.5)">━</span> 0 < 1 > 0'
-    figure = go.Figure(
-        go.Scatter(
-            x=[HOSTILE, "x"],
-            y=[1, 2],
-            name=HOSTILE,
-            text=np.array([HOSTILE, own], object),
-            customdata=[[HOSTILE, 1.0], [own, 2.0]],
-            hovertemplate=f"{HOSTILE}<br>%{{y}}<extra></extra>",
-        ),
-        frames=[go.Frame(data=[go.Scatter(x=[HOSTILE], y=[1])], name="0")],
-    )
+    texts = {"text": np.array([HOSTILE, own], object), "customdata": [[HOSTILE, 1.0], [own, 2.0]], "name": HOSTILE}
+    trace = go.Scatter(x=[HOSTILE, "x"], y=[1, 2], hovertemplate=f"{HOSTILE}<br>%{{y}}<extra></extra>", **texts)
+    figure = go.Figure(trace, frames=[go.Frame(data=[go.Scatter(x=[HOSTILE], y=[1])], name="0")])
     figure.add_annotation(text=HOSTILE)
     figure.update_xaxes(ticktext=[HOSTILE], tickvals=[0], title_text=HOSTILE)
     chart = Chart(x=HOSTILE)
     chart.figure = figure
-    drawn = chart.done(HOSTILE, HOSTILE, "", "", pd.DataFrame()).figure
-    drawn = style.untitled(drawn)
+    drawn = style.untitled(chart.done(HOSTILE, HOSTILE, "", "", pd.DataFrame()).figure)
     shown = drawn.to_plotly_json()
     del shown["layout"]["meta"]  # what pages show of it as text
     text = json.dumps(shown, cls=PlotlyJSONEncoder)
@@ -164,9 +150,6 @@ def test_names_in_a_figure_are_text() -> None:
     assert not LIVE_IN_FIGURE.search(text)
     assert drawn.data[0].hovertemplate.endswith("<br>%{y}<extra></extra>")
     assert drawn.data[0].text[1] == own.replace("0 < 1", "0 &lt; 1")
-
-
-# Nobody is asked before somebody presses a button
 
 
 @pytest.fixture
@@ -193,7 +176,7 @@ def test_a_link_sends_nothing_out(page: str, asked: list[str], studies: dict[Set
 def test_a_button_asks_the_hub(asked: list[str], studies: dict[Setup, Study]) -> None:
     app = open_page("views/start.py", model="somebody/repo")
     assert "somebody/repo is not on this machine" in app.error[0].value
-    assert any("sends this name to huggingface.co" in one.value for one in app.caption)
+    assert any("sends the name to huggingface.co" in one.value for one in app.caption)
     next(one for one in app.button if one.label == "Ask the Hub").click().run()
     assert "huggingface.co" in asked
     assert "somebody/repo is not in the local cache" in app.error[0].value

@@ -25,8 +25,6 @@ from tests.tiny import byte_tokenizer, save_tiny_llama
 
 UP = "model.layers.1.mlp.up_proj.weight"
 
-# ---- GGUF
-
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
@@ -113,9 +111,6 @@ def test_metadata_of_a_gguf_file_that_describe_another_model(tmp_path: Path, mon
         rose.load_model(path)
 
 
-# ---- safetensors
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return save_tiny_llama(tmp_path / "model", blocks=2, hidden=32)
@@ -167,9 +162,6 @@ def test_headers_of_safetensors_that_lie(folder: Path, stream: bool) -> None:
     rose.load_model(folder, stream=stream)  # tensors of no size may share a place
 
 
-# ---- configurations
-
-
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -191,9 +183,7 @@ def test_numbers_that_no_model_has(folder: Path, changes: dict[str, Any], senten
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("field", "value"), [("vocab_size", 2**26), ("intermediate_size", 2**22)])
-def test_sizes_are_compared_with_the_tensors_before_memory_is_taken(
-    folder: Path, field: str, value: int, stream: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sizes_are_compared_with_the_tensors_before_memory_is_taken(folder, field, value, stream, monkeypatch):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("memory was taken"))
@@ -212,9 +202,6 @@ def test_buffers_that_only_the_configuration_describes_are_bounded(tmp_path: Pat
         assert "describes a model of" in refusal(tmp_path, stream)
 
 
-# ---- packed
-
-
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -225,24 +212,18 @@ def test_buffers_that_only_the_configuration_describes_are_bounded(tmp_path: Pat
         (lambda facts: facts[UP].update(shape=[2**31, 2**31]), "too little memory to unpack"),
     ],
 )
-def test_what_a_packed_file_says_of_its_tensors(
-    change: Callable[[dict[str, Any]], Any], sentence: str, tmp_path: Path
-) -> None:
-    """With a checksum that fits."""
+def test_what_a_packed_file_says_of_its_tensors(change, sentence, tmp_path):
     path = write_packed(tmp_path / "packed")
     header, data = parts_of(path.read_bytes())
     metadata = header["__metadata__"]
     facts = json.loads(metadata["tensors"])
     change(facts)
     metadata["tensors"] = json.dumps(facts)
-    metadata["digest"] = digest_of_facts(metadata)
+    metadata["digest"] = digest_of_facts(metadata)  # the checksum fits
     path.write_bytes(joined(header, data))
     with pytest.raises(rose.RoseError, match=sentence):
         unpack_folder(path.parent, tmp_path / "plain")
     assert not (tmp_path / "plain").exists()
-
-
-# ---- files that change, and files of many tensors
 
 
 def prune(folder: Path, output: Path) -> int:
@@ -252,9 +233,7 @@ def prune(folder: Path, output: Path) -> int:
 
 @pytest.mark.parametrize("moment", ["first block", "last block", "shards"])
 @pytest.mark.parametrize("how", ["same size", "other size", "configuration"])
-def test_a_model_that_changes_while_it_is_streamed(
-    how: str, moment: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_a_model_that_changes_while_it_is_streamed(how, moment, folder, tmp_path, monkeypatch, capsys):
     other = save_tiny_llama(tmp_path / "other", blocks=2 if how == "same size" else 3, hidden=32, seed=1)
     changed = "config.json" if how == "configuration" else "model.safetensors"
     visit, visited = streaming.BlockFiles.visit, list[int]()
@@ -276,9 +255,7 @@ def test_a_model_that_changes_while_it_is_streamed(
     assert not (tmp_path / "pruned").exists()
 
 
-def test_tensors_outside_of_decoder_blocks_share_files(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tensors_outside_of_decoder_blocks_share_files(folder, tmp_path, monkeypatch):
     path = folder / "model.safetensors"
     tensors = load_file(path) | {f"vision.{number}.weight": torch.full((4, 4), 1.0) for number in range(300)}
     save_file(tensors, path, {"format": "pt"})

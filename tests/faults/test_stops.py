@@ -1,5 +1,6 @@
 """Work in a thread can be stopped inside its long steps, where it has no progress to tell, and leaves all as it was."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,25 +23,18 @@ from tests.tiny import save_tiny_llama
 BLOCKS = 3
 
 
-class Stops:
-    """Counts the places where work can be stopped, and stops it at one of them."""
+def passed(work: Callable[[], Any], last: int = -1) -> int:
+    """The number of places at which the work can be stopped; it is stopped at the last."""
+    places = itertools.count(1)
 
-    def __init__(self, last: int = -1) -> None:
-        self.passed, self.last = 0, last
-
-    def check(self) -> None:
-        self.passed += 1
-        if self.passed == self.last:
+    def check() -> None:
+        if next(places) == last:
             raise rose.Cancelled
 
-
-def passed(work: Callable[[], Any], last: int = -1) -> int:
-    """How many places the work came by."""
-    stops = Stops(last)
-    with stoppable(stops.check):
+    with stoppable(check):
         work()
     assert not is_stoppable()
-    return stops.passed
+    return next(places) - 1
 
 
 @pytest.fixture(scope="module")
@@ -60,22 +54,20 @@ def settings_of(model: nn.Module) -> tuple[Any, ...]:
     return hooks, flags, model.training, torch.get_default_dtype(), torch.is_grad_enabled()
 
 
+def traces(network: Network, tokens: torch.Tensor) -> Any:
+    return hessian_traces(network, tokens, network.layers)
+
+
 PASSES: dict[str, tuple[Callable[..., Any], int]] = {
     "text": (lambda model, _tokenizer, tokens: read_text(model, tokens[:1]), BLOCKS),
     "perplexity": (lambda model, _tokenizer, tokens: perplexity(model, tokens), BLOCKS),
     "prompt": (lambda model, tokenizer, _tokens: continue_prompt(model, tokenizer, "Hello", new_tokens=5), 5),
-    # Forwards, backwards, and backwards through both.
-    "sensitivity": (
-        lambda model, _tokenizer, tokens: hessian_traces(Network(model), tokens[:1], Network(model).layers),
-        4 * BLOCKS,
-    ),
+    "sensitivity": (lambda model, _, tokens: traces(Network(model), tokens[:1]), 4 * BLOCKS),  # two passes, both ways
 }
 
 
 @pytest.mark.parametrize("name", PASSES)
-def test_a_pass_is_stopped_behind_any_decoder_block(
-    name: str, tiny: tuple[PreTrainedModel, PreTrainedTokenizerBase]
-) -> None:
+def test_a_pass_is_stopped_behind_any_decoder_block(name, tiny):
     model, tokenizer = tiny
     work, least = PASSES[name]
     tokens = load_tokens("packaged", tokenizer, samples=2, length=16)

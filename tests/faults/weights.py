@@ -6,7 +6,7 @@ import contextlib
 import json
 import struct
 import tempfile
-from dataclasses import dataclass
+from collections import namedtuple
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -76,16 +76,7 @@ def read_packed(path: Path) -> str:
     return f"{unpacked} {read_whole(path)}"
 
 
-# ---- GGUF
-
-
-@dataclass(frozen=True)
-class Place:
-    """A number in the header of a GGUF file."""
-
-    kind: str
-    start: int
-    size: int
+Place = namedtuple("Place", "kind start size")  # of a number in the header of a GGUF file
 
 
 @cache
@@ -132,21 +123,13 @@ def change_gguf(content: bytes, chance: Random) -> Change:
     place = chance.choice([place for place in numbers if place.kind == kind])
     old = int.from_bytes(content[place.start : place.start + place.size], "little")
     other = chance.choice([one for one in numbers if one.kind == kind])
-    new = chance.choice(
-        [
-            old + chance.choice([-64, -32, -31, -16, -8, -4, -1, 1, 4, 8, 16, 31, 32, 64, 4096]),
-            old * chance.choice([2, 3, 2**16]),
-            old // 2,
-            int.from_bytes(content[other.start : other.start + other.size], "little"),
-            chance.choice([int(number) for number in NUMBERS if number == number and abs(number) < 2**64]),
-            chance.randrange(40),
-        ]
-    )
+    near = old + chance.choice([-64, -32, -31, -16, -8, -4, -1, 1, 4, 8, 16, 31, 32, 64, 4096])
+    scaled = old * chance.choice([2, 3, 2**16])
+    there = int.from_bytes(content[other.start : other.start + other.size], "little")
+    odd = chance.choice([int(number) for number in NUMBERS if number == number and abs(number) < 2**64])
+    new = chance.choice([near, scaled, old // 2, there, odd, chance.randrange(40)])
     number = (new % 2 ** (8 * place.size)).to_bytes(place.size, "little")
     return kind, content[: place.start] + number + content[place.start + place.size :]
-
-
-# ---- safetensors
 
 
 def parts_of(content: bytes) -> tuple[dict[str, Any], bytes]:
@@ -177,9 +160,8 @@ def change_safetensors(content: bytes, chance: Random) -> Change:
         tensor["dtype"] = chance.choice(DTYPES)
     elif kind == "shape":
         shape = tensor["shape"]
-        tensor["shape"] = chance.choice(
-            [shape[::-1], [*shape, 1], [shape[0] * 2, *shape[1:]], [0, *shape], [], [2**32, 2**32], [2**63, 2, *shape]]
-        )
+        shapes = [shape[::-1], [*shape, 1], [shape[0] * 2, *shape[1:]], [0, *shape], [], [2**32, 2**32]]
+        tensor["shape"] = chance.choice([*shapes, [2**63, 2, *shape]])
     elif kind == "offsets":
         step = chance.choice([-4, -1, 1, 4, 8, 2**40])
         start, end = tensor["data_offsets"]
@@ -243,7 +225,5 @@ READERS = [
     Reader("safetensors", write_folder, read_whole, change_safetensors, LAWFUL),
     Reader("streamed", write_folder, read_streamed, change_safetensors, LAWFUL),
     Reader("packed", write_packed, read_packed, change_packed),
-    Reader(
-        "configuration", lambda folder: write_folder(folder).with_name("config.json"), read_whole, change_configuration
-    ),
+    Reader("configuration", lambda x: write_folder(x).with_name("config.json"), read_whole, change_configuration),
 ]
