@@ -1,6 +1,8 @@
 """A tiny random LLaMA checkpoint with a byte-level tokenizer: a whole model that loads and prunes in a moment."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -42,3 +44,8 @@ def save_tiny_llama(
     LlamaForCausalLM(config).save_pretrained(folder)
     byte_tokenizer(bos).save_pretrained(folder)
     return folder
+
+
+def edit_config(folder: Path, **entries: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))

@@ -16,6 +16,8 @@ from rose.diffusion.pruning import convolutions, default_block_size, find_layers
 from rose.diffusion.trajectory import Trajectories, denoiser_of
 from rose.model.network.layers import LEFT, RIGHT
 from tests.diffusion.pipelines import FAMILIES, garments
+from tests.model.families import stop_when
+from tests.refusals import refused
 
 TO_Q = "transformer_blocks.0.attn1.to_q"
 STEPS = 3
@@ -27,9 +29,8 @@ def inputs_by_step(name: str, scheduler: Any = None) -> list[torch.Tensor]:
     pipeline.scheduler = scheduler or pipeline.scheduler
     found: list[torch.Tensor] = []
     module = dict(denoiser_of(pipeline).named_modules())[name]
-    hook = module.register_forward_pre_hook(lambda _m, args: found.append(args[0].flatten(0, -2)))
-    next(Trajectories(pipeline, classes, steps=STEPS).draw())
-    hook.remove()
+    with module.register_forward_pre_hook(lambda _m, args: found.append(args[0].flatten(0, -2))):
+        next(Trajectories(pipeline, classes, steps=STEPS).draw())
     return found
 
 
@@ -113,21 +114,14 @@ def test_progress_ends_whole_and_can_stop():
     assert [event.fraction for event in seen] == sorted(event.fraction for event in seen)
     assert (seen[-1].stage, seen[-1].fraction, seen[-1].layers_done) == ("done", 1.0, 12)
 
-    def stop(progress: rose.Progress) -> None:
-        if progress.stage == "prune":
-            raise rose.Cancelled
-
+    stop = stop_when(lambda progress: progress.stage == "prune")
     stopped, _ = garments()
     with pytest.raises(rose.Cancelled):
         rose.prune_diffusion(stopped, classes, sparsity=0.5, steps=2, packages=2, progress=stop)
-    zeros = [float((layer.weight == 0).float().mean()) for layer in _linear(stopped)]
-    assert sum(share > 0.4 for share in zeros) == 1, "one layer was done, and is whole"
+    layers = [each for each in denoiser_of(stopped).transformer_blocks.modules() if isinstance(each, torch.nn.Linear)]
+    shares = [float((layer.weight == 0).float().mean()) for layer in layers]
+    assert sum(share > 0.4 for share in shares) == 1, "one layer was done, and is whole"
     assert not [hook for module in denoiser_of(stopped).modules() for hook in module._forward_pre_hooks.values()]
-
-
-def _linear(pipeline: object) -> list[torch.nn.Linear]:
-    blocks = denoiser_of(pipeline).transformer_blocks
-    return [module for module in blocks.modules() if isinstance(module, torch.nn.Linear)]
 
 
 def _adapted(block: Any) -> None:
@@ -148,8 +142,7 @@ def test_layers_that_are_more_than_their_weight_are_refused(change, says):
     pipeline, classes = garments()
     change(denoiser_of(pipeline).transformer_blocks[0])
     for use in (rose.prune_diffusion, rose.collect_diffusion_statistics, rose.prune_diffusion_structured):
-        with pytest.raises(rose.RoseError, match=says):
-            use(pipeline, classes, steps=2)
+        refused(says, use, pipeline, classes, steps=2)
 
 
 def test_noise_does_not_depend_on_the_batch_size():
@@ -183,10 +176,8 @@ def test_noise_does_not_depend_on_the_batch_size():
 def test_bad_input_is_refused_before_any_work(conditions, settings, message):
     pipeline, classes = garments()
     events: list[rose.Progress] = []
-    with pytest.raises(rose.RoseError, match=message):
-        rose.prune_diffusion(
-            pipeline, classes if conditions is None else conditions, progress=events.append, **settings
-        )
+    what = classes if conditions is None else conditions
+    refused(message, rose.prune_diffusion, pipeline, what, progress=events.append, **settings)
     assert not events
 
 
@@ -212,11 +203,10 @@ LAYERS = {
 }
 
 
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> str:
-    return request.param
+every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
+@every_family
 def test_layers_are_found_by_what_they_read(family):
     pipeline, conditions = FAMILIES[family]()
     layers = find_layers(Trajectories(pipeline, conditions, batch=2))
@@ -228,12 +218,12 @@ def test_layers_are_found_by_what_they_read(family):
     assert (len(convolutions(denoiser_of(pipeline))) > 0) == (family != "flux")
 
 
+@every_family
 def test_a_family_is_pruned_to_the_sparsity_and_nothing_else_changes(family):
     pipeline, conditions = FAMILIES[family]()
     before = {name: value.clone() for name, value in denoiser_of(pipeline).state_dict().items()}
-    report = rose.prune_diffusion(
-        pipeline, conditions, method="sparsegpt", sparsity=0.5, steps=2, packages=2, block_size=8, batch=2
-    )
+    settings: dict[str, Any] = {"method": "sparsegpt", "sparsity": 0.5, "packages": 2, "block_size": 8}
+    report = rose.prune_diffusion(pipeline, conditions, steps=2, batch=2, **settings)
     after = denoiser_of(pipeline).state_dict()
     pruned = {f"{name}.weight" for name in report.layers["layer"]}
     assert len(pruned) == LAYERS[family]
@@ -244,6 +234,7 @@ def test_a_family_is_pruned_to_the_sparsity_and_nothing_else_changes(family):
     assert report.summary["removed_fraction"] == pytest.approx(0.5, abs=0.01)
 
 
+@every_family
 def test_trajectories_of_one_seed_start_alike_and_differ_in_the_end(family):
     pipeline, conditions = FAMILIES[family]()
     dense = rose.record_trajectory(pipeline, conditions, steps=3, batch=2)

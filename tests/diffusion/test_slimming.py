@@ -9,20 +9,20 @@ from torch import Tensor
 
 import rose
 from rose import cli
+from rose.diffusion import parts
 from rose.diffusion.parts import RECORD, find_parts
 from rose.diffusion.pruning import find_layers
 from rose.diffusion.trajectory import Trajectories, denoiser_of
-from rose.errors import RoseError
 from rose.structured.problem import error
 from tests.diffusion.pipelines import FAMILIES
+from tests.model.families import stop_when
+from tests.refusals import refused
 
 
 def slim(family: str, **options: Any) -> tuple[Any, list[Any], rose.RunReport]:
     pipeline, conditions = FAMILIES[family]()
-    report = rose.prune_diffusion_structured(
-        pipeline, conditions, **{"ratio": 0.5, "steps": 2, "packages": 2, "multiple": 1, **options}
-    )
-    return pipeline, conditions, report
+    options = {"ratio": 0.5, "steps": 2, "packages": 2, "multiple": 1} | options
+    return pipeline, conditions, rose.prune_diffusion_structured(pipeline, conditions, **options)
 
 
 def drawn(pipeline: Any, conditions: list[Any]) -> Tensor:
@@ -54,9 +54,8 @@ def test_errors_are_those_on_the_inputs_of_the_dense_model(method):
     for row in report.layers.itertuples():
         old, new = (denoiser_of(one).get_submodule(row.layer) for one in (dense, pipeline))
         # A dense channel stays where its row of the layer before is still there.
-        rows_old, rows_new = (
-            denoiser_of(one).get_submodule(row.layer.replace("net.2", "net.0.proj")).weight for one in (dense, pipeline)
-        )
+        before = row.layer.replace("net.2", "net.0.proj")
+        rows_old, rows_new = (denoiser_of(one).get_submodule(before).weight for one in (dense, pipeline))
         kept = torch.cdist(rows_new, rows_old).argmin(1)
         full = torch.zeros_like(old.weight)
         full[:, kept] = new.weight
@@ -71,7 +70,6 @@ def test_cutting_zeroed_units_changes_no_output(monkeypatch):
     """Removed units set to zero, and removed units gone, draw the same."""
     pipeline, conditions = FAMILIES["pixart"]()
     seen: list[Tensor] = []
-    from rose.diffusion import parts
 
     def cut(denoiser: Any, cuts: Any) -> None:
         seen.append(drawn(pipeline, conditions))
@@ -105,16 +103,13 @@ def test_a_record_that_does_not_fit_is_refused(tmp_path):
     config = json.loads(path.read_text())
     for bad in ({"transformer_blocks.0.attn1": 99}, {"nowhere": 1}, {"transformer_blocks.0.ff": "many"}):
         path.write_text(json.dumps(config | {RECORD: bad}))
-        with pytest.raises(RoseError, match="do not fit the model"):
-            rose.load_diffusion(str(tmp_path / "small"))
+        refused("do not fit the model", rose.load_diffusion, str(tmp_path / "small"))
     path.write_text(json.dumps(config | {RECORD: 3}))
-    with pytest.raises(RoseError, match="no shapes"):
-        rose.load_diffusion(str(tmp_path / "small"))
+    refused("no shapes", rose.load_diffusion, str(tmp_path / "small"))
 
 
 def test_joint_attention_keeps_its_heads():
-    with pytest.raises(RoseError, match=r"heads of SD3Transformer2DModel .* try channels alone"):
-        slim("sd3")
+    refused(r"heads of SD3Transformer2DModel .* try channels alone", slim, "sd3")
     pipeline, conditions, report = slim("sd3", parts=["channels"])
     assert set(report.layers["part"]) == {"channels"}
     assert drawn(pipeline, conditions).isfinite().all()
@@ -124,11 +119,8 @@ def test_a_run_that_is_stopped_leaves_the_model_as_it_was():
     pipeline, conditions = FAMILIES["garments"]()
     before = {name: value.clone() for name, value in denoiser_of(pipeline).state_dict().items()}
 
-    def stop(progress: rose.Progress) -> None:
-        if progress.layers_done == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
+    stop = stop_when(lambda progress: progress.layers_done == 3)
+    with pytest.raises(rose.Cancelled):
         rose.prune_diffusion_structured(pipeline, conditions, ratio=0.5, steps=2, multiple=1, progress=stop)
     after = denoiser_of(pipeline).state_dict()
     assert before.keys() == after.keys()
@@ -158,5 +150,4 @@ def test_from_the_command_line(tmp_path, capsys):
     ],
 )
 def test_bad_input_is_refused(family, options, message):
-    with pytest.raises(RoseError, match=message):
-        slim(family, **options)
+    refused(message, slim, family, **options)

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import rose
 from rose.layer.basis import BASES, HeadLayout, find_rotations, rotate_columns, rotate_statistics
 from rose.layer.error import quadratic_form
 from rose.layer.loss import importance, potential_loss
 from rose.layer.pattern import parse_sparsity
 from rose.layer.statistics import InputStatistics
+from tests.refusals import refused
 
 LAYOUT = HeadLayout(8, (0, 0, 1, 1, 2, 2))  # six heads, of which two each share their values
 PATTERN = parse_sparsity(0.7)
@@ -88,8 +88,6 @@ def test_gathered_columns_diagonalize_the_mean_of_inputs_and_weights(layer):
 def test_nan_in_weights_and_unknown_bases_are_refused(layer):
     broken = layer[0].clone()
     broken[3, 4] = float("nan")
-    with pytest.raises(rose.RoseError, match="NaN or infinity"):
-        rotations_of((broken, layer[1]), "gathered")
+    refused("NaN or infinity", rotations_of, (broken, layer[1]), "gathered")
     for basis in ("unknown", "random:x", "random:" + "9" * 30, "gathered:1"):
-        with pytest.raises(rose.RoseError, match="no basis named"):
-            rotations_of(layer, basis)
+        refused("no basis named", rotations_of, layer, basis)

@@ -80,23 +80,11 @@ def test_start_masks_are_those_of_their_methods(start):
         "magnitude": weight.abs(),
         "sparsegpt": weight.double().square() / remaining,
     }[start]
-    result = rose.prune_layer(
-        weight, statistics_of(inputs), method="dsnot", sparsity=0.5, block_size=32, options={"start": start}
-    )
+    options = {"method": "dsnot", "sparsity": 0.5, "block_size": 32, "options": {"start": start}}
+    result = rose.prune_layer(weight, statistics_of(inputs), **options)
     kept = saliency.topk(16, dim=1).indices
     assert torch.equal(result.mask, torch.ones_like(result.mask).scatter(1, kept, False))
     assert torch.equal(result.weight, weight.masked_fill(result.mask, 0))
-
-
-def test_lowers_the_mean_error_it_works_on():
-    weight, inputs = case(7, rows=64, columns=64)
-    statistics = statistics_of(inputs)
-    wanda = rose.prune_layer(weight, statistics, method="wanda", sparsity=0.5)
-    refined = rose.prune_layer(weight, statistics, method="dsnot", sparsity=0.5)
-    drift = weight * inputs.mean(0)
-    before, after = ((drift * mask).sum(1).abs() for mask in (wanda.mask, refined.mask))
-    assert after.median() <= TOLERANCE < before.median()
-    assert refined.mask.sum(1).eq(32).all()
 
 
 def test_rows_within_the_tolerance_stay():

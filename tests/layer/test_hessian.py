@@ -26,6 +26,7 @@ from rose.layer.hessian import (
 from rose.layer.methods.sparsegpt import refit
 from rose.layer.statistics import PANEL
 from tests.layer.helpers import damped_by_hand, layers, make_layer
+from tests.refusals import refused
 
 
 @given(layer=layers(), damping=st.sampled_from([0.01, 0.1]), seed=st.integers(0, 99))
@@ -96,24 +97,11 @@ def test_damping_is_raised_tenfold_until_it_suffices():
     assert damp(hessian, 0.06).damping == 0.06
 
 
-def test_indefinite_hessian_is_an_error():
-    hessian = torch.tensor([[1.0, 5.0], [5.0, 1.0]])
-    with pytest.raises(rose.RoseError, match="cannot be factorized even with a damping"):
-        damp(hessian)
-
-
-@pytest.mark.parametrize("damping", [-0.01, float("nan"), float("inf"), True, None, "0.01"])
-def test_bad_damping_is_refused(damping):
-    with pytest.raises(rose.RoseError, match="Damping must be a number of at least 0"):
-        damp(torch.eye(2), damping)
-
-
 def test_pivots_that_are_noise_are_refused_in_every_order():
     matrix = torch.diag(torch.tensor([1.0, 1.0, 1e-9]))
     lower = torch.linalg.cholesky(matrix.flip(0, 1))
     damped = DampedHessian(matrix, torch.zeros(3, dtype=torch.bool), 0.0, 0.0, float(matrix.diagonal().mean()), lower)
-    with pytest.raises(rose.RoseError, match="too close to singular for this column order"):
-        damped.inverse_factor(torch.tensor([2, 0, 1]))
+    refused("too close to singular for this column order", damped.inverse_factor, torch.tensor([2, 0, 1]))
 
 
 def test_spectrum_and_condition_number():
@@ -170,10 +158,8 @@ def least_of_all_masks(weight: Tensor, matrix: Tensor, count: int) -> float:
     """The error of the best mask that removes so many weights, with its best weights."""
     chosen = torch.tensor(list(itertools.combinations(range(weight.numel()), count)))
     masks = torch.zeros(len(chosen), weight.numel(), dtype=torch.bool).scatter_(1, chosen, True)
-    return min(
-        quadratic_form(weight - least_squares(weight, mask, matrix).float(), matrix.float())
-        for mask in masks.view(-1, *weight.shape)
-    )
+    best = (least_squares(weight, mask, matrix).float() for mask in masks.view(-1, *weight.shape))
+    return min(quadratic_form(weight - kept, matrix.float()) for kept in best)
 
 
 def smallest_of_runs(matrix: np.ndarray, count: int, of: int) -> np.ndarray:
@@ -200,23 +186,12 @@ def test_solve_is_least_squares_on_the_support(seed):
     weight, inputs = case(seed)
     matrix = damped_inputs(inputs)
     mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed)) < 0.6
-    solved = solve_on_support(weight, mask, matrix.float(), weight, steps=200)
+    solved = solve_on_support(weight, mask, matrix.float(), weight, steps=48)
     torch.testing.assert_close(solved.double(), least_squares(weight, mask, matrix), rtol=1e-3, atol=1e-4)
     assert solved[mask].eq(0).all()
     # First-order optimality: no kept weight can improve.
     slope = ((weight - solved).double() @ matrix).masked_fill(mask, 0)
     assert slope.abs().max() < 1e-4 * (weight.double() @ matrix).abs().max()
-
-
-def test_every_step_of_the_solve_lowers_the_error():
-    weight, inputs = case(4)
-    matrix = damped_inputs(inputs).float()
-    mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(4)) < 0.6
-    errors = [
-        quadratic_form(weight - solve_on_support(weight, mask, matrix, weight, steps), matrix) for steps in range(20)
-    ]
-    assert all(after <= before * (1 + 1e-5) for before, after in itertools.pairwise(errors))
-    assert errors[-1] < 0.9 * errors[0]
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.8, "2:4"])
@@ -243,12 +218,4 @@ def test_a_refit_helps_every_method(method):
     before = layer.prune(method=method, sparsity=0.6)
     after = refit(layer.weight, layer.statistics, before)
     assert after.relative_error < before.relative_error
-    assert after.method == method
-    assert torch.equal(after.mask, before.mask)
-
-
-def test_order_and_budget_apply_to_rose_dealt():
-    layer = make_layer(rows=10, seed=3)
-    result = layer.prune(method="rose_dealt", sparsity=0.6, order="natural", budget="block")
-    assert torch.equal(result.mask, layer.prune(method="sparsegpt", sparsity=0.6).mask)
-    assert (result.order.name, result.budget) == ("natural", "block")
+    assert (after.method, after.mask.tolist()) == (method, before.mask.tolist())

@@ -10,6 +10,7 @@ from rose.layer.methods import make_settings
 from rose.layer.methods.oats import SPARE, decompose, truncated_svd
 from rose.layer.pattern import Pattern
 from tests.layer.helpers import statistics_of
+from tests.refusals import refused
 
 
 def case(seed: int, rows: int = 24, columns: int = 32) -> tuple[Tensor, rose.InputStatistics]:
@@ -121,6 +122,5 @@ def test_subspace_iteration_is_as_good_as_repeated_svd(shape):
 
 
 def test_a_pattern_that_stores_more_than_the_layer_is_refused_without_one():
-    with pytest.raises(rose.RoseError, match="would store more than the dense layer"):
-        make_settings("oats", sparsity="7:8", block_size=8)
+    refused("would store more than the dense layer", make_settings, "oats", sparsity="7:8", block_size=8)
     assert make_settings("oats", sparsity="7:8", block_size=8, options={"rank_ratio": 0.1}).pattern.keep == 7

@@ -6,6 +6,7 @@ import torch
 import rose
 from rose.layer.solvers import SOLVERS, watch_solver
 from tests.layer.helpers import make_layer
+from tests.refusals import refused
 
 METHODS = {"sweep": ("sparsegpt", "natural"), "refit": ("rose_dealt", "dealt"), "admm": ("rose_admm", "natural")}
 
@@ -52,5 +53,4 @@ def test_work_is_counted_in_products():
 @pytest.mark.parametrize(("name", "sparsity", "said"), [("brute", 0.7, "no solver"), ("stages", "2:4", "in stages")])
 def test_unknown_solvers_are_refused(name, sparsity, said):
     weight, statistics = layer_of()
-    with pytest.raises(rose.RoseError, match=said):
-        next(watch_solver(name, weight, statistics, sparsity=sparsity))
+    refused(said, next, watch_solver(name, weight, statistics, sparsity=sparsity))

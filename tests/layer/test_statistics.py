@@ -10,6 +10,7 @@ from torch import Tensor
 import rose
 from rose.layer.error import FEW, NEARLY_ALL, massive_channels, relative_error
 from rose.layer.statistics import PANEL, as_statistics
+from tests.refusals import refused
 
 
 @given(
@@ -48,18 +49,6 @@ def test_low_precision_inputs_accumulate_in_float32(dtype):
     assert torch.equal(statistics.hessian, torch.full((2, 2), 4096.0))
 
 
-def test_dead_channels():
-    statistics = rose.InputStatistics(3)
-    statistics.update(torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, 0.0]]))
-    assert statistics.dead.tolist() == [False, True, False]
-
-
-def test_from_hessian_reads_the_mean_of_outer_products():
-    statistics = rose.InputStatistics.from_hessian(torch.diag(torch.tensor([4.0, 9.0])))
-    assert statistics.mean_square.tolist() == [4.0, 9.0]
-    assert statistics.mean.isnan().all()
-
-
 def with_value(value):
     hessian = torch.eye(4)
     hessian[1, 2] = value
@@ -83,20 +72,14 @@ def with_value(value):
     ],
 )
 def test_bad_arguments_are_refused(work, message):
-    with pytest.raises(rose.RoseError, match=message):
-        work()
+    refused(message, work)
 
 
-NO_TENSORS = (
-    np.eye(4, dtype=np.float32),
-    torch.eye(4).tolist(),
-    None,
-    torch.eye(4).to_sparse(),
-    torch.eye(4).to("meta"),
+@pytest.mark.parametrize(
+    "other",
+    [np.eye(4, dtype=np.float32), torch.eye(4).tolist(), None, torch.eye(4).to_sparse(), torch.eye(4).to("meta")],
+    ids=["array", "list", "None", "sparse", "meta"],
 )
-
-
-@pytest.mark.parametrize("other", NO_TENSORS, ids=["array", "list", "None", "sparse", "meta"])
 def test_other_types_than_tensors_are_refused(other):
     says = "must be a torch tensor, not a .*; torch.from_numpy makes one of an array|neither sparse nor on meta"
     for wrong in (
@@ -106,16 +89,17 @@ def test_other_types_than_tensors_are_refused(other):
         lambda: rose.prune_layer(torch.eye(4), other),
         lambda: rose.InputStatistics(4).update(other),
     ):
-        with pytest.raises(rose.RoseError, match=says):
-            wrong()
+        refused(says, wrong)
 
 
-def test_growing_leaves_a_given_hessian_alone():
-    given_hessian = torch.eye(4)
+def test_statistics_of_a_given_hessian_grow_and_leave_it_alone():
+    given_hessian = torch.diag(torch.tensor([4.0, 9.0]))
     statistics = rose.InputStatistics.from_hessian(given_hessian)
-    statistics.update(torch.ones(2, 4))
-    assert torch.equal(given_hessian, torch.eye(4))
-    assert torch.equal(statistics.hessian, torch.eye(4) + 2)
+    assert statistics.mean_square.tolist() == [4.0, 9.0]
+    assert statistics.mean.isnan().all()
+    statistics.update(torch.ones(2, 2))
+    assert given_hessian.tolist() == [[4.0, 0.0], [0.0, 9.0]]
+    assert torch.equal(statistics.hessian, given_hessian + 2)
 
 
 def test_statistics_move_to_another_device():
@@ -124,8 +108,7 @@ def test_statistics_move_to_another_device():
         assert statistics.to(same) is statistics
     moved = statistics.to(torch.device("meta"))
     assert (moved.diagonal.device.type, moved.tokens) == ("meta", 1)
-    with pytest.raises(rose.RoseError, match="W is on cpu and H on meta"):
-        as_statistics(moved, torch.zeros(3, 4))
+    refused("W is on cpu and H on meta", as_statistics, moved, torch.zeros(3, 4))
 
 
 def test_weights_scale_what_inputs_count():
@@ -152,8 +135,7 @@ def test_weights_scale_what_inputs_count():
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf"), "1", True])
 def test_weights_must_be_positive(weight):
-    with pytest.raises(rose.RoseError, match="positive number"):
-        rose.InputStatistics(2).update(torch.ones(1, 2), weight)
+    refused("positive number", rose.InputStatistics(2).update, torch.ones(1, 2), weight)
 
 
 def test_packed_statistics_share_nothing_with_those_they_are_of():

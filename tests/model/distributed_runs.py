@@ -1,8 +1,4 @@
-"""What several processes find, for tests/model/test_workers.py: torchrun -m tests.model.distributed_runs FOLDER.
-
-With a number after the folder it is not torchrun that starts so many, but one process that forks them: each need not
-import for seconds what it has.
-"""
+"""What several processes find: torchrun -m tests.model.distributed_runs FOLDER; with a number, that many are forked."""
 
 import json
 import os
@@ -10,6 +6,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -55,12 +52,9 @@ def prune(family: str, dtype: torch.dtype = torch.float32, **options: Any) -> di
 
 
 def slim(family: str, **options: Any) -> dict[str, Any]:
-    """Shapes and errors of every part, and whether all processes have the same model."""
     model = make_model(family)
-    held_out = OPTIONS["held_out"]
-    report = rose.prune_structured(
-        model, make_tokens(SAMPLES), **{"ratio": 0.3, "multiple": 4, "target": "dense", "held_out": held_out} | options
-    )
+    options = {"ratio": 0.3, "multiple": 4, "target": "dense", "held_out": OPTIONS["held_out"]} | options
+    report = rose.prune_structured(model, make_tokens(SAMPLES), **options)
     table = report.layers
     return {
         "same": Workers.here().all_agree(digest(model.state_dict())),
@@ -70,14 +64,6 @@ def slim(family: str, **options: Any) -> dict[str, Any]:
         "drift": [one["drift"] for one in report.summary["drift"]],
         "parameters": report.summary["kept_parameters"],
     }
-
-
-def rotate() -> dict[str, Any]:
-    """Errors of output projections as given and rotated, and whether all processes have the same model."""
-    model = make_model("llama")
-    table = rose.rotate_heads(model, make_tokens(SAMPLES), basis="gathered", method="sparsegpt", **OPTIONS)
-    same = Workers.here().all_agree((digest(model.state_dict()), table.drop(columns="seconds").to_csv()))
-    return {"same": same, "errors": table[["error", "rotated_error"]].to_numpy().tolist()}
 
 
 def pretended() -> dict[str, Any]:
@@ -92,23 +78,12 @@ def pretended() -> dict[str, Any]:
 
         return sending
 
-    with (
-        pretend_cuda(),
-        mock.patch("torch.distributed.all_reduce", over_nccl(dist.all_reduce)),
-        mock.patch("torch.distributed.broadcast", over_nccl(dist.broadcast)),
-    ):
+    nccl = {name: over_nccl(getattr(dist, name)) for name in ("all_reduce", "broadcast")}
+    with pretend_cuda(), mock.patch.multiple(dist, **nccl):
         prune("llama")  # gaps and drift are sent too
         slim("llama")
         found = prune("llama", method="rose_dealt", allocation="owl", target="layer")
     return found | {"sent": sorted(set(sent))}
-
-
-def analyze() -> dict[str, Any]:
-    records = rose.analyze_model(make_model("gemma3"), make_tokens(SAMPLES), **OPTIONS)
-    return {
-        "layers": [[record.layer, record.method] for record in records],
-        "errors": [[record.relative_error, record.held_out_error] for record in records],
-    }
 
 
 def refused(work: Callable[[], Any]) -> str:
@@ -123,35 +98,28 @@ def refused(work: Callable[[], Any]) -> str:
 
 
 def broken_model() -> Any:
-    """One of its layers cannot be pruned, so one process alone meets an error."""
     model = make_model("llama")
     model.model.layers[1].mlp.up_proj.weight.data[3, 4] = float("nan")
     return model
 
 
-def reach_different_layers() -> None:
-    """As where experts are routed: what one process's tokens have reached, another's have not."""
-    seen = rose.InputStatistics(4)
-    seen.update(torch.ones(2, 4))
-    workers = Workers.here()
-    workers.sum_statistics({f"expert{min(workers.place, 1)}": seen})
-
-
-def stopped_and_gone_on(folder: Path) -> list[dict[str, Any]]:
-    """A run with a checkpoint that is stopped in all processes and goes on, and an undisturbed one."""
-
-    try:
-        prune("gemma3", checkpoint=folder, allocation="owl", progress=stop_at("calibrate", 2))
-    except rose.Cancelled:
-        return [prune("gemma3", checkpoint=folder, allocation="owl"), prune("gemma3", allocation="owl")]
-    return []
-
-
 def everything(folder: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     forward.BATCH_TOKENS = 2 * LENGTH + 5
+    workers, given, model = Workers.here(), make_tokens(SAMPLES), make_model("llama")
+    turned = rose.rotate_heads(model, given, basis="gathered", method="sparsegpt", **OPTIONS)
+    same = workers.all_agree((digest(model.state_dict()), turned.drop(columns="seconds").to_csv()))
+    records = list(rose.analyze_model(make_model("gemma3"), given, **OPTIONS))
+    kept, stop = {"checkpoint": folder / "kept", "allocation": "owl"}, stop_at("calibrate", 2)
+    with suppress(rose.Cancelled):
+        prune("gemma3", **kept, progress=stop)
+        raise AssertionError("was not stopped")
+    # As where experts are routed: what one process's tokens have reached, another's have not.
+    seen = rose.InputStatistics(4)
+    seen.update(torch.ones(2, 4))
+    reached = {f"expert{min(workers.place, 1)}": seen}
     return {
-        "processes": Workers.here().count,
+        "processes": workers.count,
         "statistics": {"llama": statistics()},
         "pruned": {
             "llama": prune("llama"),
@@ -169,16 +137,19 @@ def everything(folder: Path) -> dict[str, Any]:
             "gpt2": slim("gpt2", allocation="cost", target="layer"),
             "depth": slim("gemma3", method="depth", ratio=0.25),
         },
-        "rotated": {"llama": rotate()},
-        "analyzed": {"gemma3": analyze()},
-        "gone_on": stopped_and_gone_on(folder / "kept"),
+        "rotated": {"llama": {"same": same, "errors": turned[["error", "rotated_error"]].to_numpy().tolist()}},
+        "analyzed": {
+            "gemma3": {
+                "layers": [[record.layer, record.method] for record in records],
+                "errors": [[record.relative_error, record.held_out_error] for record in records],
+            }
+        },
+        "gone_on": [prune("gemma3", **kept), prune("gemma3", allocation="owl")],
         "too_few": refused(lambda: prune("llama", held_out=make_tokens(1))),
         "other_run": refused(lambda: prune("llama", checkpoint=folder / "kept")),
-        "broken": refused(lambda: rose.prune_model(broken_model(), make_tokens(SAMPLES), **OPTIONS)),
-        "broken_slim": refused(
-            lambda: rose.prune_structured(broken_model(), make_tokens(SAMPLES), ratio=0.3, multiple=4)
-        ),
-        "parted": refused(reach_different_layers),
+        "broken": refused(lambda: rose.prune_model(broken_model(), given, **OPTIONS)),
+        "broken_slim": refused(lambda: rose.prune_structured(broken_model(), given, ratio=0.3, multiple=4)),
+        "parted": refused(lambda: workers.sum_statistics(reached)),
     }
 
 
@@ -193,7 +164,6 @@ def main(folder: Path) -> int:
 
 
 def fork(folder: Path, count: int) -> int:
-    """`main` in so many processes, with what torchrun tells them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -78,8 +78,6 @@ def test_methods_with_stages_of_their_own_take_more():
     assert work["sparsegpt"] == 4 * (4 * 32**2 + 6 * 56 * 32)
     assert work["rose_admm"] == 4 * (4 * 32**2 + 10 * 56 * 32)
     assert all(needed >= work["sparsegpt"] for needed in work.values())
-    with pytest.raises(rose.RoseError, match="no method named"):
-        estimate_memory(make_model("llama"), **sizes, method="nothing")
 
 
 def test_a_large_vocabulary_counts_at_the_start():

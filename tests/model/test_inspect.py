@@ -18,7 +18,9 @@ from rose.model.inspect import TensorFiles, compare_files, difference_of, inspec
 from rose.model.network.layers import prunable_layers
 from rose.model.ship.export import export_gguf
 from rose.model.ship.packing import pack_folder
+from tests.model.formats.test_gguf import finish
 from tests.model.ship.test_export import CONFIGURATIONS, save
+from tests.refusals import refused
 from tests.tiny import save_tiny_llama
 
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
@@ -96,8 +98,7 @@ def test_what_differs_is_named_by_row_and_column(tmp_path):
     with TensorFiles(paths[1]) as before, TensorFiles(paths[0]) as after:
         table = compare_files(before, after).set_index("name")
     assert table.loc[[UP(0), UP(1), UP(3)], "status"].tolist() == ["equal", "differs", "rounded"]
-    saved(tmp_path / "c.safetensors", second)
-    with TensorFiles(paths[0]) as before, TensorFiles(tmp_path / "c.safetensors") as after:
+    with TensorFiles(paths[0]) as before, TensorFiles(saved(tmp_path / "c.safetensors", second)) as after:
         assert difference_of(before, after, UP(0)).row_change.tolist() == pytest.approx(gap.tolist(), rel=1e-4)
 
 
@@ -140,10 +141,7 @@ def test_a_gguf_file_is_read_in_runs_whatever_its_types(tmp_path):
     writer.add_chat_template("{{ messages }}")
     for name, weight in weights.items():
         writer.add_tensor(name, gguf.quantize(weight.numpy(), Q8_0), raw_dtype=Q8_0)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     table = inspected(tmp_path / "a.gguf")
     assert set(table["kind"]) == {"Q8_0"}
     assert table.loc[UP(0), "bits"] == 8.5
@@ -208,5 +206,4 @@ def test_the_command_prints_and_writes_what_was_found(tmp_path, capsys):
 def test_other_files_than_tensors_are_refused(name, content, tmp_path):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(rose.RoseError):
-        TensorFiles(tmp_path / name)
+    refused(".", TensorFiles, tmp_path / name)

@@ -26,23 +26,20 @@ ROOT = Path(__file__).parents[2]
 Found = tuple[dict[str, Any], Path, str]
 
 
-def launch(folder: Path, processes: int) -> Found:
-    """Runs `tests.model.distributed_runs`; returns what it found, its folder, and what it printed."""
+@pytest.fixture(scope="module", params=[2, 3])
+def several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """What `tests.model.distributed_runs` found, its folder, and what it printed."""
+    folder = tmp_path_factory.mktemp("several")
     save_tiny_llama(folder / "model", blocks=2, hidden=32)
     runs = ["-m", "tests.model.distributed_runs", str(folder)]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, *runs] if processes == 2 else [*runs, str(processes)]
+    command = [*torchrun, *runs] if request.param == 2 else [*runs, str(request.param)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr[-8000:]
-    return json.loads((folder / "found.json").read_text()), folder, done.stdout
-
-
-@pytest.fixture(scope="module", params=[2, 3])
-def several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
-    found = launch(tmp_path_factory.mktemp("several"), request.param)
-    assert found[0]["processes"] == request.param
-    return found
+    found = json.loads((folder / "found.json").read_text())
+    assert found["processes"] == request.param
+    return found, folder, done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +82,7 @@ def test_gpus_send_only_their_own_tensors(several):
 
 def test_every_process_joins_over_nccl_on_a_gpu_of_its_own(monkeypatch):
     chosen: list[Any] = []
-    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3"}.items():
+    for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "3")):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
@@ -100,13 +97,8 @@ def test_every_process_joins_over_nccl_on_a_gpu_of_its_own(monkeypatch):
 def test_a_stopped_run_goes_on_to_the_same_bits(several):
     gone_on, undisturbed = several[0]["gone_on"]
     assert gone_on == undisturbed
-    kept = several[1] / "kept"
-    assert {path.name for path in kept.iterdir() if not path.name.startswith("block")} == {
-        "allocation.safetensors",
-        "drift.json",
-        "lock",
-        "run.json",
-    }
+    names = {path.name for path in (several[1] / "kept").iterdir() if not path.name.startswith("block")}
+    assert names == {"allocation.safetensors", "drift.json", "lock", "run.json"}
 
 
 def test_errors_reach_every_process(several):
@@ -126,23 +118,13 @@ def test_the_command_line_writes_and_prints_once(several, tmp_path):
     assert cli.main(arguments) == 0
     one = load_file(tmp_path / "out" / "model.safetensors")
     # The processes streamed the model, and wrote it in shards.
-    other = {
-        name: weight for file in (folder / "out").glob("*.safetensors") for name, weight in load_file(file).items()
-    }
+    other = dict(pair for file in (folder / "out").glob("*.safetensors") for pair in load_file(file).items())
     assert one.keys() == other.keys()
     for name, weight in one.items():
         assert (weight.eq(0) == other[name].eq(0)).float().mean() > 0.98, name
     report = rose.RunReport.from_json((folder / "out" / "report.json").read_text())
     assert len(report.layers) == 14
     assert report.summary["samples"] == 7
-
-
-# ---- who does what
-
-
-def layers_of(*shapes: tuple[int, int]) -> list[PrunableLayer]:
-    linears = [torch.nn.Linear(columns, rows, bias=False) for rows, columns in shapes]
-    return [PrunableLayer(f"layer{k}", 0, f"layer{k}", linear) for k, linear in enumerate(linears)]
 
 
 @pytest.mark.parametrize(
@@ -154,9 +136,10 @@ def layers_of(*shapes: tuple[int, int]) -> list[PrunableLayer]:
     ],
 )
 def test_layers_are_divided_by_cost(processes, expected):
-    layers = layers_of((8, 16), (8, 16), (16, 16), (16, 16), (16, 48))
-    groups = [SimpleNamespace(), SimpleNamespace(), SimpleNamespace()]
-    statistics: Any = dict(zip([x.name for x in layers], [groups[k] for k in (0, 0, 1, 1, 2)], strict=True))
+    shapes, groups = ((8, 16), (8, 16), (16, 16), (16, 16), (16, 48)), [SimpleNamespace() for _ in range(3)]
+    linears = [torch.nn.Linear(columns, rows, bias=False) for rows, columns in shapes]
+    layers = [PrunableLayer(f"layer{k}", 0, f"layer{k}", linear) for k, linear in enumerate(linears)]
+    statistics: Any = {layer.name: groups[k] for layer, k in zip(layers, (0, 0, 1, 1, 2), strict=True)}
     assert distributed.Workers(processes).divide(layers, statistics) == expected
 
 

@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -42,16 +43,15 @@ def made(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def only(patch: pytest.MonkeyPatch, *keys: str) -> None:
-    """Leaves no other ways."""
     patch.setattr(ways, "RULES", {key: RULES[key] for key in keys})
 
 
 def row(key: str, size: int, times: float, **more: object) -> Row:
     """A measured row whose windows all lose the same."""
     losses = " ".join(str(math.log(10 * times) + window) for window in (0.0, 0.1, 0.2))
-    quality = {"times": times, "times_low": times, "times_high": times, "second_times": times, "second_high": times}
-    quality |= {"perplexity": 10 * times, "second_perplexity": 10 * times}
-    quality |= {"losses": losses, "second_losses": losses}
+    quality = dict.fromkeys(("times", "times_low", "times_high", "second_times", "second_high"), times)
+    quality |= dict.fromkeys(("perplexity", "second_perplexity"), 10 * times)
+    quality |= dict.fromkeys(("losses", "second_losses"), losses)
     return Row(key, key, "measured", None, size, None, None, None, None, "", 1.0, 0, **quality | more)
 
 
@@ -80,9 +80,7 @@ def test_a_row_is_what_the_single_command_measures(made: Path, checkpoint: str, 
     )
 
 
-def test_only_the_chosen_copy_is_left_and_a_further_call_measures_further_rows(
-    made: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_chosen_copy_is_left_and_a_further_call_measures_further_rows(made, checkpoint, monkeypatch):
     assert [path.name for path in made.iterdir() if path.is_dir()] == ["bits-4"]
     before = (made / "rows.csv").read_text()
     only(monkeypatch, "as-is", "bits-4", "slim-fifth", "half-tuned", "bits-8")
@@ -92,18 +90,10 @@ def test_only_the_chosen_copy_is_left_and_a_further_call_measures_further_rows(
     assert Recipe.read(made / "bits-8").steps[0].bits == 8
 
 
-def test_the_table_is_kept_where_measuring_is_cancelled(
-    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_table_is_kept_where_measuring_is_cancelled(checkpoint, tmp_path, monkeypatch):
     only(monkeypatch, "as-is", "bits-4", "bits-3")
-    whole = Bench.make
-
-    def make(bench: Bench, way, follow):
-        if way.key == "bits-3":
-            raise KeyboardInterrupt
-        return whole(bench, way, follow)
-
-    monkeypatch.setattr(Bench, "make", make)
+    made, stop = Bench.make, Mock(side_effect=KeyboardInterrupt)
+    monkeypatch.setattr(Bench, "make", lambda bench, way, go: (stop if way.key == "bits-3" else made)(bench, way, go))
     assert cli.main(["smaller", checkpoint, *DRAW, "--output", str(tmp_path / "out")]) == 130
     rows = read_rows(tmp_path / "out")
     assert [each.key for each in rows if each.is_measured] == ["as-is", "bits-4"]
@@ -156,9 +146,7 @@ def test_ways_that_a_model_does_not_allow_are_left_out(tmp_path: Path) -> None:
         (["--write", "bits-5"], "There is no row 'bits-5'; choose one of as-is, "),
     ],
 )
-def test_what_cannot_be_done_is_refused(
-    more: list[str], says: str, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_what_cannot_be_done_is_refused(more, says, checkpoint, tmp_path, capsys):
     assert cli.main(["smaller", checkpoint, *DRAW, *more, "--output", str(tmp_path / "out")]) == 2
     assert says in capsys.readouterr().err.replace("\n", " ")
 

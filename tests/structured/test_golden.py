@@ -26,11 +26,7 @@ def golden() -> dict[str, np.ndarray]:
 @pytest.fixture
 def dense(golden: dict[str, np.ndarray]) -> LlamaForCausalLM:
     model = tiny_llama()
-    weights = {
-        name.removeprefix("dense/"): torch.from_numpy(value).float()
-        for name, value in golden.items()
-        if name.startswith("dense/")
-    }
+    weights = {name: torch.from_numpy(golden[f"dense/{name}"]).float() for name in model.state_dict()}
     model.load_state_dict(weights)
     return model
 

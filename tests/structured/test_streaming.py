@@ -1,10 +1,9 @@
 """Models made smaller whose weights stay in files: the same bits as in memory; and runs that were stopped go on."""
 
-import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,7 +15,8 @@ from rose.model.network.network import Network
 from rose.recipe.parts import SlimSettings
 from rose.structured.plan import estimate_slim_memory
 from rose.tensor_files import digest
-from tests.model.families import DENSE, logits, make_model, make_tokens, on_meta, save, stop_at
+from tests.model.families import DENSE, figures, logits, make_model, make_tokens, on_meta, read_both_ways, save, stop_at
+from tests.refusals import refused
 from tests.structured.test_slimming import UNSAID
 
 pytestmark = pytest.mark.usefixtures("small_batches")
@@ -27,32 +27,11 @@ def slim(model: nn.Module, **options: Any) -> rose.RunReport:
     return rose.prune_structured(model, make_tokens(), **OPTIONS | options)
 
 
-def figures(report: rose.RunReport) -> tuple[str, dict[str, Any]]:
-    summary = {name: value for name, value in report.summary.items() if name != "seconds"}
-    return report.layers.drop(columns="seconds").to_csv(), summary
-
-
-def both(folder: Path, out: Path, *changes: Callable[[nn.Module], rose.RunReport], dtype: str = "float32") -> nn.Module:
-    """Whole and streamed: reports, configurations and digests of what was written must agree; the model read again."""
-    found = []
-    for stream in (False, True):
-        model, tokenizer = rose.load_model(str(folder), stream=stream, dtype=dtype)
-        reports = [change(model) for change in changes]
-        if stream:
-            assert on_meta(model)
-        rose.save_model(model, tokenizer, out / f"{stream}")
-        read, _ = rose.load_model(str(out / f"{stream}"), dtype=dtype)
-        configuration = json.loads((out / f"{stream}" / "config.json").read_text())
-        found.append((configuration, [figures(report) for report in reports], digest(read.state_dict())))
-    assert found[0] == found[1]
-    return read
-
-
 @pytest.mark.parametrize("family", DENSE)
 def test_every_family_as_in_memory_to_the_bit(family, tmp_path):
     folder = save(family, tmp_path / "dense")
     uniform = family not in UNSAID
-    streamed = both(folder, tmp_path, partial(slim, allocation="uniform" if uniform else "cost"))
+    streamed = read_both_ways(folder, tmp_path, partial(slim, allocation="uniform" if uniform else "cost"))
     before = sum(parameter.numel() for parameter in make_model(family).parameters())
     assert sum(parameter.numel() for parameter in streamed.parameters()) < before
     if uniform:
@@ -70,7 +49,7 @@ def test_every_family_as_in_memory_to_the_bit(family, tmp_path):
 )
 def test_every_way_as_in_memory_to_the_bit(dtype, options, tmp_path):
     folder = save("llama", tmp_path / "dense", max_shard_size="20KB")
-    both(folder, tmp_path, partial(slim, **options), dtype=dtype)
+    read_both_ways(folder, tmp_path, partial(slim, **options), dtype=dtype)
 
 
 def test_one_change_after_another_as_in_memory_to_the_bit(tmp_path):
@@ -81,8 +60,8 @@ def test_one_change_after_another_as_in_memory_to_the_bit(tmp_path):
 
     folder = save("llama", tmp_path / "dense")
     channels, drop = partial(slim, ratio=0.2, parts=["channels"]), partial(slim, ratio=0.5, method="depth")
-    both(folder, tmp_path / "thrice", partial(slim, ratio=0.2), channels, drop)
-    both(folder, tmp_path / "pruned", slim, prune)
+    read_both_ways(folder, tmp_path / "thrice", partial(slim, ratio=0.2), channels, drop)
+    read_both_ways(folder, tmp_path / "pruned", slim, prune)
 
 
 def test_memory_by_the_formula():
@@ -100,12 +79,12 @@ def test_memory_by_the_formula():
 
 def test_the_same_slimming_gives_the_same_model(tmp_path):
     """Whatever time it took: another run on it, with a checkpoint, goes on."""
-    prints = set()
-    for _ in range(2):
-        model, _ = rose.load_model(save("llama", tmp_path / "dense"), stream=True)
+    folder = save("llama", tmp_path / "dense")
+    models = [rose.load_model(folder, stream=True)[0] for _ in range(2)]
+    for model in models:
         slim(model)
-        prints.add(Network(model).residence.fingerprint())
-    assert len(prints) == 1
+    first, second = (Network(model).residence.fingerprint() for model in models)
+    assert first == second
 
 
 def test_a_stopped_run_leaves_a_streamed_model_as_it_was(tmp_path):
@@ -117,9 +96,8 @@ def test_a_stopped_run_leaves_a_streamed_model_as_it_was(tmp_path):
     assert on_meta(model)
     assert {name: parameter.shape for name, parameter in model.named_parameters()} == names
     rose.save_model(model, tokenizer, tmp_path / "out")
-    assert digest(rose.load_model(str(tmp_path / "out"))[0].state_dict()) == digest(
-        rose.load_model(folder)[0].state_dict()
-    )
+    saved, dense = (rose.load_model(str(tmp_path / name))[0] for name in ("out", "dense"))
+    assert digest(saved.state_dict()) == digest(dense.state_dict())
     assert slim(model).summary["removed_fraction"] > 0.2
 
 
@@ -180,18 +158,13 @@ def test_a_streamed_run_goes_on(tmp_path):
 
 def test_the_blocks_to_drop_are_remembered(tmp_path):
     options: dict[str, Any] = {"method": "depth", "ratio": 0.25}
-    expected, _ = run("gemma3", tmp_path, **options)
-    events: list[rose.Progress] = []
-    assert run("gemma3", tmp_path, progress=events.append, **options)[0] == expected
-    assert not events
+    expected, told = run("gemma3", tmp_path, **options)[0], Mock()
+    assert run("gemma3", tmp_path, progress=told, **options)[0] == expected
+    assert not told.called
 
 
 def prune(folder: Path) -> None:
     rose.prune_model(make_model("gemma3"), make_tokens(), sparsity=0.5, block_size=16, checkpoint=folder)
-
-
-def change_model(folder: Path) -> None:
-    rose.prune_structured(make_model("gemma3", seed=1), make_tokens(), checkpoint=folder, **OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -199,12 +172,11 @@ def change_model(folder: Path) -> None:
     [
         (interrupt, partial(run, "gemma3", ratio=0.4), "ratio was 0.3 there and is 0.4 now"),
         (interrupt, partial(run, "gemma3", parts=["channels"]), r"parts was \['heads', 'channels'\] there"),
-        (interrupt, change_model, "the model's weights differ"),
+        (interrupt, partial(run, "gemma3", dtype=torch.bfloat16), "the model's weights differ"),
         (interrupt, prune, "that of slim, not of prune"),
         (prune, partial(run, "gemma3"), "that of prune, not of slim"),
     ],
 )
 def test_another_run_is_refused(begun, other, message, tmp_path):
     begun(tmp_path)
-    with pytest.raises(rose.RoseError, match=message):
-        other(tmp_path)
+    refused(message, other, tmp_path)

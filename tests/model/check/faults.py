@@ -1,7 +1,4 @@
-"""What other programs do to weights, in plain torch; and faults within a layer, each of which changes a pruned weight
-in place, `size` rows or columns from `at`."""
-
-from __future__ import annotations
+"""What other programs do to weights, in plain torch; a fault changes `size` rows or columns from `at` in place."""
 
 from collections.abc import Callable
 

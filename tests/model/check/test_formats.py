@@ -1,6 +1,5 @@
 """Checkpoints as other programs save them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from rose.layer.target import InputGap
 from rose.model.check import verdicts
 from rose.model.check.costs import Yardsticks
 from rose.model.check.inputs import LayerInputs
-from tests.tiny import save_tiny_llama
+from tests.tiny import edit_config, save_tiny_llama
 
 CASES = Path(__file__).parents[2] / "fixtures" / "official_cases.npz"
 # As llm-compressor writes it after pruning alone, by what its configurations have held over time.
@@ -48,15 +47,10 @@ def saved(tmp_path: Path) -> tuple[Path, Path]:
     return dense, tmp_path / "pruned"
 
 
-def configure(folder: Path, record: dict[str, Any]) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | record))
-
-
 @pytest.mark.parametrize("record", [{}, *RECORDS], ids=["transformers", *("".join(one) for one in RECORDS)])
 @pytest.mark.parametrize("stream", [False, True])
 def test_plain_weights_are_read_with_any_sparsity_configuration(saved, record, stream):
-    configure(saved[1], record)
+    edit_config(saved[1], **record)
     (saved[1] / "recipe.yaml").write_text("default_stage: {}\n")
     found = rose.check_checkpoint(*(rose.load_model(str(folder), stream=stream)[0] for folder in saved))
     assert found.is_sane
@@ -68,7 +62,7 @@ def test_plain_weights_are_read_with_any_sparsity_configuration(saved, record, s
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("leaf", ["weight_packed", "bitmask", "weight"])
 def test_packed_weights_are_refused_in_a_sentence(saved, stream, leaf):
-    configure(saved[1], RECORDS[2])
+    edit_config(saved[1], **RECORDS[2])
     path = saved[1] / "model.safetensors"
     tensors = load_file(path)
     name = "model.layers.0.mlp.up_proj"
@@ -92,19 +86,17 @@ def test_the_authors_own_results_are_recognized(case):
     columnar = float(known["relative_range"]) > 0.5
 
     def found_for(pruned: Tensor) -> tuple[str, float]:
-        costs, nearest = yardsticks.measure(
-            weight, pruned, weight_change(weight, pruned), LayerInputs(statistics, gap), None
-        )
+        change = weight_change(weight, pruned)
+        costs, nearest = yardsticks.measure(weight, pruned, change, LayerInputs(statistics, gap), None)
         assert nearest.is_same
         assert costs.possible_error < costs.error * 1.001 < costs.mask.error
         assert costs.error == pytest.approx(costs.methods[nearest.method], rel=1e-2)
         assert costs.dense_input_error == pytest.approx(costs.error, rel=1e-3)
         return nearest.method, nearest.shared.jaccard
 
-    name, shared = found_for(torch.from_numpy(known["sparsegpt_W"]))
-    assert (name, shared) == ("sparsegpt", pytest.approx(1, abs=0.01))
-    name, shared = found_for(torch.from_numpy(known["rose_W"]))
-    assert (name, shared) == ("rose" if columnar and case != "nm_2_4" else "sparsegpt", pytest.approx(1, abs=0.01))
+    ordered = "rose" if columnar and case != "nm_2_4" else "sparsegpt"
+    for pruned, expected in (("sparsegpt_W", "sparsegpt"), ("rose_W", ordered)):
+        assert found_for(torch.from_numpy(known[pruned])) == (expected, pytest.approx(1, abs=0.01))
 
 
 def test_a_few_zeros_follow_no_pattern():

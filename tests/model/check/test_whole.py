@@ -22,15 +22,14 @@ from rose.model.network.network import Network
 from rose.wording import count, word
 from tests.model.check.faults import compensate
 from tests.model.families import make_model, make_tokens
+from tests.refusals import refused
 from tests.tiny import save_tiny_llama
 
 
 def halved(model: nn.Module) -> nn.Module:
-    """Half of every layer removed, the rest moved."""
     model = copy.deepcopy(model)
-    with torch.no_grad():
-        for layer in rose.prunable_layers(model):
-            layer.write(compensate(layer.weight, 0.5))
+    for layer in rose.prunable_layers(model):
+        layer.write(compensate(layer.weight, 0.5))
     return model
 
 
@@ -42,20 +41,15 @@ def others_of(found: CheckpointCheck) -> dict[str, tuple[str, str, bool]]:
 def test_heads_rows_and_columns_that_are_gone_are_counted():
     dense = make_model("llama")  # 4 heads of 8
     pruned = halved(dense)
-    with torch.no_grad():
-        pruned.model.layers[1].self_attn.o_proj.weight[:, 16:24] = 0
-        pruned.model.layers[0].mlp.up_proj.weight[[3, 5]] = 0
+    pruned.model.layers[1].self_attn.o_proj.weight.data[:, 16:24] = 0
+    pruned.model.layers[0].mlp.up_proj.weight.data[[3, 5]] = 0
     found = check_checkpoint(dense, pruned)
-    gone = found.summary["gone"]
-    assert gone["heads"] == ["model.layers.1.self_attn.o_proj: 2"]
-    assert gone["rows"] == 2
-    assert gone["columns"] == 8
+    gone = {"heads": ["model.layers.1.self_attn.o_proj: 2"], "rows": 2, "columns": 8}
+    assert gone.items() <= found.summary["gone"].items()
     reasons = found.layers.set_index("layer")["reason"]
     assert reasons["model.layers.1.self_attn.o_proj"].endswith("Nothing is left of eight columns, head 2.")
     assert reasons["model.layers.0.mlp.up_proj"].endswith("Nothing is left of two rows.")
-    said = " ".join(findings(found))
-    assert "Two output rows have no weight left: two of model.layers.0.mlp.up_proj." in said
-    assert "Eight input columns have no weight left: eight of model.layers.1.self_attn.o_proj. Nothing" in said
+    assert "Two output rows have no weight left: two of model.layers.0.mlp.up_proj." in " ".join(findings(found))
 
 
 def test_heads_are_as_wide_as_their_values():
@@ -71,20 +65,17 @@ def test_single_numbers_are_compared_too():
     dense, pruned = make_model("llama"), make_model("llama")
     for model, scale in ((dense, 1.0), (pruned, math.nan)):
         model.model.layers[0].register_parameter("scale", nn.Parameter(torch.tensor(scale)))
-    assert others_of(check_checkpoint(dense, pruned)) == {
-        "model.layers.0.scale": ("other", verdicts.NUMBERS_BROKEN, True)
-    }
+    expected = {"model.layers.0.scale": ("other", verdicts.NUMBERS_BROKEN, True)}
+    assert others_of(check_checkpoint(dense, pruned)) == expected
 
 
 def test_a_removed_expert_is_told_from_a_removed_layer():
     dense = make_model("mixtral")
     pruned = halved(dense)
     lost = "model.layers.1.mlp.experts.1"
-    layers = {layer.name: layer for layer in rose.prunable_layers(pruned)}
-    with torch.no_grad():
-        for name, layer in layers.items():
-            if name.startswith(f"{lost}.") or name == "model.layers.0.mlp.experts.0.up_proj":
-                layer.write(torch.zeros(layer.weight.shape))
+    for layer in rose.prunable_layers(pruned):
+        if layer.name.startswith(f"{lost}.") or layer.name == "model.layers.0.mlp.experts.0.up_proj":
+            layer.write(torch.zeros(layer.weight.shape))
     found = check_checkpoint(dense, pruned)
     assert found.summary["gone"]["experts"] == [lost]
     wrong = found.wrong.set_index("name")["reason"]
@@ -131,18 +122,15 @@ def test_a_longer_vocabulary_and_rounding_are_no_faults():
     assert set(found.layers["verdict"]) == {verdicts.MASK_ALONE}
     assert found.layers["reason"].str.contains("those of the dense model, rounded to bfloat16").all()
     assert set(found.layers["rounded"]) == {"bfloat16"}
-    assert others_of(found) == {
-        name: (kind, verdicts.NO_FAULT, False)
-        for name, kind in (("model.embed_tokens.weight", "embedding"), ("lm_head.weight", "output head"))
-    }
+    kinds = {"model.embed_tokens.weight": "embedding", "lm_head.weight": "output head"}
+    assert others_of(found) == {name: (kind, verdicts.NO_FAULT, False) for name, kind in kinds.items()}
     assert found.others["reason"].str.startswith("It has 8 rows more").all()
 
 
 def test_nan_in_one_layer_hides_nothing_of_the_others():
     dense, broken, tokens = make_model("llama"), "model.layers.0.mlp.up_proj", make_tokens()
     pruned: Any = halved(dense)
-    with torch.no_grad():
-        pruned.model.layers[0].mlp.up_proj.weight[1, 2] = torch.nan
+    pruned.model.layers[0].mlp.up_proj.weight.data[1, 2] = torch.nan
     found = check_checkpoint(dense, pruned, tokens, held_out=tokens[:1], methods=("wanda",), block_size=8)
     layers = found.layers.set_index("layer")
     assert found.wrong.iloc[0].tolist()[:2] == [broken, verdicts.NUMBERS_BROKEN]
@@ -152,18 +140,16 @@ def test_nan_in_one_layer_hides_nothing_of_the_others():
 
 
 def test_tokens_that_the_checkpoint_does_not_know_are_refused():
-    dense: Any = make_model("llama")
+    dense = make_model("llama")
     pruned: Any = halved(dense)
     pruned.resize_token_embeddings(5)
-    with pytest.raises(rose.RoseError, match="token"):
-        check_checkpoint(dense, pruned, make_tokens())
+    refused("token", check_checkpoint, dense, pruned, make_tokens())
 
 
 @pytest.mark.parametrize("target", ["layer", "dense"])
 @pytest.mark.parametrize("method", ["sparsegpt", "rose", "rose_admm"])
 def test_a_run_is_recognized_to_the_last_weight(method, target):
-    """By target layer as published programs calibrate, on a decoder block's inputs while it is dense; by target dense
-    with what the residual stream lacks. ROSE is told from SparseGPT by the columnar layers."""
+    """ROSE is told from SparseGPT by the columnar layers."""
     dense, tokens = make_model("llama"), make_tokens()
     with torch.no_grad():
         for layer in rose.prunable_layers(dense)[::2]:
@@ -179,12 +165,10 @@ def test_a_run_is_recognized_to_the_last_weight(method, target):
         assert (made["alike"], made["compared"]) == ({}, 14)
         return
     other = {"rose": "sparsegpt", "sparsegpt": "rose"}[method]
-    assert made["alike"].keys() == {other}
-    same = made["alike"][other]
+    (same,) = made["alike"].values()
+    assert [*made["alike"]] == [other]
     assert 0 < same < made["compared"] == 14
-    assert says_alike(made).endswith(
-        f" remove the same weights in {count(same, 'layer')} and differ in {word(14 - same)}."
-    )
+    assert f" remove the same weights in {count(same, 'layer')} and differ in {word(14 - same)}." in says_alike(made)
 
 
 def test_layers_that_read_one_tensor_share_its_statistics(two):

@@ -1,7 +1,5 @@
 """Faults within a layer, planted in plain torch into pruned layers: each is named by its place and by what happened."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -4,9 +4,13 @@ import errno
 import gc
 import json
 import os
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import DEFAULT, Mock
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,9 +23,11 @@ from rose.model.load.models import load_skeleton, stored_dtype
 from rose.model.network.layers import decoder_blocks
 from rose.model.network.network import Network
 from rose.output import PARTIAL
+from rose.rows import records_table
 from rose.tensor_files import digest
-from tests.model.families import DENSE, logits, make_model, make_tokens, on_meta, save, stop_at
-from tests.tiny import save_tiny_llama
+from tests.model.families import DENSE, EXPERTS, make_model, make_tokens, on_meta, read_both_ways, save, stop_at
+from tests.refusals import refused
+from tests.tiny import edit_config, save_tiny_llama
 
 pytestmark = pytest.mark.usefixtures("small_batches")
 OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "held_out": make_tokens(2, seed=3)}
@@ -29,44 +35,34 @@ OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "held_out": make_t
 
 @pytest.mark.parametrize(
     ("family", "dtype", "shard"),
-    [*((family, "float32", "1GB") for family in DENSE), ("llama", "bfloat16", "20KB"), ("llama", "float16", "20KB")],
+    [
+        *((family, "float32", "1GB") for family in DENSE | EXPERTS),  # experts' files hold most of them by themselves
+        ("llama", "bfloat16", "20KB"),
+        ("llama", "float16", "20KB"),
+    ],
 )
 def test_pruned_as_in_memory_to_the_bit(family, dtype, shard, tmp_path):
     folder = save(family, tmp_path / "dense", max_shard_size=shard)
     assert (len(list(folder.glob("*.safetensors"))) > 2) == (shard == "20KB")
-    whole, tokenizer = rose.load_model(str(folder), dtype=dtype)
-    expected = rose.prune_model(whole, make_tokens(), **OPTIONS)
-    rose.save_model(whole, tokenizer, tmp_path / "whole")
-    again, same_tokenizer = rose.load_model(str(tmp_path / "whole"), dtype=dtype)
-    assert torch.equal(logits(again), logits(whole))
-    assert same_tokenizer("w5 w7")["input_ids"] == tokenizer("w5 w7")["input_ids"]
-    assert not again.training
-    assert not any(parameter.requires_grad for parameter in again.parameters())
-    streamed, tokenizer = rose.load_model(str(folder), stream=True, dtype=dtype)
-    found = rose.prune_model(streamed, make_tokens(), **OPTIONS)
-    assert on_meta(streamed)
-    rose.save_model(streamed, tokenizer, tmp_path / "streamed", report=found)
-    assert on_meta(streamed)
-    assert found.layers.drop(columns="seconds").equals(expected.layers.drop(columns="seconds"))
-    one = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
-    other = AutoModelForCausalLM.from_pretrained(tmp_path / "streamed")
-    assert next(other.parameters()).dtype == getattr(torch, dtype)
-    assert digest(one.state_dict()) == digest(other.state_dict())
-    assert type(one) is type(other)
-    configurations = [json.loads((tmp_path / x / "config.json").read_text()) for x in ("whole", "streamed")]
-    assert configurations[0] == configurations[1]
-    names = {path.name for path in (tmp_path / "whole").iterdir()} - {"model.safetensors"}
-    assert names <= {path.name for path in (tmp_path / "streamed").iterdir()}
+    layers = ["*.1.*"] if family in EXPERTS else None
+    prune = partial(rose.prune_model, tokens=make_tokens(), layers=layers, **OPTIONS)
+    read = read_both_ways(folder, tmp_path, prune, dtype=dtype)
+    assert {parameter.dtype for parameter in read.parameters()} == {getattr(torch, dtype)}
+    assert not read.training
+    assert not any(parameter.requires_grad for parameter in read.parameters())
+    whole, streamed = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("False", "True"))
+    assert digest(whole.state_dict()) == digest(streamed.state_dict())
+    names = {path.name for path in (tmp_path / "False").iterdir()} - {"model.safetensors"}
+    assert names <= {path.name for path in (tmp_path / "True").iterdir()}
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
 def test_analyzed_as_in_memory(family, tmp_path):
     folder = str(save(family, tmp_path))
     whole, streamed = (rose.load_model(folder, stream=stream)[0] for stream in (False, True))
-    one, other = (list(rose.analyze_model(model, make_tokens(), **OPTIONS)) for model in (whole, streamed))
-    assert [(r.layer, r.method, r.relative_error, r.held_out_error) for r in one] == [
-        (r.layer, r.method, r.relative_error, r.held_out_error) for r in other
-    ]
+    records = [list(rose.analyze_model(model, make_tokens(), **OPTIONS)) for model in (whole, streamed)]
+    tables = [records_table([replace(record, seconds=0.0) for record in found]) for found in records]
+    pd.testing.assert_frame_equal(*tables)
     statistics = [rose.collect_statistics(model, make_tokens()) for model in (whole, streamed)]
     assert all(torch.equal(x.hessian, statistics[1][name].hessian) for name, x in statistics[0].items())
     assert on_meta(streamed)
@@ -87,13 +83,12 @@ def test_a_checkpoint_goes_on(tmp_path):
     rose.save_model(streamed, tokenizer, tmp_path / "out")
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert digest(written.state_dict()) == digest(whole.state_dict())
-    save("gemma3", tmp_path / "other")
-    content = bytearray((tmp_path / "other" / "model.safetensors").read_bytes())
+    weights = save("gemma3", tmp_path / "other") / "model.safetensors"
+    content = bytearray(weights.read_bytes())
     content[-1] ^= 1
-    (tmp_path / "other" / "model.safetensors").write_bytes(content)
+    weights.write_bytes(content)
     other, _ = rose.load_model(str(tmp_path / "other"), stream=True)
-    with pytest.raises(rose.RoseError, match="the model's weights differ"):
-        rose.prune_model(other, make_tokens(), **options)
+    refused("the model's weights differ", rose.prune_model, other, make_tokens(), **options)
 
 
 @pytest.mark.parametrize("run", [rose.prune_model, rose.prune_structured])
@@ -110,9 +105,7 @@ def test_one_block_in_memory_at_a_time(run, tmp_path, monkeypatch):
         return read(self, *arguments)
 
     monkeypatch.setattr(streaming.BlockFiles, "read_several", watched)
-    run(
-        model, make_tokens(), **OPTIONS if run is rose.prune_model else {"ratio": 0.3, "multiple": 4, "target": "dense"}
-    )
+    run(model, make_tokens(), **OPTIONS if run is rose.prune_model else {"ratio": 0.3, "multiple": 4})
     rose.save_model(model, tokenizer, tmp_path / "out")
     assert max(there for there, _ in most) == 1
     assert all(not outside for there, outside in most[-40:])
@@ -128,41 +121,26 @@ def test_pruned_weights_leave_no_files_behind(tmp_path):
     assert not list((tmp_path / "scratch").iterdir())
 
 
-def change_config(folder: Path, **values: Any) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **values}))
-
-
-def test_an_output_head_that_differs_from_the_embedding_is_not_tied(tmp_path):
-    folder = save("llama", tmp_path / "dense")
-    change_config(folder, tie_word_embeddings=True)
-    for stream in (False, True):
-        model = rose.load_model(str(folder), stream=stream)[0]
-        assert model.get_input_embeddings().weight is not model.get_output_embeddings().weight
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_output_head_that_differs_from_the_embedding_is_not_tied(folder, stream):
+    edit_config(folder, tie_word_embeddings=True)
+    model = rose.load_model(str(folder), stream=stream)[0]
+    assert model.get_input_embeddings().weight is not model.get_output_embeddings().weight
 
 
 def test_files_that_vanish_during_a_run_are_reported(tmp_path):
     model, _ = rose.load_model(str(save("llama", tmp_path)), stream=True)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(rose.RoseError, match="cannot be read any more"):
-        rose.prune_model(model, make_tokens(), **OPTIONS)
+    refused("cannot be read any more", rose.prune_model, model, make_tokens(), **OPTIONS)
     assert on_meta(model)
 
 
 def test_a_full_disk_leaves_no_half_checkpoint_and_the_next_save_loses_nothing(tmp_path, monkeypatch):
     model, tokenizer = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True)
     rose.prune_model(model, make_tokens(), **OPTIONS)
-    write, files = streaming.save_file, []
-
-    def full(*arguments: Any) -> None:
-        files.append(arguments)
-        if len(files) == 3:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(*arguments)
-
-    monkeypatch.setattr(streaming, "save_file", full)
-    with pytest.raises(rose.RoseError, match="free some space"):
-        rose.save_model(model, tokenizer, tmp_path / "out")
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(streaming, "save_file", Mock(wraps=streaming.save_file, side_effect=[DEFAULT, DEFAULT, full]))
+    refused("free some space", rose.save_model, model, tokenizer, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["dense"]
     monkeypatch.undo()
     for name in ("out", "again"):
@@ -178,32 +156,19 @@ def test_a_file_is_opened_once_for_many_small_tensors(tmp_path, monkeypatch):
     more = {f"vision.{number}": torch.full((2,), float(number)) for number in range(300)}
     save_file(load_file(path) | more, path, {"format": "pt"})
     model, tokenizer = rose.load_model(str(tmp_path / "dense"), stream=True)
-    opened = []
-    open_file = streaming.TensorFile
-
-    def counted(path: Path) -> streaming.TensorFile:
-        opened.append(path)
-        return open_file(path)
-
-    monkeypatch.setattr(streaming, "TensorFile", counted)
+    opened = Mock(side_effect=streaming.TensorFile)
+    monkeypatch.setattr(streaming, "TensorFile", opened)
     rose.save_model(model, tokenizer, tmp_path / "out")
-    assert len(opened) < 100
-    written = {
-        name: tensor for file in (tmp_path / "out").glob("*.safetensors") for name, tensor in load_file(file).items()
-    }
-    assert all(torch.equal(written[name], tensor) for name, tensor in more.items())
+    assert opened.call_count < 100
+    files = [load_file(file) for file in (tmp_path / "out").glob("*.safetensors")]
+    assert all(any(torch.equal(file.get(name, tensor + 1), tensor) for file in files) for name, tensor in more.items())
 
 
 def test_a_refused_or_stopped_run_can_begin_again(tmp_path):
     model, _ = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True)
-    with pytest.raises(rose.RoseError, match="outside the model's vocabulary"):
-        rose.prune_model(model, torch.full((2, 4), 10**6), **OPTIONS)
-
-    def stop(progress: rose.Progress) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        rose.prune_model(model, make_tokens(), progress=stop, **OPTIONS)
+    refused("outside the model's vocabulary", rose.prune_model, model, torch.full((2, 4), 10**6), **OPTIONS)
+    with pytest.raises(rose.Cancelled):
+        rose.prune_model(model, make_tokens(), progress=stop_at("prune", 0), **OPTIONS)
     assert len(rose.prune_model(model, make_tokens(), **OPTIONS).layers) == len(rose.prunable_layers(model))
 
 
@@ -212,29 +177,26 @@ def test_a_refused_or_stopped_run_can_begin_again(tmp_path):
     [
         (lambda folder: (folder / "model.safetensors").unlink(), "lacks model.safetensors; only safetensors can"),
         (lambda folder: os.truncate(folder / "model.safetensors", 9000), "missing, corrupt or of an unknown kind"),
-        (lambda folder: change_config(folder, num_hidden_layers=3), "no tensor named model.layers.2"),
-        (lambda folder: change_config(folder, intermediate_size=64), "is of shape .56, 32. in the files"),
-        (lambda folder: change_config(folder, quantization_config={"quant_method": "fp8"}), "holds quantized weights"),
+        (lambda folder: edit_config(folder, num_hidden_layers=3), "no tensor named model.layers.2"),
+        (lambda folder: edit_config(folder, intermediate_size=64), "is of shape .56, 32. in the files"),
+        (lambda folder: edit_config(folder, quantization_config={"quant_method": "fp8"}), "holds quantized weights"),
         (lambda folder: make_model("llama").model.save_pretrained(folder), r"lacks lm_head\.weight"),
     ],
 )
 def test_files_that_cannot_be_streamed_are_refused(harm, message, tmp_path):
     folder = save("llama", tmp_path / "model")
     harm(folder)
-    with pytest.raises(rose.RoseError, match=message):
-        rose.load_model(str(folder), stream=True)
+    refused(message, rose.load_model, str(folder), stream=True)
 
 
 def test_runs_that_need_the_whole_model_are_refused_on_a_streamed_one(tmp_path):
     model, _ = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True)
     with pytest.raises(rose.RoseError, match="Sensitivity needs the whole model"):
         rose.prune_model(model, make_tokens(), allocation="sensitivity", **OPTIONS)
-    with pytest.raises(rose.RoseError, match="load it without streaming"):
-        rose.perplexity(model, make_tokens())
+    refused("load it without streaming", rose.perplexity, model, make_tokens())
     rose.prune_model(model, make_tokens(), layers=["*self_attn*"], **OPTIONS)
     for lose in (rose.prune_model, rose.prune_structured):
-        with pytest.raises(rose.RoseError, match="pruned already; save it, and load what was saved"):
-            lose(model, make_tokens())
+        refused("pruned already; save it, and load what was saved", lose, model, make_tokens())
 
 
 @pytest.fixture
@@ -242,15 +204,10 @@ def folder(tmp_path: Path) -> Path:
     return save_tiny_llama(tmp_path / "model", hidden=32)
 
 
-def refused(folder: Path, message: str, stream: bool) -> None:
-    with pytest.raises(rose.RoseError, match=message):
-        rose.load_model(str(folder), stream=stream)
-
-
 @pytest.mark.parametrize("stream", [False, True])
 def test_more_decoder_blocks_than_the_configuration_names(folder, stream):
-    change_config(folder, num_hidden_layers=2)
-    refused(folder, r"9 weights .* does not name, such as model\.layers\.2\.input_layernorm", stream)
+    edit_config(folder, num_hidden_layers=2)
+    not_read(folder, r"9 weights .* does not name, such as model\.layers\.2\.input_layernorm", stream)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -261,7 +218,11 @@ def test_masks_beside_weights_are_refused_and_ignored_tensors_are_not(folder, st
     save_file(tensors | {block: torch.zeros(2, 2)}, path, {"format": "pt"})
     rose.load_model(str(folder), stream=stream)
     save_file(tensors | {"model.layers.0.mlp.up_proj.mask": torch.zeros(2, 2)}, path, {"format": "pt"})
-    refused(folder, r"keeps model\.layers\.0\.mlp\.up_proj\.mask beside its weights, .* apply it", stream)
+    not_read(folder, r"keeps model\.layers\.0\.mlp\.up_proj\.mask beside its weights, .* apply it", stream)
+
+
+def not_read(folder: Path, message: str, stream: bool) -> None:
+    refused(message, rose.load_model, folder, stream=stream)
 
 
 def shard(folder: Path) -> Path:
@@ -277,13 +238,13 @@ def shard(folder: Path) -> Path:
 @pytest.mark.parametrize("stream", [False, True])
 def test_duplicate_weights_and_missing_shards_are_refused(folder, stream):
     first = shard(folder)
-    refused(folder, r"holds both model\.safetensors and, by .*, model-00001-of-00002\.saf.* old one", stream)
+    not_read(folder, r"holds both model\.safetensors and, by .*, model-00001\S+.* old one", stream)
     (folder / "model.safetensors").rename(folder / "whole")
     first.rename(folder / "first")
-    refused(folder, r"lacks model-00001-of-00002\.safetensors, which model\S+ names; get it again", stream)
+    not_read(folder, r"lacks model-00001-of-00002\.safetensors, which model\S+ names; get it again", stream)
     (folder / "first").rename(first)
     (folder / "model.safetensors.index.json").rename(folder / "index")
-    refused(folder, r"holds model-00001-of-00002\.safetensors, but not model\.safetensors or", stream)
+    not_read(folder, r"holds model-00001-of-00002\.safetensors, but not model\.safetensors or", stream)
     (folder / "index").rename(folder / "model.safetensors.index.json")
     for path in folder.glob("model-*"):
         path.unlink()
@@ -294,20 +255,18 @@ def test_duplicate_weights_and_missing_shards_are_refused(folder, stream):
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_format_is_read_from_the_weights_not_the_configuration(folder, stream, monkeypatch, caplog):
     monkeypatch.setenv("ROSE_COMPUTE", "bfloat16")
-    change_config(folder, dtype="bfloat16")
+    edit_config(folder, dtype="bfloat16")
     assert stored_dtype(str(folder)) == Network(load_skeleton(str(folder))).dtype == torch.float32
     assert Network(rose.load_model(str(folder), stream=stream)[0]).dtype == torch.float32
     path, norm = folder / "model.safetensors", "model.norm.weight"
-    change_config(folder, dtype="float32")
+    edit_config(folder, dtype="float32")
     tensors = {key: tensor.bfloat16() for key, tensor in load_file(path).items()}
     save_file(tensors, path, {"format": "pt"})
     assert stored_dtype(str(folder)) == Network(rose.load_model(str(folder), stream=stream)[0]).dtype == torch.bfloat16
     assert not caplog.text
     save_file(tensors | {norm: tensors[norm].float()}, path, {"format": "pt"})
     assert Network(rose.load_model(str(folder), stream=stream)[0]).dtype == torch.bfloat16
-    assert (
-        f"is read in bfloat16, which rounds one tensor stored in a wider format, such as {norm}; float32" in caplog.text
-    )
+    assert f"is read in bfloat16, which rounds one tensor stored in a wider format, such as {norm}" in caplog.text
 
 
 def test_fp8_weights_are_dequantized_with_a_gpu_too(folder, monkeypatch):
@@ -317,7 +276,7 @@ def test_fp8_weights_are_dequantized_with_a_gpu_too(folder, monkeypatch):
         scales = torch.full([-(-size // 32) for size in tensors[key].shape], 0.01)
         tensors |= {key: (100 * tensors[key]).to(torch.float8_e4m3fn), f"{key}_scale_inv": scales}
     save_file(tensors, path, {"format": "pt"})
-    change_config(folder, quantization_config={"quant_method": "fp8", "weight_block_size": [32, 32]})
+    edit_config(folder, quantization_config={"quant_method": "fp8", "weight_block_size": [32, 32]})
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda *_: (9, 0))
     model, _ = rose.load_model(str(folder))
@@ -325,13 +284,10 @@ def test_fp8_weights_are_dequantized_with_a_gpu_too(folder, monkeypatch):
     assert torch.allclose(model.get_parameter(name), tensors[name].float() / 100)
     layer = model.get_submodule(name.removesuffix(".weight"))
     layer.weight = nn.Parameter(tensors[name], requires_grad=False)
-    with pytest.raises(rose.RoseError, match=r"up_proj has weights in float8_e4m3fn, which cannot be pruned"):
-        rose.prunable_layers(model)
+    refused(r"up_proj has weights in float8_e4m3fn, which cannot be pruned", rose.prunable_layers, model)
 
 
 class Program:
-    """Runs something where it is unpickled."""
-
     def __init__(self, proof: Path) -> None:
         self.proof = proof
 
@@ -345,7 +301,7 @@ def test_a_pickle_is_not_read(folder, tmp_path, name, stream):
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(tensors | {"more": Program(tmp_path / "ran")}, folder / name)
-    refused(folder, r"is a pickle|only safetensors|Error while deserializing header", stream)
+    not_read(folder, r"is a pickle|only safetensors|Error while deserializing header", stream)
     assert not (tmp_path / "ran").exists()
 
 
@@ -355,12 +311,10 @@ def test_a_weight_that_is_no_number_is_named(folder, value):
     tensors = load_file(path)
     tensors[name][3, 4] = value
     save_file(tensors, path, {"format": "pt"})
-    with pytest.raises(rose.RoseError, match=f"holds NaN or infinity in {name}; its file is damaged"):
-        rose.load_model(str(folder))
+    refused(f"holds NaN or infinity in {name}; its file is damaged", rose.load_model, str(folder))
     model, tokenizer = rose.load_model(str(folder), stream=True)
     tokens = rose.load_tokens("packaged", tokenizer, samples=2, length=16)
-    with pytest.raises(rose.RoseError, match=f"holds NaN or infinity in {name}"):
-        rose.prune_model(model, tokens, block_size=16)
+    refused(f"holds NaN or infinity in {name}", rose.prune_model, model, tokens, block_size=16)
     for stream in (False, True):
         broken, _ = rose.load_model(str(folder), finite=False, stream=stream)
         with Network(broken).residence.visit(1, torch.device("cpu")) as block:

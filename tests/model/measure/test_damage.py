@@ -12,22 +12,13 @@ import torch
 from torch import Tensor, nn
 
 import rose
-from rose.layer.methods import Settings
 from rose.layer.registry import Method
+from rose.model.measure import damage
 from rose.model.measure import perplexity as evaluation
-from rose.model.measure.damage import (
-    WHOLE,
-    DamageFolder,
-    DamageRecord,
-    DamageReport,
-    correlations,
-    dense_weights,
-    outliers,
-    rank_correlation,
-)
 from rose.model.measure.perplexity import window_losses
 from rose.rows import records_table
-from tests.model.families import LENGTH, VOCABULARY, make_model, make_tokens
+from tests.model.families import LENGTH, VOCABULARY, make_model, make_tokens, stop_when
+from tests.refusals import refused
 
 pytestmark = pytest.mark.usefixtures("small_batches")
 
@@ -37,8 +28,7 @@ SETTINGS: dict[str, Any] = {"method": "sparsegpt", "sparsity": 0.5, "block_size"
 
 @pytest.fixture(autouse=True)
 def batches_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The windows too come in batches with a remainder."""
-    monkeypatch.setattr(evaluation, "LOGIT_ELEMENTS", 2 * LENGTH * VOCABULARY)
+    monkeypatch.setattr(evaluation, "LOGIT_ELEMENTS", 2 * LENGTH * VOCABULARY)  # windows too leave a remainder
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
@@ -49,8 +39,8 @@ def is_as_before(model: nn.Module, before: dict[str, Tensor]) -> bool:
     return all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def visit(model: nn.Module, **more: Any) -> list[DamageRecord]:
-    records: list[DamageRecord] = []
+def visit(model: nn.Module, **more: Any) -> list[damage.DamageRecord]:
+    records: list[damage.DamageRecord] = []
     rose.damage(model, more.pop("tokens", TOKENS), record=records.append, **({"held_out": WINDOWS} | SETTINGS | more))
     return records
 
@@ -65,7 +55,7 @@ def test_each_damage_is_that_of_the_whole_model_pruned_there(family, units):
     assert is_as_before(model, before)
     layers = rose.prunable_layers(model)
     every = [layer.name for layer in layers] if units == "layers" else {layer.block_index for layer in layers}
-    assert records[-1].unit == WHOLE
+    assert records[-1].unit == damage.WHOLE
     assert len(records) == len(every) + 1
     for record in records[:-1]:
         pruned = copy.deepcopy(model)
@@ -99,15 +89,11 @@ def test_output_error_is_that_of_the_layer_s_own_outputs():
 
 
 def test_no_method_chooses_on_the_windows_that_damage_is_measured_on(monkeypatch):
-    seen = []
-
-    def spy(weight: Tensor, statistics: rose.InputStatistics, settings: Settings) -> rose.LayerResult:
-        seen.append(settings.held_out)
-        return rose.METHODS["wanda"].prune(weight, statistics, settings)
-
+    spy = Mock(side_effect=rose.METHODS["wanda"].prune)
     monkeypatch.setitem(rose.METHODS, "spy", Method("spy", "Spy", "", function=spy))
     visit(make_model("llama"), method="spy", layers=["*.0.*.o_proj"])
-    assert seen == [None]
+    ((_weight, _statistics, settings), _) = spy.call_args
+    assert settings.held_out is None
 
 
 @pytest.mark.parametrize("units", ["layers", "blocks"])
@@ -136,13 +122,10 @@ def test_a_dense_model_in_place_of_the_pruned_one_is_not_restored():
     dense = make_model("llama")
     pruned = copy.deepcopy(dense)
     rose.prune_model(pruned, TOKENS, target="layer", **SETTINGS)
-    with pytest.raises(rose.RoseError, match="the wrong way round"):
-        dense_weights(pruned, dense)
-    with pytest.raises(rose.RoseError, match="nothing can be given back"):
-        dense_weights(dense, dense)
+    refused("the wrong way round", damage.dense_weights, pruned, dense)
+    refused("nothing can be given back", damage.dense_weights, dense, dense)
     weights = {layer.name: layer.weight for layer in rose.prunable_layers(pruned)}
-    with pytest.raises(rose.RoseError, match="the wrong way round"):
-        visit(dense, restore=weights)
+    refused("the wrong way round", visit, dense, restore=weights)
 
 
 def test_units_that_are_done_are_not_measured_again_and_the_rest_is_the_same():
@@ -153,34 +136,23 @@ def test_units_that_are_done_are_not_measured_again_and_the_rest_is_the_same():
     assert [record.loss for record in rest] == [record.loss for record in every[5:]]
 
 
-def test_a_cancel_and_an_error_leave_the_model_as_it_was(monkeypatch):
+@pytest.mark.parametrize("how", ["cancelled", "left at a record", "broken"])
+def test_a_cancel_and_an_error_leave_the_model_as_it_was(how, monkeypatch):
     model = make_model("llama").train()
-    before = state_of(model)
-    seen: list[rose.Progress] = []
-
-    def stop(progress: rose.Progress) -> None:
-        seen.append(progress)
-        if progress.stage == "damage" and progress.layers_done == 3:
-            raise rose.Cancelled
-
-    def leave(_record: DamageRecord) -> None:
-        assert is_as_before(model, before)
-        raise rose.Cancelled
-
-    for stopped in ({"progress": stop}, {"record": leave}):
-        with pytest.raises(rose.Cancelled):
-            rose.damage(model, TOKENS, held_out=WINDOWS, **SETTINGS, **stopped)
-        assert is_as_before(model, before)
-    assert all(module.training for module in model.modules())
-    assert not any(module._forward_hooks for module in model.modules())
-
-    losses = window_losses(model, WINDOWS)
-    passes = Mock(side_effect=[losses, losses, ValueError("disk on fire")])
-    monkeypatch.setattr("rose.model.measure.damage.window_losses", passes)
-    with pytest.raises(ValueError, match="disk on fire"):
-        visit(model)
+    before, losses = state_of(model), window_losses(model, WINDOWS)
+    options: dict[str, Any] = {"held_out": WINDOWS, **SETTINGS}
+    if how == "cancelled":
+        options["progress"] = stop_when(lambda event: (event.stage, event.layers_done) == ("damage", 3))
+    elif how == "left at a record":
+        options["record"] = stop_when(lambda _record: is_as_before(model, before))
+    else:
+        passes = Mock(side_effect=[losses, losses, ValueError("disk on fire")])
+        monkeypatch.setattr("rose.model.measure.damage.window_losses", passes)
+    with pytest.raises((rose.Cancelled, ValueError)):
+        rose.damage(model, TOKENS, **options)
     assert is_as_before(model, before)
     assert all(module.training for module in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_without_held_out_tokens_the_last_quarter_measures():
@@ -203,57 +175,53 @@ def test_without_held_out_tokens_the_last_quarter_measures():
 )
 def test_bad_input_is_told_before_any_work(more, message):
     told: list[rose.Progress] = []
-    with pytest.raises(rose.RoseError, match=message):
-        rose.damage(make_model("llama"), **{"tokens": TOKENS, "held_out": WINDOWS, "progress": told.append} | more)
+    options = {"tokens": TOKENS, "held_out": WINDOWS, "progress": told.append} | more
+    refused(message, rose.damage, make_model("llama"), **options)
     assert not told
 
 
 def made_table(errors: list[float], costs: list[float], projections: list[str] | None = None) -> pd.DataFrame:
     kinds = projections or ["a"] * len(errors)
-    records = [
-        DamageRecord(f"layer.{i}", i, kind, 10, 0.5, e, e, e, e, 1 + c, c, c, 0.01, 1.0, 0.0)
-        for i, (e, c, kind) in enumerate(zip(errors, costs, kinds, strict=True))
-    ]
-    return records_table(records, DamageRecord)
+    Record, rows = damage.DamageRecord, enumerate(zip(errors, costs, kinds, strict=True))
+    records = [Record(f"layer.{i}", i, k, 10, 0.5, *[e] * 4, 1 + c, c, c, 0.01, 1.0, 0.0) for i, (e, c, k) in rows]
+    return records_table(records, damage.DamageRecord)
 
 
 def test_rank_correlation_is_spearman_s():
     for costs, rho in (([1, 10, 100, 1000], 1), ([4, 3, 2, 1], -1), ([1, 3, 2, 4], 1 - 6 * 2 / 60)):
-        found = rank_correlation(made_table([1, 2, 3, 4], costs))  # 1 − 6·Σd²/(n(n² − 1)), d = (0, 1, −1, 0)
+        found = damage.rank_correlation(made_table([1, 2, 3, 4], costs))  # 1 − 6·Σd²/(n(n² − 1)), d = (0, 1, −1, 0)
         assert found.value == pytest.approx(rho)
-    assert rank_correlation(made_table([1, 2], [1, 2])) is None
+    assert damage.rank_correlation(made_table([1, 2], [1, 2])) is None
 
 
 def test_correlations_are_over_all_by_projection_and_by_depth():
     table = made_table([1, 2, 3, 4, 5, 6], [1, 2, 3, 6, 5, 4], ["a", "a", "a", "b", "b", "b"])
-    found = correlations(table).set_index(["group", "name"])["held_out_error"].dropna().map(lambda one: one.value)
+    found = damage.correlations(table).set_index(["group", "name"])["held_out_error"].dropna()
+    found = found.map(lambda interval: interval.value)
     assert found["projection", "a"] == pytest.approx(1)
     assert found["projection", "b"] == pytest.approx(-1)
     assert found["all", ""] == pytest.approx(1 - 6 * 8 / 210)
-    assert list(correlations(table).set_index(["group", "name"]).loc["depth"].index) == [
-        "decoder blocks 0 to 1",
-        "decoder blocks 2 to 3",
-        "decoder blocks 4 to 5",
-    ]
+    depths = damage.correlations(table).set_index("group").loc["depth", "name"]
+    assert list(depths) == [f"decoder blocks {first} to {first + 1}" for first in (0, 2, 4)]
     opposite = pd.concat([table, table.assign(held_out_error=-table["held_out_error"])])
     within = opposite.assign(block_index=[0] * 6 + [1] * 6)
-    mean = correlations(within).set_index("group").loc["within a decoder block", "held_out_error"]
+    mean = damage.correlations(within).set_index("group").loc["within a decoder block", "held_out_error"]
     assert (mean.low, mean.high) == (-1, 1)  # of two blocks that rank opposite ways, t alone would leave that range
-    names = list(correlations(made_table([1, 2], [1, 2], ["", ""]))["name"])
+    names = list(damage.correlations(made_table([1, 2], [1, 2], ["", ""]))["name"])
     assert names == ["", "decoder block 0", "decoder block 1"]
 
 
 def test_outliers_have_small_errors_and_large_damages_beyond_chance():
     table = made_table([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.9, 0.1, 0.2, 0.3, 0.4, 0.5])
-    assert list(outliers(table)["unit"]) == ["layer.0"]
-    assert outliers(table.assign(standard_error=0.6)).empty
-    assert outliers(table.assign(standard_error=math.nan)).empty  # of a single window
-    assert DamageReport.from_records([]).summary["outliers"] == []
+    assert list(damage.outliers(table)["unit"]) == ["layer.0"]
+    assert damage.outliers(table.assign(standard_error=0.6)).empty
+    assert damage.outliers(table.assign(standard_error=math.nan)).empty  # of a single window
+    assert damage.DamageReport.from_records([]).summary["outliers"] == []
 
 
 def test_a_summary_holds_no_number_that_json_has_not(tmp_path):
-    known = DamageRecord("a", 0, "", 9, 0.5, 0.1, 0.1, 0.1, 0.1, 1.0, math.inf, math.inf, 0.1, math.inf, 0)
-    DamageFolder(tmp_path, {}).add(known)
+    known = damage.DamageRecord("a", 0, "", 9, 0.5, 0.1, 0.1, 0.1, 0.1, 1.0, math.inf, math.inf, 0.1, math.inf, 0)
+    damage.DamageFolder(tmp_path, {}).add(known)
     summary = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
     assert summary["sum_of_damages"] is None
 

@@ -1,7 +1,6 @@
 """A token's surprise is the loss that perplexity averages; greedy continuation is that of plain forward passes."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ import rose
 from rose.model.measure import perplexity as text_module
 from rose.model.measure.perplexity import continue_prompt, encode_text, read_text
 from tests.model.families import make_model, make_tokens
+from tests.refusals import refused
 from tests.tiny import BOS, byte_tokenizer, save_tiny_llama
 
 
@@ -45,49 +45,31 @@ def test_pieces_make_the_text(bos, tmp_path):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    folder: Path = save_tiny_llama(tmp_path_factory.mktemp("tiny"))
-    return rose.load_model(str(folder))
+    return rose.load_model(str(save_tiny_llama(tmp_path_factory.mktemp("tiny"))))
 
 
-@torch.no_grad()
-def test_equals_repeated_forward_passes(tiny):
-    model, tokenizer = tiny
-    ids = tokenizer("Hello", return_tensors="pt")["input_ids"]
-    start = ids.shape[1]
-    for _ in range(8):
-        best = model(ids).logits[0, -1].argmax().view(1, 1)
-        ids = torch.cat([ids, best], dim=1)
-        if int(best) == tokenizer.eos_token_id:
-            break
-    expected = tokenizer.decode(ids[0, start:], skip_special_tokens=True)
-    assert continue_prompt(model, tokenizer, "Hello", new_tokens=8) == expected
-
-
-def test_what_a_model_would_change_of_the_likeliest_tokens_is_left_out(tiny):
+def test_what_a_model_would_change_of_the_likeliest_tokens_is_left_out(tiny, monkeypatch):
     model, tokenizer = tiny
     expected = continue_prompt(model, tokenizer, "Hello", new_tokens=8)
     own = GenerationConfig(repetition_penalty=1.8, temperature=0.3, do_sample=True, eos_token_id=tokenizer.eos_token_id)
-    before, model.generation_config = model.generation_config, own
-    try:
-        assert continue_prompt(model, tokenizer, "Hello", new_tokens=8) == expected
-        assert model.generation_config is own
-    finally:
-        model.generation_config = before
+    monkeypatch.setattr(model, "generation_config", own)
+    assert continue_prompt(model, tokenizer, "Hello", new_tokens=8) == expected
+    assert model.generation_config is own
 
 
-def test_a_prompt_ends_where_its_text_ends(tmp_path):
-    """This tokenizer puts a token in front of every text and one behind it, after which nothing would go on."""
-    model, tokenizer = rose.load_model(str(save_tiny_llama(tmp_path, bos=True)))
+@pytest.mark.parametrize("bos", [False, True])
+@torch.no_grad()
+def test_a_continuation_equals_repeated_forward_passes(bos, tmp_path):
+    """The tokenizer with BOS puts a token behind every text too, after which nothing would go on."""
+    model, tokenizer = rose.load_model(str(save_tiny_llama(tmp_path, bos=bos)))
     encoded = tokenizer("Hello")["input_ids"]
-    assert (encoded[0], encoded[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    ids = torch.tensor([encoded[:-1]])
-    for _ in range(6):
+    ids = torch.tensor([encoded[: len(encoded) - bos]])
+    for _ in range(8):
         ids = torch.cat([ids, model(ids).logits[0, -1].argmax().view(1, 1)], dim=1)
-    new = ids[0, len(encoded) - 1 :].tolist()
+    new = ids[0, len(encoded) - bos :].tolist()
     ended = new.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in new else len(new)
     assert ended
-    expected = tokenizer.decode(new[:ended], skip_special_tokens=True)
-    assert continue_prompt(model, tokenizer, "Hello", new_tokens=6) == expected
+    assert continue_prompt(model, tokenizer, "Hello", new_tokens=8) == tokenizer.decode(new[:ended])
 
 
 @pytest.mark.parametrize(
@@ -103,5 +85,4 @@ def test_a_prompt_ends_where_its_text_ends(tmp_path):
     ],
 )
 def test_bad_texts_and_prompts_are_refused(tiny, work, message):
-    with pytest.raises(rose.RoseError, match=message):
-        work(tiny)
+    refused(message, work, tiny)

@@ -11,6 +11,8 @@ import torch
 
 import rose
 from rose.model.measure.zero_shot import task_manager, zero_shot
+from tests.model.families import stop_when
+from tests.refusals import refused
 from tests.tasks import write_task
 from tests.tiny import BOS, save_tiny_llama
 
@@ -21,11 +23,12 @@ QUESTIONS = 24
 def questions() -> list[dict]:
     draw = random.Random(0)
     words = ["one", "two", "three", "four", "five", "six", "seventeen", "twenty-three", "thousand"]
-    asked = []
-    for _ in range(QUESTIONS):
+
+    def ask() -> dict:
         choices = draw.sample(words, 3)
-        asked.append({"question": f"{draw.choice(words)} and {draw.choice(words)} is", "choices": choices, "answer": 0})
-    return asked
+        return {"question": f"{draw.choice(words)} and {draw.choice(words)} is", "choices": choices, "answer": 0}
+
+    return [ask() for _ in range(QUESTIONS)]
 
 
 @pytest.fixture(scope="module")
@@ -90,21 +93,21 @@ def test_a_task_without_accuracy_costs_the_others_nothing(loaded, questions, tmp
     assert table.loc["norms", "accuracy_norm"] == table.loc["sums", "accuracy_norm"]
 
 
-def test_bad_tasks_are_refused(loaded, folder, tmp_path, monkeypatch):
-    model, tokenizer = loaded
-    with pytest.raises(rose.RoseError, match="no task named products"):
-        zero_shot(model, tokenizer, tasks=["products"], task_folder=folder)
-    with pytest.raises(rose.RoseError, match="There is no folder"):
-        zero_shot(model, tokenizer, tasks=["sums"], task_folder=folder / "missing")
-    with pytest.raises(rose.RoseError, match="at least one task"):
-        zero_shot(model, tokenizer, tasks=[], task_folder=folder)
+def test_bad_tasks_are_refused(loaded, folder, questions, tmp_path, monkeypatch):
     write_task(tmp_path, [])
     (tmp_path / "sums.jsonl").unlink()
-    with pytest.raises(rose.RoseError, match="cannot be run"):
-        zero_shot(model, tokenizer, tasks=["sums"], task_folder=tmp_path)
+    for tasks, place, message in (
+        (["products"], folder, "no task named products"),
+        (["sums"], folder / "missing", "There is no folder"),
+        ([], folder, "at least one task"),
+        (["sums"], tmp_path, "cannot be run"),
+    ):
+        refused(message, zero_shot, *loaded, tasks=tasks, task_folder=place)
+    task = write_task(tmp_path, questions) / "sums.yaml"  # a template does not reach Python
+    task.write_text(task.read_text().replace("{{question}}", "{{ cycler.__init__.__globals__.os.getcwd() }}"))
+    refused(r"cannot be run .*unsafe", zero_shot, *loaded, tasks=["sums"], task_folder=tmp_path, limit=1)
     monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", None)
-    with pytest.raises(rose.RoseError, match=r"pip install -r requirements-eval\.txt"):
-        zero_shot(model, tokenizer, tasks=["sums"], task_folder=folder)
+    refused(r"pip install -r requirements-eval\.txt", zero_shot, *loaded, tasks=["sums"], task_folder=folder)
 
 
 @pytest.mark.parametrize("odd", ["process_docs: !function evil.f\n", "include: ../elsewhere\n", "metric: /evil"])
@@ -114,20 +117,12 @@ def test_a_task_that_runs_code_is_refused_unless_it_is_trusted(tmp_path, questio
     task = write_task(folder, questions, metrics=metrics) / "sums.yaml"
     task.write_text(task.read_text() + ("" if odd.startswith("metric") else odd))
     (tmp_path / "elsewhere").write_text("process_docs: !function tasks/evil.f\n")
-    with pytest.raises(rose.RoseError, match=r"sums\.yaml may run Python code"):
-        task_manager(["sums"], folder)
+    refused(r"sums\.yaml may run Python code", task_manager, ["sums"], folder)
     assert task_manager(["sums"], folder, trust_remote_code=True).all_subtasks == ["sums"]
     (folder / "base_yaml").write_text("num_fewshot: 0\n")
     write_task(folder, questions)
     task.write_text(task.read_text() + "include: base_yaml\n")
     assert task_manager(["sums"], folder).all_subtasks == ["sums"]
-
-
-def test_a_template_does_not_reach_python(loaded, tmp_path, questions):
-    task = write_task(tmp_path, questions) / "sums.yaml"
-    task.write_text(task.read_text().replace("{{question}}", "{{ cycler.__init__.__globals__.os.getcwd() }}"))
-    with pytest.raises(rose.RoseError, match=r"cannot be run .*unsafe"):
-        zero_shot(*loaded, tasks=["sums"], task_folder=tmp_path, limit=1)
 
 
 def test_progress_is_reported_and_may_cancel(loaded, folder):
@@ -138,9 +133,5 @@ def test_progress_is_reported_and_may_cancel(loaded, folder):
     assert shares[0] == 0.0
     assert 0.5 < shares[-1] < 1.0
 
-    def stop(share: float) -> None:
-        if share > 0.3:
-            raise rose.Cancelled
-
     with pytest.raises(rose.Cancelled):
-        zero_shot(model, tokenizer, tasks=["sums"], task_folder=folder, progress=stop)
+        zero_shot(model, tokenizer, tasks=["sums"], task_folder=folder, progress=stop_when(lambda share: share > 0.3))

@@ -1,9 +1,9 @@
-"""Models that are not what they seem are refused before anything is computed or written; and what OATS leaves besides a
-dense sum: its factors, in the saved checkpoint."""
+"""Models that are not what they seem are refused before any work; OATS saves its factors beside the sum."""
 
 import copy
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,14 +18,13 @@ from rose.model.network.layers import LEFT, RIGHT, check_not_shared, low_rank_te
 from rose.model.network.network import Network
 from rose.model.network.residence import evaluating
 from tests.model.families import make_model, make_tokens
+from tests.refusals import refused
 from tests.tiny import byte_tokenizer
 
 TOKENS = make_tokens(4)
 
 
 class Adapted(nn.Module):
-    """A layer with an adapter, as peft has it."""
-
     def __init__(self, base_layer: nn.Linear) -> None:
         super().__init__()
         self.base_layer = base_layer
@@ -76,16 +75,14 @@ def test_adapters_masks_and_offloaded_weights_are_refused_everywhere(case, tmp_p
         lambda: rose.check_checkpoint(dense, model),
         lambda: rose.save_model(model, byte_tokenizer(), tmp_path / "saved"),
     ):
-        with pytest.raises(rose.RoseError, match=message):
-            use()
+        refused(message, use)
     assert not any(tmp_path.iterdir())
 
 
 def test_perplexity_is_that_of_adapters_and_masks_but_needs_weights():
     for case in ("adapted", "masked", "normed"):
         assert rose.perplexity(changed(WRONG[case][0]), TOKENS) > 1
-    with pytest.raises(rose.RoseError, match="not in memory"):
-        rose.perplexity(changed(WRONG["offloaded"][0]), TOKENS)
+    refused("not in memory", rose.perplexity, changed(WRONG["offloaded"][0]), TOKENS)
 
 
 def test_weights_that_two_layers_share_are_seen_also_through_data():
@@ -105,18 +102,12 @@ def test_weights_that_two_layers_share_are_seen_also_through_data():
 def test_a_model_that_has_no_room_on_the_device_is_what_it_was(monkeypatch):
     module = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.Linear(2, 2)).train()
     module[1].eval()
-    moves: list[torch.device] = []
-
-    def no_room(device: torch.device) -> None:
-        moves.append(device)
-        if device.type != "cpu":
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(module, "to", no_room)
+    move = Mock(side_effect=[torch.OutOfMemoryError("CUDA out of memory"), module])
+    monkeypatch.setattr(module, "to", move)
     with pytest.raises(torch.OutOfMemoryError), evaluating(module, torch.device("cuda")):
         pass
     assert [one.training for one in module.modules()] == [True, True, False, True]
-    assert moves == [torch.device("cuda"), torch.device("cpu")]
+    assert [call.args[0].type for call in move.call_args_list] == ["cuda", "cpu"]
 
 
 OATS = {"method": "oats", "sparsity": 0.5, "block_size": 16, "options": {"iterations": 4, "rank_ratio": 0.4}}

@@ -1,6 +1,7 @@
 """Forward passes in bfloat16: only their matrix products are rounded, and only where that was asked for or pays."""
 
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from rose.model.walk import targets, walk
 from rose.model.workers import Workers
 from rose.tensor_files import digest
 from tests.model.families import make_model, make_tokens
+from tests.refusals import refused
 
 pytestmark = pytest.mark.usefixtures("small_batches")
 OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16}
@@ -32,12 +34,10 @@ def test_auto_is_what_the_processor_has_instructions_for(monkeypatch):
         assert passes(torch.bfloat16) == torch.bfloat16
         assert passes(torch.float16) == torch.float16
     monkeypatch.setenv(precision.VARIABLE, "float64")
-    with pytest.raises(rose.RoseError, match="ROSE_COMPUTE must be one of float32, bfloat16, not 'float64'"):
-        passes()
+    refused("ROSE_COMPUTE must be one of float32, bfloat16, not 'float64'", passes)
 
 
 def test_several_processes_take_the_word_of_the_first(monkeypatch):
-    """Their processors may differ."""
     monkeypatch.delenv(precision.VARIABLE)
     monkeypatch.setattr(precision, "has_bfloat16", lambda: False)
     rounded = Precision(torch.bfloat16, torch.bfloat16, rounds=True)
@@ -113,22 +113,16 @@ def test_statistics_and_pruning_are_float32():
     ],
 )
 def test_a_search_multiplies_in_the_format_that_pays(stored, compute, known, expected, monkeypatch):
-    seen, find = set(), rose_admm.find_mask
-
-    def watch(*arguments: Any, dtype: torch.dtype) -> Any:
-        seen.add(dtype)
-        return find(*arguments, dtype=dtype)
-
-    monkeypatch.setattr(rose_admm, "find_mask", watch)
+    find = Mock(side_effect=rose_admm.find_mask)
+    monkeypatch.setattr(rose_admm, "find_mask", find)
     monkeypatch.delenv(precision.VARIABLE)
     monkeypatch.setattr(precision, "has_bfloat16", lambda: known)
     model = make_model("llama").to(stored)
     list(rose.analyze_model(model, make_tokens(), methods=["rose_admm"], compute=compute, **OPTIONS))
-    assert seen == {expected}
     for target in ("dense", "layer"):
-        seen.clear()
         rose.prune_model(model, make_tokens(), method="rose_admm", compute=compute, target=target, **OPTIONS)
-        assert seen == {expected}
+    assert find.call_count == 3 * len(rose.prunable_layers(model))
+    assert {call.kwargs["dtype"] for call in find.call_args_list} == {expected}
 
 
 def test_weights_are_not_remembered_as_they_were_before_pruning():

@@ -5,8 +5,10 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -21,15 +23,16 @@ from rose.model.run import checkpoint as checkpoint_module
 from rose.model.run.checkpoint import open_checkpoint
 from rose.tensor_files import digest
 from tests.model.families import LENGTH, make_model, make_tokens, save, stop_at
+from tests.refusals import refused
 
 ROOT = Path(__file__).parents[3]
 OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16}
 
 
-def run(folder: Path | None, **options: Any) -> tuple[str, rose.RunReport]:
+def run(folder: Path | None, model: Any = None, tokens: Tensor | None = None, **options: Any) -> tuple[str, Any]:
     """Prunes a dense tiny model; returns the digest of its weights, and the report."""
-    model = make_model("gemma3")
-    report = rose.prune_model(model, make_tokens(), checkpoint=folder, **{**OPTIONS, **options})
+    model, tokens = model or make_model("gemma3"), make_tokens() if tokens is None else tokens
+    report = rose.prune_model(model, tokens, checkpoint=folder, **{**OPTIONS, **options})
     return digest(model.state_dict()), report
 
 
@@ -39,9 +42,7 @@ def factors_of(model: nn.Module) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module", autouse=True)
 def small_batches() -> Iterator[None]:
-    """As elsewhere, and for the runs that tests here share."""
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:  # for the runs that tests here share, too
         patch.setattr("rose.model.walk.forward.BATCH_TOKENS", 2 * LENGTH + 5)
         yield
 
@@ -62,7 +63,6 @@ def stopped(small_batches: None, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def begun(stopped: Path, tmp_path: Path) -> Path:
-    """A copy of it, which a test may go on with or damage."""
     return shutil.copytree(stopped, tmp_path / "begun")
 
 
@@ -87,24 +87,20 @@ def test_going_on_gives_the_same_weights_and_report(family, options, tmp_path):
     plain = make_model(family).to(dtype)
     expected = rose.prune_model(plain, make_tokens(), **options)
     with pytest.raises(rose.Cancelled):
-        rose.prune_model(
-            make_model(family).to(dtype), make_tokens(), checkpoint=tmp_path, progress=stop_at("prune", 1), **options
-        )
+        run(tmp_path, make_model(family).to(dtype), progress=stop_at("prune", 1), **options)
     options.pop("compute", None)  # "auto" goes on in the format of the checkpoint
     for _ in range(2):  # a finished run ends at once, with the same report
         model = make_model(family).to(dtype)
-        assert {parameter.dtype for parameter in model.parameters()} == {dtype}
-        found = rose.prune_model(model, make_tokens(), checkpoint=tmp_path, **options)
-        assert digest(model.state_dict()) == digest(plain.state_dict())
+        weights, found = run(tmp_path, model, **options)
+        assert weights == digest(plain.state_dict())
         assert found.layers.drop(columns="seconds").equals(expected.layers.drop(columns="seconds"))
         assert found.summary["drift"] == expected.summary["drift"]
-        factors, wanted = (factors_of(one) for one in (model, plain))
-        assert digest(factors) == digest(wanted)
+        factors = factors_of(model)
+        assert digest(factors) == digest(factors_of(plain))
         assert bool(factors) == (options.get("method") == "oats")
 
 
 def pruned_in(events: list[rose.Progress]) -> set[int]:
-    """The decoder blocks whose layers were pruned."""
     return {event.block_index for event in events if event.stage == "prune"}
 
 
@@ -121,9 +117,6 @@ def test_finished_blocks_are_not_pruned_again(begun, undisturbed):
     again, _ = run(begun, progress=events.append)
     assert again == undisturbed[0]
     assert {event.stage for event in events} == {"done"}
-
-
-# ---- damage
 
 
 def cut(path: Path) -> None:
@@ -162,12 +155,14 @@ def test_damaged_files_cost_time_and_nothing_else(harm, name, restarts_at, begun
 def test_a_damaged_description_is_refused(begun):
     before = sorted(path.name for path in begun.iterdir())
     cut(begun / "run.json")
-    with pytest.raises(rose.RoseError, match=r"run\.json is damaged.*; put it back, or remove the folder"):
-        run(begun)
+    refused(r"run\.json is damaged.*; put it back, or remove the folder", run, begun)
     assert sorted(path.name for path in begun.iterdir()) == before
 
 
-# ---- other runs
+def with_another_norm() -> nn.Module:
+    model = make_model("gemma3")
+    model.model.norm.weight.data[3] += 1
+    return model
 
 
 @pytest.mark.parametrize(
@@ -178,20 +173,17 @@ def test_a_damaged_description_is_refused(begun):
         ({"method": "wanda"}, "method was rose there and is wanda now"),
         ({"layers": ["*o_proj"]}, "the layers differ"),
         ({"held_out": make_tokens(2, seed=3)}, "the held-out differ"),
+        ({"tokens": make_tokens(seed=9)}, "the tokens differ"),
+        ({"model": with_another_norm()}, r"the model's weights differ .*loaded dense"),
         ({"target": "layer"}, "target was dense there and is layer now"),
         ({"compute": "bfloat16"}, r"computed in float32 there and are in bfloat16 now \(compute float32 asks"),
+        ({}, "another version of this program began it"),
     ],
 )
-def test_other_settings_are_refused(options, message, begun):
-    with pytest.raises(rose.RoseError, match=message):
-        run(begun, **options)
+def test_other_settings_are_refused(options, message, begun, monkeypatch):
+    monkeypatch.setattr(checkpoint_module, "FORMAT", checkpoint_module.FORMAT + (not options))
+    refused(message, run, begun, **options)
     assert (begun / "block-00001.safetensors").exists()
-
-
-def test_a_run_of_another_version_is_refused(begun, monkeypatch):
-    monkeypatch.setattr(checkpoint_module, "FORMAT", checkpoint_module.FORMAT + 1)
-    with pytest.raises(rose.RoseError, match="another version of this program began it"):
-        run(begun)
 
 
 def test_the_format_of_a_run_in_the_home_folder_is_found(begun, monkeypatch):
@@ -199,25 +191,13 @@ def test_the_format_of_a_run_in_the_home_folder_is_found(begun, monkeypatch):
     assert checkpoint_module.begun_with("~/begun", "products") == "float32"
 
 
-def test_other_tokens_and_models_are_refused(begun):
-    with pytest.raises(rose.RoseError, match="the tokens differ"):
-        rose.prune_model(make_model("gemma3"), make_tokens(seed=9), checkpoint=begun, **OPTIONS)
-    model = make_model("gemma3")
-    with torch.no_grad():
-        model.model.norm.weight[3] += 1
-    with pytest.raises(rose.RoseError, match=r"the model's weights differ .*loaded dense"):
-        rose.prune_model(model, make_tokens(), checkpoint=begun, **OPTIONS)
-
-
 def test_a_streamed_model_is_told_from_one_in_memory(begun, tmp_path):
     model, _ = rose.load_model(save("gemma3", tmp_path / "dense"), stream=True)
-    with pytest.raises(rose.RoseError, match="the model was in memory there and is streamed now"):
-        rose.prune_model(model, make_tokens(), checkpoint=begun, **OPTIONS)
+    refused("the model was in memory there and is streamed now", run, begun, model)
 
 
-def test_tokens_may_come_in_another_whole_number_type(begun):
-    report = rose.prune_model(make_model("gemma3"), make_tokens().int(), checkpoint=begun, **OPTIONS)
-    assert len(report.layers) == len(rose.prunable_layers(make_model("gemma3")))
+def test_tokens_may_come_in_another_whole_number_type(begun, undisturbed):
+    assert run(begun, tokens=make_tokens().int())[0] == undisturbed[0]
 
 
 @pytest.mark.parametrize(
@@ -230,21 +210,14 @@ def test_tokens_may_come_in_another_whole_number_type(begun):
 def test_a_folder_of_another_program_is_refused_and_unchanged(name, content, message, tmp_path):
     (tmp_path / name).write_text(content)
     (tmp_path / "a.tmp").write_text("unfinished")
-    with pytest.raises(rose.RoseError, match=message):
-        run(tmp_path)
+    refused(message, run, tmp_path)
     texts = {path.name: path.read_text() for path in tmp_path.iterdir() if path.name != "lock"}
     assert texts == {name: content, "a.tmp": "unfinished"}
 
 
 def test_one_run_at_a_time(tmp_path):
-    with (
-        open_checkpoint(Network(make_model("llama")), tmp_path, dict),
-        pytest.raises(rose.RoseError, match="Another run is using the checkpoint"),
-    ):
-        run(tmp_path)
-
-
-# ---- disks that do not take what they are given
+    with open_checkpoint(Network(make_model("llama")), tmp_path, dict):
+        refused("Another run is using the checkpoint", run, tmp_path)
 
 
 def full(*_args: Any, **_options: Any) -> None:
@@ -255,47 +228,29 @@ def full(*_args: Any, **_options: Any) -> None:
 @pytest.mark.parametrize("step", ["save_file", "sync"])
 def test_a_full_disk_loses_no_finished_block(moment, step, tmp_path, monkeypatch, undisturbed):
     module = tensor_files if step == "save_file" else durable
-    work, calls = getattr(module, step), []
-
-    def sometimes(*args: Any, **options: Any) -> None:
-        calls.append(args)
-        if len(calls) > moment:
-            full()
-        work(*args, **options)
-
+    works = chain(repeat(getattr(module, step), moment), repeat(full))
     with monkeypatch.context() as patch:
-        patch.setattr(module, step, sometimes)
-        with pytest.raises(rose.RoseError, match=r"No space left on device.*make room.*resumes from there"):
-            run(tmp_path)
-    half_written = [path for path in tmp_path.rglob("*.tmp") if path.is_file()]
-    assert not half_written
+        patch.setattr(module, step, lambda *args, **options: next(works)(*args, **options))
+        refused(r"No space left on device.*make room.*resumes from there", run, tmp_path)
+    assert not [path for path in tmp_path.rglob("*.tmp") if path.is_file()]
     assert run(tmp_path)[0] == undisturbed[0]
 
 
-def test_a_disk_too_full_to_begin(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint_module, "write_atomically", full)
-    monkeypatch.setattr(rose.model.run.prune, "start_walk", None)  # no work may begin
-    with pytest.raises(rose.RoseError, match="No space left on device"):
-        run(tmp_path / "new")
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["lock"]
-
-
-def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_made_is_refused_before_any_work(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(rose.model.run.prune, "start_walk", None)  # no work may begin
-    with pytest.raises(rose.RoseError, match="file is a file, and a checkpoint is a folder"):
-        run(tmp_path / "file")
-    with pytest.raises(rose.RoseError, match="must be a string or a Path, not 5"):
-        run(5)
-    with pytest.raises(rose.RoseError, match="cannot be written"):
-        run(tmp_path / "file" / "below")
-
-    def refuse(*_args: Any, **_options: Any) -> None:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
-    with pytest.raises(rose.RoseError, match=r"Permission denied.*choose another folder"):
-        run(tmp_path / "locked")
+    monkeypatch.setattr(rose.model.run.prune, "start_walk", None)
+    for folder, message in (
+        (tmp_path / "file", "file is a file, and a checkpoint is a folder"),
+        (5, "must be a string or a Path, not 5"),
+        (tmp_path / "file" / "below", "cannot be written"),
+    ):
+        refused(message, run, folder)
+    monkeypatch.setattr(checkpoint_module, "write_atomically", full)
+    refused("No space left on device", run, tmp_path / "new")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["lock"]
+    denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    monkeypatch.setattr("filelock.FileLock.acquire", Mock(side_effect=denied))
+    refused(r"Permission denied.*choose another folder", run, tmp_path / "locked")
 
 
 @pytest.mark.parametrize("bad", ["tokens", "held_out", "damping"])

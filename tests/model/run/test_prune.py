@@ -1,10 +1,10 @@
 """Choosing layers, held-out tokens, progress, cancelling: what a run promises besides its numbers."""
 
 import copy
-import dataclasses
 import weakref
 from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import rose
+from rose.layer.error import relative_error
 from rose.layer.hessian import DampedHessian, damp
 from rose.layer.rounding import find_grid
 from rose.model.network.layers import decoder_blocks
@@ -25,6 +26,7 @@ from rose.model.walk.walk import visit_inputs
 from tests.model.families import LENGTH, VOCABULARY, logits, make_model, make_tokens, stop_at
 from tests.model.walk.test_families import hooked_inputs
 from tests.model.walk.test_sequential import routed_model
+from tests.refusals import refused
 
 pytestmark = pytest.mark.usefixtures("small_batches")
 
@@ -37,42 +39,27 @@ def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def changed(model: PreTrainedModel, before: dict[str, Tensor]) -> set[str]:
-    """Names of the modules whose weight is no longer what it was."""
-    return {
-        name.removesuffix(".weight")
-        for name, parameter in model.named_parameters()
-        if not torch.equal(parameter, before[name])
-    }
+    names = [name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])]
+    return {name.removesuffix(".weight") for name in names}
 
 
 def test_hooks_of_accelerate_stay_and_run():
     """accelerate dispatches a model by giving modules a forward function of their own."""
     model, plain = make_model("llama"), make_model("llama")
     blocks = list(decoder_blocks(model)[1])
-    hooks = [CountingHook() for _ in blocks]
+    hooks = [ModelHook() for _ in blocks]
     for block, hook in zip(blocks, hooks, strict=True):
+        hook.pre_forward = Mock(side_effect=lambda _module, *args, **options: (args, options))
         add_hook_to_module(block, hook)
     hooked = [block.forward for block in blocks]
     prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
     assert [block.forward for block in blocks] == hooked
-    assert all(hook.calls > 0 for hook in hooks)  # the batches that calibrate pass through them too
-    calls = [hook.calls for hook in hooks]
+    assert all(hook.pre_forward.called for hook in hooks)  # the batches that calibrate pass through them too
+    calls = [hook.pre_forward.call_count for hook in hooks]
     logits(model)
-    assert [hook.calls - before for hook, before in zip(hooks, calls, strict=True)] == [1, 1]
+    assert [hook.pre_forward.call_count for hook in hooks] == [before + 1 for before in calls]
     prune_model(plain, make_tokens(), sparsity=0.5, block_size=16)
     assert all(torch.equal(model.get_parameter(name), p) for name, p in plain.named_parameters())
-
-
-class CountingHook(ModelHook):
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def pre_forward(self, _module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        self.calls += 1
-        return args, kwargs
-
-
-# ---- choosing layers
 
 
 @pytest.mark.parametrize(
@@ -115,29 +102,19 @@ def test_the_list_with_most_linear_weights_is_the_decoder():
 
 
 def test_subclasses_of_linear_are_pruned():
-    class Special(nn.Linear):
-        pass
-
     model = make_model("llama")
-    plain = model.model.layers[0].mlp.up_proj
-    special = Special(plain.in_features, plain.out_features, bias=False)
-    special.weight = plain.weight
-    model.model.layers[0].mlp.up_proj = special
+    special = model.model.layers[0].mlp.up_proj
+    special.__class__ = type("Special", (nn.Linear,), {})
     prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
     assert float(special.weight.eq(0).float().mean()) == 0.5
-
-
-# ---- bad input is refused before anything changes
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "nonsense"}, "no method named 'nonsense'"),
         ({"layers": [3]}, r"Layers are chosen by their names, not by \[3\]; rose.prunable_layers has them"),
         ({"layers": ["*.o_proj", "*.wrong"]}, r"No prunable layer is named '\*.wrong'; names look like model.layers.0"),
         ({"layers": []}, "No layer is chosen"),
-        ({"target": "sense"}, "target must be one of dense, layer, not 'sense'"),
         ({"target_damping": 0.5}, "Only target dense has a correction"),
         ({"target": "dense", "target_damping": -1.0}, "target_damping must be a number of at least 0"),
         ({"min_expert_tokens": 0}, "min_expert_tokens must be a whole number of at least 1"),
@@ -150,17 +127,9 @@ def test_subclasses_of_linear_are_pruned():
 def test_bad_arguments_change_nothing(options, message):
     model = make_model("llama")
     before = weights_of(model)
-    with pytest.raises(rose.RoseError, match=message):
-        prune_model(model, make_tokens(), **options)
+    refused(message, prune_model, model, make_tokens(), **options)
     assert not changed(model, before)
     assert_clean(model)
-
-
-def test_a_method_that_fails_is_named_with_its_layer(monkeypatch):
-    monkeypatch.setattr("rose.layer.registry.METHODS", dict(rose.METHODS))
-    rose.register("faulty", "Faulty", "Does something wrong.")(lambda *_: {}["rank"])
-    with pytest.raises(rose.RoseError, match=r"^model\.layers\.0\..*: Faulty failed: KeyError: 'rank'\.$"):
-        prune_model(make_model("llama"), make_tokens(), method="faulty", block_size=16)
 
 
 @pytest.mark.parametrize(
@@ -179,33 +148,23 @@ def test_tokens_that_do_not_fit_are_refused(tokens, message):
     calls = (rose.prune_model, rose.collect_statistics, rose.perplexity, rose.damage, rose.rotate_heads)
     # Iterators are refused when they are made, before anything asks for the first item.
     for call in (*calls, rose.visit_blocks, rose.analyze_model):
-        with pytest.raises(rose.RoseError, match=message):
-            call(model, tokens)
+        refused(message, call, model, tokens)
 
 
 def test_other_things_than_models_are_refused():
     for call in (rose.prune_model, rose.collect_statistics, rose.perplexity, rose.visit_blocks):
-        with pytest.raises(rose.RoseError, match="A transformers model is needed, with its configuration, not a str"):
-            call("smollm2-135m", make_tokens())
-    for model, message in (("a", "A transformers model is needed, not a str"), (nn.Sequential(), "no list of decoder")):
-        with pytest.raises(rose.RoseError, match=message):
-            rose.prunable_layers(model)
+        refused("model is needed, with its configuration, not a str", call, "smollm2-135m", make_tokens())
+    refused("A transformers model is needed, not a str", rose.prunable_layers, "a")
+    refused("no list of decoder", rose.prunable_layers, nn.Sequential())
 
 
 def test_broken_weights_and_inputs_name_their_layer():
     model = make_model("llama")
-    with torch.no_grad():
-        model.model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
-    with pytest.raises(rose.RoseError, match=r"^model\.layers\.1\.mlp\.up_proj: W holds NaN or infinity"):
-        prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
-    assert_clean(model)
-    with torch.no_grad():
-        model.model.layers[1].input_layernorm.weight.fill_(float("inf"))
-    with pytest.raises(rose.RoseError, match=r"^model\.layers\.1\.self_attn\.q_proj: H holds NaN or infinity"):
-        prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
-
-
-# ---- what a report says
+    model.model.layers[1].mlp.up_proj.weight.data[3, 4] = float("nan")
+    for says in (r"mlp\.up_proj: W holds NaN or infinity", r"self_attn\.q_proj: H holds NaN or infinity"):
+        refused(rf"^model\.layers\.1\.{says}", prune_model, model, make_tokens(), sparsity=0.5, block_size=16)
+        assert_clean(model)
+        model.model.layers[1].input_layernorm.weight.data.fill_(float("inf"))
 
 
 def test_report_tells_the_run():
@@ -217,7 +176,7 @@ def test_report_tells_the_run():
     row, summary = report.layers.iloc[0].to_dict(), report.summary
     known = {"layer": name, "block_index": 0, "projection": "self_attn.q_proj", "rows": 32, "columns": 32}
     known |= {"damping": 0.02, "dead_columns": 0, "sparsity": result.sparsity, "is_columnar": result.plan.is_columnar}
-    assert {column: row[column] for column in known} == known
+    assert known.items() <= row.items()
     assert row["relative_range"] == pytest.approx(result.plan.relative_range, rel=1e-5)
     assert row["relative_error"] == pytest.approx(result.relative_error, rel=1e-4)
     layers = rose.prunable_layers(model)
@@ -225,7 +184,7 @@ def test_report_tells_the_run():
     weights = sum(layer.weight.numel() for layer in layers)
     totals = {"method": "rose", "sparsity": "0.6", "samples": 5, "length": LENGTH, "weights": weights}
     totals |= {"layers_with_raised_damping": 0, "mean_held_out_error": None, "held_out_samples": 0}
-    assert {field: summary[field] for field in totals} == totals
+    assert totals.items() <= summary.items()
     assert summary["removed_fraction"] == pytest.approx(zeros / weights)
     assert summary["columnar_layers"] == int(report.layers["is_columnar"].sum())
 
@@ -294,8 +253,7 @@ def test_windows_that_were_padded_are_remarked_on(side):
 
 def test_dead_columns_are_counted():
     model, dead = make_model("llama"), [*range(12), 30]
-    with torch.no_grad():
-        model.model.layers[0].input_layernorm.weight[dead] = 0
+    model.model.layers[0].input_layernorm.weight.data[dead] = 0
     report = prune_model(model, make_tokens(), sparsity=0.5, block_size=16, layers=["*.0.self_attn.?_proj"])
     assert report.layers["dead_columns"].tolist() == [13, 13, 13, 0]
     assert model.model.layers[0].self_attn.q_proj.weight[:, dead].eq(0).all()
@@ -304,24 +262,29 @@ def test_dead_columns_are_counted():
     assert zeros[0] > 0.5  # 12 of the first 16 columns are dead, more than the block's share
 
 
-def test_analysis_changes_nothing_and_measures_all_methods_on_the_same_inputs():
+@pytest.mark.parametrize("sparsity", [0.5, "2:4"])
+def test_analysis_changes_nothing_and_measures_each_method_as_if_alone(sparsity):
     model = make_model("llama")
     before = weights_of(model)
-    methods = ["sparsegpt", "rose", "wanda"]
-    options: dict[str, Any] = {"sparsity": 0.5, "block_size": 16}
-    records = list(rose.analyze_model(model, make_tokens(), methods=methods, held_out=make_tokens(2), **options))
+    methods = ["sparsegpt", "rose", "wanda", "oats", "measured", "rose_dealt"]
+    options: dict[str, Any] = {"sparsity": sparsity, "block_size": 16}
+    unseen = make_tokens(2, seed=3)
+    held_out = rose.collect_statistics(model, unseen)
+    records = list(rose.analyze_model(model, make_tokens(), methods=methods, held_out=unseen, **options))
     assert not changed(model, before)
     names = [layer.name for layer in rose.prunable_layers(model)]
     assert [(r.layer, r.method) for r in records] == [(name, method) for name in names for method in methods]
     statistics = rose.collect_statistics(model, make_tokens())
     for record in records:
-        weight = before[f"{record.layer}.weight"]
-        result = rose.prune_layer(weight, statistics[record.layer], method=record.method, **options)
+        weight, more = before[f"{record.layer}.weight"], dict(options)
+        if record.method == "measured":
+            more["held_out"] = held_out[record.layer]
+        result = rose.prune_layer(weight, statistics[record.layer], method=record.method, **more)
         assert record.relative_error == pytest.approx(result.relative_error, rel=1e-5)
-        assert record.held_out_error is not None
-
-
-# ---- progress
+        assert record.relative_range == pytest.approx(result.plan.relative_range, rel=1e-5)
+        assert record.sparsity == result.sparsity
+        expected = relative_error(weight, result.weight, held_out[record.layer].hessian)
+        assert record.held_out_error == pytest.approx(expected, rel=1e-4)
 
 
 def test_progress_of_a_pruning():
@@ -339,11 +302,7 @@ def test_progress_of_a_pruning():
     assert all(event.layer is None for event in events if event.stage != "prune")
 
 
-# ---- cancelling
-
-
 def assert_clean(model: PreTrainedModel) -> None:
-    """No hook, no replaced forward function is left."""
     for name, module in model.named_modules():
         assert not module._forward_hooks, name
         assert not module._forward_pre_hooks, name
@@ -370,19 +329,17 @@ def test_cancelling_leaves_nothing_half_done(stage, which, train):
 
     with pytest.raises(rose.Cancelled) as stopped:
         prune_model(model, tokens, progress=cancel, **options)
-    told = [f"{seen[-1].layers_done} of 14 layers of the model are pruned now."]
-    assert getattr(stopped.value, "__notes__", []) == (told if seen[-1].layers_done and stage != "done" else [])
     assert len(seen) == last + 1
+    done = seen[-1].layers_done
+    told = [f"{done} of 14 layers of the model are pruned now."]
+    assert getattr(stopped.value, "__notes__", []) == (told if done and stage != "done" else [])
     assert_clean(model)
     assert all(module.training == train for module in model.modules())
     layers = rose.prunable_layers(model)
-    touched = changed(model, before)
-    assert touched == {layer.name for layer in layers[: seen[-1].layers_done]}
-    for layer in layers:
-        assert float(layer.weight.eq(0).float().mean()) == (0.5 if layer.name in touched else 0.0)
-    # The model is as usable as ever, and a second run goes through.
-    assert logits(model.eval()).isfinite().all()
-    assert len(prune_model(model, tokens, **options).layers) == 14
+    assert changed(model, before) == {layer.name for layer in layers[:done]}
+    shares = [float(layer.weight.eq(0).float().mean()) for layer in layers]
+    assert shares == [0.5] * done + [0.0] * (14 - done)
+    assert len(prune_model(model, tokens, **options).layers) == 14  # a second run goes through
 
 
 @pytest.mark.parametrize("run", [prune_model, lambda *args, **options: list(rose.analyze_model(*args, **options))])
@@ -390,8 +347,7 @@ def test_factors_go_before_a_block_runs_again(run, monkeypatch):
     made: list[weakref.ref] = []
 
     def watched(*args: Any) -> DampedHessian:
-        damped = damp(*args)
-        made.append(weakref.ref(damped))
+        made.append(weakref.ref(damped := damp(*args)))
         return damped
 
     def look(progress: rose.Progress) -> None:
@@ -413,43 +369,25 @@ def test_leaving_a_visit_early_cleans_up(begin):
     assert all(module.training for module in model.modules())
 
 
-class Moves:
-    """Watches decoder blocks move between the device and their home."""
-
-    def __init__(self, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-        # "cpu:0" is the same memory as "cpu" under another name: a second device that every machine has.
-        self.device = torch.device("cpu", 0)
-        self.blocks = {id(block): index for index, block in enumerate(decoder_blocks(model)[1])}
-        self.there: set[int] = set()
-        self.most = 0
-        self.visited: list[int] = []
-        move = nn.Module.to
-
-        def watched(module: nn.Module, device: torch.device) -> nn.Module:
-            index = self.blocks.get(id(module))
-            if index is not None and device == self.device:
-                self.there.add(index)
-                self.visited.append(index)
-            elif index is not None:
-                self.there.discard(index)
-            self.most = max(self.most, len(self.there))
-            return move(module, device)
-
-        monkeypatch.setattr(nn.Module, "to", watched)
-        monkeypatch.setattr("rose.model.network.network.pick_device", lambda: self.device)
-
-
 def test_one_block_on_the_device_at_a_time(monkeypatch):
-    model = make_model("gemma3")
-    moves = Moves(model, monkeypatch)
+    """The device is "cpu:0", the same memory as "cpu" under another name: a second device that every machine has."""
+    model, device, move = make_model("gemma3"), torch.device("cpu", 0), nn.Module.to
+    blocks = {id(block): index for index, block in enumerate(decoder_blocks(model)[1])}
+    there, visited = set[int](), list[int]()
+
+    def watched(module: nn.Module, to: torch.device) -> nn.Module:
+        if (index := blocks.get(id(module))) is not None:
+            assert there <= {index}
+            there.symmetric_difference_update({index})
+            visited.extend([index] if to == device else [])
+        return move(module, to)
+
+    monkeypatch.setattr(nn.Module, "to", watched)
+    monkeypatch.setattr("rose.model.network.network.pick_device", lambda: device)
     report = prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
-    assert moves.visited == [0, 1, 2, 3]
-    assert moves.most == 1
-    assert not moves.there
+    assert visited == [0, 1, 2, 3]
+    assert not there
     assert report.summary["device"] == "cpu:0"
-
-
-# ---- statistics
 
 
 def test_inputs_of_a_batch_are_freed_with_it():
@@ -457,15 +395,12 @@ def test_inputs_of_a_batch_are_freed_with_it():
     model = make_model("llama")
     seen: list[weakref.ref[Tensor]] = []
     model.model.layers[0].mlp.down_proj.register_forward_pre_hook(lambda _m, args: seen.append(weakref.ref(args[0])))
-    kept: list[int] = []
 
     def look(progress: rose.Progress) -> None:
-        if progress.stage == "calibrate":
-            kept.append(sum(reference() is not None for reference in seen))
+        assert progress.stage != "calibrate" or not any(reference() for reference in seen)
 
     rose.collect_statistics(model, make_tokens(), progress=look)
     assert len(seen) >= 3
-    assert not any(kept)
 
 
 @pytest.mark.parametrize("gather", [True, False])
@@ -480,19 +415,6 @@ def test_routed_experts_share_statistics_only_while_they_read_the_same(gather, m
     assert set(statistics) == {layer.name for layer in rose.prunable_layers(model)}
     assert len({statistics[f"model.layers.0.mlp.experts.{number}.0"].tokens for number in range(3)}) > 1
     assert statistics["model.layers.0.self_attn.q_proj"] is statistics["model.layers.0.self_attn.v_proj"]
-
-
-@pytest.mark.parametrize("sparsity", [0.5, "2:4"])
-def test_methods_that_share_a_plan_find_what_they_would_find_alone(sparsity):
-    model, held_out = make_model("llama"), make_tokens(2, seed=3)
-    methods = ["sparsegpt", "rose", "wanda", "oats", "measured", "rose_dealt"]
-    options: dict[str, Any] = {"held_out": held_out, "sparsity": sparsity, "layers": ["*.0.*"], "block_size": 16}
-    together = list(rose.analyze_model(model, make_tokens(), methods=methods, **options))
-    alone = [record for one in methods for record in rose.analyze_model(model, make_tokens(), methods=[one], **options)]
-    plain = {(record.layer, record.method): dataclasses.replace(record, seconds=0.0) for record in alone}
-    assert len(together) == len(plain) == 6 * 7
-    for record in together:
-        assert dataclasses.replace(record, seconds=0.0) == plain[record.layer, record.method]
 
 
 def test_a_layer_called_twice_on_one_tensor_has_read_it_twice():
@@ -513,22 +435,17 @@ def test_inputs_of_one_layer():
     visit_inputs(model, tokens, name, seen.append)
     torch.testing.assert_close(torch.cat(seen), hooked_inputs(model, [name], tokens)[name], rtol=1e-4, atol=1e-5)
     assert_clean(model)
-    with pytest.raises(rose.RoseError, match="names 2 layers; name exactly one"):
-        visit_inputs(model, tokens, "*.down_proj", seen.append)
+    refused("names 2 layers; name exactly one", visit_inputs, model, tokens, "*.down_proj", seen.append)
 
 
 def test_time_left_is_told_from_what_this_process_has_done(monkeypatch):
     """A run with an allocation that goes on from a checkpoint begins in the middle of the whole."""
-    clock = iter([0.0, 10.0, 20.0])
-    monkeypatch.setattr("rose.model.progress.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("rose.model.progress.time.perf_counter", Mock(side_effect=[0.0, 10.0, 20.0]))
     events: list[rose.Progress] = []
-    tell = part_callback(events.append, 0.0, 0.25, 1.0)
-    assert tell is not None
+    tell: Any = part_callback(events.append, 0.0, 0.25, 1.0)
     for share in (0.5, 0.6, 0.7):
         tell(rose.Progress("calibrate", 0, 1, None, None, 0, 1, share, 0.0, None))
-    assert events[0].remaining is None
-    assert events[1].remaining == pytest.approx(40)
-    assert events[2].remaining == pytest.approx(30)
+    assert [event.remaining for event in events] == [None, pytest.approx(40), pytest.approx(30)]
 
 
 @pytest.mark.parametrize("target", ["layer", "dense"])
@@ -561,11 +478,11 @@ def test_a_layer_that_is_never_called_is_named_before_any_work(target, allocatio
     assert len(report.layers) == 14
 
 
-def test_factors_are_there_when_a_callback_stops_the_run():
+@pytest.mark.parametrize("method", ["oats", "sparsegpt"])
+def test_factors_are_there_when_a_callback_stops_the_run(method):
     model = make_model("llama")
     before, first = weights_of(model), rose.prunable_layers(model)[0]
-    for method, has_factors in (("oats", True), ("sparsegpt", False)):
-        with pytest.raises(rose.Cancelled):
-            prune_model(model, make_tokens(), method=method, sparsity=0.5, block_size=16, progress=stop_at("prune", 0))
-        assert changed(model, before) == {first.name}
-        assert (first.low_rank is not None) == has_factors
+    with pytest.raises(rose.Cancelled):
+        prune_model(model, make_tokens(), method=method, sparsity=0.5, block_size=16, progress=stop_at("prune", 0))
+    assert changed(model, before) == {first.name}
+    assert (first.low_rank is not None) == (method == "oats")

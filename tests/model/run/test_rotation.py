@@ -1,11 +1,11 @@
 """Heads rotated in models of many families: the output stays, columns change, and the rule keeps what gains."""
 
+import copy
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor, nn
 
 import rose
@@ -14,9 +14,9 @@ from rose.model.network.heads import rotated_heads
 from rose.model.network.network import Network
 from rose.model.run.rotation import value_heads
 from rose.tensor_files import digest
-from tests.model.families import DENSE, EXPERTS, GATED, logits, make_from, make_model, make_tokens, stop_at
+from tests.model.families import DENSE, EXPERTS, logits, make_model, make_tokens, read_both_ways, save, stop_at
 from tests.pretend import pretend_cuda
-from tests.tiny import byte_tokenizer
+from tests.refusals import refused
 
 pytestmark = pytest.mark.usefixtures("small_batches")
 LAYOUTS = {  # values and output projection of the first decoder block, and the first rows of each head's values
@@ -46,18 +46,17 @@ def difference(after: Tensor, before: Tensor) -> float:
     return float((after.double() - before.double()).norm() / before.double().norm())
 
 
-@pytest.mark.parametrize("family", [*DENSE, *EXPERTS])
+@pytest.mark.parametrize("family", [*DENSE, *EXPERTS, "diff_llama"])  # of a pair of heads both read the same values
 def test_the_model_of_every_family_computes_what_it_did(family):
     model = with_biases(make_model(family))
     before = logits(model)
     table = rose.rotate_heads(model, make_tokens(), basis="random")
     assert len(table) == len(Network(model).blocks)
     assert table["rotated"].all()
-    rounded = with_biases(make_model(family)).bfloat16()
-    rose.rotate_heads(rounded, make_tokens(), basis="random")
     assert difference(logits(model), before) < 1e-5
-    # A bfloat16 model is compared with its own dense self, both computed in float32, so that only weights are rounded.
-    own = with_biases(make_model(family)).bfloat16().float()
+    rounded = with_biases(make_model(family)).bfloat16()
+    own = copy.deepcopy(rounded).float()  # both are computed in float32, so that only weights are rounded
+    rose.rotate_heads(rounded, make_tokens(), basis="random")
     assert difference(logits(rounded.float()), logits(own)) < 0.03
 
 
@@ -70,37 +69,25 @@ def test_heads_are_found_where_they_are(family):
     assert digest(network.model.state_dict()) == digest(make_model(family).state_dict())
 
 
-def changed(model: Any, what: str) -> nn.Module:
-    """A Llama with something between the values and what reads them, or with values that keys read too."""
-    for layer in model.model.layers:
-        attention = layer.self_attn
-        if what == "norm":
-            attention.o_proj.register_forward_pre_hook(lambda _m, args: (args[0] * torch.linspace(1, 2, 32),))
-        elif what == "gate":
-            attention.o_proj.register_forward_pre_hook(lambda _m, args: (args[0] * args[0].sigmoid(),))
-        elif what == "mixture":
-            attention.o_proj.register_forward_pre_hook(lambda _m, args: (args[0] + args[0].roll(8, -1),))
-        else:
-            attention.k_proj = attention.v_proj
-    return model
+BETWEEN = {  # the values and what reads them
+    "norm": lambda values: values * torch.linspace(1, 2, 32),
+    "gate": lambda values: values * values.sigmoid(),
+    "mixture": lambda values: values + values.roll(8, -1),
+}
 
 
-@pytest.mark.parametrize("what", ["norm", "gate", "mixture", "keys"])
+@pytest.mark.parametrize("what", [*BETWEEN, "keys"])
 def test_a_family_with_something_between_is_refused(what):
-    model = changed(make_model("llama"), what)
+    model = make_model("llama")
+    for attention in (layer.self_attn for layer in model.model.layers):
+        if what == "keys":  # they read the values too
+            attention.k_proj = attention.v_proj
+        else:
+            attention.o_proj.register_forward_pre_hook(lambda _m, args: (BETWEEN[what](args[0]),))
     before = digest(model.state_dict())
-    with pytest.raises(rose.RoseError, match="LlamaForCausalLM no output projection reads values"):
-        rose.rotate_heads(model, make_tokens())
+    refused("LlamaForCausalLM no output projection reads values", rose.rotate_heads, model, make_tokens())
     assert digest(model.state_dict()) == before
     assert rotated_heads(model) is None
-
-
-def test_heads_that_are_subtracted_and_normed_without_weights_are_rotated():
-    """Neither changes what a rotation does, since both heads of a pair read the same values."""
-    model = make_from(transformers.DiffLlamaConfig(**GATED))
-    before = logits(model)
-    rose.rotate_heads(model, make_tokens(), basis="random")
-    assert difference(logits(model), before) < 1e-5
 
 
 def test_a_method_that_judges_has_only_its_gains_rotated():
@@ -117,10 +104,8 @@ def test_a_method_that_judges_has_only_its_gains_rotated():
     tokens = make_tokens(8)
     records = {}
     for name, one in (("error", dense), ("rotated_error", model)):
-        found = rose.analyze_model(
-            one, tokens[:6], methods=["sparsegpt"], held_out=tokens[6:], layers=["*o_proj"], sparsity=0.6,
-            block_size=16, compute="float32",
-        )  # fmt: skip
+        options: dict[str, Any] = {"sparsity": 0.6, "block_size": 16, "compute": "float32", "layers": ["*o_proj"]}
+        found = rose.analyze_model(one, tokens[:6], methods=["sparsegpt"], held_out=tokens[6:], **options)
         records[name] = {record.layer: record.held_out_error for record in found}
     for row in table.itertuples():
         assert row.error == pytest.approx(records["error"][row.layer], rel=1e-3)
@@ -148,8 +133,7 @@ def test_on_a_gpu_as_on_the_processor():
     ],
 )
 def test_bad_input_is_refused(options, samples, message):
-    with pytest.raises(rose.RoseError, match=message):
-        rose.rotate_heads(make_model("llama"), make_tokens(samples), **options)
+    refused(message, rose.rotate_heads, make_model("llama"), make_tokens(samples), **options)
 
 
 @pytest.mark.parametrize("low_rank", [False, True])
@@ -160,8 +144,7 @@ def test_a_pruned_model_is_refused(low_rank):
         heads.values.keep_low_rank((torch.ones(16, 1), torch.ones(1, 32)))
     else:
         heads.output.write(heads.output.weight * (heads.output.weight > 0))
-    with pytest.raises(rose.RoseError, match=r"has (zeros|a sparse and a low-rank part) already"):
-        rose.rotate_heads(model, make_tokens())
+    refused(r"has (zeros|a sparse and a low-rank part) already", rose.rotate_heads, model, make_tokens())
 
 
 def test_a_run_that_is_stopped_leaves_a_model_that_computes_the_same():
@@ -174,23 +157,23 @@ def test_a_run_that_is_stopped_leaves_a_model_that_computes_the_same():
 
 @pytest.mark.parametrize(("family", "dtype"), [("gemma3", "float32"), ("gpt2", "bfloat16")])
 def test_a_streamed_model_as_in_memory_to_the_bit(family, dtype, tmp_path):
-    make_model(family).save_pretrained(tmp_path / "dense")
-    byte_tokenizer().save_pretrained(tmp_path / "dense")
-    found = []
-    for stream in (False, True):
-        model, tokenizer = rose.load_model(str(tmp_path / "dense"), stream=stream, dtype=dtype)
-        network = Network(model)
-        dense = network.residence.fingerprint()
+    options: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "checkpoint": tmp_path / "kept"}
+
+    def rotate_and_prune(model: nn.Module) -> rose.RunReport:
+        residence = Network(model).residence
+        dense = residence.fingerprint()
         rose.rotate_heads(model, make_tokens(), block_size=16)
-        assert network.residence.fingerprint() != dense
-        report = rose.prune_model(
-            model, make_tokens(), sparsity=0.5, block_size=16, checkpoint=tmp_path / f"kept-{stream}"
-        )
+        assert residence.fingerprint() != dense
+        report = rose.prune_model(model, make_tokens(), **options | {"checkpoint": tmp_path / dense[:8]})
         assert report.summary["rotated_heads"]["basis"] == "learned"
-        rose.save_model(model, tokenizer, tmp_path / f"{stream}")
-        read = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / f"{stream}", dtype=dtype)
-        found.append(digest(read.state_dict()))
-    assert found[0] == found[1]
-    model, _ = rose.load_model(str(tmp_path / "dense"), dtype=dtype)
-    with pytest.raises(rose.RoseError, match="rotated heads was learned there and is None now"):
-        rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16, checkpoint=tmp_path / "kept-False")
+        return report
+
+    read_both_ways(save(family, tmp_path / "dense"), tmp_path, rotate_and_prune, dtype=dtype)
+
+
+def test_a_checkpoint_of_rotated_heads_is_not_that_of_the_given_ones(tmp_path):
+    model, options = make_model("llama"), {"sparsity": 0.5, "block_size": 16, "checkpoint": tmp_path}
+    rose.rotate_heads(model, make_tokens(), block_size=16)
+    rose.prune_model(model, make_tokens(), **options)
+    says = "rotated heads was learned there and is None now"
+    refused(says, rose.prune_model, make_model("llama"), make_tokens(), **options)

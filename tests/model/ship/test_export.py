@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from rose.wording import size
 from tests.llama_cpp import ask
 from tests.model.families import make_from, make_model
 from tests.model.ship.test_packing import on_grid, without
+from tests.refusals import refused
 from tests.tiny import byte_tokenizer
 
 SIZES: dict[str, Any] = {
@@ -45,7 +47,6 @@ CONFIGURATIONS: dict[str, Callable[[], PretrainedConfig]] = {
     ),
 }
 TOKENS = torch.randint(0, 256, (2, 20), generator=torch.Generator().manual_seed(0))
-
 TEXT = "a rose is a rose is a rose by any other name, roses are red " * 5
 
 
@@ -54,11 +55,8 @@ def merging_tokenizer() -> PreTrainedTokenizerFast:
     """Bytes and their merges, 290 tokens; ids from there on are in no text."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=290, special_tokens=["<pad>"], initial_alphabet=alphabet, show_progress=False
-    )
-    core.train_from_iterator([TEXT], trainer)
+    bytes_: dict[str, Any] = {"special_tokens": ["<pad>"], "initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
+    core.train_from_iterator([TEXT], trainers.BpeTrainer(vocab_size=290, show_progress=False, **bytes_))
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<pad>")
 
 
@@ -141,8 +139,7 @@ def test_embeddings_have_the_types_that_llama_cpp_gives_them(family, tmp_path):
 
 @pytest.mark.parametrize("kind", ["f16", "q4_0"])
 def test_all_is_written_where_the_file_will_be(kind, tmp_path, monkeypatch):
-    """And room is asked for there: for tensors that are gathered, and for the file that they are copied into. What a
-    killed export has left goes."""
+    """Room is asked for there, for gathered tensors and for the file; what a killed export has left goes."""
     (tmp_path / f"{PARTIAL}dead").mkdir()
     save(CONFIGURATIONS["llama"](), tmp_path / "model", 4)
     asked: list[Any] = []
@@ -158,37 +155,33 @@ def test_all_is_written_where_the_file_will_be(kind, tmp_path, monkeypatch):
 
 def test_bad_exports_are_refused(tmp_path, capsys):
     save(CONFIGURATIONS["llama"](), tmp_path / "model", None)
-    for kind in ("q4_1", "q4_k"):
-        assert cli.main(["export", str(tmp_path / "model"), "--type", kind]) == 2
-        assert f"type must be one of f16, q8_0, q4_0, not '{kind}'" in capsys.readouterr().err
-        with pytest.raises(rose.RoseError, match="removed weights would not stay zero"):
-            export_gguf(str(tmp_path / "model"), tmp_path / "model.gguf", kind)
-    (tmp_path / "there.gguf").write_text("a file of mine")
-    for place, message in (("there.gguf", "already exists; choose another name"), ("a.bin", "must end in .gguf, not")):
-        assert cli.main(["export", str(tmp_path / "model"), "--output", str(tmp_path / place)]) == 2
-        assert message in capsys.readouterr().err
-    assert (tmp_path / "there.gguf").read_text() == "a file of mine"
     make_model("opt").save_pretrained(tmp_path / "opt")
     merging_tokenizer().save_pretrained(tmp_path / "opt")
-    assert cli.main(["export", str(tmp_path / "opt")]) == 2
-    assert "opt models cannot be exported" in capsys.readouterr().err
+    (tmp_path / "there.gguf").write_text("a file of mine")
+    for folder, more, message in (
+        ("model", ["--type", "q4_1"], "type must be one of f16, q8_0, q4_0, not 'q4_1'"),
+        ("model", ["--output", str(tmp_path / "there.gguf")], "already exists; choose another name"),
+        ("model", ["--output", str(tmp_path / "a.bin")], "must end in .gguf, not"),
+        ("opt", [], "opt models cannot be exported"),
+    ):
+        assert cli.main(["export", str(tmp_path / folder), *more]) == 2
+        assert message in capsys.readouterr().err
+    says = "removed weights would not stay zero"
+    refused(says, export_gguf, str(tmp_path / "model"), tmp_path / "model.gguf", "q4_k")
+    assert (tmp_path / "there.gguf").read_text() == "a file of mine"
     byte_tokenizer().save_pretrained(tmp_path / "model")
-    assert cli.main(["export", str(tmp_path / "model")]) == 2
-    assert "This tokenizer has no merges" in capsys.readouterr().err
+    refused("This tokenizer has no merges", export_gguf, str(tmp_path / "model"), tmp_path / "model.gguf", "f16")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "opt", "there.gguf"]
 
 
-OTHERS = {"llama": ["gelu_pytorch_tanh"], "qwen2": ["gelu"], "gemma3": ["silu"], "gpt2": ["quick_gelu", "gelu"]}
-
-
-@pytest.mark.parametrize("family", OTHERS)
-def test_activations_that_llama_cpp_does_not_compute_are_refused(family):
+@pytest.mark.parametrize(
+    ("family", "other"),
+    [("llama", "gelu_pytorch_tanh"), ("qwen2", "gelu"), ("gemma3", "silu"), ("gpt2", "quick_gelu"), ("gpt2", "gelu")],
+)
+def test_activations_that_llama_cpp_does_not_compute_are_refused(family, other):
     config = CONFIGURATIONS[family]()
-    field = family_of(config).field
-    for other in OTHERS[family]:
-        setattr(config, field, other)
-        with pytest.raises(rose.RoseError, match=rf"llama.cpp computes .*, not {other}; pack the folder"):
-            family_of(config)
+    setattr(config, family_of(config).field, other)
+    refused(rf"llama.cpp computes .*, not {other}; pack the folder", family_of, config)
 
 
 def test_the_tokenizer_of_a_file_is_taken_over(tmp_path):
@@ -208,11 +201,9 @@ def test_the_tokenizer_of_a_file_is_taken_over(tmp_path):
     assert made.vocabulary == first.name
     assert cli.main(["export", str(first), "--type", "q4_0"]) == 0
     assert (tmp_path / "model-packed-q4_0-q4_0.gguf").is_file()
-    one, two = (
-        {name: field.contents() for name, field in GGUFReader(path).fields.items() if name.startswith("tokenizer.")}
-        for path in (first, tmp_path / "again.gguf")
-    )
-    assert one == two
+    one, two = (GGUFReader(path).fields for path in (first, tmp_path / "again.gguf"))
+    names = [name for name in {*one, *two} if name.startswith("tokenizer.")]
+    assert all(one[name].contents() == two[name].contents() for name in names)
 
 
 @pytest.mark.parametrize("changed", ["nothing", "chat template", "tokenizer"])
@@ -243,9 +234,9 @@ def test_templates_by_name_and_tokens_without_a_row(tmp_path):
     tokenizer.add_tokens([f"<{number}>" for number in range(len(tokenizer), 301)])  # of 300 rows
     tokenizer.save_pretrained(tmp_path / "model")
     made = export_gguf(str(tmp_path / "model"), tmp_path / "model.gguf", "f16")
-    fields = {name: field.contents() for name, field in GGUFReader(tmp_path / "model.gguf").fields.items()}
-    assert fields["tokenizer.chat_template"] == "all"
-    assert fields["tokenizer.chat_template.tool_use"] == "tools"
+    fields = GGUFReader(tmp_path / "model.gguf").fields
+    assert fields["tokenizer.chat_template"].contents() == "all"
+    assert fields["tokenizer.chat_template.tool_use"].contents() == "tools"
     assert "Left out, as the model has no row for them: tokens <300>." in made.remarks("f16")
 
 
@@ -258,10 +249,8 @@ def test_pieces_with_byte_fallback(tmp_path):
     special = ["<unk>", "<bos>", *(f"<0x{byte:02X}>" for byte in range(256))]
     core.train_from_iterator([TEXT], trainers.BpeTrainer(vocab_size=310, special_tokens=special, show_progress=False))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token="<bos>")
-    config = transformers.Gemma3TextConfig(
-        **{**SIZES, "vocab_size": 312, "num_hidden_layers": 1}, sliding_window=8, query_pre_attn_scalar=16
-    )
-    make_from(config).save_pretrained(tmp_path / "model")
+    sizes = SIZES | {"vocab_size": 312, "num_hidden_layers": 1, "sliding_window": 8, "query_pre_attn_scalar": 16}
+    make_from(transformers.Gemma3TextConfig(**sizes)).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     export_gguf(str(tmp_path / "model"), tmp_path / "model.gguf", "f16")
     fields = {name: field.contents() for name, field in GGUFReader(tmp_path / "model.gguf").fields.items()}
@@ -320,13 +309,12 @@ def test_llama_cpp_computes_what_the_model_does(family, kind, answers):
 
 
 WIDE = SIZES | {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 8, "num_key_value_heads": 4}
+GEMMA3 = WIDE | {"num_hidden_layers": 6, "sliding_window": 8, "query_pre_attn_scalar": 16}
 SLIMMED: dict[str, Callable[[], Any]] = {
     "llama": lambda: transformers.LlamaConfig(**WIDE),
     "qwen2": lambda: transformers.Qwen2Config(**WIDE),
     "qwen3": lambda: transformers.Qwen3Config(**WIDE),
-    "gemma3": lambda: transformers.Gemma3TextConfig(
-        **WIDE | {"num_hidden_layers": 6}, sliding_window=8, query_pre_attn_scalar=16
-    ),
+    "gemma3": lambda: transformers.Gemma3TextConfig(**GEMMA3),
 }
 
 
@@ -351,21 +339,21 @@ def test_llama_cpp_reads_what_slimming_leaves_by_itself(family, tmp_path):
     [("qwen2", "none", "another number of heads"), ("qwen3", "exact", "biases behind")],
 )
 def test_shapes_that_llama_cpp_does_not_read_are_remarked_on(family, recovery, unread):
-    tokens = merging_tokenizer()(SAMPLE, return_tensors="pt").input_ids
-    report = rose.prune_structured(make_from(SLIMMED[family]()), tokens, ratio=0.1, parts=["heads"], recovery=recovery)
+    options: dict[str, Any] = {"ratio": 0.1, "parts": ["heads"], "recovery": recovery}
+    report = rose.prune_structured(make_from(SLIMMED[family]()), TOKENS, **options)
     assert report.summary["remarks"][-1].startswith(f"llama.cpp and vLLM do not read {unread}")
 
 
 def test_a_second_export_to_the_same_file_is_refused(tmp_path):
     save(CONFIGURATIONS["llama"](), tmp_path / "model", None)
-    place, refused = tmp_path / "model.gguf", []
+    task, tries = (str(tmp_path / "model"), tmp_path / "model.gguf", "f16"), []
 
     def follow(*_: Any) -> None:
-        if not refused:
-            with pytest.raises(rose.RoseError, match="is being written by another process") as problem:
-                export_gguf(str(tmp_path / "model"), place, "f16", lambda *_: pytest.fail("it has begun"))
-            refused.append(problem)
+        if not tries:
+            tries.append("second")
+            begun = Mock(side_effect=AssertionError)
+            tries.append(refused("is being written by another process", export_gguf, *task, begun))
 
-    export_gguf(str(tmp_path / "model"), place, "f16", follow)
-    assert refused
+    export_gguf(*task, follow)
+    assert len(tries) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.gguf"]

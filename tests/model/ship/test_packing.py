@@ -26,6 +26,7 @@ from rose.model.ship.packing import TYPES, TensorWriter, pack_folder, packed_siz
 from rose.tensor_files import digest
 from tests.layer.helpers import round_to
 from tests.model.families import make_model, make_tokens
+from tests.refusals import refused
 from tests.tiny import byte_tokenizer
 
 
@@ -34,24 +35,17 @@ def random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 
 def without(weight: Tensor, share: float) -> Tensor:
-    """With this share of the smallest weights removed."""
     return torch.where(weight.abs() < weight.abs().float().quantile(share).to(weight.dtype), 0, weight)
 
 
 def n_of_m(weight: Tensor) -> Tensor:
-    """2:4 along the last dimension."""
     groups = weight.unflatten(-1, (-1, 4))
     return torch.where(groups.abs() >= groups.abs().topk(2).values[..., 1:], groups, 0).flatten(-2)
 
 
 def on_grid(weight: Tensor, bits: int, group: int | str) -> Tensor:
     grid = Grid(bits, group)
-    scales = choose_scales(weight.float(), grid)
-    return round_to(weight.float(), scales, grid).to(weight.dtype)
-
-
-def negative_zeros(weight: Tensor) -> Tensor:
-    return weight * (weight.abs() > 0.7)  # as programs do that multiply by a mask
+    return round_to(weight.float(), choose_scales(weight.float(), grid), grid).to(weight.dtype)
 
 
 def with_nan(weight: Tensor) -> Tensor:
@@ -68,7 +62,8 @@ CASES: dict[str, tuple[Callable[[], Tensor], str, bool, float]] = {
     "odd": (lambda: without(random(7, 13, 5), 0.8), "sparse", False, 16),
     "2:4": (lambda: n_of_m(random(256, 512)), "sparse", False, 0.65 + 5.5),
     "2:4, Conv1D": (lambda: n_of_m(random(256, 512)).T.contiguous(), "sparse", True, 0.65 + 5.5),
-    "signs": (lambda: negative_zeros(random(64, 96)), "sparse", False, 8),
+    # Zeros are negative where a program multiplies by a mask.
+    "signs": (lambda: (weight := random(64, 96)) * (weight.abs() > 0.7), "sparse", False, 8),
     "not finite": (lambda: with_nan(without(random(64, 96), 0.5)), "sparse", False, 8),
     "all": (lambda: torch.zeros(64, 96, dtype=torch.bfloat16), "sparse", False, 0.2),
     "grid": (lambda: on_grid(without(random(256, 512), 0.5), 4, 64), "grid", False, 0.22 * 16),
@@ -141,18 +136,17 @@ def test_a_packed_folder_loads_and_unpacks_to_the_bit(family, tmp_path):
     assert other("a rose") == tokenizer("a rose")
     ties = [model.get_output_embeddings().weight is model.get_input_embeddings().weight for model in (plain, loaded)]
     assert ties[0] == ties[1]
-    unpacked = unpack_folder(tmp_path / "packed", tmp_path / "unpacked")
-    assert unpacked == made
+    assert unpack_folder(tmp_path / "packed", tmp_path / "unpacked") == made
     for one, two in zip(weight_files(folder), weight_files(tmp_path / "unpacked"), strict=True):
         with TensorFile(one) as first, TensorFile(two) as second:
             assert one.name == two.name
             assert first.metadata == second.metadata
             assert all(digest({"": first.tensor(n)}) == digest({"": second.tensor(n)}) for n in first.names())
-    names = {path.name for path in folder.iterdir()}
-    assert {path.name for path in (tmp_path / "unpacked").iterdir()} == names
-    assert digest(AutoModelForCausalLM.from_pretrained(tmp_path / "unpacked").state_dict()) == digest(
-        AutoModelForCausalLM.from_pretrained(folder).state_dict()
-    )
+    assert {path.name for path in (tmp_path / "unpacked").iterdir()} == {path.name for path in folder.iterdir()}
+    streamed, tokenizer = rose.load_model(str(tmp_path / "packed"), stream=True, dtype="bfloat16")
+    rose.save_model(streamed, tokenizer, tmp_path / "saved")
+    folders = (folder, tmp_path / "unpacked", tmp_path / "saved")
+    assert len({digest(AutoModelForCausalLM.from_pretrained(path).state_dict()) for path in folders}) == 1
 
 
 def test_what_a_model_needs_besides_its_weights_comes_along(tmp_path):
@@ -171,14 +165,6 @@ def test_what_a_model_needs_besides_its_weights_comes_along(tmp_path):
     assert (tmp_path / "unpacked" / needed[0]).read_text() == needed[0]
 
 
-def test_a_streamed_model_reads_a_packed_folder(tmp_path):
-    pack_folder(save_pruned("qwen3_moe", tmp_path / "plain"), tmp_path / "packed")
-    streamed, tokenizer = rose.load_model(str(tmp_path / "packed"), stream=True, dtype="bfloat16")
-    rose.save_model(streamed, tokenizer, tmp_path / "saved")
-    saved, expected = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("saved", "plain"))
-    assert digest(saved.state_dict()) == digest(expected.state_dict())
-
-
 def test_types_that_are_written(tmp_path):
     """MLX keeps codes as uint32; what safetensors or this program does not know is refused in a sentence."""
     kinds = [kind for kind in TYPES if kind != torch.bool]
@@ -186,8 +172,7 @@ def test_types_that_are_written(tmp_path):
         for kind in kinds:
             writer.add(str(kind), torch.tensor([1, 2]).to(kind))
         writer.finish({})
-        with pytest.raises(rose.RoseError, match="b is stored as complex64"):
-            writer.add("b", torch.ones(1, dtype=torch.complex64))
+        refused("b is stored as complex64", writer.add, "b", torch.ones(1, dtype=torch.complex64))
     for name, tensor in load_file(tmp_path / "a.safetensors").items():
         assert name == str(tensor.dtype)
         assert tensor.float().tolist() == [1, 2]
@@ -202,10 +187,8 @@ def test_a_wrong_byte_is_refused_in_a_sentence(tmp_path):
     for spoiled in [*(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :] for at in places), whole[:-100], b""]:
         path.unlink()  # a new file each time: threads of the load before may still read the old one
         path.write_bytes(spoiled)
-        with pytest.raises(rose.RoseError, match=r"^[^\n]+\.$"):
-            rose.load_model(str(tmp_path / "packed"))
-        with pytest.raises(rose.RoseError, match=r"^[^\n]+\.$"):
-            unpack_folder(tmp_path / "packed", tmp_path / "unpacked")
+        refused(r"^[^\n]+\.$", rose.load_model, str(tmp_path / "packed"))
+        refused(r"^[^\n]+\.$", unpack_folder, tmp_path / "packed", tmp_path / "unpacked")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["packed", "plain"]
 
 

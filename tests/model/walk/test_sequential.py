@@ -2,6 +2,9 @@
 
 import gc
 import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from rose.model.walk.sequential import visit_sequentially
 from tests.layer.helpers import statistics_of
 from tests.model.families import DENSE, LENGTH, begin_walk, logits, make_model, make_tokens
 from tests.model.walk.test_families import hooked_inputs
+from tests.refusals import refused
 
 pytestmark = pytest.mark.usefixtures("small_batches")
 OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "method": "sparsegpt", "target": "layer"}
@@ -26,17 +30,13 @@ def prune(model: nn.Module, **options: Any) -> rose.RunReport:
 
 
 def in_turn(model: PreTrainedModel) -> list[PrunableLayer]:
-    """Layers in the order in which they run."""
     layers = {layer.module: layer for layer in rose.prunable_layers(model)}
-    seen: list[PrunableLayer] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda module, _args: seen.append(layers[module]))  # type: ignore[func-returns-value]
-        for module in layers
-    ]
-    logits(model, make_tokens(1))
-    for hook in hooks:
-        hook.remove()
-    return seen
+    seen: list[nn.Module] = []
+    with ExitStack() as hooks:
+        for module in layers:
+            hooks.enter_context(module.register_forward_pre_hook(lambda module, _args: seen.append(module)))
+        logits(model, make_tokens(1))
+    return [layers[module] for module in seen]
 
 
 @pytest.mark.parametrize("family", DENSE)
@@ -58,18 +58,14 @@ def test_every_layer_reads_the_outputs_of_pruned_layers_before_it(family):
 
 
 class Routed(nn.Module):
-    """Each sample goes to the two of three experts that the router scores highest for it.
-
-    `in_order`: experts run in the order of their numbers, else by score.
-    """
+    """Each sample goes to the two of three experts that its router prefers, by number if `in_order`, else by score."""
 
     def __init__(self, gather: bool, in_order: bool = True) -> None:
         super().__init__()
         self.gather, self.in_order = gather, in_order
         self.router = nn.Linear(32, 3, bias=False)
-        self.experts = nn.ModuleList(
-            nn.Sequential(nn.Linear(32, 16, bias=False), nn.SiLU(), nn.Linear(16, 32, bias=False)) for _ in range(3)
-        )
+        first, second = (partial(nn.Linear, *sizes, bias=False) for sizes in ((32, 16), (16, 32)))
+        self.experts = nn.ModuleList(nn.Sequential(first(), nn.SiLU(), second()) for _ in range(3))
 
     def forward(self, hidden: Tensor) -> Tensor:
         chosen = self.router(hidden).mean(1).topk(2).indices  # (samples, 2)
@@ -86,12 +82,16 @@ class Routed(nn.Module):
         return output
 
 
-def routed_model(gather: bool, in_order: bool = True) -> Any:
+def with_mlp(make: Callable[[], nn.Module]) -> Any:
     model = make_model("llama")
     torch.manual_seed(3)
     for block in model.model.layers:
-        block.mlp = Routed(gather, in_order)
+        block.mlp = make()
     return model
+
+
+def routed_model(gather: bool, in_order: bool = True) -> Any:
+    return with_mlp(lambda: Routed(gather, in_order))
 
 
 @pytest.mark.parametrize("gather", [True, False])
@@ -121,13 +121,10 @@ def test_every_expert_sees_all_of_its_tokens(gather, monkeypatch):
 def test_routes_that_no_order_of_layers_fits_are_refused(monkeypatch):
     monkeypatch.setattr("rose.model.walk.forward.BATCH_TOKENS", LENGTH)
     for target, remedy in (("layer", "prune without true-sequential"), ("dense", "prune with target layer")):
-        with pytest.raises(rose.RoseError, match=f"different orders.*{remedy}, or leave"):
-            prune(routed_model(False, in_order=False), target=target)
+        refused(f"different orders.*{remedy}, or leave", prune, routed_model(False, in_order=False), target=target)
 
 
 class Doubling(nn.Module):
-    """Two layers read one tensor, which is doubled in place between them."""
-
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(32, 32, bias=False), nn.Linear(32, 32, bias=False)
@@ -137,22 +134,14 @@ class Doubling(nn.Module):
         return self.first(read) + self.second(read.mul_(2))
 
 
-def doubling_model() -> Any:
-    model = make_model("llama")
-    torch.manual_seed(3)
-    for block in model.model.layers:
-        block.mlp = Doubling()
-    return model
-
-
 @pytest.mark.parametrize("target", ["layer", "dense"])
 def test_a_tensor_overwritten_between_two_layers_is_counted_anew(target):
     """Without pruning, the second layer's H is four times the first's."""
-    walk = begin_walk(doubling_model(), make_tokens(), layers=["*.0.mlp.*"], is_dense=target == "dense")
+    walk = begin_walk(with_mlp(Doubling), make_tokens(), layers=["*.0.mlp.*"], is_dense=target == "dense")
     found = {name: one for block in visit_sequentially(walk) for name, one in block.calibration.items()}
     first, second = (found[f"model.layers.0.mlp.{name}"].hessian for name in ("first", "second"))
     torch.testing.assert_close(second, 4 * first)
-    assert prune(doubling_model(), target=target).summary["layers"] == 12
+    assert prune(with_mlp(Doubling), target=target).summary["layers"] == 12
 
 
 @pytest.mark.parametrize(
@@ -165,7 +154,7 @@ def test_a_tensor_overwritten_between_two_layers_is_counted_anew(target):
 )
 def test_the_remedy_for_an_overwritten_input_fits_the_options(options, remedy):
     with pytest.raises(rose.RoseError, match=rf"overwrites the input of model\.layers\.0\.mlp\.first.*{remedy}\."):
-        rose.prune_model(doubling_model(), make_tokens(), sparsity=0.5, block_size=16, **options)
+        rose.prune_model(with_mlp(Doubling), make_tokens(), sparsity=0.5, block_size=16, **options)
 
 
 def test_a_stopped_run_leaves_no_hook_and_no_batch_under_way():

@@ -1,0 +1,16 @@
+"""Bad input is refused in one sentence on one line."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import rose
+
+
+def refused(message: str, work: Callable[..., Any], /, *arguments: Any, **options: Any) -> str:
+    """Checks that this work raises an error that matches the regular expression; returns the error's text."""
+    with pytest.raises(rose.RoseError, match=message) as caught:
+        work(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
