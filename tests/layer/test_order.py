@@ -10,7 +10,7 @@ from torch import Tensor
 
 import rose
 from rose.layer.loss import block_starts, block_widths
-from rose.layer.order import block_of, blocks_of, live_range, plan_from_importance, visited_blocks
+from rose.layer.order import blocks_of, live_range, plan_from_importance, visited_blocks
 from rose.layer.registry import order_names
 from tests.layer.helpers import ORDERS, block_sizes, layers, make_layer, ratios
 from tests.refusals import refused
@@ -288,7 +288,6 @@ def test_blocks_visited_by_whole_and_by_mixed_orders():
     plan = rose.plan_order(weight, torch.eye(10), sparsity=0.5, block_size=4)
     assert plan.block_width == (4, 4, 2)
     assert blocks_of(plan.block_width, [0, 3, 4, 7, 8, 9]).tolist() == [0, 0, 1, 1, 2, 2]
-    assert block_of(plan.block_width, 8) == 2
     assert visited_blocks(plan, rose.make_order(plan, "natural")) == [0, 1, 2]
     assert visited_blocks(plan, rose.make_order(plan, "two_level")) == plan.block_order.tolist()
     assert plan.block_order[0] == 2
