@@ -7,10 +7,21 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import torch
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 import rose
 from tests.browser.conftest import OpenPage, settle, tiny_setup
+
+
+def prune(page: Page) -> None:
+    """Presses the button and waits for the end of the run; tests.benchmarks.screenshots does so too."""
+    button, before = page.get_by_role("button", name="Prune", exact=True), page.url
+    button.click()
+    # A new run changes the link. Other work has a Cancel button too, and an example or an earlier run has a table.
+    expect(page).not_to_have_url(before)
+    settle(page)
+    expect(button).to_be_enabled()
+    settle(page)
 
 
 def test_a_copy_and_its_record_are_downloaded(open_page: OpenPage, tmp_path: Path) -> None:
@@ -20,13 +31,7 @@ def test_a_copy_and_its_record_are_downloaded(open_page: OpenPage, tmp_path: Pat
         "prune_windows": "2",
     }
     page = open_page("prune", urlencode(query, doseq=True))
-    button, before = page.get_by_role("button", name="Prune", exact=True), page.url
-    button.click()
-    # A new run changes the link. Other work has a Cancel button too, and an example or an earlier run has a table.
-    expect(page).not_to_have_url(before)
-    settle(page)
-    expect(button).to_be_enabled()
-    settle(page)
+    prune(page)
     page.get_by_text("Take a copy away").click()
     card = page.locator(".st-key-prune-take")
     method = card.get_by_role("combobox").input_value().removesuffix(" at 2:4")
