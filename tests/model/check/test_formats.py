@@ -82,15 +82,15 @@ def test_the_authors_own_results_are_recognized(case):
     statistics = InputStatistics(inputs.shape[1])
     statistics.update(inputs)
     methods = ("magnitude", "wanda", "sparsegpt", "rose")
-    yardsticks = Yardsticks(methods, int(known["block_size"]), target_damping=0.03)
+    yardsticks = Yardsticks(methods, int(known["block_size"]), mu=0.03)
     columnar = float(known["relative_range"]) > 0.5
 
     def found_for(pruned: Tensor) -> tuple[str, float]:
         change = weight_change(weight, pruned)
         costs, nearest = yardsticks.measure(weight, pruned, change, LayerInputs(statistics, gap), None)
         assert nearest.is_same
-        assert costs.possible_error < costs.error * 1.001 < costs.mask.error
-        assert costs.error == pytest.approx(costs.methods[nearest.method], rel=1e-2)
+        assert costs.possible.error < costs.error * 1.001 < costs.mask.error
+        assert costs.error == pytest.approx(costs.methods[nearest.method].error, rel=1e-2)
         assert costs.dense_input_error == pytest.approx(costs.error, rel=1e-3)
         return nearest.method, nearest.shared.jaccard
 
