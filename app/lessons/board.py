@@ -54,8 +54,7 @@ def buttons() -> None:
     orders = {"Natural": "natural", "ROSE": "two_level", "Pivot": "pivot"}
     with st.container(horizontal=True, gap="xsmall"):
         for label, order in orders.items():
-            columns = example.order(order, now["weights"])
-            st.button(label, key=f"board-{label}", on_click=change, args=(columns,))
+            st.button(label, key=f"board-{label}", on_click=change, args=(example.order(order, now["weights"]),))
         st.button("Undo", type="tertiary", key="board-undo", on_click=undo, disabled=not now["past"])
         st.button("Reset", type="tertiary", key="board-reset", on_click=change, args=(example.NATURAL, example.WEIGHT))
 

@@ -101,10 +101,9 @@ def column_by_column(values: Values, answered: bool) -> Screen:
     result, price = example.prune("natural"), example.prices()
     assert result.trace is not None
     now = result.trace.weights[pruned]
-    matrix, subtitle = {
-        "weights": (now, "Weights w as they stand"),
-        "cost": (now.square() * np.array(price), "Cost w² d of every weight as it stands"),
-    }[shown]
+    matrix, subtitle = now, "Weights w as they stand"
+    if shown == "cost":
+        matrix, subtitle = now.square() * now.new_tensor(price), "Cost w² d of every weight as it stands"
     removed = result.mask & (np.arange(9) < 3 * pruned)
     finding = f"{int(removed.sum())} of {removed.numel()} weights are removed"
     finding += "" if pruned == 3 else f"; {int(result.mask.sum())} will be"
@@ -115,10 +114,8 @@ def column_by_column(values: Values, answered: bool) -> Screen:
 
 def early_and_late(values: Values, answered: bool) -> Screen:
     results = {"Block 3 goes first": example.prune(BLOCK_3_FIRST), "Block 3 goes last": example.prune(example.NATURAL)}
-    shares = []
-    for result, place in zip(results.values(), (0, 2), strict=True):
-        assert result.trace is not None
-        shares.append(float(result.trace.compensated[place] / result.trace.lost[place]))
+    traces = [result.trace for result in results.values() if result.trace is not None]
+    shares = [float(trace.compensated[place] / trace.lost[place]) for trace, place in zip(traces, (0, 2), strict=True)]
     text = TEXT.early_and_late(answered, shares, [result.relative_error for result in results.values()])
     stage = partial(figures.early_late, results, example.energy(), shares, answered=answered)
     return Screen("Early and late", text, stage)
