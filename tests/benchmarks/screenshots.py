@@ -16,17 +16,19 @@ from urllib.parse import urlencode
 import nbformat
 import pandas as pd
 import plotly.graph_objects as go
+import torch
 from playwright.sync_api import Browser, Page, expect
 
+import rose
 from app.figures.palette import Theme, method_style
 from app.figures.shapes import Chart
 from app.figures.style import Drawing
 from rose import verdicts
+from rose.model.network.layers import prunable_layers
 from rose.verdicts import Result
 from tests.benchmarks import bits, structured, tuning
 from tests.benchmarks.methods import costs_and_worths
 from tests.browser.conftest import COLUMNAR_LAYER, ROOT, SETUP, chromium, measure, serve, settle
-from tests.browser.test_check import broken_checkpoint
 from tests.browser.test_prune import prune
 
 PAGES: dict[str, dict[str, Any]] = {
@@ -51,6 +53,21 @@ ALL_LAYERS = 900_000  # milliseconds, for measuring or pruning them on a busy ma
 RESULTS = ROOT / "docs/results"
 THEMES: tuple[Theme, ...] = ("light", "dark")
 RENDERING = 1500  # milliseconds, for what plotly draws after the script has ended
+BROKEN = "model.layers.1.mlp.up_proj"
+
+
+def broken_checkpoint(dense: str, folder: Path) -> Path:
+    """2:4 by magnitude, one group of which keeps three weights."""
+    model, tokenizer = rose.load_model(dense)
+    with torch.no_grad():
+        for layer in prunable_layers(model):
+            weight = layer.module.get_parameter("weight")
+            groups = weight.unflatten(1, (-1, 4))
+            groups.scatter_(2, groups.abs().topk(2, largest=False).indices, 0)
+            if layer.name == BROKEN:
+                weight[7, 16:20] = torch.tensor([0.1, 0.2, 0.3, 0.0])
+    rose.save_model(model, tokenizer, folder / "broken")
+    return folder / "broken"
 
 
 def query(page: str = "start") -> str:
