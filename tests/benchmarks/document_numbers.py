@@ -379,15 +379,12 @@ def forecast_times() -> str:
     )
 
 
-def whole_by(first: str, second: str, names: tuple[str, str]) -> str:
-    """Perplexity of whole models by two variants, in the draws that have both."""
+def whole_by(names: dict[str, str]) -> str:
+    """Perplexity of whole models by variants, each with its name for readers, in the draws that have all."""
     rows = read("prices-whole.csv")
     rows = rows[(rows["target"] == "layer") & (rows["model"] == "smollm2-135m")]
-    values = rows.pivot_table(index="seed", columns="variant", values="perplexity")[[first, second]].dropna()
-    each = [
-        f"{listing([f'{value:.1f}' for value in values[name]])} by {label}"
-        for name, label in zip(values, names, strict=True)
-    ]
+    values = rows.pivot_table(index="seed", columns="variant", values="perplexity")[[*names]].dropna()
+    each = [f"{listing([f'{value:.1f}' for value in values[name]])} by {label}" for name, label in names.items()]
     return f"draws {listing([str(seed) for seed in values.index])}: {', '.join(each)}"
 
 
@@ -834,8 +831,10 @@ REGIONS: dict[str, Callable[[], str]] = {
     "law_of_prices": law_of_prices,
     "forecast_times": forecast_times,
     "pivot_by_budget": pivot_by_budget,
-    "whole_by_pivot": partial(whole_by, "rose_global", "pivot/layer", ("global order", "the pivot order")),
-    "whole_by_threshold": partial(whole_by, "rose", "rose, threshold 0", ("ROSE's rule", "its order always")),
+    "whole_by_pivot": partial(whole_by, {"rose_global": "global order", "pivot/layer": "the pivot order"}),
+    "whole_by_threshold": partial(
+        whole_by, {"sparsegpt": "SparseGPT", "rose": "ROSE's rule", "rose, threshold 0": "its order always"}
+    ),
     "orders_by_price": orders_by_price,
     "outputs_by_draw": outputs_by_draw,
     "pivot_against_global": pivot_against_global,
