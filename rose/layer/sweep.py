@@ -85,6 +85,7 @@ def visited_budget(
     return block_sums(removed, order.widths).tolist()
 
 
+@np.errstate(over="ignore")  # infinite saliencies are the largest, as in torch
 def _removed_of_columns(weight: Tensor, divisor: Tensor, count: int, order: Order) -> Tensor:
     """How many of the `count` smallest (w/d)² each column has, (in,), in the order visited, as in `smallest` of them.
 
