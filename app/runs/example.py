@@ -38,16 +38,26 @@ from rose.rows import DamageRecord
 from rose.smaller import Row
 from rose.verdicts import Interval
 
-SETUP = Setup(samples=8, length=256)  # a quarter of the start page's tokens
+SETUP = Setup(samples=8, length=256, held_out=8)  # a quarter of the start page's tokens; one held-out text for all
 FILE = Path(__file__).with_name("example.json.gz")
 REQUEST = PruneRequest(
     ("sparsegpt", "rose", RECOMMENDED), ("0.5", "0.7"), window_length=SETUP.length, prompt=PROMPT, keep="all"
 )
 SLIM = SlimSettings.of(method="slimllm", ratio=0.2)
 DAMAGE = DamageRequest("layers")
-SMALLER = Smaller(model=SETUP.model, samples=SETUP.samples, length=SETUP.length, minutes=12.0, output=Path("smaller"))
+SMALLER = Smaller(
+    model=SETUP.model,
+    samples=SETUP.samples,
+    length=SETUP.length,
+    held_out=SETUP.held_out,
+    minutes=15.0,
+    output=Path("smaller"),
+)
 
-CHECK = request_of(SETUP, "", "two-of-four", with_tokens=True, stream=False)
+CHECKS = {
+    part: request_of(SETUP, "", "two-of-four", with_tokens=part == "check", stream=False)
+    for part in ("check", "check weights")
+}
 
 
 @cache
@@ -124,10 +134,10 @@ def smaller() -> SmallerRun:
 
 
 @cache
-def check() -> CheckpointRun:
+def check(*, with_tokens: bool = True) -> CheckpointRun:
     """A copy at 2:4 by SparseGPT, one group of which keeps three weights."""
-    part = parts()["check"]
-    run = CheckpointRun(CHECK, _no_model)
+    name = "check" if with_tokens else "check weights"
+    part, run = parts()[name], CheckpointRun(CHECKS[name], _no_model)
     layers, parameters = (pd.DataFrame(part[name]) for name in ("layers", "others"))
     run.check = CheckpointCheck(layers, parameters.reindex(columns=part["columns_of_others"]), part["summary"])
     run.cautions, run.seconds = part["cautions"], part["seconds"]

@@ -69,8 +69,8 @@ def draw() -> None:
     if run is not None:
         follow(run, "checkpoint", ". Nothing was kept.")
     elif request is None:  # or it would stand under the name of another checkpoint
-        run = example.check()
-        tokens = f", checked on {run.setup.samples} × {run.setup.length} tokens"
+        run = example.check(with_tokens=mode == "tokens")
+        tokens = f", checked on {run.setup.samples} × {run.setup.length} tokens" if run.request.calibration else ""
         components.example(f"a copy of {run.setup.model} at 2:4, one group broken by hand", tokens)
     if run is not None and run.check is not None:
         _results(run, run.check)
@@ -224,7 +224,7 @@ def _further(run: CheckpointRun, check: CheckpointCheck) -> None:
             file_button("All, JSON", check.to_json, "check.json", key="check-json")
             html = partial(lambda: html_report.to_html(html_report.check_report(run)))
             file_button("Report, HTML", html, "check.html", key="check-report", mime="text/html")
-        if run is not example.check():  # which Compare runs does not offer
+        if run.request not in example.CHECKS.values():  # which Compare runs does not offer
             st.page_link("views/runs.py", label="Compare it", query_params=shown, icon=":material/compare:")
         if Path(expand(folder), "config.json").is_file() and run.setup.model == session.setup().model:
             text, restore = {"text_path": folder}, {"damage_how": "Restore alone", "damage_path": folder}

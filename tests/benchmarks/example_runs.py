@@ -26,7 +26,7 @@ from app.runs.copies import CopyRun
 from app.runs.damage import DamageRun
 from app.runs.diffusion import DenseModel, DiffusionRun
 from app.runs.diffusion import recipe as diffusion_recipe
-from app.runs.example import CHECK, DAMAGE, FILE, PROMPT, REQUEST, SETUP, SLIM, SMALLER, parts
+from app.runs.example import CHECKS, DAMAGE, FILE, PROMPT, REQUEST, SETUP, SLIM, SMALLER, parts
 from app.runs.pruning import PruningRun
 from app.runs.reading import SAMPLE, TextReading
 from app.runs.slimming import Slimming, SmallerRun
@@ -120,15 +120,20 @@ def make_check(load: Any) -> dict[str, Any]:
     with torch.no_grad():
         model.get_parameter(f"{layer}.weight")[row, column : column + 4] = torch.tensor([0.1, 0.2, 0.3, 0.0])
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder, *CHECK.pruned)
+        place = Path(folder, "two-of-four")
         rose.save_model(model, tokenizer, place)
-        run = CheckpointRun(CHECK.changed(pruned=(str(place),)), load)
-        follow(run)
+        runs = {name: CheckpointRun(check.changed(pruned=(str(place),)), load) for name, check in CHECKS.items()}
+        for run in runs.values():
+            follow(run)
+    return {name: checked(run) for name, run in runs.items()}
+
+
+def checked(run: CheckpointRun) -> dict[str, Any]:
     assert run.check is not None
     part: dict[str, Any] = {name: json_rows(getattr(run.check, name)) for name in ("layers", "others")}
     part |= {"columns_of_others": list(run.check.others), "summary": finite(run.check.summary)}
     excerpts = {name: asdict(part) | {"removed": part.removed.tolist()} for name, part in run.excerpts.items()}
-    return {"check": part | {"cautions": run.cautions, "seconds": run.seconds, "excerpts": excerpts}}
+    return part | {"cautions": run.cautions, "seconds": run.seconds, "excerpts": excerpts}
 
 
 def make_diffusion(_load: Any) -> dict[str, Any]:
