@@ -166,8 +166,10 @@ def test_two_files_are_compared_inside(setup, folder, pruned_folder):
 def test_page_opens_on_a_finished_check():
     app = open_page(PAGE)
     assert app.error[0].value.startswith(
-        "One of 210 layers is wrong: pattern broken. The copy's perplexity on 4 × 256 held"
+        "One of 210 layers is wrong: pattern broken. The copy's perplexity on 8 × 256 held"
     )
     assert "The wrong layer lies in decoder block 18" in titles(app)[0]
     app.segmented_control(key="check_view").set_value("One layer").run()
     assert "where 2:4 allows two" in titles(app)[0]
+    by_weights = open_page(PAGE, check_on="Weights alone").error[0].value
+    assert "not measured" in by_weights and "held-out tokens" not in by_weights
