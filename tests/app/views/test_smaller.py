@@ -1,6 +1,8 @@
 """Make it smaller: the table opens on the example, and a run fills it."""
 
+from app.runs import example
 from app.runs.slimming import SmallerRun
+from app.words import number
 from tests.app.tiny_study import ended, open_on, open_page, texts
 
 PAGE = "views/smaller.py"
@@ -10,9 +12,11 @@ def test_page_opens_on_the_example():
     app = open_page(PAGE)
     measured = app.table[0].value.set_index("Way")
     assert measured.index[0] == "as it is"
-    assert measured["Minutes"].loc["8 bits"] == "3.5"
+    rows = {row.name: row for row in example.smaller().rows}
+    assert measured["Minutes"].loc["8 bits"] == number(rows["8 bits"].minutes, 2)
     half = app.main.dataframe[0].value.set_index("Way").loc["half zero"]
-    assert half[["Numbers", "Perplexity, times"]].tolist() == ["estimate", "1.20 to 1.33"]
+    low, high = (number(value) for value in (rows["half zero"].times_low, rows["half zero"].times_high))
+    assert half[["Numbers", "Perplexity, times"]].tolist() == ["estimate", f"{low} to {high}"]
     assert "Same quality: **8 bits**" in texts(app)
     assert "Twice as fast: **Nothing pays here**" in texts(app)
 
