@@ -833,7 +833,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "pivot_by_budget": pivot_by_budget,
     "whole_by_pivot": partial(whole_by, {"rose_global": "global order", "pivot/layer": "the pivot order"}),
     "whole_by_threshold": partial(
-        whole_by, {"sparsegpt": "SparseGPT", "rose": "ROSE's rule", "rose, threshold 0": "its order always"}
+        whole_by, {"sparsegpt": "SparseGPT", "rose": "ROSE's rule", "rose, threshold 0": "its order"}
     ),
     "orders_by_price": orders_by_price,
     "outputs_by_draw": outputs_by_draw,
