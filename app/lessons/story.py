@@ -215,8 +215,8 @@ def in_whole_models(values: Values, answered: bool) -> Screen:
         "ROSE ADMM, tuned": ratio("rose_admm", tuned=True),
     }
     saved, columnar_layers = example.saved_by_rose(), int(layers["is_columnar"].sum())
-    others = int((example.measured()["file"] == "layers-70.csv").sum()), 1 - example.mean_of("layers-70.csv", "rose")
-    text = TEXT.in_whole_models(answered, len(layers), columnar_layers, saved, others, ITERATIONS, ratios)
+    wikitext = int((example.measured()["file"] == "layers-70.csv").sum()), 1 - example.mean_of("layers-70.csv", "rose")
+    text = TEXT.in_whole_models(answered, len(layers), columnar_layers, saved, wikitext, ITERATIONS, ratios)
     if not answered:
         return Screen("Does it help a whole model?", text, partial(figures.columnar_map, layers))
     subtitle = "SmolLM2-135M at 70 % zeros; each layer aims at the dense model's output; 95 % intervals"

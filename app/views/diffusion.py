@@ -35,7 +35,7 @@ def draw() -> None:
     if run is not None and run.job.status == "done":
         finished[str(run.request)] = run
     done = run if run is not None and run.job.status == "done" else example.diffusion()
-    others = [other for other in finished.values() if other is not done and other.noise == done.noise]
+    earlier = [ended for ended in finished.values() if ended is not done and ended.noise == done.noise]
     shown = done.request
     label = (
         f"{rose.METHODS[shown.method].label}, {shown.sparsity}, {figures.WEIGHTINGS[shown.step_weights].label.lower()}"
@@ -46,7 +46,7 @@ def draw() -> None:
     else:
         components.example(label, " of a packaged transformer that draws garments from noise in 20 steps")
     sections: dict[str, Callable[[DiffusionRun], None]] = {
-        PICTURE: partial(_pictures, others[-COMPARED:]),
+        PICTURE: partial(_pictures, earlier[-COMPARED:]),
         DRIFT: _drift,
         LAYERS: _layers,
         WEIGHTS: partial(_weights, chosen["step_weights"]),
@@ -56,15 +56,15 @@ def draw() -> None:
 
 def _choose() -> dict[str, Any]:
     first, second, third = st.columns([2, 2, 1], vertical_alignment="bottom")
-    more = third.popover("More", icon=":material/tune:", help="Step weights and noise", width="stretch")
+    popover = third.popover("More", icon=":material/tune:", help="Step weights and noise", width="stretch")
     method = method_choice(first, FIELDS["method"].default, "diffusion_method")
     sparsity = second.select_slider("Sparsity", SPARSITIES, FIELDS["sparsity"].default, **linked("diffusion_sparsity"))
     help = "How much each denoising step counts in the Hessians. OBS-Diff lets early, noisy steps count more."
     labels = {name: figures.WEIGHTINGS[name].label for name in STEP_WEIGHTS}
-    weights = more.selectbox(
+    weights = popover.selectbox(
         "Step weights", list(labels), format_func=labels.__getitem__, **linked("diffusion_weights"), help=help
     )
-    noise = more.number_input("Noise", 0, 9999, 0, **linked("diffusion_noise"), help="Seed.")
+    noise = popover.number_input("Noise", 0, 9999, 0, **linked("diffusion_noise"), help="Seed.")
     return {"method": method, "sparsity": sparsity, "step_weights": weights, "seed": int(noise) + 1}
 
 
@@ -86,13 +86,13 @@ def _offer(request: Any, problem: str, run: DiffusionRun | None) -> None:
             follow(run, "diffusion", ". The dense model was not changed.", every=0.5)
 
 
-def _pictures(others: Sequence[DiffusionRun], done: DiffusionRun) -> None:
+def _pictures(earlier: Sequence[DiffusionRun], done: DiffusionRun) -> None:
     """The dense model's pictures, those of earlier runs from the same noise, and those of the run that is shown."""
     assert done.dense is not None
     assert done.drift is not None
     step = st.slider("Denoising steps done", 0, STEPS, STEPS, **linked("diffusion_step"), help="0 is pure noise.")
     trajectories = {"Dense": done.dense}
-    for run in (*others, done):
+    for run in (*earlier, done):
         weights = "" if run.request.step_weights == FIELDS["step_weights"].default else f", {run.request.step_weights}"
         assert run.pruned is not None
         trajectories[f"{rose.METHODS[run.request.method].label} {run.request.sparsity}{weights}"] = run.pruned

@@ -121,8 +121,8 @@ def columnar(table: pd.DataFrame) -> str:
         listed = f"{', '.join(blocks)} · " if len(blocks) <= NAMED else f"{len(rows)} of {(kinds == kind).sum()} "
         places.append(listed + words.plain(kind))
     by_default = words.word(int((table["relative_range"] > THRESHOLD).sum()))
-    own = f" (ROSE's own threshold, {THRESHOLD:g}, gives {by_default})"
-    text = f"**{which} {verb} columnar** above {threshold:g}{own * (threshold != THRESHOLD)}"
+    default = f" (ROSE's own threshold, {THRESHOLD:g}, gives {by_default})"
+    text = f"**{which} {verb} columnar** above {threshold:g}{default * (threshold != THRESHOLD)}"
     text += f"{': ' if places else ''}{'; '.join(places)}."
     gain = "held_out_gain" if table.get("held_out_gain", pd.Series()).notna().any() else "gain"
     if gain not in table or not table[gain].notna().any():

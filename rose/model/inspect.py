@@ -317,9 +317,9 @@ def compare_files(before: TensorFiles, after: TensorFiles, tell: Tell = lambda _
 def _renamed(before: TensorFiles, after: TensorFiles) -> dict[str, str]:
     """Equal tensors with other names, of those that only one file has."""
     added = [name for name in after.tensors if name not in before.tensors and after.has_weights(name)]
-    gone = [name for name in before.tensors if name not in after.tensors and before.has_weights(name)]
-    names = {_content(after, name): name for name in added} if gone else {}
-    contents = {name: _content(before, name) for name in gone} if names else {}
+    removed = [name for name in before.tensors if name not in after.tensors and before.has_weights(name)]
+    names = {_content(after, name): name for name in added} if removed else {}
+    contents = {name: _content(before, name) for name in removed} if names else {}
     return {name: names.pop(content) for name, content in contents.items() if content in names}
 
 
