@@ -81,18 +81,22 @@ def visited_budget(
         return own_budget(budget, weight.shape[0], order.widths, pattern)
     if budget == "block" or pattern.is_grouped:  # N:M fixes how many weights every group gives up
         return [pattern.count(weight.shape[0] * width) for width in order.widths]
-    removed = _removed_of_columns(weight, divisor, pattern.count(weight.numel()), order)
+    count = pattern.count(weight.numel())
+    removed = _removed_of_columns(weight, divisor, count, order) if weight.device.type == "cpu" else None
+    if removed is None:
+        removed = smallest((weight[:, order.permutation] / divisor).square_(), count).sum(0)
     return block_sums(removed, order.widths).tolist()
 
 
 @np.errstate(over="ignore")  # infinite saliencies are the largest, as in torch
-def _removed_of_columns(weight: Tensor, divisor: Tensor, count: int, order: Order) -> Tensor:
-    """How many of the `count` smallest (w/d)² each column has, (in,), in the order visited, as in `smallest` of them.
+def _removed_of_columns(weight: Tensor, divisor: Tensor, count: int, order: Order) -> Tensor | None:
+    """How many of the `count` smallest (w/d)² each column has, (in,), in the order visited, as in `smallest` of them;
+    None where the bounds below miss the threshold.
 
     Nothing as large as W is made, as fresh memory takes longer than the arithmetic: some rows tell two bounds of the
     threshold, all rows are counted below the lower one, and only the entries between the two are selected from.
     """
-    w, d, steps = (part.cpu().numpy() for part in (weight, divisor[order.inverse], order.inverse))
+    w, d, steps = (part.numpy() for part in (weight, divisor[order.inverse], order.inverse))
     sample = np.square(w[:: 1 + len(w) // ROWS] / d).ravel()
     rank, off = count / w.size * len(sample), 2 * len(sample) ** 0.5  # four standard deviations at 50 %
     ranks = [int(min(max(0, at), len(sample) - 1)) for at in (rank - off, rank + off)]
@@ -109,12 +113,12 @@ def _removed_of_columns(weight: Tensor, divisor: Tensor, count: int, order: Orde
     score = np.square(w.ravel()[place] / d[column])
     threshold = np.partition(score, missing - 1)[missing - 1] if 0 < missing <= len(score) else -1
     if not low < threshold <= high:  # the sample missed it, or too many entries are equal to it
-        return smallest((weight[:, order.permutation] / divisor).square_(), count).sum(0)
+        return None
     smaller, ties = score < threshold, np.flatnonzero(score == threshold)
     by_place = (place - column + steps[column])[ties].argsort()
     ties = ties[by_place][: missing - int(smaller.sum())]
     removed += np.bincount(np.concatenate([column[smaller], column[ties]]), minlength=len(d))
-    return torch.from_numpy(removed)[order.permutation.cpu()]
+    return torch.from_numpy(removed)[order.permutation]
 
 
 def check_budget(budget: object, pattern: Pattern) -> str | tuple[float, ...]:
