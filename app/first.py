@@ -1,7 +1,7 @@
 """The first pictures of a server that has just started. They are the example's and ship with the app.
 
-Torch, transformers and the model take seconds to read. Until then the pages about layers show what they will show of
-the example, from a file that `python -m tests.benchmarks.example_study first` makes. Nothing here imports torch.
+Torch, transformers and the model take seconds to load. Meanwhile the pages about layers show the example's pictures
+from a file that `python -m tests.benchmarks.example_study first` makes. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import Any
 import streamlit as st
 
 FILE = Path(__file__).with_name("first.json.gz")
-# By page: pixels that its choices will take, above the pictures, and the widths of its columns.
+# Height of a page's choices above its pictures, in pixels, and the widths of its columns.
 SIDE_BY_SIDE = [1.3, 1.0]
 PAGES = {"": (164, [5.0, 1.6]), "layers": (136, SIDE_BY_SIDE), "layer": (98, [1.0]), "order_lab": (98, SIDE_BY_SIDE)}
-drawn = threading.Event()  # once a page has sent what it has, the server reads its modules
-ready = threading.Event()  # they are read
+drawn = threading.Event()  # set once a page is sent; then the server imports its modules
+ready = threading.Event()  # set once they are imported
 
 
 @cache
 def pictures() -> dict[str, Any]:
-    """Title of each page, and its pictures by theme, page and layer; nothing where the file is damaged."""
+    """The titles by page, and the pictures by theme, page and layer; {} if the file is damaged."""
     try:
         return json.loads(gzip.decompress(FILE.read_bytes()))
     except (OSError, EOFError, ValueError):
@@ -35,7 +35,7 @@ def pictures() -> dict[str, Any]:
 
 
 def draw(page: str, query: dict[str, str]) -> None:
-    """Shows a page's title at once, and its pictures of the example where that is what the address asks for."""
+    """Shows a page's title at once, and pictures of the example if the address asks for the example."""
     stored = pictures()
     if page in stored.get("titles", ()):
         st.title(stored["titles"][page])
@@ -48,14 +48,14 @@ def draw(page: str, query: dict[str, str]) -> None:
 
 
 def of_layer(page: str, layer: str, theme: str) -> bool:
-    """Shows the picture of an example layer, while its inputs are read; says whether there is one."""
+    """Shows the stored picture of an example layer while its inputs are read; returns whether the picture exists."""
     drawings = pictures().get(theme, {}).get(f"{page} {layer}", [])
     place(page, drawings)
     return bool(drawings)
 
 
 def place(page: str, drawings: Sequence[dict[str, Any]]) -> None:
-    """Shows pictures where the page will have them; the left column of Order lab is for an order."""
+    """Shows pictures where the page will draw its figures; the left column of Order lab holds the order."""
     columns = st.columns(PAGES[page][1])[1 if page == "order_lab" else 0 :]
     for column, drawing in zip(columns, drawings, strict=False):
         with column:
@@ -63,7 +63,7 @@ def place(page: str, drawings: Sequence[dict[str, Any]]) -> None:
 
 
 def show(picture: dict[str, Any]) -> None:
-    """A drawing, not a figure: the browser has it before it has read Plotly."""
+    """Shows an SVG drawing, which needs no Plotly in the browser."""
     source = base64.b64encode(picture["svg"].encode()).decode()
     st.html(
         f'<div class="figure-title"><b>{picture["finding"]}</b><span>{picture["what"]}</span></div>'

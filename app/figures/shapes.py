@@ -88,7 +88,7 @@ class Chart:
         self.figure.update_xaxes(**(({"dtick": whole_step(count)} if count else {}) | axis))
 
     def y(self, *, count: Any = 0, top: Any = None, **axis: Any) -> None:
-        """The same for the y axis, which ends at a positive `top`."""
+        """Settings of the y axis, which ends at a positive `top`."""
         span = {} if top is None else {"range": [0, top or 1]}
         self.figure.update_yaxes(**(({"dtick": whole_step(count)} if count else {}) | span | axis))
 
@@ -115,7 +115,7 @@ class Chart:
         self.figure.add_scatter(x=x, y=y, line=line, marker=marker, **options)
 
     def level(self, y: float, span: tuple[float, float], name: str, dash: str = "dash") -> None:
-        """A broken horizontal line that the legend names, where a text beside it would cover data."""
+        """A broken horizontal line that is named in the legend, because a text beside it would cover data."""
         self.line(list(span), [y, y], Style(self.ink.text, name, dash), "", width=1.5, mode="lines")
 
     def points(self, x: Any, y: Any, look: Style, hover: str, *, size: Any = 9, **properties: Any) -> None:
@@ -126,7 +126,7 @@ class Chart:
         add(x=x, y=y, marker=marker, **({"mode": "markers", "name": look.label} | _hover(hover) | properties))
 
     def rings(self, x: Any, y: Any, name: str, *, size: float = 20, colour: str = MARK, **properties: Any) -> None:
-        """Rings around marks or cells that are chosen, or special."""
+        """Rings around chosen or special marks or cells."""
         look = Style(colour, name, symbol="circle-open")
         self.points(x, y, look, "", size=size, marker={"line": {"width": 2.5}}, **properties)
 
@@ -280,7 +280,7 @@ class Shrunk(NamedTuple):
     """A matrix small enough to show."""
 
     array: np.ndarray  # (cells down, cells across); dtype kept
-    rows: int  # that one cell stands for
+    rows: int  # rows in one cell
     columns: int
     note: str  # the same in words
 

@@ -1,4 +1,4 @@
-"""How the methods get there, on the chosen layer: a sweep, its refit, stages and ADMM race each other."""
+"""How solvers lower the error of the chosen layer: a sweep, its refit, stages and ADMM, step by step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STEP = 1.0  # products
 
 
 def draw(run: PruningRun | None) -> None:
-    """`run` is the one on the page, which may have pruned other layers than the study has."""
+    """Draws the race; `run` is the run on the page, which may have pruned other layers than the study."""
     study, layer = components.require_layer("Here the solvers behind the methods race each other on one layer")
     is_grouped = parse_sparsity(study.setup.sparsity).is_grouped
     solvers = [name for name in SOLVERS if not (is_grouped and name == "stages")]  # stages cannot reach N:M

@@ -1,4 +1,4 @@
-"""Copies on screen: what each is, its layers, its text, how to take it away, and its tuning."""
+"""Copies on screen: numbers, layers, texts, downloads and tuning."""
 
 from collections.abc import Callable
 from functools import partial
@@ -34,7 +34,7 @@ Section = Callable[[PruningRun, list[RunReport]], None]
 
 
 def sections(run: PruningRun, models: list[RunReport]) -> dict[str, Section]:
-    """Parts of the results that have something to show."""
+    """The parts of the results that have content."""
     parts: dict[str, tuple[Section, Any]] = {
         TABLE: (what_you_get, True),
         LAYERS: (layers, len(layer_table(models[1:]))),
@@ -45,7 +45,7 @@ def sections(run: PruningRun, models: list[RunReport]) -> dict[str, Section]:
 
 
 def of_another_setup(run: PruningRun) -> None:
-    """Says which set-up these results have, where another set-up is chosen now."""
+    """Says which set-up these results have, if another set-up is chosen now."""
     setup = run.setup
     if setup.to_texts(session.setup()).keys() <= {"sparsity", "layers", "stream"}:  # which a run names itself
         return
@@ -108,7 +108,7 @@ def _rows(models: list[RunReport]) -> list[dict[str, str]]:
 
 
 def _take_away(run: PruningRun, models: list[RunReport]) -> None:
-    """A copy's files and the pages that go on with it."""
+    """A copy's files, and links to pages that use the copy."""
     copies = models[1:]
     with st.expander("Take a copy away", icon=":material/download:", key="prune-take", on_change="rerun") as part:
         if not part.open:
@@ -170,7 +170,7 @@ def _files(model: RunReport, run: PruningRun) -> None:
 
 
 def _says(model: RunReport, form: str, whole: bool) -> str:
-    """What the file is for, and what it costs; `whole`: all layers were pruned."""
+    """Which programs read the file, and which precision it loses; `whole`: all layers were pruned."""
     if form == PACKED:
         return (
             "To the bit: `rose.load_model` reads the folder, `rose unpack` makes a plain folder of it. Other programs "

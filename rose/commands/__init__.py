@@ -1,6 +1,6 @@
 """The commands; `shared` and `terminal` serve several.
 
-A command is a function of its own name that takes its specification of `rose.recipe`, and the console for progress;
+A command is a function with the command's name. It takes its specification of `rose.recipe` and a console for progress;
 results go to standard output.
 """
 
@@ -21,7 +21,7 @@ MODULES = {
 
 
 def command(run: str) -> Callable[..., int | None]:
-    """The function that does what a specification of this name says; imported on demand, with torch and transformers.
+    """The function of this command, imported on demand with torch and transformers.
 
     It returns the exit status, None for 0.
     """
@@ -32,10 +32,10 @@ def command(run: str) -> Callable[..., int | None]:
 
 class Output(Console):
     """Standard output, or error, without markup. A broken pipe, as in `rose models | head`, drops the rest of the
-    output and leaves the exit status as it is."""
+    output and keeps the exit status."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(markup=False, emoji=False, **options)  # or N:M: would be a picture
+        super().__init__(markup=False, emoji=False, **options)  # with emoji, N:M: would become a picture
 
     def on_broken_pipe(self) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())

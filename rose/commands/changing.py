@@ -1,6 +1,6 @@
 """`rose prune`, `slim` and `tune`: commands that write a changed copy of a model.
 
-The first two may tune what they have pruned, too.
+The first two can also tune the result.
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ def prune(spec: Prune, console: Console) -> int:
 
 
 def _load(spec: Any, console: Console) -> tuple[Any, PreTrainedModel, Any]:
-    """The specification with its number format, the model to change, and the tokenizer.
+    """The specification with the number format resolved, the model to change, and the tokenizer.
 
-    Raises RoseError, before the model is loaded, unless its copy can be written, and for a checkpoint whose tuning was
-    begun for other minutes.
+    Raises RoseError, before the model is loaded, if its copy cannot be written, or if the checkpoint was begun with
+    another --tune.
     """
     shared.check_saving(spec)
     begun = begun_with(spec.checkpoint and spec.checkpoint / TUNED, "minutes")
@@ -97,13 +97,13 @@ def _load(spec: Any, console: Console) -> tuple[Any, PreTrainedModel, Any]:
 
 
 def _print_pruned(report: rose.RunReport) -> None:
-    """Prints every pruned layer, with errors on held-out tokens where there are any, and what pruning has done."""
+    """Prints every pruned layer, with errors on held-out tokens if there are any, and a summary."""
     table, summary = report.layers, report.summary
     errors = ["relative_error", "held_out_error"]
     if summary["target"] == "dense":
         held_out = table["held_out_target_error"].notna().any()
         errors = ["held_out_error", "held_out_target_error"] if held_out else ["relative_error", "target_error"]
-    rounded = "bits" in summary  # 80 columns do not hold all
+    rounded = "bits" in summary  # 80 columns cannot show all
     shown = [*errors, "pruning_error", "rounding_error"] if rounded else ["relative_range", *errors]
     terminal.print_table(table[["layer", "sparsity", *shown]], "Layers")
     mean = f"Mean relative error on calibration tokens: {summary['mean_relative_error']:.4f} of layers' own outputs"
@@ -129,7 +129,7 @@ def _print_pruned(report: rose.RunReport) -> None:
 
 
 def slim(spec: Slim, console: Console) -> int:
-    """Takes heads, channels or decoder blocks out; what is left may then be pruned."""
+    """Removes heads, channels or decoder blocks; the rest may then be pruned."""
     slimming, pruning = _options(spec)
     settings = SlimSettings(**slimming)
     rest = RunSettings(**pruning).layer if pruning else None
@@ -146,7 +146,7 @@ def slim(spec: Slim, console: Console) -> int:
         _check_rest(model, possible.kinds if possible else (), rest)
         is_dense = pruning["target"] == "dense"
         estimates.append(partial(estimate_memory, method=rest.method, dense_targets=is_dense))
-        # Of a model that is a little larger than it will be.
+        # Estimated for a model slightly larger than the result.
         cost = partial(estimate_cost, model, sweeps=sweeps_of([rest.method]), passes=2, compute=DEFAULT)
         seconds += cost(target=pruning["target"], **sizes).seconds
     shared.tell_cost(spec, "Slimming and pruning" if rest else "Slimming", seconds, estimates, model, console)
@@ -176,7 +176,7 @@ def slim(spec: Slim, console: Console) -> int:
 def _options(spec: Slim) -> tuple[dict[str, Any], dict[str, Any]]:
     """Keywords of `rose.prune_structured` and of `rose.prune_model`; the latter are empty without --prune.
 
-    With --prune the target's damping may be for that alone.
+    With --prune, the target's damping may apply to pruning alone.
     """
     target = spec.target or "layer"
     damping = None if spec.prune and target == "layer" else spec.target_damping
@@ -200,7 +200,7 @@ def _check_rest(model: PreTrainedModel, kinds: Sequence[str], settings: Settings
 
 
 def _print_slimmed(report: rose.RunReport) -> None:
-    """Prints what is left of every reduced part with its errors, and then of the model."""
+    """Prints the size and errors of every reduced part, and then of the model."""
     summary, (slimmed, *rest) = report.summary, report.stages
     if len(parts := slimmed.layers):
         errors = ["target_error", "held_out_target_error"]
@@ -227,13 +227,13 @@ def _print_slimmed(report: rose.RunReport) -> None:
 
 
 def tune(spec: Tune, console: Console) -> int:
-    """Trains the weights that pruning has kept towards the dense model; zeros stay."""
+    """Trains the kept weights towards the dense model; zeros stay."""
     settings = TuneSettings(**spec.pick(TuneSettings.fields()))
     shared.check_saving(spec)
     earlier = report_beside(expand(spec.pruned))
     spec = shared.settle_dtype(spec, spec.pruned)
     dense, tokenizer = shared.load(spec, console, spec.dense)
-    if has_tokenizer(spec.pruned):  # and its chat template, which a copy keeps
+    if has_tokenizer(spec.pruned):  # with its chat template, which the copy keeps
         model, tokenizer = shared.load(spec, console, spec.pruned)
     else:
         model, _ = shared.load(spec, console, spec.pruned, tokenizer=spec.dense)
@@ -263,11 +263,11 @@ def draw_texts(spec: Prune | Slim, model: nn.Module, tokenizer: Any, evaluated: 
     """Windows for --tune, drawn before pruning; None without --tune.
 
     Raises RoseError for a short text, too little memory, a model that is already as sparse, or a checkpoint that was
-    begun on other windows.
+    begun with other windows.
     """
     if spec.tune is None:
         return None
-    if isinstance(spec, Prune):  # tuning needs a denser teacher
+    if isinstance(spec, Prune):  # tuning needs a denser model as its target
         zeros, weights = count_zeros(Network(model).select(spec.layers))
         if zeros >= spec.pattern.ratio * weights:
             raise rose.RoseError(
@@ -275,7 +275,7 @@ def draw_texts(spec: Prune | Slim, model: nn.Module, tokenizer: Any, evaluated: 
                 f"for --tune after sparsity {spec.sparsity}; give the model it was pruned from, or leave --tune out."
             )
     sizes = tuning_draw(spec.length)._asdict()
-    dense = sum(parameter.nbytes for parameter in model.parameters())  # is read once more
+    dense = sum(parameter.nbytes for parameter in model.parameters())  # it is loaded again
     check_memory(Network(model), sizes["length"], compute=getattr(spec, "compute", "auto"), besides=dense)
     texts = _texts(spec, tokenizer, evaluated, **sizes)
     if begun_with(spec.checkpoint and spec.checkpoint / TUNED, "tokens") not in (None, texts_digest(*texts)):
@@ -313,7 +313,7 @@ def _tune_after(spec: Prune | Slim, console: Console, model: nn.Module, texts: T
 
 @dataclass(frozen=True)
 class Tuned:
-    """The report of tuning, None before the first step, and the exception that stopped it, if any."""
+    """The report of tuning, None before the first step, and the exception that stopped tuning, if any."""
 
     found: TuneReport | None = None
     stopped: BaseException | None = None
@@ -344,7 +344,7 @@ class Tuned:
         terminal.say(f"Held-out perplexity {before:.2f} -> {after:.2f}, dense {dense:.2f}; {result}")
 
     def status(self) -> int:
-        """The exit status; raises the exception that stopped tuning, other than Ctrl-C."""
+        """The exit status; raises the exception that stopped tuning, except Ctrl-C."""
         if self.stopped and not isinstance(self.stopped, KeyboardInterrupt):
             raise self.stopped
         return CANCELLED if self.stopped else 0

@@ -94,12 +94,12 @@ def sample(spec: DiffuseSample, console: Console) -> None:
         how = spec.pick(("steps", "seed", "guidance"))
         with terminal.bar(console, f"Drawing with {name}") as follow:
             rows.append(rose.draw_pictures(pipeline, conditions, **how, tick=follow))
-    parts = zip(*(row.split(PER_ROW) for row in rows), strict=True)  # the same pictures of all models below each other
+    parts = zip(*(row.split(PER_ROW) for row in rows), strict=True)  # pictures of the same noise stand below each other
     write_sheet(spec.output, [row for part in parts for row in part])
     above = f", those of {spec.beside} above" if spec.beside else ""
     drawn = ""
     if is_garments(pipeline):
-        # Of a row, from left to right.
+        # Names of the pictures of a row, from left to right.
         names = [GARMENTS[number] for number in conditions[:PER_ROW] if isinstance(number, int)]
         drawn = f": {', '.join(names)}{', and so on' if len(conditions) > PER_ROW else ''}"
     terminal.say(f"{spec.output} has {count(len(rows[0]), 'picture')}{above}{drawn}")
@@ -164,7 +164,7 @@ def _read_prompts(path: str | None) -> list[str] | None:
 
 
 def _read_classes(text: str | None) -> list[int] | None:
-    """Names of garments, or numbers as classes of other models have them."""
+    """Classes from names of garments, or from numbers for other models."""
     if text is None:
         return None
     classes = {name.lower(): number for number, name in enumerate(GARMENTS)}

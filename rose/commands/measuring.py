@@ -1,6 +1,6 @@
 """`rose analyze`, `compare`, `damage`, `evaluate` and `check`: commands that measure a model and do not change it.
 
-Rows of `compare` and `damage` are kept as they come.
+`compare` and `damage` write each row as soon as it is measured.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def analyze(spec: Analyze, console: Console) -> None:
     network = Network(model)
     facts: dict[str, Any] = {"samples": spec.samples, "length": spec.length, "held_out_samples": spec.held_out}
     facts |= {"bos_token": network.bos_in_front(tokens), "rotated_heads": rotated_heads(model)}
-    # What was used, not what was requested.
+    # The settings that were used, which may differ from the requested ones.
     precision = network.precision(chosen.pop("compute"))
     facts |= {"compute": precision.describe()["compute"], "environment": precision.environment(network.device)}
     if most.layer is not None:
@@ -105,7 +105,7 @@ def analyze(spec: Analyze, console: Console) -> None:
 
 
 class _MostColumnar:
-    """The most columnar layer so far of those that are not too wide to try orders on."""
+    """The most columnar layer so far among layers that are narrow enough to try orders on."""
 
     def __init__(self) -> None:
         self.layer: tuple[str, Tensor, rose.InputStatistics] | None = None
@@ -177,7 +177,7 @@ def compare(spec: Compare, console: Console) -> None:
     kinds = {(settings.layer.method, settings.target == "dense") for settings in runs}
     memory = partial(estimate_memory, layers=spec.layers, sequential=spec.true_sequential)
     estimates = [partial(memory, method=name, dense_targets=dense) for name, dense in kinds]
-    copied = count_parameters(model) * parse_dtype(spec.dtype).itemsize  # the dense weights, to go back to
+    copied = count_parameters(model) * parse_dtype(spec.dtype).itemsize  # a copy of the dense weights, to restore them
     shared.tell_cost(spec, "Comparing", len(seeds) * once + passes, estimates, model, console, besides=copied)
     with terminal.bar(console, "Comparing") as follow:
 
@@ -189,7 +189,7 @@ def compare(spec: Compare, console: Console) -> None:
         for row in comparison.compare_methods(model, draw, windows, done=folder.rows, progress=begin, **chosen):
             folder.add(row)
             console.print(f"{row.method} {row.sparsity} seed {row.seed}: perplexity {row.perplexity:.2f}")
-    if not folder.rows:  # a launched process without a run
+    if not folder.rows:  # this process had no run
         return
     for where in dict.fromkeys(row.environment for row in folder.rows):  # rows of different ones are not compared
         rows = [row for row in folder.rows if row.environment == where]
@@ -272,7 +272,7 @@ def _measure_damage(spec: Damage, chosen: dict[str, Any], folder: DamageFolder, 
 
 
 def _print_damage(report: DamageReport) -> None:
-    """What the model loses by its units, and how well error told."""
+    """Prints the damage of each unit, and how well the error predicts it."""
     table, summary = report.units, report.summary
     ranked = table.sort_values("damage", ascending=False)
     shown = ranked[["unit", "held_out_error", "drift", "damage", "standard_error"]]
@@ -355,7 +355,7 @@ def check(spec: CheckCopies, console: Console) -> int:
 
 
 def _print_errors(layers: pd.DataFrame) -> None:
-    """Prints what compensation recovered in the first `SHOWN` layers, if errors were measured."""
+    """Prints how much compensation recovered in the first `SHOWN` layers, if errors were measured."""
     if layers.empty:
         return
     table = layers.head(SHOWN)[["layer", *ERRORS, "recovered"]].dropna(axis=1, how="all").rename(columns=ERRORS)
@@ -380,7 +380,7 @@ def _print_pair(pair: tuple[str, str], models: dict[str, Any], checks: dict[str,
 
 
 def _write_checks(path: Path, checks: dict[str, CheckpointCheck], tables: dict[tuple[str, str], pd.DataFrame]) -> None:
-    """One check as it is; of several a list, and what is between them."""
+    """Writes one check, or a list of several with their comparisons."""
     if len(checks) == 1:
         return write_file(path, next(iter(checks.values())).to_json())
     between = [{"checkpoints": pair, "layers": json_rows(table)} for pair, table in tables.items()]

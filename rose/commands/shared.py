@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 LONG = 10.0  # seconds; a longer run prints its estimated time
 TEXTS = ("calibration", "evaluate", "text", "second")
-HEADER = ("model", "dtype", "calibration", "seed", "bos", "rotate")  # of a report's header, see `origin`
+HEADER = ("model", "dtype", "calibration", "seed", "bos", "rotate")  # fields in a report's header, see `origin`
 Asked = TypeVar("Asked", bound=Spec)
 Saved = Prune | Slim | Tune
 
@@ -57,7 +57,7 @@ def load(spec: Any, console: Console, name: str | None = None, **options: Any) -
 
 
 def settle_dtype(spec: Asked, name: str) -> Asked:
-    """The specification with the number format of this model in place of "auto". Texts are checked first."""
+    """The specification with this model's number format in place of "auto". Texts are checked first."""
     check_texts(spec)
     if spec.dtype != STORED:  # type: ignore[attr-defined]
         return spec
@@ -70,7 +70,7 @@ def check_texts(spec: Any) -> None:
     for text in TEXTS:
         if getattr(spec, text, None) is not None:
             text_file(getattr(spec, text))
-    if "held_out" in fields and spec.calibration is not None and spec.run != "tune":  # `tune` makes do with two windows
+    if "held_out" in fields and spec.calibration is not None and spec.run != "tune":  # `tune` needs only two windows
         check_text(spec.calibration, spec.held_out, spec.length)
     if getattr(spec, "rotate", None):
         check_samples(spec.samples)
@@ -121,7 +121,7 @@ def tell_cost(
 
 
 def calibration(spec: Any, tokenizer: Any, **changed: int) -> tuple[Tensor, Tensor | None, list[str]]:
-    """Calibration and held-out windows, (samples, length), and cautions about them; `changed`: another seed."""
+    """Calibration and held-out windows, (samples, length), and cautions about them. `changed` overrides the seed."""
     cautions: list[str] = []
 
     def warn(caution: str) -> None:
@@ -132,7 +132,7 @@ def calibration(spec: Any, tokenizer: Any, **changed: int) -> tuple[Tensor, Tens
 
 
 def rotate(spec: Any, model: Any, tokens: Tensor, console: Console) -> None:
-    """Rotates heads, if asked to, where that lowers the error of the methods; prints how many."""
+    """Rotates heads, if requested, where this lowers the error of the methods; prints how many."""
     if not spec.rotate:
         return
     options = spec.pick(("layers", "compute", *SettingsOptions.__optional_keys__))
@@ -162,7 +162,7 @@ def losses(model: Any, windows: Tensor, console: Console, doing: str, compute: s
 def check_saving(spec: Saved) -> None:
     """Raises RoseError, before a model is loaded, unless its copy can be written."""
     output.check_output(spec.output)
-    # The output folder must still be empty once the run is over.
+    # The output folder must stay empty until the run is over.
     if spec.checkpoint:
         output.check_folder(spec.checkpoint)
     if spec.checkpoint and spec.checkpoint.resolve().is_relative_to(spec.output.resolve()):
@@ -170,7 +170,7 @@ def check_saving(spec: Saved) -> None:
 
 
 def check_room(spec: Saved, model: nn.Module, removed: float = 0.0) -> None:
-    """Raises RoseError unless the copy will fit on the disk; `removed`: parameters that will not be in it."""
+    """Raises RoseError unless the copy fits on the disk; `removed`: the number of parameters that it will lack."""
     parameters = list(model.parameters())
     stored = sum(parameter.nbytes for parameter in parameters)
     output.check_room(spec.output, round(stored - removed * parameters[0].itemsize))
@@ -201,8 +201,8 @@ class Outcome:
         return {f"perplexity_{stage}": perplexity_of(by_window), f"losses_{stage}": by_window.tolist()}
 
     def save(self, model: PreTrainedModel, report: rose.RunReport) -> rose.RunReport:
-        """Saves the model with its report, then evaluates it, and returns the report with what came out: a model whose
-        evaluation fails is there all the same."""
+        """Saves the model with its report, then evaluates it, and returns the report with the perplexity. The saved
+        model stays if its evaluation fails."""
         folder, workers = self.spec.output, Workers.here()
         windows = 0 if self.windows is None else len(self.windows)
         report = report.with_summary(

@@ -1,4 +1,4 @@
-"""`rose smaller`: a table of smaller copies, measured here; writes the best."""
+"""`rose smaller`: measures smaller copies on this machine, prints their table, and writes the best."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KEYS = {goal.replace(" ", "-"): goal for goal in GOALS}  # of --write
 
 
 def smaller(spec: Smaller, console: Console) -> int:
-    """Returns 130 where Ctrl-C has ended measuring; the table and the best copy so far are written all the same."""
+    """Returns 130 if Ctrl-C has ended measuring; the table and the best copy so far are still written."""
     if launched_place()[1] > 1:
         raise rose.RoseError("smaller measures in one process; start it without torchrun.")
     start = time.perf_counter()
@@ -68,7 +68,7 @@ def smaller(spec: Smaller, console: Console) -> int:
 
 
 def _measure(bench: Bench, folder: SmallerFolder, seconds: float, console: Console) -> None:
-    """Measures rows, the most promising first, until no further one fits into the time."""
+    """Measures rows, the most promising first, until no further row fits into the time."""
     end = time.perf_counter() + seconds
     with terminal.bar(console, "Measuring") as follow:
         while way := bench.best_next(end - time.perf_counter()):
@@ -109,7 +109,7 @@ def _write(spec: Smaller, bench: Bench, recommendations: Sequence[Recommendation
 
 
 def _print(rows: Sequence[Row]) -> None:
-    """What fits into 80 columns; table.csv has intervals and all other columns."""
+    """Prints the columns that fit into 80 characters; table.csv has intervals and all other columns."""
     table = pd.DataFrame(
         {
             "way": [row.name for row in rows],

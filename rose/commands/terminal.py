@@ -20,7 +20,7 @@ from rose.commands import Output
 from rose.wording import duration
 
 MINUTE = 60.0  # seconds between lines of progress
-MAX_ROWS = 40  # of a table on the terminal; files have them all
+MAX_ROWS = 40  # most rows of a table on the terminal; files have all rows
 NARROW: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0)}  # tables of numbers, to fit into 80 columns
 
 
@@ -31,16 +31,16 @@ def say(*sentences: str) -> None:
 
 
 class Follow(Protocol):
-    """Moves a progress bar, by the progress of a run or by a share of all there is to do; may rename it."""
+    """Moves a progress bar by the progress of a run or by a share of the work; may rename the bar."""
 
     def __call__(self, progress: rose.Progress | float, doing: str = ...) -> None: ...
 
 
 @contextmanager
 def bar(console: Console, doing: str, total: int = 100) -> Iterator[Follow]:
-    """A progress bar on the console for progress and remarks; gives what moves it.
+    """A progress bar on the console; yields the function that moves it.
 
-    A `Progress` moves it a step per layer, with fractions of the work in between; a share moves it over `total` steps.
+    A `Progress` moves the bar one step per layer, with fractions between; a share moves it over `total` steps.
     """
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -64,7 +64,7 @@ def bar(console: Console, doing: str, total: int = 100) -> Iterator[Follow]:
                 shown.update(task.id, description=doing, total=progress.layers, completed=done, note=note)
             else:
                 done = round(progress * total)
-                if done < task.completed:  # another piece of work, with a clock of its own
+                if done < task.completed:  # another piece of work, with its own clock
                     shown.reset(task.id, total=total)
                 shown.update(task.id, description=doing, completed=done)
             if console.is_terminal or time.monotonic() - last < MINUTE:
@@ -78,14 +78,14 @@ def bar(console: Console, doing: str, total: int = 100) -> Iterator[Follow]:
         try:
             yield follow
         finally:
-            shown.live.transient = not task.completed  # nothing to do, or refused: no bar stays
+            shown.live.transient = not task.completed  # no bar stays if nothing was done
 
 
 def print_table(table: pd.DataFrame, title: str) -> None:
     """Prints the first `MAX_ROWS` rows of a table to standard output; its first column has names.
 
-    Numbers are never cut. In a narrow terminal, heads break between words, names lose their common beginning, which the
-    title then has, and long names continue on the next line.
+    Numbers are never cut. In a narrow terminal, headings wrap, the title takes over the common beginning of names, and
+    long names continue on the next line.
     """
     console = Output()
     names, *columns = (
@@ -94,7 +94,7 @@ def print_table(table: pd.DataFrame, title: str) -> None:
     )
     first, *heads = (name.replace("_", " ") for name in table.columns)
     widths = [max(map(len, [*head.split(), *column])) for head, column in zip(heads, columns, strict=True)]
-    # For the first column: a column has a space on both sides, the table one more.
+    # The width of the first column: a column has a space on both sides, the table one more.
     room = console.width - sum(widths) - 2 * len(widths) - 3
     if max(map(len, names), default=0) > room and (shared := _shared(names)):
         names, title = [name.removeprefix(shared) for name in names], f"{title}, names without {shared}"

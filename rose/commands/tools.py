@@ -1,6 +1,6 @@
 """`rose models`, `run`, `inspect`, `pack`, `unpack`, `export`, `report` and `app`: they list, convert, draw or run.
 
-The one place where this package reaches for the app, which comes with it and is no part of it.
+Only here this package imports the app, which is installed with it and is not part of it.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from rose.recipe.tools import App, Export, Inspect, Models, Pack, Unpack, WriteR
 from rose.rows import csv_text
 from rose.wording import number, size, whole
 
-WIDTH = 140  # letters of a line of the tree
-SHOWN = 10  # tensors that have a line of their own
-LESS = 0.95  # of the stored bits, below which those are named that the values use
+WIDTH = 140  # characters in a line of the tree
+SHOWN = 10  # most tensors that get their own line
+LESS = 0.95  # share of the stored bits; below it the bits that the values use are printed
 DIFFERENCES = ["name", "status", "moved", "change", "cosine", "rows", "columns"]
 
 
@@ -86,7 +86,7 @@ def run(recipe: Recipe, console: Console) -> int:
 
 
 def inspect(spec: Inspect, console: Console) -> None:
-    """Prints what is in a file of tensors, or how two differ."""
+    """Prints the contents of a file of tensors, or how two files differ."""
     for path in filter(None, (spec.output, spec.json_file)):
         check_file(path)
     with TensorFiles(spec.file) as files, terminal.bar(console, "Reading") as follow:
@@ -136,7 +136,7 @@ def _print_file(name: str, table: pd.DataFrame) -> None:
 
 
 def pack(spec: Pack, console: Console) -> None:
-    """Writes a checkpoint folder without the room that zeros take."""
+    """Writes a checkpoint folder that stores no zeros."""
     packed, output = _written(spec, console, "Packing", "-packed", pack_folder)
     terminal.say(f"Written to {output}: {size(packed.stored)} instead of {size(packed.plain)}", *packed.remarks())
     used = {*weight_files(folder := expand(spec.folder)), folder / LOW_RANK_FILE}
@@ -197,7 +197,7 @@ def app(spec: App, _console: Console, arguments: Sequence[str]) -> None:
 
 
 def app_script() -> Path:
-    """Where the app's entry point lies, installed beside this package or in a checkout; RoseError where it does not."""
+    """The app's entry point, installed beside this package or in a checkout. Raises RoseError if it is missing."""
     home = Path(__file__).parents[2]
     for path in (home / "rose_explorer" / "app" / "main.py", home / "app" / "main.py"):
         if path.is_file():
@@ -206,7 +206,7 @@ def app_script() -> Path:
 
 
 def app_module(name: str, subject: str, needed: Sequence[str]) -> ModuleType:
-    """A module of the app, imported on demand, as `rose` works without the app and its packages.
+    """A module of the app, imported on demand, because `rose` works without the app and its packages.
 
     Raises RoseError if the app or a needed package is missing; `subject` begins the sentence.
     """
@@ -215,5 +215,5 @@ def app_module(name: str, subject: str, needed: Sequence[str]) -> ModuleType:
         install = "install them with `pip install 'rose-explorer[app]'`"
         raise rose.RoseError(f"{subject} needs {' and '.join(missing)}; {install}.")
     if str(home) not in sys.path:
-        sys.path.insert(0, str(home))  # installed, the package `app` lies where nobody else's import finds it
+        sys.path.insert(0, str(home))  # once installed, the package `app` is outside the import path
     return import_module(f"app.{name}")

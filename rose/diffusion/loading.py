@@ -22,7 +22,7 @@ from rose.model.network.layers import write_low_rank
 from rose.report import RunReport, new_checkpoint
 
 PACKAGED = "garments"
-OWN_CLASS = "GarmentPipeline"  # what a saved pipeline's index calls the packaged model's
+OWN_CLASS = "GarmentPipeline"  # class name of the packaged model's pipeline in its saved index
 
 
 def load_diffusion(name: str | Path = PACKAGED, *, dtype: str | torch.dtype = "float32") -> Any:
@@ -52,7 +52,7 @@ def load_diffusion(name: str | Path = PACKAGED, *, dtype: str | torch.dtype = "f
 
 
 def save_diffusion(pipeline: Any, folder: str | Path, *, report: RunReport | None = None) -> None:
-    """Writes a pipeline folder, whole or not at all, with the report of its run where given. After OATS
+    """Writes a pipeline folder, whole or not at all, with the report of its run, if given. After OATS
     low_rank.safetensors holds the factors beside the dense weights, as by `rose.save_model`. Raises RoseError where the
     folder exists and is not empty, or cannot be written."""
     with new_checkpoint(folder, report) as temporary:

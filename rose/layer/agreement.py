@@ -6,9 +6,9 @@ compared with W by weighted least squares:
 
     cosine = Σ v w / s² / sqrt(Σ v²/s² · Σ w²/s²)      slope = Σ v w / s² / Σ w²/s²
 
-The tangent of its angle is judged beside the layer's median tangent. A column has no such weights, and the column of a
-massive activation may lawfully turn round, because only its product with another column is determined. A column is
-therefore wrong only where other weights explain it. All limits come from sane copies: see docs/check.md.
+The tangent of its angle is compared with the layer's median tangent. Columns have no such variances, and the column of
+a massive activation may reverse lawfully, because only its sum with another column is determined. So a column is wrong
+only if other weights explain it. All limits come from sane copies: see docs/check.md.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ NEGATED, OTHERS, OTHERS_NEGATED, SHIFTED, REVERSED, CONSTANT, SCALED, UNLIKE_DEN
     *("negated", "another one's", "another one's, negated", "shifted", "reversed", "constant", "scaled", "unlike"),
     *("empty", "other count", "changed", "absurd"),
 )
-CORRECTED = (UNLIKE_DENSE, NEGATED)  # what a correction towards the dense model may look like
-TELLING, FEW = 16, 4  # fewest kept weights whose direction is judged, where weights moved or stayed
-STILL, MOVED = 2**-7, 0.1  # relative residuals below which nothing is judged, where weights stayed or moved
-ROW_ANGLE, COLUMN_ANGLE = 15.0, 12.0  # tangents of wrong rows and odd columns, by the layer's median
+CORRECTED = (UNLIKE_DENSE, NEGATED)  # a correction towards the dense model may look like these
+TELLING, FEW = 16, 4  # fewest kept weights that show a direction: where weights moved, where they stayed
+STILL, MOVED = 2**-7, 0.1  # least relative residuals judged: where weights stayed, where they moved
+ROW_ANGLE, COLUMN_ANGLE = 15.0, 12.0  # least tangents of wrong rows and odd columns, over the layer's median
 ROW_SCALE = 2.0  # logarithm of a slope, by tangent
-COLUMNS_LAWFUL = 0.02  # share of a layer's columns that may turn round
+COLUMNS_LAWFUL = 0.02  # share of a layer's columns that may reverse
 NEGATIVE = {(1, 32): 20.0, (1, 128): 20.0, (32, 32): 20.0, (128, 128): 20.0}  # Σ −v w / s² of a tile
 RESIDUAL = {(32, 32): 8.0, (128, 128): 5.0}  # mean r² / s² of a tile
-ONE_RESIDUAL, SEVERAL = 1000.0, 3  # r² / s² of a changed weight where weights stayed; such weights that make a tile
+ONE_RESIDUAL, SEVERAL = 1000.0, 3  # r² / s² of a changed weight where weights stayed; fewest such weights in a tile
 LAYER = 0.3  # cosine of a whole layer below which no part is judged
 LARGEST = 16.0  # times the largest dense weight
-PRIOR = 8  # weights of the layer's mean that a variance begins with
-EXPLAINED, TRADED = 0.7, 0.85  # cosine with weights that explain a part; of a column whose input trades with others
+PRIOR = 8  # weights with the layer's mean variance that are added to each column
+EXPLAINED, TRADED = 0.7, 0.85  # least cosines with weights that explain a part, and a column where weights moved
 CHANCE = 5.0  # standard deviations of a cosine of random directions
-SEARCHED = 512  # most parts of a kind
-LIKE = 4.0  # by the layer's usual tangent: weights of another scale and the same direction
+SEARCHED = 512  # most parts of a kind that are searched
+LIKE = 4.0  # over the layer's median tangent: another scale, the same direction
 LIKE_ITSELF = 1.0  # logarithm of a slope, by tangent: a column that was negated and not compensated
-MOSTLY = 0.6  # share of turned signs in what is negated
+MOSTLY = 0.6  # least share of opposite signs in a negated part
 SAME_SIGN = 0.75  # share of signs that must agree with the weights that explain a part
-ITS_OWN = 0.5  # cosine above which weights are the part's own, with either sign
-PIECE = 0.3  # share of the kept weights of a row or column
+ITS_OWN = 0.5  # absolute cosine above which a part still holds its dense weights
+PIECE = 0.3  # least share of a row's or column's kept weights that makes it odd
 SAME_COUNT = 0.9  # share of rows that keep the same number of weights
-SAMPLED, NEARLY = 64, 0.95  # rows that are looked at for a whole layer, and the share that must agree
-GROWN = 1.3  # norm of a row beside its dense norm, by the layer's median
-SHOWN = 8  # rectangles that are named
-EMPTIED = 4  # dense weights of an empty row that are above the mean of their column's kept ones
+SAMPLED, NEARLY = 64, 0.95  # rows sampled from a whole layer, and the share that must agree
+GROWN = 1.3  # norm of a row over its dense norm, relative to the layer's median
+SHOWN = 8  # most rectangles that are reported
+EMPTIED = 4  # fewest dense weights of an empty row above the mean kept weight of their column
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ class Misfit:
     rows: tuple[int, int]  # first and last
     columns: tuple[int, int]
     kept: int  # nonzeros of V
-    opposite: int = 0  # nonzeros of V with another sign than in W
+    opposite: int = 0  # nonzeros of V with the opposite sign in W
     cosine: float = 0.0  # between V and W
-    factor: float = 1.0  # slope of V on W, by the layer's slope
-    source: int | None = None  # row or column of W whose weights the first row or column of the part holds
-    shift: int = 0  # columns to the right for a row, rows down for a column
+    factor: float = 1.0  # slope of V on W, relative to the layer's slope
+    source: int | None = None  # the row or column of W that is now the first row or column of the part
+    shift: int = 0  # how far: columns to the right for a row, rows down for a column
     value: float = 0.0  # of CONSTANT and WEIGHT
     dense: float = 0.0  # of WEIGHT: its value in W, or for ABSURD the largest value of W
-    may_be_lawful: bool = False  # whether weights alone cannot tell it from compensation
+    may_be_lawful: bool = False  # whether weights alone cannot distinguish it from compensation
 
 
 @torch.no_grad()
@@ -99,8 +99,8 @@ def misfits(before: Tensor, after: Tensor) -> tuple[Misfit, ...]:
     if layer.is_still:
         odd = (layer.residual > ONE_RESIDUAL) & ~tiles.repeat_interleave(32, 1)[:, : dense.shape[1]]
         parts += [_weight(CHANGED, layer.pruned, layer.dense, place) for place in _first(odd)]
-    # Parts of rows that have grown may be lawful: a correction towards the dense model adds more than a row's own
-    # weights where the row writes into a massive channel of the residual stream.
+    # Grown rows may be lawful: where a row writes into a massive channel of the residual stream, a correction towards
+    # the dense model can exceed the row's own weights.
     growth = pruned.norm(dim=1) / dense.norm(dim=1).clamp_min(1e-30)
     grown = growth > GROWN * growth.median()
     for number, part in enumerate(parts):
@@ -112,13 +112,13 @@ def misfits(before: Tensor, after: Tensor) -> tuple[Misfit, ...]:
 
 @dataclass(frozen=True)
 class _Layer:
-    """V and W where V keeps weights, and how far the columns of this layer move."""
+    """V and W where V keeps weights, and how much the columns of this layer vary."""
 
     # dense, pruned: W where V is not zero, and V, (out, in); zero in rows and columns that were taken out
     dense: Tensor
     pruned: Tensor
     moved: Tensor  # kept weights that differ from W and from W rounded to 16 bits, (out, in) bool
-    is_still: bool  # whether most rows or most columns have no such weight
+    is_still: bool  # whether most rows or most columns have no moved weight
     slope: float  # of V on W over ordinary rows
     variance: Tensor  # of residuals V − slope · W by column, (in,)
 
@@ -143,7 +143,7 @@ class _Layer:
         return STILL if self.is_still else MOVED
 
     def _fitted(self, ordinary: Tensor) -> _Layer:
-        """With the variance of these rows, (out,) bool."""
+        """The same layer with slope and variance fitted to the `ordinary` rows, (out,) bool."""
         dense, pruned = (self.dense, self.pruned) if ordinary.all() else (self.dense[ordinary], self.pruned[ordinary])
         squares, counts = (pruned - self.slope * dense).square().sum(0), (pruned != 0).sum(0)
         total = counts.sum().clamp_min(1)
@@ -153,7 +153,7 @@ class _Layer:
         return replace(self, variance=variance.clamp_min(1e-30))
 
     def without(self, numbers: Tensor, axis: int) -> _Layer:
-        """Without these rows (axis 0) or columns (axis 1); the variance is fitted again to all other rows."""
+        """The layer without these rows (axis 0) or columns (axis 1), with the variance of all other rows."""
         ordinary = torch.ones(self.dense.shape[axis], dtype=torch.bool, device=self.dense.device)
         ordinary[numbers] = False
         left = ordinary[:, None] if axis == 0 else ordinary
@@ -161,8 +161,8 @@ class _Layer:
         return layer._fitted(ordinary) if axis == 0 else layer
 
     def _fits(self, axis: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of rows, weighted (axis 1), or columns (axis 0): tangent, slope, Σ v w, and whether there are enough kept
-        weights to judge the direction."""
+        """Of rows, weighted (axis 1), or columns (axis 0): tangent, slope, Σ v w, and whether enough weights are kept
+        to show a direction."""
         pairs = ((self.dense, self.dense), (self.dense, self.pruned), (self.pruned, self.pruned))
         if axis == 1:
             energy, product, square = ((x * y) @ (1 / self.variance) for x, y in pairs)
@@ -178,7 +178,7 @@ class _Layer:
         return float(tangent[enough].median()) if enough.any() else 0.0
 
     def odd_rows(self) -> Tensor:
-        """Numbers of rows of another direction or scale than the layer's."""
+        """Numbers of rows whose direction or scale differs from the layer's."""
         tangent, slope, product, enough = self._fits(1)
         opposite, counts = (self.dense * self.pruned < 0).sum(1), (self.pruned != 0).sum(1)
         odd = (-product > NEGATIVE[1, 128]) & (opposite > MOSTLY * counts)
@@ -189,8 +189,8 @@ class _Layer:
         return self._whole(odd, 1)
 
     def odd_columns(self) -> Tensor:
-        """Numbers of columns of another direction than the layer's, and where kept weights did not move of any other
-        scale."""
+        """Numbers of columns whose direction differs from the layer's, or whose scale differs where kept weights
+        stayed."""
         tangent, slope, _, enough = self._fits(0)
         if not enough.any():
             return self._whole(enough, 0)
@@ -200,7 +200,7 @@ class _Layer:
         return self._whole(enough & odd, 0)
 
     def _whole(self, odd: Tensor, axis: int) -> Tensor:
-        """Numbers of odd rows or columns; where weights stayed, only if more than a piece of them has moved."""
+        """Numbers of odd rows or columns; where weights stayed, only if more than a `PIECE` of their weights moved."""
         if self.is_still:
             odd = odd & (self.moved.sum(axis) > PIECE * (self.pruned != 0).sum(axis))
         return odd.nonzero().flatten()
@@ -211,13 +211,13 @@ class _Layer:
         return (self.pruned - self.slope * self.dense).square() / self.variance
 
     def odd_tiles(self) -> Tensor:
-        """Which runs of 32 columns of each row lie in a tile of another direction, (out, runs) bool."""
+        """The runs of 32 columns that lie in a tile of another direction, (out, runs) bool."""
         if self.is_still:
             return _runs((self.residual > ONE_RESIDUAL).float()) >= SEVERAL
         negative = -(self.dense * self.pruned) / self.variance
         matrices = ((self.pruned != 0).float(), (negative > 0).float(), negative, self.residual)
         runs = [_runs(matrix) for matrix in matrices]
-        # A row may lawfully move more than others, in all its columns: its residuals count by its usual one.
+        # A whole row may lawfully move more than others: its residuals are relative to its usual residual.
         runs[3] = runs[3] / (runs[3] / runs[0].clamp_min(1)).median(1, keepdim=True).values.clamp_min(1)
         odd = torch.zeros_like(runs[0], dtype=torch.bool)
         for (rows, columns), limit in NEGATIVE.items():
@@ -261,7 +261,7 @@ def _weight(kind: str, pruned: Tensor, dense: Tensor, place: Tensor) -> Misfit:
 def _part(
     axis: str, rows: tuple[int, int], columns: tuple[int, int], dense: Tensor, pruned: Tensor, slope: float
 ) -> Misfit:
-    """A part with its numbers; `dense` and `pruned`: its weights in W and V, flat."""
+    """Measures a part; `dense` and `pruned` are its weights in W and V, flat."""
     dense = torch.where(pruned == 0, 0, dense)
     product, energy = float(dense @ pruned), float(dense @ dense)
     return Misfit(
@@ -277,7 +277,7 @@ def _part(
 
 
 def _named(axis: str, layer: _Layer, dense: Tensor, pruned: Tensor, numbers: Tensor) -> list[Misfit]:
-    """What happened to these rows or columns; neighbours of the same fate are joined."""
+    """Names the fault of each of these rows or columns; neighbours with the same fault are joined."""
     if not len(numbers):
         return []
     if axis == COLUMN:
@@ -305,7 +305,7 @@ def _named(axis: str, layer: _Layer, dense: Tensor, pruned: Tensor, numbers: Ten
 
 
 def _by_angle(part: Misfit, layer: _Layer, usual: float, may_turn: bool) -> Misfit:
-    """Of a row or column that no other weights explain: whether it is negated, scaled, or unlike its dense weights."""
+    """Names a row or column that no other weights explain: negated, scaled, or unlike its dense weights."""
     tangent = float(_tangent(torch.tensor(abs(part.cosine))))
     usual += layer.floor
     if part.cosine < -ITS_OWN and tangent < (ROW_ANGLE if part.axis == ROW else COLUMN_ANGLE) * usual:
@@ -318,9 +318,9 @@ def _by_angle(part: Misfit, layer: _Layer, usual: float, may_turn: bool) -> Misf
 
 
 def _explained(part: Misfit, vector: Tensor, least: float, explanations: Mapping[Misfit, Tensor]) -> Misfit:
-    """Names a row or column whose weights are all equal, or are in another part of W; else returns the part as it is.
+    """Names a row or column whose weights are all equal, or come from another part of W; else returns it unchanged.
 
-    Others explain it where their cosine is above `least`; `explanations`: what the part would be -> these weights."""
+    Weights explain it if their cosine is above `least`; `explanations`: the part as it would be named -> weights."""
     mask = vector != 0
     if part.kept > 1 and bool((vector[mask] == vector[mask][0]).all()):
         return replace(part, kind=CONSTANT, value=float(vector[mask][0]))
@@ -334,8 +334,8 @@ def _explained(part: Misfit, vector: Tensor, least: float, explanations: Mapping
 
 
 def whole_fate(before: Tensor, after: Tensor) -> str | None:
-    """What happened to a layer V that is unlike W, (out, in) each, as the end of a sentence; None where unknown. A
-    sample of rows and columns decides."""
+    """Why a layer V is unlike W, (out, in) each, as the end of a sentence; None if unknown. A sample of rows and
+    columns decides."""
     dense, pruned = before.float(), torch.nan_to_num(after.float(), 0, 0, 0)
     mask = pruned != 0
     if _cosine(pruned, torch.where(mask, dense, 0)) < -EXPLAINED:
@@ -355,7 +355,7 @@ def whole_fate(before: Tensor, after: Tensor) -> str | None:
 
 
 def _source(dense: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
-    """The row of W that each of these rows is most like over its nonzeros, and the cosine with it."""
+    """For each of these rows, the row of W that is most like its nonzeros, and their cosine."""
     energy = (parts != 0).float() @ dense.square().T
     cosines = parts @ dense.T / (energy.sqrt() * parts.norm(dim=1, keepdim=True)).clamp_min(1e-30)
     best = cosines.abs().argmax(1)
@@ -363,7 +363,7 @@ def _source(dense: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _shift(dense: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
-    """The rotation to the right by which each row of W is most like its part, and the cosine then."""
+    """For each part, the shift to the right that makes its row of W most like it, and their cosine."""
     length = dense.shape[1]
     turned = torch.fft.rfft(torch.stack([dense, dense.square()])).conj()
     reads = torch.stack([parts, (parts != 0).float()])
@@ -376,7 +376,7 @@ def _shift(dense: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _joined(parts: list[Misfit]) -> list[Misfit]:
-    """Neighbouring rows or columns of the same fate as one part."""
+    """Joins neighbouring rows or columns with the same fault."""
     joined: list[Misfit] = []
     for part in parts:
         if not joined or not _continues(joined[-1], part):
@@ -410,7 +410,7 @@ def _continues(last: Misfit, part: Misfit) -> bool:
 
 
 def _empty_rows(dense: Tensor, pruned: Tensor) -> list[Misfit]:
-    """Rows without a weight, although several of their dense weights are large among what their columns keep."""
+    """Rows without a weight, although several of their dense weights are above the mean kept weight of the column."""
     mask = pruned != 0
     empty = (~mask.any(1)).nonzero().flatten()
     if not len(empty):
@@ -423,7 +423,7 @@ def _empty_rows(dense: Tensor, pruned: Tensor) -> list[Misfit]:
 
 
 def _other_counts(pruned: Tensor, reported: set[int]) -> list[Misfit]:
-    """Rows that keep another number of weights, where nearly all keep the same; without those that have a name."""
+    """Rows that keep another number of weights than nearly all rows do; without `reported` rows."""
     counts, last = (pruned != 0).sum(1), pruned.shape[1] - 1
     usual = int(counts.mode().values)
     if float(((counts - usual).abs() <= 1).float().mean()) < SAME_COUNT or usual in (0, last + 1):
@@ -435,7 +435,7 @@ def _other_counts(pruned: Tensor, reported: set[int]) -> list[Misfit]:
 
 
 def _tiles(layer: _Layer, odd: Tensor) -> list[Misfit]:
-    """Odd runs of 32 columns, joined where they fill most of a rectangle."""
+    """Odd runs of 32 columns, joined if they fill most of a rectangle."""
     rest = odd.clone()
     parts: list[Misfit] = []
     while rest.any() and len(parts) < SHOWN:

@@ -20,7 +20,7 @@ from rose.layer.pattern import BLOCK_SIZE, Pattern
 from rose.layer.registry import check_name_or_seed
 from rose.layer.statistics import InputStatistics, is_finite
 
-# Of the learned basis. 200 steps or a rate of 0.05 end within 0.015 of it (docs/lab-notes/orders.md); 30 lose 0.03.
+# Of the learned basis. 200 steps or a rate of 0.05 change it by 0.015 (docs/lab-notes/orders.md); 30 lose 0.03.
 STEPS, RATE = 60, 0.02
 
 
@@ -48,7 +48,7 @@ class Heads:
     block_size: int
 
     def sums(self, of_heads: Tensor) -> Tensor:
-        """Sums over the heads of each group, (groups, ...)."""
+        """Sums a tensor, (heads, ...), over the heads of each group: (groups, ...)."""
         total = of_heads.new_zeros(self.layout.groups, *of_heads.shape[1:])
         return total.index_add_(0, torch.tensor(self.layout.group, device=of_heads.device), of_heads)
 
@@ -78,8 +78,8 @@ def find_rotations(
 
 
 def gathered(heads: Heads) -> Tensor:
-    """Eigenvectors of Σ_h H_hh + (tr H_hh / ‖W_h‖²) W_hᵀW_h over the heads of a group, which count inputs and
-    weights alike; the largest first."""
+    """Eigenvectors of Σ_h H_hh + (tr H_hh / ‖W_h‖²) W_hᵀW_h over the heads of a group, so that inputs and weights count
+    alike; the largest first."""
     gram = torch.einsum("ohd,ohe->hde", heads.weight, heads.weight)
     size = gram.diagonal(dim1=1, dim2=2).sum(1)
     energy = heads.hessian.diagonal(dim1=1, dim2=2).sum(1)
@@ -97,7 +97,7 @@ def random_basis(heads: Heads, seed: int = 0) -> Tensor:
     return (first * second.diagonal(dim1=1, dim2=2).sign()[:, None]).to(heads.weight.device)
 
 
-@torch.inference_mode(False)  # a caller's inference mode has no gradients
+@torch.inference_mode(False)  # gradients are needed, also in a caller's inference mode
 def learned(heads: Heads) -> Tensor:
     """Steps of Adam from the gathered basis towards less potential loss of S², S = |W'|·sqrt(H'_jj), which adds up
     to the layer's error where inputs are uncorrelated."""
@@ -135,11 +135,11 @@ def rotate_columns(matrix: Tensor, layout: HeadLayout, rotations: Tensor) -> Ten
 
 
 def rotate_statistics(statistics: InputStatistics, layout: HeadLayout, rotations: Tensor) -> InputStatistics:
-    """What the rotated output projection reads: Rᵀ H R, and Rᵀ of the mean, if any."""
+    """Statistics of the rotated output projection's inputs: Rᵀ H R, and Rᵀ times the mean, if any."""
     half = rotate_columns(statistics.hessian, layout, rotations)
     hessian = rotate_columns(half.mT.contiguous(), layout, rotations)
     hessian = (hessian + hessian.mT) / 2
-    hessian.diagonal().clamp_min_(0)  # of a direction that no input has, rounding may leave less
+    hessian.diagonal().clamp_min_(0)  # rounding may leave less than 0 for a direction that no input has
     rotated = InputStatistics.from_hessian(hessian.float(), statistics.tokens)
     rotated.total_weight = statistics.total_weight
     rotated._sum = rotate_columns(statistics._sum[None], layout, rotations)[0].float()

@@ -1,7 +1,7 @@
-"""What one weight matrix shows by itself, its zeros, grid and norms; and what happened to it: W before, and V, which
-somebody has pruned, tuned, merged or quantized.
+"""Facts of one weight matrix (zeros, grid, norms), and how V, which somebody pruned, tuned, merged or quantized,
+differs from W before.
 
-Nothing here asks how V was made. It may come in runs of rows, so that a large matrix is never in memory whole.
+Nothing here depends on how V was made. V may come in runs of rows, so that a large matrix is never whole in memory.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from rose.errors import RoseError
 from rose.layer.agreement import Misfit, misfits, whole_fate
 
 GROUPS = (2, 4, 8, 16, 32)  # M of the N:M patterns that are tried
-NEARLY = 0.95  # share of the groups that keep exactly N, above which the others break a pattern
+NEARLY = 0.95  # least share of groups that keep exactly N; all other groups break the pattern
 BLOCK = 128  # columns of a block, in SparseGPT's and ROSE's programs and here
 GRIDS = ("row", 128, 64, 32)  # columns that share a scale, the coarsest first
 LEVELS = (4, 8, 16, 32, 64, 256)  # values of grids of 2, 3, 4, 5, 6 and 8 bits
-TELLING = 8  # fewest nonzeros that show a grid, and fewest such groups
+TELLING = 8  # fewest nonzeros of a group that show a grid, and fewest such groups
 COMMON = 32  # columns of a group in which a common value is counted
 SAMPLED_ROWS, FEW_ROWS = 64, 16  # rows in which grids are sought, and rows that can rule a grid out
 FORMATS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -30,8 +30,8 @@ STANDS_OUT = 4.0  # times the median norm, or a quarter of it
 
 @dataclass(frozen=True)
 class FoundPattern:
-    """The pattern of zeros: "none" without zeros, "N:M", "row" (every row has the same number, up to one, and at least
-    one), "block" (every block of 128 columns has), or "layer"."""
+    """The pattern of zeros: "none" without zeros, "N:M", "row" (all rows have equally many zeros, up to one, and at
+    least one), "block" (all blocks of 128 columns do), or "layer"."""
 
     name: str
     keep: int = 0  # N of N:M, at most N nonzeros in every M consecutive input columns; 0 for other patterns
@@ -53,20 +53,20 @@ class FoundGrid:
 
 @dataclass(frozen=True)
 class WeightFacts:
-    """Of a matrix V, (out, in); all but `not_finite` is of its finite entries."""
+    """Facts of a matrix V, (out, in); all except `not_finite` are of its finite entries."""
 
     shape: tuple[int, int]
     not_finite: int  # entries that are NaN or infinite
     zeros: int
     pattern: FoundPattern  # of the zeros
     grid: FoundGrid | None  # of the nonzeros
-    format_of_16_bits: str | None  # in which all entries of some rows are exact
-    common: float  # mean share of 32 columns with one and the same value other than 0, as on a grid with an offset
+    format_of_16_bits: str | None  # that stores all entries of some sampled rows exactly
+    common: float  # mean share of 32 columns with one common value other than 0, as on a grid with an offset
     largest: float  # magnitude
     largest_at: tuple[int, int]  # row and column of the first such weight
     row_norms: Tensor  # (out,)
     column_norms: Tensor  # (in,)
-    zero_rows: tuple[int, ...]  # numbers of those without a nonzero
+    zero_rows: tuple[int, ...]  # numbers of rows without a nonzero
     zero_columns: tuple[int, ...]
 
     @property
@@ -177,12 +177,12 @@ class FactsOf:
 
 
 def count(mask: Tensor) -> int:
-    """How many are True; NumPy counts bytes at once, ten times as fast as a sum."""
+    """Counts True; NumPy counts bytes at once, ten times as fast as a sum."""
     return int(np.count_nonzero(mask.numpy())) if mask.device.type == "cpu" else int(mask.sum())
 
 
 def rounded_to(before: Tensor, after: Tensor) -> str | None:
-    """The format of 16 bits in which V is W rounded, None where it is not."""
+    """The format of 16 bits in which V is W rounded; None if V is not."""
     return next((name for name, dtype in FORMATS.items() if torch.equal(before.to(dtype).float(), after.float())), None)
 
 
@@ -194,7 +194,7 @@ def find_pattern(mask: Tensor) -> FoundPattern:
         if pattern:
             return pattern
     columns, by_row, by_column = mask.shape[1], [], torch.zeros(mask.shape[1], device=mask.device)
-    for run in mask.split(1024):  # as float32 it takes four times its memory
+    for run in mask.split(1024):  # a run at a time, because float32 takes four times the memory of a mask
         run = run.float()
         by_row.append(run.sum(1))
         by_column += run.sum(0)
@@ -210,7 +210,7 @@ def find_pattern(mask: Tensor) -> FoundPattern:
 
 
 def _grouped(mask: Tensor, of: int) -> FoundPattern | None:
-    """N:M for this M, where nearly all groups keep the same N; zeros that came by themselves may make it fewer."""
+    """N:M for this M, if nearly all groups keep the same N; weights that were 0 already may leave fewer."""
     if mask.shape[1] % of or mask.shape[1] == of:
         return None
     left = (~mask).unflatten(1, (-1, of)).sum(2, dtype=torch.uint8)  # (out, groups)
@@ -225,14 +225,14 @@ def _grouped(mask: Tensor, of: int) -> FoundPattern | None:
 def apparent_grid(weight: Tensor) -> FoundGrid | None:
     """The grid of fewest levels that nonzero weights, (out, in), lie on, with a scale for each row or group of columns.
 
-    Symmetric grids are multiples of a step, found by division by the largest weight; other grids by their few values,
-    where there are clearly more places for them.
+    Symmetric grids are multiples of a step, found by division by the largest weight. Other grids are found by their few
+    values, if clearly more nonzeros than values are there.
     """
     grids = []
     for group in GRIDS:
         columns = weight.shape[1] if group == "row" else int(group)
         if weight.shape[1] % columns == 0 and (group == "row" or columns < weight.shape[1]):
-            # Most weights lie on none, which few rows show.
+            # Most weights lie on no grid, and a few rows show that.
             groups, sample = (some_rows(weight, most).reshape(-1, columns) for most in (FEW_ROWS, SAMPLED_ROWS))
             levels = (_multiples(groups) or _few_values(groups)) and (_multiples(sample) or _few_values(sample))
             grids += [FoundGrid(levels, None if group == "row" else columns)] if levels else []
@@ -256,7 +256,7 @@ def _multiples(parts: Tensor) -> int | None:
     scaled, fits = parts / parts.abs().amax(1, keepdim=True), torch.zeros(len(parts), dtype=torch.bool)
     for steps in (*range(1, 17), 127, 128):
         multiple = scaled * steps
-        # A format of 16 bits rounds the weight itself, which shows where steps are many.
+        # A format of 16 bits rounds the weight itself, which matters if a grid has many steps.
         fits |= ((multiple - multiple.round()).abs().amax(1) <= 0.02 + steps * (2**-8 if steps <= 16 else 2**-13)).cpu()
         if fits.float().mean() >= NEARLY:
             return next(levels for levels in LEVELS if 2 * steps <= levels)
@@ -275,8 +275,8 @@ def _few_values(parts: Tensor) -> int | None:
 
 
 def common_value(weight: Tensor) -> float:
-    """Mean share of each group of 32 columns, over rows, that has its most frequent value, 1/32 without a grid; 0 where
-    that value is 0."""
+    """Share of 32 columns that hold their most frequent value, a mean over rows: 1/32 without a grid; 0 if the value is
+    0."""
     if weight.shape[1] % COMMON:
         return 0.0
     groups = some_rows(weight).reshape(-1, COMMON)
@@ -286,7 +286,7 @@ def common_value(weight: Tensor) -> float:
 
 
 UNLIKE = 0.3  # cosine below which two vectors of weights have nothing to do with each other
-ROUNDING = 2**-8  # of a weight, as bfloat16 rounds it
+ROUNDING = 2**-8  # relative rounding of a weight in bfloat16
 
 
 @dataclass(frozen=True)
@@ -298,14 +298,14 @@ class WeightChange(WeightFacts):
     empty_rows: tuple[int, ...]  # without a nonzero in V, but with one in W
     empty_columns: tuple[int, ...]
     moved: float  # share of V's nonzeros that differ from W; 0 where all are W rounded
-    rounded: str | None  # the format of 16 bits in which V's nonzeros are W
+    rounded: str | None  # the format of 16 bits in which V's nonzeros equal W
     change: float  # ‖V − W‖/‖W‖ over V's nonzeros
     row_change: Tensor  # the same by row, (out,)
     column_change: Tensor  # by column, (in,)
     cosine: float  # of the angle between V and W over V's nonzeros; 0 where V has none
     slope: float  # of V on W over V's nonzeros; 1 where V has none
-    fate: str | None = None  # of a layer that is not like W, see `rose.layer.agreement.whole_fate`
-    misfits: tuple[Misfit, ...] = ()  # parts that do not follow W as the rest does, see `rose.layer.agreement`
+    fate: str | None = None  # why the layer is unlike W, see `rose.layer.agreement.whole_fate`
+    misfits: tuple[Misfit, ...] = ()  # parts that differ from W more than the rest does, see `rose.layer.agreement`
 
     @property
     def is_untouched(self) -> bool:
@@ -365,7 +365,7 @@ def change_by_rows(
 
 
 class _Sums:
-    """Gathers from runs of rows what W and V, or W and V's nonzeros, have in common."""
+    """Sums over runs of rows from which `WeightChange` is computed."""
 
     def __init__(self, shape: tuple[int, int]) -> None:
         self.facts = FactsOf(shape)
@@ -400,16 +400,16 @@ class _Sums:
 
 
 def _share(gap: Tensor, energy: Tensor) -> Tensor:
-    """sqrt(gap / energy); 0 where nothing has changed, infinite where nothing was."""
+    """sqrt(gap / energy); 0 if the gap is 0, infinite if only the energy is 0."""
     return torch.where(gap > 0, gap / energy, 0).sqrt().float()
 
 
 @dataclass(frozen=True)
 class Removal:
-    """How much two masks have in common."""
+    """The overlap of two masks."""
 
     jaccard: float  # |A ∩ B| / |A ∪ B|; 1 where nothing is removed in either
-    chance: float  # what two random masks of these sizes would have
+    chance: float  # the same for two random masks of these sizes
 
 
 def same_removed(first: Tensor, second: Tensor) -> Removal:

@@ -1,4 +1,4 @@
-"""Checks of a layer's numbers: independent measurements of one error, and what a run must guarantee."""
+"""Checks of a layer's numbers: independent measurements of one error, and guarantees of a run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from rose.layer.statistics import InputStatistics
 
 Status = Literal["pass", "look", "fail"]
 
-# float32 sums over a layer keep about five digits, so three honest measurements agree to 1e-3 with room to spare;
-# weights stored in half precision are rounded after the sweep has counted its error, which costs about 1e-2.
+# float32 sums over a layer are exact to about five digits, so three sound measurements agree to 1e-3 with room to
+# spare. Weights stored in half precision are rounded after the sweep has counted its error, which adds about 1e-2.
 AGREE, AGREE_ROUGHLY = 1e-3, 1e-2
 # Held-out over calibration error. Above it the fit is to the calibration tokens as much as to the language; that is
 # a reason to calibrate on more of them, not a mistake.
@@ -32,9 +32,9 @@ class Check:
     """One judgement."""
 
     name: str
-    status: Status  # "look" is not wrong
+    status: Status  # "look" needs a person to look; it is no failure
     finding: str
-    limit: str  # what passes
+    limit: str  # the condition for "pass", in words
 
 
 def worst(checks: Sequence[Check]) -> Status:
@@ -63,7 +63,7 @@ class ErrorMeasures:
 
     @property
     def relative_error(self) -> float:
-        """The quadratic form relative to the dense output; infinite where a layer put out nothing and now does."""
+        """The quadratic form relative to the dense output; infinite if only the dense output is zero."""
         return error.ratio(self.quadratic_form, self.dense)
 
     @property
@@ -101,7 +101,7 @@ def measure_error(
     tokens of the `statistics`."""
     hessian = statistics.hessian
     change = error.difference(weight, result.weight)
-    # Dead columns are cleared before the sweep begins, at no cost, so they are no part of its account.
+    # Dead columns are cleared before the sweep begins, so the sweep does not count them.
     live = change.masked_fill(statistics.dead, 0)
     return ErrorMeasures(
         method=result.method,
@@ -118,7 +118,7 @@ class CurvePoint:
 
     tokens: int
     calibration_error: float  # on these
-    held_out_error: float | None  # on inputs that no fit has seen
+    held_out_error: float | None  # on inputs that no calibration has used
     damping: float
     is_damping_raised: bool = False  # above the requested one
 
@@ -165,7 +165,7 @@ def prefix_lengths(samples: int, length: int) -> list[int]:
 
 
 def check_overfitting(calibration_error: float, held_out_error: float | None) -> Check | None:
-    """Held-out against calibration error; None where nothing was held out."""
+    """Compares the held-out with the calibration error; None if nothing was held out."""
     if held_out_error is None or held_out_error != held_out_error:
         return None
     name = "Over-fitting"
@@ -173,7 +173,7 @@ def check_overfitting(calibration_error: float, held_out_error: float | None) ->
     if calibration_error <= 0:
         return Check(name, "pass" if held_out_error <= 0 else "look", "no calibration error to compare with", limit)
     ratio = held_out_error / calibration_error
-    # Above 1 the pruned layer does worse than a layer that puts out 0.
+    # Above 1 a layer that puts out 0 would be better.
     status: Status = "fail" if held_out_error > 1 else "look" if ratio > OVERFIT else "pass"
     return Check(name, status, f"held-out error {held_out_error:.4f} is {ratio:.2f} times the calibration error", limit)
 
@@ -188,13 +188,13 @@ class RealisedSparsity:
     requested: float  # fraction of the layer's weights
     realised: float
     deviation: int  # largest difference from the promised count in any unit, in weights
-    allowed: int  # what rounding of a rank may add to that
+    allowed: int  # the deviation that rounding of a rank may cause
     left: int  # removed weights that are not zero; always 0 beside a low-rank part
     of_unit: tuple[int, int]  # the promised count of the largest unit, and its weights
 
     @property
     def check(self) -> Check:
-        """Whether the promise was kept to the weight."""
+        """Whether every unit has exactly its promised count."""
         good = self.deviation <= self.allowed and self.left == 0
         per = {"group": "N:M group", "parameters": "layer, in parameters"}.get(self.unit, self.unit)
         finding = f"{100 * self.realised:.3f} % removed of {100 * self.requested:.3f} % asked; "
@@ -229,14 +229,14 @@ def realised_sparsity(result: LayerResult, sparsity: float | str | Pattern) -> R
 
 
 def _promise(result: LayerResult, pattern: Pattern) -> tuple[str, Tensor, Tensor, int]:
-    """Unit, removed and promised weights per unit, and the deviation that rounding may cause."""
+    """The unit, removed and promised weights per unit, and the deviation that rounding may cause."""
     mask, (rows, columns) = result.mask, result.mask.shape
     if pattern.is_grouped:
         groups = mask.view(rows, columns // pattern.of, pattern.of).sum(-1).flatten()
         return "group", groups, torch.full_like(groups, pattern.of - pattern.keep), 0
     if result.low_rank is not None:
         removed = torch.tensor([mask.numel() - result.parameters])
-        # The rank is rounded down, and each row of the sparse part to a whole number of weights.
+        # The rank is rounded down, and each row of the sparse part keeps a whole number of weights.
         return "parameters", removed, torch.tensor([pattern.count(mask.numel())]), rows + columns + rows
     if result.budget == "row":
         per_row = mask.sum(1)
@@ -249,9 +249,9 @@ def _promise(result: LayerResult, pattern: Pattern) -> tuple[str, Tensor, Tensor
 
 
 def check_inputs(statistics: InputStatistics, damping: float | None) -> list[Check]:
-    """Whether inputs are finite, live, enough, and H factorized with the requested damping, relative to the mean of
-    diag(H); None leaves the factorization out, which is most of the work."""
-    # |H_ij|² ≤ H_ii H_jj, so one look at the diagonal finds every NaN and infinity of the inputs.
+    """Checks that inputs are finite, live and enough, and that H can be factorized with the requested damping, relative
+    to the mean of diag(H). With None H is not factorized, which saves most of the work."""
+    # |H_ij|² ≤ H_ii H_jj, so the diagonal shows every NaN and infinity of the inputs.
     wrong = int((~torch.isfinite(statistics.diagonal)).sum())
     columns, dead, tokens = statistics.columns, int(statistics.dead.sum()), statistics.tokens
     seen = f"{wrong} of {columns} input columns saw NaN or infinity" if wrong else f"all {columns} columns are finite"
@@ -273,7 +273,7 @@ def check_inputs(statistics: InputStatistics, damping: float | None) -> list[Che
 
 
 def judge_damping(used: float, damping: float, is_raised: bool) -> Check:
-    """The damping of a run; an expert of few tokens may have more than requested without `is_raised`, see
+    """Checks the damping of a run. An expert with few tokens may have more than requested without `is_raised`: see
     `LayerRecord.is_damping_raised`."""
     limit = f"{damping:g} of the mean diagonal, as asked"
     if is_raised:

@@ -1,7 +1,7 @@
-"""How a layer is columnar: the block that stands out, and why; and the figures of the ROSE paper (arXiv 2603.05878,
-figure 1) for one layer, in numbers.
+"""Why a layer is columnar: the block that stands out, and its cause. Also the numbers of the ROSE paper's figure 1
+(arXiv 2603.05878) for one layer.
 
-The relative range is high where one block loses much more than the others, and where one loses much less.
+The relative range is high if one block loses much more, or much less, than the others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rose.layer.statistics import InputStatistics
 
 APART = 1.25  # factor below which a block's weights or inputs count as typical
 NOTHING = 1e-12  # stands for 0 where a ratio is taken as a logarithm
-LEADS = 2.0  # times as far out, in logarithms, as the other must a cause be to be named alone
+LEADS = 2.0  # a cause is named alone if its logarithm is this many times the other's
 Cause = Literal["inputs", "weights", "both", "neither"]
 
 
@@ -30,20 +30,20 @@ Cause = Literal["inputs", "weights", "both", "neither"]
 class Outlier:
     """The block that makes a layer columnar, or would."""
 
-    block: int  # its loss per column lies furthest from the median block's, as a ratio
+    block: int  # the block whose loss per column has the most extreme ratio to the median block's
     is_strong: bool  # whether it loses more than the median block; else less
     other: int  # the block at the other end
     ratio: float  # of losses per column, `block` over `other`
     # mean norm of its weight columns and inputs, over the median of the other blocks' means
     weight_norm: float
     input_norm: float
-    cause: Cause  # which of the two lies out the way the loss does
-    # attention heads in the block that lie out with it; none where inputs are no heads' outputs
+    cause: Cause  # which of the two deviates in the direction of the loss
+    # attention heads in the block that deviate with it; none if the inputs are not heads' outputs
     heads: tuple[int, ...] = ()
 
 
 def outlier(plan: OrderPlan, weight: Tensor, input_norm: Tensor, heads: int = 0) -> Outlier | None:
-    """The block that stands out; None where no block is worth more than another. `input_norm` is the root mean
+    """The block that stands out; None for a single block, or if no block loses anything. `input_norm` is the root mean
     square of each input, (in,); `heads` lie side by side in the columns, 0 for other inputs."""
     loss = plan.loss_per_column.double().cpu()
     if len(loss) < 2 or loss.max() <= 0:
@@ -56,7 +56,7 @@ def outlier(plan: OrderPlan, weight: Tensor, input_norm: Tensor, heads: int = 0)
     sign = 1.0 if is_strong else -1.0
     by_weight = _against_others(weight.float().norm(dim=0), plan.block_width, block)
     by_input = _against_others(input_norm, plan.block_width, block)
-    # In logarithms, positive the way the loss lies out.
+    # Logarithms, positive in the direction of the loss.
     weights, inputs = (sign * log(max(norm, NOTHING)) for norm in (by_weight, by_input))
     cause: Cause = "inputs" if inputs > LEADS * max(weights, 0.0) else "both"
     if max(weights, inputs) < log(APART):
@@ -83,8 +83,8 @@ def _against_others(norm: Tensor, widths: tuple[int, ...], block: int) -> float:
 
 
 def _heads_of(plan: OrderPlan, block: int, sign: float, heads: int) -> tuple[int, ...]:
-    """The block's heads at least half as far out, by importance, as the furthest of them. Loss would not do: a
-    strong head loses little where a weak one gives up weights in its place."""
+    """The block's heads whose importance deviates at least half as much as the furthest head's. Loss does not show
+    this: a strong head loses little if a weak head in the same block gives up the weights."""
     columns = plan.column_loss.numel()
     if not heads or columns % heads:
         return ()
@@ -101,9 +101,9 @@ def _heads_of(plan: OrderPlan, block: int, sign: float, heads: int) -> tuple[int
 CURVES = ("natural", "two_level", *(f"random:{seed}" for seed in range(5)))
 BARS = ("natural", "columns", "blocks", "two_level")
 LEVELS = (0.6, 0.7, 0.8, 0.9)
-WIDEST = 2048  # columns of a layer that nobody has chosen: some forty sweeps of it take seconds, or a minute
-MOST_BLOCKS = 4096  # of a layer, where a file says so
-MOST_POSITIONS = 16  # of the costliest block; of more blocks some are tried, evenly spaced
+WIDEST = 2048  # columns of a layer that the program chooses: some forty sweeps of it take a minute at most
+MOST_BLOCKS = 4096  # in a file that is read
+MOST_POSITIONS = 16  # tried for the costliest block, evenly spaced among more blocks
 
 
 @dataclass(frozen=True)

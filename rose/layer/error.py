@@ -26,7 +26,7 @@ def quadratic_form(change: Tensor, hessian: Tensor) -> float:
         panel = change[:, start:end]
         below = change[:, end:] @ hessian[end:, start:end]
         product = torch.addmm(below, panel, hessian[start:end, start:end], beta=2)
-        # float64 only for the final sum: millions of float32 terms would lose digits.
+        # Only the final sum is in float64: a sum of millions of float32 terms would lose digits.
         total += (product * panel).sum(dtype=torch.float64)
     return float(total)
 
@@ -44,7 +44,7 @@ def difference(weight: Tensor, pruned: Tensor) -> Tensor:
 
 
 def ratio(change: float, dense: float) -> float:
-    """change / dense of two energies; 0 where both are 0, and at least 0, for rounding can leave `change` below it."""
+    """change / dense of two energies; 0 if both are 0, and at least 0, although rounding can make `change` negative."""
     if dense <= 0:
         return 0.0 if change <= 0 else float("inf")
     return max(change, 0.0) / dense
@@ -56,7 +56,7 @@ def direct_error(weight: Tensor, pruned: Tensor, inputs: Tensor) -> float:
 
 
 def sweep_error(column_error: Tensor, change: Tensor, added: float) -> float:
-    """The undamped error that a sweep's e² amount to: Σ e² − λ‖ΔW‖²."""
+    """The undamped error of a sweep, from its e²: Σ e² − λ‖ΔW‖²."""
     damped = float(column_error.sum(dtype=torch.float64))
     return damped - added * float(change.float().square().sum(dtype=torch.float64))
 
@@ -80,15 +80,15 @@ class MassiveActivation:
 
     channels: tuple[int, ...]  # the fewest with at least `NEARLY_ALL` of trace(H), the most active first
     share: float  # of trace(H)
-    first_share: float  # of their squares, at the first position of windows; NaN where positions are not known
+    first_share: float  # share of the channels' squares at the first position of windows; NaN if positions are unknown
     error: float  # tr(ΔW H' ΔWᵀ) / tr(W H' Wᵀ), where H' is H without their rows and columns
 
     @classmethod
     def find(
         cls, weight: Tensor, pruned: Tensor, statistics: InputStatistics, hessian: Tensor | None = None
     ) -> MassiveActivation | None:
-        """None in a layer without massive activations. W and Ŵ are (out, in); `hessian`, (in, in), of the inputs that
-        the error is on, where they are others."""
+        """None in a layer without massive activations. W and Ŵ are (out, in); `hessian`, (in, in), is of the inputs
+        that the error is on, if these differ."""
         channels = massive_channels(statistics.diagonal)
         if not channels:
             return None
@@ -96,7 +96,7 @@ class MassiveActivation:
         first = statistics.first_share(channels)
         inputs = statistics.hessian if hessian is None else hessian
         mask = torch.ones(weight.shape[1], device=inputs.device)
-        mask[list(channels)] = 0  # of zero weights H's rows and columns count nothing
+        mask[list(channels)] = 0  # with zero weights, H's rows and columns add nothing
         weight, pruned = weight.to(inputs.device), pruned.to(inputs.device)
         change = quadratic_form(difference(weight, pruned).mul_(mask), inputs)
         return cls(channels, share, first, ratio(change, quadratic_form(weight.float() * mask, inputs)))
@@ -104,7 +104,7 @@ class MassiveActivation:
 
 def massive_channels(diagonal: Tensor) -> tuple[int, ...]:
     """The fewest channels that carry at least `NEARLY_ALL` of the input, by diag(H), (in,), the most active first; none
-    where more than `FEW` of all channels are needed, or no input was."""
+    if more than `FEW` of all channels are needed, or all inputs were 0."""
     total = float(diagonal.sum(dtype=torch.float64))
     if not total > 0:
         return ()

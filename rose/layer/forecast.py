@@ -2,8 +2,8 @@
 order.
 
 Removing the weights of column j costs w² d_j with d_j = 1/U_jj²: the part of input j, squared and summed over tokens,
-that the columns still free cannot explain (docs/orders.md). Rows share H, the order and its prices, and each row is
-pruned by itself except for its count. So a sweep of 64 rows forecasts the error of all rows.
+that the columns still free cannot explain (docs/orders.md). Rows share H, the order and its prices. They depend on each
+other only by how many weights each gives up. So a sweep of 64 rows forecasts the error of all rows.
 """
 
 from __future__ import annotations
@@ -61,27 +61,27 @@ class Prices:
 
 def price_columns(plan: OrderPlan, order: str | Order | Tensor | Sequence[int] = "natural") -> Prices:
     """The prices of a layer's columns in an order, as `make_order` takes it, by one factorization. Raises RoseError: a
-    plan without H; as `make_order`."""
+    plan without H, and as `make_order`."""
     factored = _Factored.of(plan, order)
     return Prices.of(factored.order, factored.factor, factored.damped)
 
 
-ROWS = 64  # swept for a forecast
-ROUNDS = 3  # of `best_shares`
-STEP = 0.05  # part of a block's weights, for derivatives
-FLATTEST = 0.05  # least second derivative, relative to the largest; single blocks are noisy
+ROWS = 64  # of W that are swept for a forecast
+ROUNDS = 3  # of Newton's method in `best_shares`
+STEP = 0.05  # difference of a block's share, in parts of its weights, for derivatives
+FLATTEST = 0.05  # least second derivative, relative to the largest, because single blocks are noisy
 AnyOrder = str | Order | Tensor | Sequence[int]
 AnyBudget = str | Sequence[float]
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no one truth value
 class Forecast:
-    """What a sweep by one order and budget will cost.
+    """The forecast error of a sweep by one order and budget.
 
     Attributes:
         budget: "block", "layer", "own", or "best" for `best_shares`.
         error: forecast of `LayerResult.relative_error`.
-        block_error: what each visited block adds to it, (blocks,) float64.
+        block_error: the part of it from each visited block, (blocks,) float64.
         shares: the part of the layer's weights that each visited block gives up, (blocks,) float64.
     """
 
@@ -101,7 +101,7 @@ def forecast(
     budget: AnyBudget = "block",
     **basic: Unpack[PlanOptions],
 ) -> Forecast:
-    """What a sweep will cost; arguments and errors as of `rose.prune_layer`."""
+    """Forecasts the error of a sweep; arguments and errors as of `rose.prune_layer`."""
     check_keywords(basic, {*PlanOptions.__optional_keys__, "order", "budget"})
     return forecasts(weight, hessian, [(order, budget)], **basic)[0]
 
@@ -112,8 +112,8 @@ def forecasts(
     pairs: Sequence[tuple[AnyOrder, AnyBudget]],
     **basic: Unpack[PlanOptions],
 ) -> list[Forecast]:
-    """What sweeps by these orders and budgets will cost; neighbouring pairs of one order share its factor. Other
-    arguments and errors as of `rose.prune_layer`."""
+    """Forecasts the errors of sweeps by these orders and budgets; neighbouring pairs of one order share its factor.
+    Other arguments and errors as of `rose.prune_layer`."""
     sample = _Sample.of(weight, hessian, basic)
     factored: _Factored | None = None
     results = []
@@ -132,10 +132,10 @@ def best_shares(
     order: AnyOrder = "natural",
     **basic: Unpack[PlanOptions],
 ) -> Forecast:
-    """The forecast for the shares that make it least in this order. Raises RoseError as `rose.prune_layer`; N:M, which
-    leaves no shares to choose.
+    """The forecast of this order with the shares that make it least. Raises RoseError as `rose.prune_layer`, and for
+    N:M, which leaves no shares to choose.
 
-    Newton's method finds them from the shares of budget "layer"; a round costs two forecasts a block.
+    Newton's method begins with the shares of budget "layer". A round costs two forecasts for each block.
     """
     check_keywords(basic, {*PlanOptions.__optional_keys__, "order"})
     sample = _Sample.of(weight, hessian, basic)
@@ -157,7 +157,7 @@ def best_shares(
 
 
 def _newton_step(error: Callable[[Tensor], float], at: Forecast, total: float) -> Tensor:
-    """Shares, (blocks,), at the least of a parabola in each block's share, their sum held at `total`."""
+    """Shares, (blocks,), that minimise a parabola in each block's share, with the sum `total`."""
     most = torch.tensor(at.order.widths, dtype=torch.float64) / sum(at.order.widths)
     step, middle = STEP * most, error(at.shares)
     above = torch.tensor([error(at.shares + change) for change in step.diag()], dtype=torch.float64)
@@ -194,12 +194,12 @@ class _Sample:
 
     plan: OrderPlan
     all_rows: Tensor  # W, (out, in) float32, dead columns zero
-    rows: Tensor  # those swept, (sample, in)
+    rows: Tensor  # the rows that are swept, (sample, in)
     energy: float  # tr(W H Wᵀ) of the sample
 
     @classmethod
     def of(cls, weight: Tensor, hessian: Tensor | InputStatistics, basic: PlanOptions) -> _Sample:
-        """Every k-th row by Σ S², so that strong and weak rows are in the sample in their proportion."""
+        """Every k-th row, sorted by Σ S², so that the sample has strong and weak rows in proportion."""
         plan = plan_order(weight, hessian, **basic)
         live = weight.detach().float()
         if plan.pattern.ratio > 0:
@@ -211,7 +211,7 @@ class _Sample:
         return cls(plan, live, rows, quadratic_form(rows, plan.inputs.hessian))
 
     def forecast(self, factored: _Factored, budget: AnyBudget, name: str = "") -> Forecast:
-        """The forecast for a budget or shares, and the name that the result gives them."""
+        """The forecast for a budget or shares; `name` is the name of the shares in the result."""
         order, factor = factored.order, factored.factor
         counts = visited_budget(budget, self.all_rows, factor.diagonal(), self.plan.pattern, order)
         shares = torch.tensor(counts, dtype=torch.float64) / self.all_rows.numel()
@@ -222,8 +222,8 @@ class _Sample:
         return Forecast(order, name, Prices.of(order, factor, factored.damped), error, each, shares)
 
     def swept(self, factored: _Factored, shares: Tensor) -> tuple[Tensor, float]:
-        """The sample's e² by column, (in,) float64, and its relative error without damping, for shares of any sum; N:M
-        reads none."""
+        """The sample's e² by column, (in,) float64, and its relative error without damping. Shares may have any sum;
+        N:M ignores them."""
         sizes = torch.tensor(factored.order.widths) * len(self.rows)
         counts = (shares * self.rows.numel()).round().long().clamp(min=0).minimum(sizes).tolist()
         swept = sweep(self.rows, factored.factor, factored.order, self.plan.pattern, counts, few_rows=True)

@@ -1,5 +1,5 @@
-"""The factor of a Hessian that a sweep reads: dead columns, damping, and U with H⁻¹ = UᵀU, whose rows are those
-of the inverse Hessians of ever fewer columns (GPTQ, Frantar et al. 2022, section 3.3; SparseGPT, section 3.2)."""
+"""The factor of a Hessian that a sweep reads: dead columns, damping, and U with H⁻¹ = UᵀU, whose rows come from the
+inverse Hessians of ever fewer columns (GPTQ, Frantar et al. 2022, section 3.3; SparseGPT, section 3.2)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from rose.layer.statistics import PANEL, InputStatistics
 logger = logging.getLogger(__name__)
 
 MAX_DAMPING = 1.0  # relative to the mean diagonal; beyond it the damping outweighs H
-FIRST_RESCUE = 1e-4  # the least raised damping: tenfold of 0 would stay 0
-IN_PANELS = 1024  # columns from which on a Cholesky factorization in panels is the faster one
+FIRST_RESCUE = 1e-4  # the least raised damping: because ten times 0 is 0
+IN_PANELS = 1024  # from this number of columns on, a Cholesky factorization in panels is faster
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ class DampedHessian:
         return _reversed_inverse(lower)
 
 
-# The last two statistics, each with its tokens and damping; entries are large and die with their statistics.
+# The last two statistics, with their tokens and damping. Entries are large, and are freed with their statistics.
 _remembered: WeakKeyDictionary[InputStatistics, tuple[tuple[int, float], DampedHessian]] = WeakKeyDictionary()
 _lock = Lock()  # the app's sessions prune in threads of their own
 
 
 def damped_hessian(statistics: InputStatistics, damping: float) -> DampedHessian:
     """The damped Hessian of these inputs, remembered: layers and methods that share inputs come one after another."""
-    key = (statistics.tokens, damping)  # tokens tell whether the statistics have grown since
+    key = (statistics.tokens, damping)  # the number of tokens shows whether the statistics have grown
     with _lock:
         remembered = _remembered.get(statistics)
     if remembered is None or remembered[0] != key:
@@ -79,15 +79,15 @@ def factorize(statistics: InputStatistics, damping: float, permutation: Tensor) 
     while True:
         try:
             return damped, damped.natural_factor if is_natural else damped.inverse_factor(permutation)
-        except RoseError:  # a column order changes rounding, so a barely definite H may fail in one and not in another
+        except RoseError:  # rounding depends on the order, so a barely definite H may fail in only some orders
             if damped.damping >= MAX_DAMPING:
                 raise
             damped = damped_hessian(statistics, min(MAX_DAMPING, max(10 * damped.damping, FIRST_RESCUE)))
 
 
 def cholesky(matrix: Tensor) -> tuple[Tensor, bool]:
-    """The lower Cholesky factor, (in, in), and whether there is one; `matrix`, symmetric, is overwritten. Large
-    matrices go in panels, as torch spends more time on clearing the upper triangle (docs/lab-notes/engine.md)."""
+    """The lower Cholesky factor, (in, in), and whether it exists; `matrix`, symmetric, is overwritten. Large matrices
+    are factorized in panels, as torch takes longer to clear the upper triangle (docs/lab-notes/engine.md)."""
     if len(matrix) < IN_PANELS or matrix.is_cuda:
         lower, info = torch.linalg.cholesky_ex(matrix)
         return lower, not info.item()
@@ -107,8 +107,8 @@ def cholesky(matrix: Tensor) -> tuple[Tensor, bool]:
 
 
 def _definite_factor(matrix: Tensor, dead: Tensor, mean: float) -> Tensor | None:
-    """The lower Cholesky factor, (in, in), of a damped H, which is overwritten; None where the pivot of a live
-    column is noise beside `mean`, that of diag(H)."""
+    """The lower Cholesky factor, (in, in), of a damped H, which is overwritten; None if the pivot of a live column is
+    rounding noise beside `mean`, the mean of diag(H)."""
     lower, is_definite = cholesky(matrix)
     pivots = lower.diagonal()[~dead] ** 2
     return lower if is_definite and bool((pivots > torch.finfo(torch.float32).eps * mean).all()) else None
@@ -120,7 +120,7 @@ def spectrum(hessian: Tensor) -> Tensor:
 
 
 def condition_number(hessian: Tensor, damping: float = DAMPING) -> float:
-    """Largest over smallest eigenvalue of the damped Hessian's live columns; 1 where all are dead. Raises RoseError: as
+    """Largest over smallest eigenvalue of the damped Hessian's live columns; 1 if all are dead. Raises RoseError as
     `damp`."""
     damped = damp(hessian, damping)
     live = ~damped.dead
@@ -130,7 +130,7 @@ def condition_number(hessian: Tensor, damping: float = DAMPING) -> float:
 
 def sampling_damping(columns: int, tokens: int) -> float:
     """The damping for an H from few tokens, relative to the mean of diag(H): columns/tokens, at most `MAX_DAMPING`.
-    It is the ridge n·σ²/‖β‖² (Hoerl, Kennard and Baldwin 1975) where others explain half of an input."""
+    It is the ridge n·σ²/‖β‖² (Hoerl, Kennard and Baldwin 1975) if the other inputs explain half of an input."""
     return min(MAX_DAMPING, columns / max(tokens, 1))
 
 
@@ -155,7 +155,7 @@ def damp(hessian: Tensor, damping: float = DAMPING) -> DampedHessian:
     dead = diagonal == 0
     mean = diagonal.mean().item()
     matrix = hessian.float().clone()
-    # A dead column has no off-diagonal entries either, so its 1 decouples from the rest; the mean is without that 1.
+    # A dead column has no off-diagonal entries, so its 1 does not affect other columns. The mean leaves this 1 out.
     matrix.diagonal()[dead] = 1.0
     relative, added = damping, 0.0
     while True:
@@ -176,12 +176,12 @@ def damp(hessian: Tensor, damping: float = DAMPING) -> DampedHessian:
 def solve_on_support(
     weight: Tensor, mask: Tensor, matrix: Tensor, start: Tensor, steps: int, cross: Tensor | None = None
 ) -> Tensor:
-    """Conjugate gradients towards the kept weights that minimise tr((W − Ŵ) M (W − Ŵ)ᵀ + 2 C (W − Ŵ)ᵀ) for a fixed
-    mask; C = GᵀX_p, (out, in), of a gap G that the layer should make good, 0 by default.
+    """Finds by conjugate gradients the kept weights that minimise tr((W − Ŵ) M (W − Ŵ)ᵀ + 2 C (W − Ŵ)ᵀ) for a fixed
+    mask. C = GᵀX_p, (out, in), of a gap G to a dense target, is 0 by default.
 
     All rows at once, each with its own step sizes, preconditioned by the diagonal of M. The error never rises. W is
     (out, in) float32; the mask (out, in), True = removed; M (in, in), definite. Only the kept entries of `start`, (out,
-    in), are used. There are fewer `steps` once the residual has fallen by 1e-6.
+    in), are used. It stops before `steps` once the residual has fallen by 1e-6.
     """
     diagonal = matrix.diagonal()
     solution = start.masked_fill(mask, 0)
@@ -189,7 +189,7 @@ def solve_on_support(
     residual = (residual if cross is None else residual + cross).masked_fill(mask, 0)
     scaled = residual / diagonal
     direction = scaled
-    norm = (residual * scaled).sum(1, keepdim=True)  # squared, of each row's residual
+    norm = (residual * scaled).sum(1, keepdim=True)  # squared norm of each row's residual
     enough = norm * 1e-12
     for _ in range(steps):
         if (norm <= enough).all():
@@ -212,7 +212,7 @@ def shifted_inverse(matrix: Tensor, penalty: float) -> Tensor:
     raised = matrix.clone()
     raised.diagonal().add_(penalty)
     factor, is_definite = cholesky(raised)
-    if not is_definite:  # by less than float32 tells
+    if not is_definite:  # not definite by less than float32 can represent
         raised = matrix.double()
         raised.diagonal().add_(penalty)
         factor = torch.linalg.cholesky(raised)

@@ -1,7 +1,7 @@
 """Masks of the smallest entries, and pre-pruning: how much importance each column and each block would lose (ROSE,
 arXiv 2603.05878, section 3).
 
-Nothing is pruned here: |W|·‖x‖ is a cheap estimate of which columns the sweep will damage.
+Nothing is pruned here: |W|·‖x‖ cheaply estimates which columns the sweep will damage.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def smallest_per_row(score: Tensor, count: int) -> Tensor:
 
 
 def smallest_per_group(score: Tensor, pattern: Pattern) -> Tensor:
-    """N:M mask, (out, in) bool: the of − keep smallest entries of every group of every row."""
+    """N:M mask, (out, in) bool: the M − N smallest entries of every group of every row."""
     rows, columns = score.shape
     grouped = score.reshape(rows, columns // pattern.of, pattern.of)
     return smallest_per_row(grouped, pattern.of - pattern.keep).view(rows, columns)
@@ -67,7 +67,7 @@ def importance(weight: Tensor, mean_square: Tensor) -> Tensor:
 
 def potential_loss(score: Tensor, pattern: Pattern, widths: Sequence[int]) -> Tensor:
     """L: S where pre-pruning would remove the weight, else 0 (ROSE, "pre-pruning"); (out, in). Each block, of these
-    widths left to right, gives up the `round(ratio · size)` smallest of its S; N:M each group."""
+    widths left to right, gives up its `round(ratio · size)` smallest S. Under N:M each group gives up its smallest."""
     if pattern.is_grouped:
         return score * smallest_per_group(score, pattern)
     masks = [smallest(block, pattern.count(block.numel())) for block in score.split(list(widths), dim=1)]

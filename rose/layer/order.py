@@ -2,7 +2,7 @@
 
 The two-level order is ROSE's (arXiv 2603.05878, section 3): columns within each block by column loss, then blocks by
 block loss, both descending. `columns`, `blocks`, `global` and `dealt` sort by the same losses; `hessian`, `inverse`,
-`pivot`, `min_pivot` and `greedy` read H alone, `pivot_weighted` both (docs/orders.md compares them).
+`pivot`, `min_pivot` and `greedy` read H alone, `pivot_weighted` reads H and W (docs/orders.md compares them).
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def plan_from_importance(
     block_size: int = BLOCK_SIZE,
     threshold: float = THRESHOLD,
 ) -> OrderPlan:
-    """The same from a ready importance S, (out, in), as in the paper's worked example."""
+    """As `plan_order`, from a given importance S, (out, in), as in the paper's worked example."""
     check_tensor("S", score)
     if score.ndim != 2 or score.numel() == 0:
         raise RoseError(f"W must be a non-empty (out, in) matrix, but its shape is {tuple(score.shape)}.")
@@ -190,14 +190,14 @@ def plan_from_importance(
 
 
 def live_range(plan: OrderPlan) -> float:
-    """The relative range of the live columns; blocks without one are left out. Dead columns (H_jj = 0) lose nothing,
-    and a block of them makes a layer look columnar."""
+    """The relative range over live columns. Blocks of dead columns (H_jj = 0) are left out: they lose nothing, and make
+    a layer look columnar."""
     losses, widths, split = [], [], list(plan.block_width)
     of_blocks = plan.hessian_diagonal.split(split), plan.column_loss.split(split), plan.importance.split(split, dim=1)
     for diagonal, lost, score in zip(*of_blocks, strict=True):
         alive = diagonal > 0
         if alive.any():
-            if not plan.pattern.is_grouped:  # groups stay whole, so a dead column still takes a place in its own
+            if not plan.pattern.is_grouped:  # N:M groups stay whole, so a dead column keeps its place in its group
                 lost = loss.potential_loss(score[:, alive], plan.pattern, (int(alive.sum()),))
             losses.append(lost.sum())
             widths.append(int(alive.sum()))
@@ -234,8 +234,8 @@ def register_order(name: str) -> Callable[[Arranging], Arranging]:
     """Decorator that makes an order available everywhere by name, and ascending as NAME_ascending. The function
     takes an `OrderPlan` and whether to sort ascending. It returns an `Order`, or a permutation of the columns for
     blocks of the plan's own widths; `sort_columns` makes one from a score. The result is checked. The last
-    registration of a name wins. Raises RoseError for a name that is not one word, or that `make_order` reads as
-    something else."""
+    registration of a name wins. Raises RoseError for a name that is not one word, or that `make_order` reads as another
+    order."""
     reserved = ("random", "custom", "rose")
     check_word(name, "An order")
     if name in reserved or name.endswith("_ascending"):
@@ -301,7 +301,7 @@ def dealt(plan: OrderPlan, ascending: bool) -> Tensor:
     unit = plan.pattern.of or 1
     cards = global_order(plan, ascending).view(-1, unit)
     columns = torch.empty_like(cards)
-    # A block of n cards takes its k-th at (k + ½)/n of the deal, so that a narrow block is not full early.
+    # A block of n columns gets its k-th at (k + ½)/n of the deal, so that a narrow block is not full early.
     counts = [width // unit for width in plan.block_width]
     turns = torch.cat([(torch.arange(count, dtype=torch.float32) + 0.5) / count for count in counts])
     columns[turns.argsort(stable=True).to(cards.device)] = cards
@@ -324,14 +324,14 @@ def by_inverse(plan: OrderPlan, ascending: bool) -> Tensor:
 
 @register_order("pivot")
 def by_pivot(plan: OrderPlan, ascending: bool) -> Tensor:
-    """Ours: pivoted Cholesky of H + λI in reverse. The last column varies most, the one before it most given the last,
-    and so on, so redundant columns go first, each explained by all that stay; meant for the layer-wide budget."""
+    """Ours: pivoted Cholesky of H + λI in reverse. The last column varies most; the column before it varies most given
+    the last, and so on. Redundant columns go first, explained by the columns that stay; for the layer-wide budget."""
     return _by_pivots(plan, _live_matrix(plan), ascending)
 
 
 @register_order("pivot_weighted")
 def by_weighted_pivot(plan: OrderPlan, ascending: bool) -> Tensor:
-    """Ours: the same with each variance times ‖W_j‖²."""
+    """Ours: pivot order with each variance times ‖W_j‖²."""
     energy = plan.importance.square().sum(0) / plan.hessian_diagonal.clamp_min(torch.finfo(torch.float32).tiny)
     size = (energy / energy.max().clamp_min(torch.finfo(torch.float32).tiny)).sqrt()
     return _by_pivots(plan, size.unsqueeze(1) * _live_matrix(plan) * size, ascending)
@@ -339,8 +339,8 @@ def by_weighted_pivot(plan: OrderPlan, ascending: bool) -> Tensor:
 
 @register_order("min_pivot")
 def by_min_pivot(plan: OrderPlan, ascending: bool) -> Tensor:
-    """The least variance last, then the least given it, and so on, which makes Σ d small: the min-pivot order that
-    Chen et al. 2025 propose for rounding by GPTQ (arXiv 2507.18553)."""
+    """The column of least variance goes last, before it the least given the last, and so on. This makes Σ d small: the
+    min-pivot order that Chen et al. 2025 propose for rounding by GPTQ (arXiv 2507.18553)."""
     return _by_pivots(plan, _live_matrix(plan), ascending, smallest=True)
 
 
@@ -352,7 +352,7 @@ def greedy(plan: OrderPlan, ascending: bool) -> Tensor:
 
 
 def _live_matrix(plan: OrderPlan) -> Tensor:
-    """H + λI, (in, in), with dead columns as if they were nearly 0: others explain them without loss."""
+    """H + λI, (in, in), with dead columns nearly 0, so that other columns explain them without loss."""
     damped = plan.damped
     if not damped.dead.any():
         return damped.matrix
@@ -372,7 +372,7 @@ def _inverse(plan: OrderPlan) -> Tensor:
 
 
 def _by_pivots(plan: OrderPlan, matrix: Tensor, forward: bool, smallest: bool = False) -> Tensor:
-    """Columns, or whole N:M groups, as pivoted Cholesky picks them, or in reverse; ties by index in both."""
+    """Columns, or whole N:M groups, in the order of pivoted Cholesky or in reverse; ties by index in both."""
     unit, columns = plan.pattern.of or 1, len(matrix)
     if forward:
         return pivoted(matrix, unit, smallest)
@@ -380,8 +380,8 @@ def _by_pivots(plan: OrderPlan, matrix: Tensor, forward: bool, smallest: bool = 
 
 
 def make_order(plan: OrderPlan, order: str | Order | Tensor | Sequence[int]) -> Order:
-    """An order by name, "random:SEED", or a permutation of the columns; "rose" is the plan's own. Raises RoseError: no
-    plan; unknown name; not a permutation; an order that splits N:M groups."""
+    """An order by name, "random:SEED", or a permutation of the columns; "rose" is the plan's own. Raises RoseError
+    without a plan, for an unknown name, no permutation, or an order that splits N:M groups."""
     if not isinstance(plan, OrderPlan):
         raise RoseError(f"An order is made from a plan of rose.plan_order, not from a {type(plan).__name__}.")
     if not isinstance(order, str):
@@ -423,8 +423,8 @@ def _checked(plan: OrderPlan, order: Order | Tensor | Sequence[int], subject: st
 
 
 def move_block(plan: OrderPlan, order: str | Order | Tensor | Sequence[int], step: int, to: int) -> Order:
-    """Visits the block of `step` at step `to` instead; the others close up. Raises RoseError: a step that does not
-    exist, or as `make_order`."""
+    """Moves the block visited at `step` to step `to`, and shifts the blocks between. Raises RoseError for a step that
+    does not exist, and as `make_order`."""
     order = make_order(plan, order)
     widths = list(order.widths)
     if not (is_whole(step) and is_whole(to) and 0 <= step < len(widths) and 0 <= to < len(widths)):
@@ -441,15 +441,15 @@ def blocks_of(widths: Sequence[int], columns: Tensor | Sequence[int]) -> np.ndar
 
 
 def visited_blocks(plan: OrderPlan, order: Order) -> list[int | None]:
-    """The original block visited at each step; None where a step takes columns of several."""
+    """The original block visited at each step; None if a step takes columns of several blocks."""
     steps = np.split(blocks_of(plan.block_width, order.permutation), np.cumsum(order.widths)[:-1])
     return [int(step[0]) if (step == step[0]).all() else None for step in steps]
 
 
 def pivoted(matrix: Tensor, unit: int = 1, smallest: bool = False) -> Tensor:
-    """Columns in the order in which pivoted Cholesky picks them, (in,) int64; ties by index. It picks, among the
-    columns not picked yet, the one with the largest (or `smallest`) variance that those picked so far leave unexplained
-    (LAPACK `pstrf`, Hammarling, Higham and Lucas 2007).
+    """Columns in the order in which pivoted Cholesky picks them, (in,) int64; ties by index. Each step picks the column
+    with the largest (or `smallest`) variance that the columns picked before do not explain (LAPACK `pstrf`, Hammarling,
+    Higham and Lucas 2007).
 
     The matrix, (in, in) float32, is symmetric and semidefinite, and not changed. `unit` columns stay together; a
     group's pivot is the determinant of its unexplained block.
@@ -459,14 +459,14 @@ def pivoted(matrix: Tensor, unit: int = 1, smallest: bool = False) -> Tensor:
         return torch.from_numpy(pivots).long() - 1
     columns = len(matrix)
     groups = columns // unit
-    rows = matrix.new_zeros(columns, columns)  # of the factor, one after another
+    rows = matrix.new_zeros(columns, columns)  # rows of the factor, filled one after another
     at = torch.arange(columns, device=matrix.device).view(groups, unit)
     left = matrix[at.unsqueeze(2), at.unsqueeze(1)].double()  # (groups, unit, unit): each group's unexplained block
     picked = torch.zeros(groups, dtype=torch.bool, device=matrix.device)
     order = torch.empty(groups, dtype=torch.int64, device=matrix.device)
     for step in range(groups):
         size = left.flatten().log() if unit == 1 else torch.linalg.slogdet(left).logabsdet
-        # Not definite: all that is left of the group is rounding noise.
+        # Not definite: the group's unexplained block is rounding noise.
         size = (-size if smallest else size).nan_to_num_(torch.finfo(size.dtype).min).masked_fill_(picked, -torch.inf)
         order[step] = group = size.argmax()
         picked[group] = True

@@ -1,4 +1,4 @@
-"""Sparsity patterns, grids of few bits, and the defaults of all settings; needs no torch."""
+"""Sparsity patterns, grids of few bits, and the defaults of all settings; imports no torch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from rose.errors import RoseError, is_number, is_whole
 
 METHOD = "rose"
 RECOMMENDED = "rose_admm"
-"""The method for people who want a pruned model rather than a comparison: of those that take at most twice SparseGPT's
-time, the lowest perplexity. `python -m rose compare` measures it; see docs/results.md."""
+"""The method for people who want a pruned model: it has the lowest perplexity among methods that take at most twice
+SparseGPT's time. `python -m rose compare` measures it; see docs/results.md."""
 SPARSITY = 0.7
 BLOCK_SIZE = 128  # columns, as in SparseGPT's and ROSE's programs
 DAMPING = 0.01  # relative to the mean of diag(H), as in theirs
-THRESHOLD = 0.5  # on the relative range: a layer is columnar above it
+THRESHOLD = 0.5  # a layer is columnar if its relative range is above this
 BUDGETS = ("block", "layer")
 BITS = (3, 4, 8)
 GROUPS = (32, 64, 128, "row")  # input columns that share a scale
@@ -23,8 +23,8 @@ GROUP = 64
 
 @dataclass(frozen=True)
 class Pattern:
-    """The share of weights to remove, `ratio`; under N:M each `of` columns keep `keep`, and both are 0 when
-    unstructured. Raises RoseError for a ratio outside 0..1, or N and M that contradict it."""
+    """The share of weights to remove, `ratio`. Under N:M `keep` of every `of` columns stay; both are 0 otherwise.
+    Raises RoseError for a ratio outside 0..1, or N and M that contradict it."""
 
     ratio: float
     keep: int = 0
@@ -44,7 +44,7 @@ class Pattern:
         return self.of > 0
 
     def count(self, size: int) -> int:
-        """How many of `size` weights go: round(ratio · size)."""
+        """The number of weights to remove from `size`: round(ratio · size)."""
         return round(self.ratio * size)
 
     def check(self, columns: int, block_size: int) -> None:
@@ -119,7 +119,7 @@ class Grid:
         return -self.most if self.bits == 8 else -self.most - 1
 
     def width(self, columns: int) -> int:
-        """Columns of a group in a layer with this number; raises RoseError where groups do not fill its rows."""
+        """Columns of a group in a layer of `columns`; raises RoseError if groups do not fill its rows."""
         width = columns if self.group == "row" else int(self.group)
         if columns % width:
             fitting = [str(group) for group in GROUPS if group == "row" or columns % int(group) == 0]
@@ -134,7 +134,7 @@ class Grid:
 
 
 def parse_grid(bits: int | str | None, group: int | str | None = None) -> Grid | None:
-    """The grid of these words, such as 4 and "64"; None without bits. Raises RoseError: unknown bits or groups, or a
+    """Reads a grid, such as 4 and "64"; None without bits. Raises RoseError: unknown bits or groups, or a
     group without bits."""
     if bits is None:
         if group is not None:

@@ -1,4 +1,4 @@
-"""The methods and orders by name, and what each can be asked for; needs no torch. Plugins add theirs by
+"""The methods and orders by name, and the options of each; imports no torch. Plugins add theirs by
 `rose.register` and `rose.register_order`."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ else:
 
 Value = float | str
 Check = Callable[[Pattern, Mapping[str, Value]], None]
-MAX_SEED_DIGITS = 18  # what fits into 64 bits
+MAX_SEED_DIGITS = 18  # fits into 64 bits
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class Method:
 
     Attributes:
         name: as typed on the command line.
-        label, summary: for people; the summary is one sentence with the source.
+        label, summary: shown to people; the summary is a sentence with the source.
         sweeps: whether `order` and `budget` apply.
-        options: declares its own options as a recipe declares its fields.
+        options: a class that declares its options as a recipe declares its fields.
         work: running time in sweeps, measured on 576 × 576, 1536 × 576 and 576 × 1536.
-        matrices: (of H's size, of W's size), float32 matrices alive at once in each of its stages, where a sweep has
-            fewer; measured on 1536 × 1536, 4096 × 1024 and 1024 × 3072.
+        matrices: for each stage that needs more than a sweep, how many float32 matrices (of H's size, of W's size) it
+            holds; measured on 1536 × 1536, 4096 × 1024 and 1024 × 3072.
         check: raises RoseError for a pattern that the method cannot reach with these options.
-        rounds: whether what it keeps can be rounded to a grid.
-        module: of `rose.layer.methods`, with the method's function, where its name is another.
+        rounds: whether its kept weights can be rounded to a grid.
+        module: the module of `rose.layer.methods` with its function, if it has another name.
         function: a plugin's.
     """
 
@@ -59,15 +59,15 @@ class Method:
 
     @property
     def prune(self) -> Prune:
-        """(W, statistics, settings) -> LayerResult, which is checked: W stays as it is, Ŵ has W's shape and dtype,
-        without factors it is 0 where the mask is True, and the mask is N:M where that was asked for."""
+        """(W, statistics, settings) -> LayerResult, which is checked: W is unchanged, Ŵ has W's shape and dtype, the
+        mask is N:M if requested, and without factors Ŵ is 0 where the mask is True."""
         return self.function or getattr(import_module(f"rose.layer.methods.{self.module or self.name}"), self.name)
 
     def check_request(
         self, pattern: Pattern, *, options: Mapping[str, Value] | None, orders: bool, rounds: bool
     ) -> dict[str, Value]:
-        """All options of a run by this method, with their values or defaults, checked beside its pattern. `orders`:
-        whether there is an order or a budget; `rounds`: whether kept weights will be rounded."""
+        """All options of a run by this method, with values or defaults, checked with its pattern. `orders`: whether the
+        run names an order or a budget; `rounds`: whether kept weights will be rounded."""
         if orders and not self.sweeps:
             raise RoseError(f"{self.label} does not sweep over columns, so order and budget do not apply to it.")
         values = {} if options is None else options
@@ -109,7 +109,7 @@ class _RoseAdmm(Spec):
 
 
 def _check_oats(pattern: Pattern, options: Mapping[str, Value]) -> None:
-    """Raises RoseError for an N:M pattern under which both parts would store more than the dense layer does."""
+    """Raises RoseError for an N:M pattern whose two parts would store more than the dense layer."""
     rank_ratio = float(options["rank_ratio"])
     if pattern.is_grouped and pattern.ratio > 0 and pattern.keep / pattern.of > 1 - rank_ratio:
         raise RoseError(
@@ -253,14 +253,14 @@ def get_method(name: str) -> Method:
 
 
 def label_of(name: str) -> str:
-    """The label of a method, or of an order that a run has tried as if it were a method; any other name as words."""
+    """The label of a method, or of an order that a run has compared like a method; any other name as words."""
     if name in METHODS:
         return METHODS[name].label
     return f"{name.replace('_', '-')} order" if name in ORDER_NAMES else name.replace("_", " ")
 
 
 def order_names() -> list[str]:
-    """Every name that `make_order` reads, except the seeds of "random:SEED"."""
+    """Every name that `make_order` reads; "random" stands for all "random:SEED"."""
     return [*ORDER_NAMES, *(f"{name}_ascending" for name in ORDER_NAMES if name != "natural"), "random"]
 
 

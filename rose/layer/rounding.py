@@ -1,10 +1,10 @@
 """Grids of 3, 4 or 8 bits with an exact zero, value = code · scale, and rounding to them in a sweep.
 
-- Code 0 is exactly 0, so a removed weight stays removed. A scale is shared by a row's weights in a group of input
-  columns, consecutive in the layer's own order, whatever order a sweep visits. Codes of 3 and 4 bits run from −4 to 3
-  and −8 to 7, with scales of either sign, as in GGUF's Q4_0; codes of 8 bits from −127 to 127, as in Q8_0.
-- A scale has 6 significant bits beside codes of 3 bits, 5 beside 4, 1 beside 8. So scales are exact in float16,
-  and values in bfloat16, float16 and float32: an ordinary checkpoint holds every bit, and `find_grid` reads it back.
+- Code 0 is exactly 0, so a removed weight stays removed. The weights of a row in a group of input columns share a
+  scale. Groups are consecutive in the layer's own order, whatever order a sweep visits. Codes of 3 and 4 bits run from
+  −4 to 3 and −8 to 7, with scales of either sign, as in GGUF's Q4_0; codes of 8 bits from −127 to 127, as in Q8_0.
+- A scale has 6 significant bits beside codes of 3 bits, 5 beside 4, 1 beside 8. So scales are exact in float16, and
+  values in bfloat16, float16 and float32. An ordinary checkpoint stores every bit, and `find_grid` reads them back.
 - A sweep rounds as it goes (GPTQ, Frantar et al. 2022; with a mask, SparseGPT, section 3.5): a weight rounded to q
   leaves e = (w_j − q)/U_jj. Coordinate descent on the codes follows (QuantEase, Behdin et al. 2023).
 """
@@ -22,9 +22,9 @@ from rose.layer.pattern import BITS, GROUPS, Grid
 
 SIGNIFICANT = 8  # bits of a number in bfloat16
 LARGEST = float(torch.finfo(torch.float16).max)
-TRIED = 24  # scales, from LEAST up to 1 times the scale that fits the largest weight
+TRIED = 24  # scales tried, from LEAST to 1 times the scale that fits the largest weight
 LEAST = 0.4
-ROWS = 256  # that `find_grid` reads at once
+ROWS = 256  # rows that `find_grid` reads at once
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,17 @@ class Coded:
 
 
 def choose_scales(weight: Tensor, grid: Grid, importance: Tensor | None = None) -> Tensor:
-    """Scales by least squared error of the rounded weights, (out, in) float32, of `TRIED` for each group; (out, groups)
-    float32. `importance`: of the squared errors in each column, (in,), such as diag(H); None counts all alike. Raises
+    """Scales, (out, groups) float32, of least squared error for weights, (out, in) float32, among `TRIED` for each
+    group. `importance` weighs the squared errors of each column, (in,), such as diag(H); None weighs all alike. Raises
     RoseError for groups that do not fill the rows."""
     width, bits = grid.width(weight.shape[1]), SIGNIFICANT - (grid.bits - 1)
     parts = weight.unflatten(1, (-1, width))
     least, most = parts.amin(2), parts.amax(2)
-    # The side with the larger weight gets the one code more that negative codes have.
+    # There is one more negative code, so the side with the larger weight gets the negative codes.
     fitting = torch.where(-least > most, -least, -most if grid.least < -grid.most else most) / grid.most
     weights = None if importance is None else importance.float().view(-1, width)
     best, error = torch.zeros_like(fitting), torch.full_like(fitting, torch.inf)
-    for number in range(TRIED + 1):  # the last is rounded up, which matters where scales are powers of two
+    for number in range(TRIED + 1):  # the last is rounded up, which matters for scales that are powers of two
         share = min(1.0, LEAST + (1 - LEAST) * number / (TRIED - 1))
         scale = _few_bits(fitting * share, bits, LARGEST / -grid.least, up=number == TRIED)
         missed = (parts - round_each(parts, scale.unsqueeze(2), inverse_of(scale).unsqueeze(2), grid)).square_()
@@ -68,7 +68,7 @@ def round_each(weight: Tensor, scale: Tensor, inverse: Tensor, grid: Grid) -> Te
 
 
 def inverse_of(scale: Tensor) -> Tensor:
-    """1/scale, and 0 for 0, so that weights without a scale become 0."""
+    """1/scale, and 0 for a scale of 0, so that weights without a scale become 0."""
     return torch.where(scale == 0, 0, 1 / scale)
 
 
@@ -96,14 +96,14 @@ def find_grid(weight: Tensor, bits: int, group: int | str) -> Coded | None:
 
 
 def coarsest_grid(weight: Tensor) -> Coded | None:
-    """The grid of fewest bits, then widest groups, that the weights lie on exactly; None without one."""
+    """The grid of fewest bits, then widest groups, on which the weights lie exactly; None if they lie on no grid."""
     tried = (find_grid(weight, bits, group) for bits in BITS for group in reversed(GROUPS))
     return next((coded for coded in tried if coded), None)
 
 
 def bits_a_weight(weight: Tensor, grid: Grid | None) -> float:
-    """Storage in bits a weight: one bit for zero or not, a code where not, and 16 bits for a scale; without the
-    first bit where that is less. Without a grid a weight has 16 bits."""
+    """Storage in bits a weight: a mask bit, a code for each nonzero, and 16 bits for a scale; without the mask if that
+    is less. Without a grid a nonzero has 16 bits."""
     code = grid.bits if grid else 16
     scale = 16 / grid.width(weight.shape[1]) if grid else 0.0
     return min(1 + code * int(weight.count_nonzero()) / weight.numel(), code) + scale
@@ -118,7 +118,7 @@ def _few_bits(scale: Tensor, bits: int, most: float, up: bool) -> Tensor:
 
 
 def _read(parts: Tensor, grid: Grid) -> tuple[Tensor, Tensor] | None:
-    """Codes, int8, and scales, (rows, groups), of weights by rows and groups, (rows, groups, width); None without."""
+    """Codes, int8, and scales, (rows, groups), of weights, (rows, groups, width); None if no scales fit."""
     fraction, exponent = torch.frexp(parts)
     lowest = torch.where(parts == 0, 2**20, exponent).amin(2, keepdim=True)
     shift = torch.where(parts == 0, 0, exponent - lowest)
@@ -150,26 +150,26 @@ def _common_divisor(whole: Tensor) -> Tensor:
     return whole.squeeze(-1)
 
 
-PASSES = 3  # of coordinate descent; they take off a fifth of the rounding error, and one alone an eighth
-TILE = 32  # columns that are revised before the others hear of it
+PASSES = 3  # of coordinate descent: three passes remove a fifth of the rounding error, one pass an eighth
+TILE = 32  # columns that are revised before the other columns are updated
 
 
 @dataclass(frozen=True)
 class Rounder:
-    """How a sweep rounds; columns and rows as the sweep holds them, transposed, in the order visited."""
+    """How a sweep rounds. Matrices are transposed and in the order visited, as in the sweep."""
 
     grid: Grid
     steps: Tensor  # the scale of every weight, (in, out); filled group by group where there is `importance`
     importance: Tensor | None = None  # of the columns' squared errors, (in,), or None with all scales filled
 
     def part(self, start: int, end: int) -> Rounder:
-        """The same for these columns alone."""
+        """The rounder of these columns alone."""
         importance = None if self.importance is None else self.importance[start:end]
         return Rounder(self.grid, self.steps[start:end], importance)
 
     def reach(self, wt: Tensor, mask: Tensor, start: int) -> None:
-        """Chooses the scales of the group that begins at this column, if any, from the part's weights and mask,
-        (columns, out)."""
+        """Chooses the scales of a group that begins at this column, from the part's weights and mask, (columns,
+        out)."""
         if self.importance is None or start % int(self.grid.group):
             return
         group = slice(start, start + int(self.grid.group))
@@ -178,12 +178,12 @@ class Rounder:
 
 
 def plan_rounding(weight: Tensor, grid: Grid, order: Order, factor: Tensor, dead: Tensor, unit: int) -> Rounder:
-    """How to round in a sweep by this order. Scales are chosen from compensated weights when the sweep reaches their
-    group, if every group lies whole within a block, else from the weights before the sweep. Squared errors count
-    1/U_jj². W, (out, in) float32, and `dead` columns, (in,), are in original order; U, (in, in), is for this one.
-    `unit` columns are masked at once, which must not reach over the end of a group."""
+    """The rounder of a sweep by this order. If every group lies within a block, scales are chosen from compensated
+    weights when the sweep reaches the group, otherwise from the weights before the sweep. Squared errors are weighted
+    by 1/U_jj². W, (out, in) float32, and `dead` columns, (in,), are in original order; U, (in, in), is for `order`.
+    `unit` columns are masked at once, and must lie within a group."""
     importance = factor.diagonal().square().reciprocal().masked_fill_(dead[order.permutation], torch.inf)
-    lowest = importance.amin()  # dead columns count as little as any; H holds a 1 for them, of no scale
+    lowest = importance.amin()  # H holds a 1 for dead columns, which has no scale; they get the lowest weight
     importance = torch.where(importance.isinf(), lowest if lowest.isfinite() else 1.0, importance)
     width = grid.width(weight.shape[1])
     fits = not width % unit and not any(block % width for block in order.widths)
@@ -199,7 +199,7 @@ def revise(target: Tensor, rounded: Tensor, mask: Tensor, hessian: Tensor, steps
     True = removed, are (out, in); H, (in, in), is damped; `steps`, (in, out), are the scales of all weights."""
     wt, steps = rounded.T.contiguous(), steps.masked_fill(mask.T, 0)  # without a step a weight stays 0
     inverses, reach = inverse_of(steps), hessian.diagonal().reciprocal().tolist()
-    pull = hessian @ (target.T - wt)  # half the slope of the error, with its sign turned
+    pull = hessian @ (target.T - wt)  # half of the negative gradient of the error
     for _ in range(PASSES):
         for start in range(0, len(wt), TILE):
             stop_point()

@@ -1,4 +1,4 @@
-"""Solvers of the layer problem, watched: the result if each stopped now, and the work until then.
+"""Solvers of the layer problem, step by step: the result if a solver stopped now, and its work until then.
 
 Work is counted in products W·H, out · in² multiplications each, so that it is the same on every machine.
 """
@@ -20,13 +20,13 @@ from rose.layer.methods.toolkit import mask_by_score
 from rose.layer.pattern import BLOCK_SIZE, DAMPING, SPARSITY, parse_sparsity
 from rose.layer.statistics import InputStatistics, as_statistics
 
-STAGES = (0.4, 0.65, 0.85, 0.95, 1.0)  # of the weights that go in the end
+STAGES = (0.4, 0.65, 0.85, 0.95, 1.0)  # of the weights that are removed at the end
 
 
 @dataclass(frozen=True)
 class State:
     """What a solver would return if it stopped here: Ŵ, (out, in) float32, and its mask, True = removed. `step`
-    names the last step, `work` counts products W·H. Errors do not compare before `is_complete`."""
+    names the last step, `work` counts products W·H. Errors cannot be compared before `is_complete`."""
 
     step: str
     work: float
@@ -75,15 +75,15 @@ def _sweep(weight: Tensor, inputs: InputStatistics, damped: DampedHessian, setti
 def _refit(weight: Tensor, inputs: InputStatistics, damped: DampedHessian, settings: Settings) -> Iterator[State]:
     for swept in _sweep(weight, inputs, damped, settings):
         yield swept
-        # From the start for each number of steps: a run of conjugate gradients cannot be taken up again.
+        # Each number of steps starts anew, because conjugate gradients cannot be resumed.
         for steps in range(1, REFIT_STEPS + 1):
             solved = solve_on_support(weight, swept.mask, damped.matrix, swept.weight, steps)
             yield State(f"refit, step {steps}", swept.work + 1 + steps, solved, swept.mask)
 
 
 def _stages(weight: Tensor, inputs: InputStatistics, damped: DampedHessian, settings: Settings) -> Iterator[State]:
-    """Each sweep starts from the refitted weights of the last; pruned ones are 0 there, so nearly all of them go
-    first again."""
+    """Each sweep starts from the refitted weights of the last. Pruned weights are 0 there, so nearly all are pruned
+    again."""
     current, work = weight, 0.0
     for number, share in enumerate(STAGES, 1):
         stage = replace(settings, pattern=parse_sparsity(settings.pattern.ratio * share))
@@ -94,7 +94,7 @@ def _stages(weight: Tensor, inputs: InputStatistics, damped: DampedHessian, sett
 
 
 def _admm(weight: Tensor, inputs: InputStatistics, damped: DampedHessian, settings: Settings) -> Iterator[State]:
-    """Iterations of `rose_admm`; each state is refitted as its last one would be, and the work for that is counted."""
+    """Iterations of `rose_admm`; each state is refitted as the last state would be, and this work is counted."""
     scale = damped.matrix.diagonal().sqrt()
     correlations = shrunk_correlations(damped.matrix, inputs.tokens)
     schedule = penalties(int(settings.options["effort"]))

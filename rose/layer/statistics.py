@@ -19,8 +19,8 @@ PANEL = 256
 class InputStatistics:
     """Streaming second moments of one layer's input, in float32. Layers that read the same tensor share one object.
 
-    `columns` counts input channels; x xᵀ is multiplied in `dtype`, see `add_product`. `tokens` counts the input vectors
-    seen, and `total_weight` sums their weights; means divide by it. Raises RoseError: fewer than 1 column.
+    `columns` counts input channels; products x xᵀ are computed in `dtype`, see `add_product`. `tokens` counts the input
+    vectors seen, and `total_weight` sums their weights; means divide by it. Raises RoseError: fewer than 1 column.
     """
 
     def __init__(self, columns: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
@@ -40,8 +40,8 @@ class InputStatistics:
 
     @classmethod
     def from_hessian(cls, hessian: Tensor, tokens: int = 1) -> InputStatistics:
-        """Wraps a ready (in, in) Hessian. With the default `tokens=1` it is read as the mean of x xᵀ. Raises RoseError:
-        not a square symmetric matrix of finite numbers, or no whole number of tokens above 0."""
+        """Wraps a ready (in, in) Hessian. With the default `tokens=1` it counts as the mean of x xᵀ. Raises RoseError
+        unless it is a square symmetric matrix of finite numbers, and tokens a whole number above 0."""
         check_tensor("H", hessian)
         if not is_whole(tokens) or tokens < 1:
             raise RoseError(f"A Hessian sums over a whole number of tokens, at least 1, not {tokens!r}.")
@@ -60,14 +60,13 @@ class InputStatistics:
         return statistics
 
     def update(self, inputs: Tensor, weight: float = 1.0) -> None:
-        """Adds inputs of shape (..., in) to H = Σ α xᵀx, each with weight α, such as a denoising step's (arXiv
-        2510.06751). Raises RoseError: another last dimension than `columns`, or a weight that is not a positive
-        number."""
+        """Adds inputs of shape (..., in) to H = Σ α xᵀx with weight α, such as that of a denoising step (arXiv
+        2510.06751). Raises RoseError if the last dimension is not `columns`, or the weight is not a positive number."""
         check_tensor("Inputs", inputs)
         if not is_number(weight) or not 0 < weight < float("inf"):
             raise RoseError(f"The weight of inputs must be a positive number, not {weight!r}.")
         if self._upper is self._hessian:
-            self._upper = self._upper.clone()  # of a ready Hessian, which is the caller's
+            self._upper = self._upper.clone()  # a given Hessian belongs to the caller
         if inputs.shape[-1] != self.columns:
             raise RoseError(f"Expected inputs with {self.columns} channels, got {inputs.shape[-1]}.")
         x = inputs.detach().reshape(-1, self.columns).to(self._upper.device, self.dtype)
@@ -85,7 +84,7 @@ class InputStatistics:
         self._hessian = None
 
     def to(self, device: torch.device | str) -> InputStatistics:
-        """The same on a device; this object itself if it is there already."""
+        """The statistics on a device; this object itself if it is there already."""
         upper = self._upper.to(device)
         if upper is self._upper:
             return self
@@ -98,7 +97,7 @@ class InputStatistics:
         """Lets `add` replace every accumulator by its sum over processes, in place; half of a symmetric H is sent."""
         counts = self._counts
         if self._upper is self._hessian:
-            self._upper = self._upper.clone()  # of a Hessian that a caller may have
+            self._upper = self._upper.clone()  # a caller may hold this Hessian
         for start in range(0, self.columns, PANEL):
             panel = self._upper[start : start + PANEL, start:].contiguous()
             add(panel)
@@ -119,14 +118,14 @@ class InputStatistics:
         self.tokens, self.total_weight = int(tokens), weight
 
     def pack(self) -> dict[str, Tensor]:
-        """Everything as flat tensors for a file; half of a symmetric H. `unpack` reads it."""
+        """All contents as flat tensors for a file, with half of the symmetric H. `unpack` reads them."""
         panels = [self._upper[start : start + PANEL, start:].flatten() for start in range(0, self.columns, PANEL)]
         sums = {"sum": self._sum.clone(), "first": self._first.clone()}
         return {"panels": torch.cat(panels), **sums, "tokens": self._counts.cpu()}
 
     @classmethod
     def unpack(cls, packed: Mapping[str, Tensor]) -> InputStatistics:
-        """The statistics that `pack` was called on, to the bit, on the device of its sum; products will be float32."""
+        """The statistics that `pack` stored, to the bit, on the device of the sum; further products are float32."""
         statistics = cls(packed["sum"].numel(), packed["sum"].device)
         starts = range(0, statistics.columns, PANEL)
         sizes = [min(PANEL, statistics.columns - start) * (statistics.columns - start) for start in starts]
@@ -140,8 +139,8 @@ class InputStatistics:
     def hessian(self) -> Tensor:
         """H = XᵀX, float32 (in, in), the weighted sum over tokens. Do not change it."""
         if self._hessian is None:
-            # A model's statistics fill most of the memory, hence in place; panel by panel, so that both the row and the
-            # column read stay in the cache: a tenth of the time of `upper.T`.
+            # In place, because a model's statistics fill most of the memory. Panel by panel, so that rows and columns
+            # stay in the cache: a tenth of the time of `upper.T`.
             self._hessian = upper = self._upper
             for start in range(0, len(upper), PANEL):
                 end = min(start + PANEL, len(upper))
@@ -198,7 +197,7 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def check_tensor(name: str, value: object) -> None:
-    """Raises RoseError unless the value is a dense tensor that holds its numbers."""
+    """Raises RoseError unless the value is a dense tensor with data."""
     if not isinstance(value, Tensor):
         raise RoseError(
             f"{name} must be a torch tensor, not a {type(value).__name__}; torch.from_numpy makes one of an array."
@@ -214,8 +213,8 @@ def check_finite(hessian: Tensor) -> None:
 
 
 def as_statistics(hessian: Tensor | InputStatistics, weight: Tensor) -> InputStatistics:
-    """Accepts a Hessian or statistics for a weight, (out, in). Raises RoseError: no tensor, wrong shape, another device
-    than W's, NaN or infinity, or a negative diagonal."""
+    """Statistics from a Hessian or statistics for W, (out, in). Raises RoseError unless it is a tensor of W's columns
+    on W's device, without NaN, infinity or a negative diagonal."""
     check_tensor("W", weight)
     columns = weight.shape[-1] if weight.ndim else 0
     statistics = hessian if isinstance(hessian, InputStatistics) else InputStatistics.from_hessian(hessian)

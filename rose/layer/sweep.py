@@ -21,12 +21,12 @@ from rose.layer.order import Order
 from rose.layer.pattern import BUDGETS, Pattern
 from rose.layer.rounding import Rounder, inverse_of, round_each
 
-# Columns that compensate one another one at a time; the rest of the block follows them at once, by a matrix product,
-# instead of being read and written for each. On one core 16 was as fast as 32 and faster than 8.
+# Columns that compensate each other one by one. The rest of the block follows in one matrix product, and is read and
+# written once. On one core 16 was as fast as 32 and faster than 8.
 TILE = 16
-ROWS = 64  # of W at a time, to find the threshold of budget "layer"; their counts must fit eight bits
-ROUNDING = 1e-6  # relative, of two float32 products; bounds of |w| are wider by it
-SHARES_WITHIN = 0.005  # how far the shares of a budget may be off its sum, as numbers that people type are rounded
+ROWS = 64  # rows read at a time to find the threshold of budget "layer"; their counts must fit eight bits
+ROUNDING = 1e-6  # relative, of two float32 products; bounds of |w| are widened by it
+SHARES_WITHIN = 0.005  # how far the sum of shares may be off, because people type rounded numbers
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class SweepTrace:
         """tr(ΔW H ΔWᵀ) before the sweep and after each block, (blocks + 1,) float64: Σ e² less λ‖ΔW‖², λ = `added`,
         absolute."""
         undamped = self.error.double().cumsum(0) - added * self.moved
-        return torch.cat([undamped.new_zeros(1), undamped.clamp(min=0)])  # rounding may go below 0
+        return torch.cat([undamped.new_zeros(1), undamped.clamp(min=0)])  # rounding may give less than 0
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,12 @@ class Sweep:
 def visited_budget(
     budget: str | Sequence[float], weight: Tensor, divisor: Tensor, pattern: Pattern, order: Order
 ) -> list[int]:
-    """How many weights each visited block gives up: the same ratio of each for "block" (SparseGPT, ROSE). Under
-    "layer", one threshold on the saliency over the whole layer, set before the sweep, decides; else the shares do. W,
-    (out, in), is in original column order; `divisor` as in `sweep`."""
+    """How many weights each visited block gives up: for "block" the same ratio of each (SparseGPT, ROSE), for "layer"
+    those below one threshold on the saliency of the whole layer, set before the sweep, otherwise its share. W, (out,
+    in), is in original column order; `divisor` as in `sweep`."""
     if not isinstance(budget, str):
         return own_budget(budget, weight.shape[0], order.widths, pattern)
-    if budget == "block" or pattern.is_grouped:  # N:M fixes how many weights every group gives up
+    if budget == "block" or pattern.is_grouped:  # N:M fixes how many weights each group gives up
         return [pattern.count(weight.shape[0] * width) for width in order.widths]
     count = pattern.count(weight.numel())
     removed = _removed_of_columns(weight, divisor, count, order) if weight.device.type == "cpu" else None
@@ -90,15 +90,15 @@ def visited_budget(
 
 @np.errstate(over="ignore")  # infinite saliencies are the largest, as in torch
 def _removed_of_columns(weight: Tensor, divisor: Tensor, count: int, order: Order) -> Tensor | None:
-    """How many of the `count` smallest (w/d)² each column has, (in,), in the order visited, as in `smallest` of them;
-    None where the bounds below miss the threshold.
+    """How many of the `count` smallest (w/d)² each column has, (in,), in the order visited; ties as in `smallest`. None
+    if the bounds below miss the threshold.
 
-    Nothing as large as W is made, as fresh memory takes longer than the arithmetic: some rows tell two bounds of the
-    threshold, all rows are counted below the lower one, and only the entries between the two are selected from.
+    Nothing as large as W is allocated, which would take longer than the arithmetic. A sample of rows gives two bounds
+    of the threshold. Entries below the lower bound are counted, and the rest is selected from the entries between.
     """
     w, d, steps = (part.numpy() for part in (weight, divisor[order.inverse], order.inverse))
     sample = np.square(w[:: 1 + len(w) // ROWS] / d).ravel()
-    rank, off = count / w.size * len(sample), 2 * len(sample) ** 0.5  # four standard deviations at 50 %
+    rank, off = count / w.size * len(sample), 2 * len(sample) ** 0.5  # this is four standard deviations at 50 %
     ranks = [int(min(max(0, at), len(sample) - 1)) for at in (rank - off, rank + off)]
     low, high = np.partition(sample, ranks)[ranks]
     least, most = d * np.sqrt(low) * (1 - ROUNDING), d * np.sqrt(high) * (1 + ROUNDING)
@@ -122,7 +122,7 @@ def _removed_of_columns(weight: Tensor, divisor: Tensor, count: int, order: Orde
 
 
 def check_budget(budget: object, pattern: Pattern) -> str | tuple[float, ...]:
-    """A budget by name, or its shares as numbers; raises RoseError unless these are parts that sum to the sparsity."""
+    """A budget by name, or its shares as numbers. Raises RoseError unless shares sum to the sparsity."""
     if isinstance(budget, str):
         check_choice("The budget", budget, BUDGETS)
         return budget
@@ -140,8 +140,8 @@ def check_budget(budget: object, pattern: Pattern) -> str | tuple[float, ...]:
 
 
 def own_budget(shares: Sequence[float], rows: int, widths: Sequence[int], pattern: Pattern) -> list[int]:
-    """How many weights each visited block gives up for these parts of the layer's weights; the total is exact. Raises
-    RoseError: not one share a block, or a share larger than its block."""
+    """How many weights each visited block gives up for these shares of the layer's weights; the total is exact. Raises
+    RoseError unless each block has one share, at most its size."""
     if len(shares) != len(widths):
         raise RoseError(f"The budget needs one share for each of the {len(widths)} blocks, not {len(shares)}.")
     columns = sum(widths)
@@ -154,7 +154,7 @@ def own_budget(shares: Sequence[float], rows: int, widths: Sequence[int], patter
     total, sizes = pattern.count(rows * columns), [rows * width for width in widths]
     exact = [min(share * rows * columns, size) for share, size in zip(shares, sizes, strict=True)]
     counts = [int(count) for count in exact]
-    # Rounding, and what the sum is off by: to the blocks with the largest remainder that have room.
+    # Weights left by rounding, and by an inexact sum, go to the blocks with the largest remainder that have room.
     while (missing := total - sum(counts)) != 0:
         step = 1 if missing > 0 else -1
         room = [b for b, count in enumerate(counts) if 0 <= count + step <= sizes[b]]
@@ -176,18 +176,18 @@ def sweep(
     mask: Tensor | None = None,
     few_rows: bool = False,
 ) -> Sweep:
-    """Prunes one layer in the given order, and rounds what it keeps if asked to.
+    """Prunes one layer in the given order, and rounds kept weights if there is a `rounder`.
 
     Args:
         weight: W, (out, in) float32, dead columns already zero; not changed.
         factor: U for `order`, (in, in).
         order: columns and block widths as visited.
-        pattern: N:M chooses masks inside each group just before its first column, and needs no `counts`.
+        pattern: N:M, which needs no `counts`, chooses the mask of each group just before its first column.
         counts: weights to remove from each visited block.
-        divisor: d where masks are chosen by (w/d)² and not by w²/U_jj², (in,), in the order visited.
-        traced: for a trace: damped H, (in, in), original order, and whether the trace holds the weights.
-        rounder: rounds kept weights as their column is swept; later columns compensate that too.
-        mask: what goes, (out, in), original column order; replaces pattern and counts.
+        divisor: d, (in,), in the order visited, to choose masks by (w/d)² in place of w²/U_jj².
+        traced: damped H, (in, in), original order, for a trace, and whether the trace holds weights.
+        rounder: rounds kept weights as their column is swept; later columns compensate the rounding.
+        mask: a given mask, (out, in), original column order, in place of pattern and counts.
         few_rows: solves a tile at once, which is faster below about 100 rows.
     """
     # Transposed: each column of W is then a contiguous row, and compensation is a rank-1 update of rows below.
@@ -231,8 +231,8 @@ class _Choice:
     divisor: Tensor
 
     def reach(self, wt: Tensor, mask: Tensor, start: int) -> None:
-        """Fills the mask before the sweep reaches this column: at the first one, or group by group. wt, mask: of the
-        block, (width, out), weights compensated so far."""
+        """Fills the mask just before this column: for a whole block at its first column, or group by group. wt, mask:
+        of the block, (width, out), with weights compensated so far."""
         if self.pattern.is_grouped:
             group = slice(start, start + self.pattern.of)
             mask[group] = smallest_per_group((wt[group] / self.divisor[group]).square().T, self.pattern).T
@@ -244,7 +244,7 @@ def _prune_block(
     wt: Tensor, mask: Tensor, factor: Tensor, choice: _Choice | None, rounder: Rounder | None, at_once: bool
 ) -> Tensor:
     """Masks one block and compensates within it, in place; returns its errors E, (width, out). `wt` and `mask` are
-    transposed, (width, out), the mask filled by `choice`, if given; `factor` is U of the block."""
+    transposed, (width, out); `choice`, if given, fills the mask. `factor` is U of the block."""
     width, diagonal = len(wt), factor.diagonal().unsqueeze(1)
     errors = torch.empty_like(wt)
     compensate = _tile_at_once if at_once else _tile_by_column
@@ -277,17 +277,17 @@ def _tile_rounded(wt: Tensor, mask: Tensor, factor: Tensor, errors: Tensor, roun
 
 
 def _tile_by_column(wt: Tensor, scale: Tensor, factor: Tensor, errors: Tensor) -> None:
-    """e_j = scale_j · w_j and w_{j:} −= e_j · U_{j,j:}, column by column, in place: the fastest on a CPU. The
-    tile's weights and its errors, to be filled, are transposed, (width, out), as `scale`, 1/U_jj of a removed weight
-    and 0 of a kept one; U is (width, width)."""
+    """e_j = scale_j · w_j and w_{j:} −= e_j · U_{j,j:}, column by column, in place: the fastest on a CPU. Weights,
+    errors (which it fills) and `scale` of the tile are transposed, (width, out). `scale` is 1/U_jj for a removed weight
+    and 0 for a kept weight; U is (width, width)."""
     for j in range(len(wt)):
         torch.mul(wt[j], scale[j], out=errors[j])
         wt[j + 1 :].addr_(factor[j, j + 1 :], errors[j], alpha=-1)
 
 
 def _tile_at_once(wt: Tensor, scale: Tensor, factor: Tensor, errors: Tensor) -> None:
-    """The same by one triangular system for each row: e_j + scale_j Σ_{i<j} U_ij e_i = scale_j w_j. Rows remove
-    different weights, so each has its own system; a GPU solves many in parallel."""
+    """As `_tile_by_column`, by one triangular system for each row: e_j + scale_j Σ_{i<j} U_ij e_i = scale_j w_j. Rows
+    remove different weights, so each has its own system; a GPU solves many in parallel."""
     earlier = factor.T
     systems = scale.T.unsqueeze(2) * earlier  # (out, width, width), below the diagonal, which is read as 1
     right = (scale * wt).T.unsqueeze(2)
@@ -296,7 +296,7 @@ def _tile_at_once(wt: Tensor, scale: Tensor, factor: Tensor, errors: Tensor) -> 
 
 
 class _TraceRecorder:
-    """Collects a `SweepTrace`; kept apart so that an untraced sweep pays nothing."""
+    """Collects a `SweepTrace`; a class of its own, so that an untraced sweep spends no time on it."""
 
     def __init__(self, wt: Tensor, order: Order, hessian: Tensor, keep_weights: bool) -> None:
         self.inverse = order.inverse
@@ -309,7 +309,7 @@ class _TraceRecorder:
         self.moved: list[float] = []
 
     def block(self, wt: Tensor, before: Tensor, mask: Tensor, start: int, error: float) -> None:
-        """`before`: the block as it stood when its turn came, (width, out); `mask`: what it gave up."""
+        """`before`: the block just before its turn, (width, out); `mask`: its removed weights."""
         end = start + len(mask)
         if self.keep_weights:
             self.weights.append(wt.T[:, self.inverse])
@@ -330,7 +330,7 @@ class _TraceRecorder:
 
 
 def error_inside(trace: SweepTrace, order: Order, mask: Tensor, hessian: Tensor, added: float) -> Tensor:
-    """Σ e² of each block if only its own columns compensated, (blocks,) float64, with the masks and weights of its
+    """Σ e² of each block, (blocks,) float64, if only its own columns compensated, with its masks and weights at its
     turn. The trace has weights; mask and undamped H are in original column order; `added` is λ, absolute, of the
     sweep."""
     totals = []

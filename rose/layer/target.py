@@ -1,6 +1,6 @@
 """Targets: the dense model's output that a layer should reproduce, and the weight that does.
 
-One-shot programs make a layer keep its own output on the pruned inputs X_p, and so keep the errors of the layers below.
+One-shot programs make a layer keep its own output on the pruned inputs X_p, so the errors of the layers below remain.
 The corrected target T is the dense model's output X_d Wᵀ, plus R where the layer writes into the residual stream and
 can repair what the stream lost earlier. (Quantization: GPTAQ, arXiv 2504.02692; Qronos, arXiv 2505.11695.)
 
@@ -8,7 +8,7 @@ Let G = T − X_p Wᵀ be the gap, tokens as rows, and H = X_pᵀX_p. Then W* = 
 without a mask, and ‖T − X_p Ŵᵀ‖² = constant + tr((W* − Ŵ) H (W* − Ŵ)ᵀ) for λ = 0. So any method prunes W* in place
 of W.
 
-The correction fits the noise of few tokens, which later corrections read; λ is therefore larger than a sweep's.
+With few tokens the correction fits noise, which later corrections read. So λ is larger than in a sweep.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LEAST, LINEAR, CUBIC = 0.03, 0.273, 0.1
 def correction_damping(channels: int, tokens: int, blocks: int = 1, requested: float | None = None) -> float:
     """μ of the correction, relative to the mean of diag(H): as requested, else fitted to perplexities of the packaged
     model (docs/targets.md). The best μ falls as 1/tokens, and grows with `blocks`, the decoder blocks corrected one
-    after another, as each correction reads the noise of those below. `channels` are the residual stream's."""
+    after another, because each correction reads the noise of earlier ones. `channels` are the residual stream's."""
     noise = LINEAR * channels * blocks / tokens
     return LEAST + noise + CUBIC * noise**3 if requested is None else requested
 
@@ -82,7 +82,7 @@ class InputGap:
         return Gap(self._product(weight, self.cross), quadratic_form(weight, self.difference.hessian), total)
 
     def correction(self, weight: Tensor, hessian: Tensor, damping: float) -> tuple[Tensor, float]:
-        """GᵀX_p (H + λI)⁻¹, (out, in), and the damping used; the part that all layers share is computed once."""
+        """GᵀX_p (H + λI)⁻¹, (out, in), and the damping used. The part that layers share is computed once."""
         if self._correction is None or self._correction[0] != damping:
             self._correction = damping, *_times_inverse(self.cross, hessian, damping)
         _, product, used = self._correction
@@ -129,8 +129,8 @@ class OutputGap:
 def _times_inverse(cross: Tensor, hessian: Tensor, damping: float) -> tuple[Tensor, float]:
     """C (H + λI)⁻¹ for C (rows, in), and the damping used. Dead columns of H come out as 0, as they are 0 in C."""
     damped = damp(hessian, damping)
-    lower = damped.lower  # of H with its columns reversed
-    # Two solves from the right: two thirds of the time of `torch.cholesky_solve`, which wants Cᵀ.
+    lower = damped.lower  # the factor of H with its columns reversed
+    # Two solves from the right take two thirds of the time of `torch.cholesky_solve`, which needs Cᵀ.
     half = torch.linalg.solve_triangular(lower.T, cross.flip(1), upper=True, left=False)
     return torch.linalg.solve_triangular(lower, half, upper=False, left=False).flip(1), damped.damping
 

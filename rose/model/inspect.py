@@ -1,7 +1,7 @@
 """What is in a file of tensors, and how two differ: safetensors (one file, shards, packed) and GGUF; no model is built.
 
 Tensors of GGUF files have the names and the order of rows of the model that they are loaded into. Tensors are read in
-runs of rows, so that no file and no large tensor is in memory whole. The numbers come from `rose.layer.change`, which
+runs of rows, so that no file and no large tensor is whole in memory. The numbers come from `rose.layer.change`, which
 checks of checkpoints use, too.
 """
 
@@ -37,22 +37,22 @@ from rose.model.load.stored import StoredTensor, weight_files
 from rose.model.packaged import PACKAGED
 from rose.wording import count, listing, number, out_of, percent, sentence, size, whole
 
-Tell = Callable[[float, str], object]  # the share that is done, and the name of the tensor at hand
+Tell = Callable[[float, str], object]  # the share done, and the name of the current tensor
 RUN = 2**21  # numbers that are read at once
-WHOLE = 2**25  # numbers of the largest tensor in which parts that differ are sought
+WHOLE = 2**25  # numbers of the largest tensor that is searched for parts that differ
 LONGEST_TEXT = 10**5  # characters of a text that are shown
 TEXTS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 PATTERNS = ("chat_template*", "LICENSE*", "NOTICE*", "README*")
 ROUNDING = 2**-8  # change of the norm above which weights were not only rounded to 16 bits
-PRUNED = 0.01  # share of zeros below which a pattern says nothing
+PRUNED = 0.01  # a pattern of fewer zeros is chance
 SAME, ROUNDED, DIFFERS, OTHER_SHAPE = "equal", "rounded", "differs", "other shape"
 ADDED, GONE, RENAMED = "added", "gone", "renamed"
 INTEGERS = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL")
 
 
 class TensorFiles(ExitStack):
-    """The tensors of a checkpoint folder or of one file, by name; to be used in a `with`. Raises RoseError for neither
-    a folder with safetensors nor a .safetensors or .gguf file, or a damaged one."""
+    """The tensors of a checkpoint folder or of one file, by name; a context manager. Raises RoseError unless it is a
+    folder with safetensors, a .safetensors or a .gguf file, undamaged."""
 
     def __init__(self, place: str | Path) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ def _bits(kind: str) -> int:
 
 
 def inspect_file(files: TensorFiles, tell: Tell = lambda _share, _name: None) -> pd.DataFrame:
-    """What every tensor is, a row each; `tell` may raise to stop.
+    """Describes every tensor in a row; `tell` may raise to stop.
 
     Returns:
         name, stored_as (the name in the file), kind, shape, file, numbers, stored (bytes), bits (stored, a number),
@@ -215,7 +215,7 @@ def says_file(table: pd.DataFrame, name: Callable[[str], str] = str) -> list[str
 
 
 def _remarks(facts: WeightFacts) -> tuple[str, str]:
-    """What should not be in a tensor, and which rows and columns have unusual norms, as sentences; "" for none."""
+    """Sentences on faults of a tensor, and on rows and columns with unusual norms; "" for none."""
     texts, unusual = [f"{count(facts.not_finite, 'number')} NaN or infinite."] if facts.not_finite else [], []
     if facts.zeros == facts.size:
         return " ".join([*texts, "All numbers are zero."]), ""
@@ -239,7 +239,7 @@ def _span(axis: str, places: Sequence[int]) -> str:
 
 
 def tree(table: pd.DataFrame) -> pd.DataFrame:
-    """The tensors of `inspect_file`, a row for all whose names differ by the number of a decoder block or expert.
+    """The tensors of `inspect_file`, one row for all names that differ only by the number of a decoder block or expert.
 
     Returns:
         name ("model.layers.*.mlp.up_proj.weight"), stored_as, tensors, shape, kind, stored, bits, true_bits, sparsity
@@ -295,7 +295,7 @@ def compare_files(before: TensorFiles, after: TensorFiles, tell: Tell = lambda _
     """How every tensor of two files differs, a row each; `tell` may raise to stop.
 
     Returns:
-        name, other_name (in `after`; another one where it was renamed), stored_as (the name in the file), status,
+        name, other_name (in `after`; it differs for a renamed tensor), stored_as (the name in the file), status,
         moved_to (another file), moved (share of the nonzeros that differ), change (‖V − W‖/‖W‖ over V's nonzeros),
         cosine, slope, zeros_before, zeros, rows and columns (how many have changed), and says.
     """
@@ -315,7 +315,7 @@ def compare_files(before: TensorFiles, after: TensorFiles, tell: Tell = lambda _
 
 
 def _renamed(before: TensorFiles, after: TensorFiles) -> dict[str, str]:
-    """Equal tensors with other names, of those that only one file has."""
+    """Equal tensors under other names, among tensors that only one file has."""
     added = [name for name in after.tensors if name not in before.tensors and after.has_weights(name)]
     removed = [name for name in before.tensors if name not in after.tensors and before.has_weights(name)]
     names = {_content(after, name): name for name in added} if removed else {}

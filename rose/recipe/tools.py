@@ -185,12 +185,12 @@ SPECS: dict[str, type[Spec]] = {spec.run: spec for spec in STEPS} | {
     DiffusePrune.run: DiffusePrune,
     DiffuseSlim.run: DiffuseSlim,
 }
-"""What recipes can run, by name."""
+"""The specifications that recipes can run, by name."""
 _DIFFUSION = (DiffusePrune, DiffuseSlim, DiffuseSample, DiffuseEvaluate)
 _TOOLS = (RunRecipe, WriteReport, Inspect, Pack, Unpack, Export, *_DIFFUSION, App)
 _ALL: tuple[type[Spec], ...] = (Models, *STEPS, *_TOOLS)
 COMMANDS = {spec.run: spec for spec in _ALL}
-"""What the command line can do, by name, in the order of its help."""
+"""The commands of the command line by name, in the order of the help."""
 
 
 def settings_beside(recipes: Sequence[Mapping[str, Any]]) -> list[tuple[SpecField, list[str]]]:

@@ -1,11 +1,11 @@
 """Verdicts: which of several results is better, whether they may be compared, and how far a layer's numbers can be
-trusted. One rule each, for every page, table, report and command. Nothing here measures anything.
+trusted. Every page, table, report and command uses these rules. Nothing here measures anything.
 
 `interval`: uncertainty; `comparison`: which result is better; `changes`: how far numbers moved; `trust`: cautions of
 layers; `smaller`: recommended copies.
 """
 
-# ruff: noqa: F401  callers write verdicts.rank, whatever file it is in
+# ruff: noqa: F401  callers write verdicts.rank, whichever file defines it
 from rose.verdicts.changes import (
     says_change,
     says_layers,

@@ -13,20 +13,20 @@ from rose.verdicts.comparison import SAME, Result, Verdict, compare
 from rose.verdicts.interval import mean_ratio
 from rose.wording import apart, listing, number, out_of, percent, word
 
-# In 69 of 72 runs of docs/results/headline.csv no window rises by more than 0.41 above the median one; in each of the
-# other three one does by 1.04 to 2.49.
+# In 69 of 72 runs of docs/results/headline.csv no window's rise exceeds the median rise by more than 0.41. In each of
+# the other three, one window exceeds it by 1.04 to 2.49.
 ODD = 0.75  # nats a token
-SPREADS = 5  # times the median distance from the median, too: at high sparsity, all windows differ more
+SPREADS = 5  # and this many median distances, because all windows differ more at high sparsity
 
 
 def differing(rows: pd.DataFrame) -> pd.DataFrame:
-    """The layers in which the two numbers differ."""
+    """The rows of layers in which the two numbers differ."""
     gap = (rows["second"] - rows["first"]).abs()
     return rows[gap > SAME * rows[["first", "second"]].abs().max(axis=1)]
 
 
 def sides(rows: pd.DataFrame) -> tuple[int, int]:
-    """Numbers of layers in which the second is lower, and higher."""
+    """Numbers of layers in which the second number is lower, and higher."""
     differing_rows = differing(rows)
     less = int((differing_rows["second"] < differing_rows["first"]).sum())
     return less, len(differing_rows) - less
@@ -71,8 +71,8 @@ def says_change(value: float, reference: float, reference_name: str, noun: str =
 
 
 def says_move(before: float, after: float, reference: str, verdict: Verdict) -> str:
-    """ "from 12.98 to 13.04, 1.005 times the dense model's (95 % interval 1.001 to 1.009)", and the
-    number of windows where that is not clear. `verdict` compares before with after.
+    """ "from 12.98 to 13.04, 1.005 times the dense model's (95 % interval 1.001 to 1.009)", with the number of windows
+    if that is not clear. `verdict` compares before with after.
     """
     if verdict.kind == "identical":
         return f"from {number(before)} to the same, to the last digit"
@@ -104,7 +104,7 @@ def says_perplexity(summary: Mapping[str, Any], before: Mapping[str, Any] | None
 
 
 def says_lost(before: float) -> str:
-    """The move of a perplexity to NaN or infinity."""
+    """Text for a perplexity that has become NaN or infinite."""
     return f"from {number(before)} to no finite number: weights or outputs are NaN or infinite"
 
 

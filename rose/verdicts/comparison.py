@@ -17,12 +17,12 @@ import pandas as pd
 from rose.verdicts.interval import Interval, paired_ratio
 from rose.wording import apart, count, listing, number, sentence, word
 
-SAME = 1e-9  # relative difference up to which two numbers are the same: a model measured twice
+SAME = 1e-9  # relative difference up to which two numbers count as one model measured twice
 SAME_MODEL = 1e-3  # relative difference of norms of the embeddings; number formats move them by 1e-4
-SAME_WINDOWS = 1e-3  # relative difference of the dense model's perplexity, above which it was another model or text
-SAME_TIME = 1.5  # ratio of two times up to which a pause of the machine may be all the difference
-WINDOWS = ("calibration", "samples", "length", "seed", "held_out_samples")  # settings of a run that choose its text
-BOS = "bos_token"  # that every window begins with, None where they begin with the text: what the option bos came to
+SAME_WINDOWS = 1e-3  # relative difference of dense perplexities; above it the model or the text was another
+SAME_TIME = 1.5  # ratio of two times up to which a pause of the machine may explain the difference
+WINDOWS = ("calibration", "samples", "length", "seed", "held_out_samples")  # settings of a run that select its text
+BOS = "bos_token"  # token at the beginning of every window, None without: the result of the option bos
 
 
 def on_other_windows(first_run: Mapping[str, Any], second_run: Mapping[str, Any]) -> bool:
@@ -43,7 +43,7 @@ class EvaluationSetup:
     norms: tuple[float, ...] = ()  # its `embedding_norms`, which identify a model whatever its name
     windows: str | None = None  # text, number and length of the evaluation windows, in words
     dense: float | None = None  # the dense model's perplexity on them
-    layers: frozenset[str] | None = None  # names of the changed layers
+    layers: frozenset[str] | None = None  # names of the pruned layers
     environment: str | None = None  # processor, versions and number format, in words
 
     def differs(self, other: EvaluationSetup) -> str:
@@ -84,18 +84,18 @@ class Result:
     name: str  # of the run
     method: str  # of the run
     value: float  # NaN where it was not measured; the mean over draws, where there are several
-    losses: tuple[float, ...] = ()  # loss of each window in nats a token; () where not kept
+    losses: tuple[float, ...] = ()  # loss of each window in nats a token; () if not stored
     draws: Mapping[Any, float] = field(default_factory=dict)  # value by calibration seed
     setup: EvaluationSetup = EvaluationSetup()  # conditions of the evaluation
-    amount: str = ""  # of pruning, such as the sparsity. Results of different amounts are not ranked
+    amount: str = ""  # how much is pruned, such as the sparsity. Results of different amounts are not ranked
     seconds: float = math.nan  # of pruning, and of tuning if `is_tuned`; NaN where unknown
     target: str = ""  # "dense" or "layer"
     is_tuned: bool = False
-    # losses by calibration seed; `losses` are their means. {} where not kept
+    # losses by calibration seed; `losses` are their means. {} if not stored
     drawn_losses: Mapping[Any, tuple[float, ...]] = field(default_factory=dict)
 
     def over(self, draws: Sequence[Any]) -> Result:
-        """The same result over some of its draws."""
+        """The result over some of its draws."""
         if not self.draws or len(draws) == len(self.draws):
             return self
         values = {seed: self.draws[seed] for seed in draws}
@@ -104,7 +104,7 @@ class Result:
         return replace(self, value=value, losses=mean, draws=values, drawn_losses=losses)
 
     def is_same(self, second: Result) -> bool:
-        """Whether all measurements agree, as for ROSE and SparseGPT where no layer is columnar."""
+        """Whether all measurements agree, as for ROSE and SparseGPT if no layer is columnar."""
         if self.losses and len(self.losses) == len(second.losses):
             return np.allclose(self.losses, second.losses, rtol=SAME, atol=0)
         mine, theirs = [self.value], [second.value]
@@ -126,14 +126,14 @@ def mean_losses(drawn: Mapping[Any, Sequence[float]]) -> tuple[float, ...]:
 
 
 def _over_shared_draws(results: Sequence[Result]) -> list[Result]:
-    """Each result over the calibration draws that all share; [] where none is shared. Results without draws stay."""
+    """Each result over the calibration draws that all share; [] if they share none. Results without draws stay."""
     drawn = [result.draws for result in results if result.draws]
     shared = [seed for seed in drawn[0] if all(seed in draws for draws in drawn)] if drawn else []
     return [result.over(shared) for result in results] if shared or not drawn else []
 
 
 def shared_tasks(tables: Sequence[pd.DataFrame]) -> list[str]:
-    """Tasks that have an accuracy on the same number of questions in all tables, so that their means compare."""
+    """Tasks that have an accuracy on the same number of questions in all tables, so that means can be compared."""
     answered = [table.dropna(subset="accuracy") for table in tables]
     tasks = [set(zip(table["task"], table["questions"], strict=True)) for table in answered]
     return sorted(task for task, _ in set.intersection(*tasks)) if tasks else []
@@ -143,9 +143,9 @@ def shared_tasks(tables: Sequence[pd.DataFrame]) -> list[str]:
 class Verdict:
     """The comparison of two results."""
 
-    kind: Kind  # "undecided" means that nothing separates the difference from chance
+    kind: Kind  # "undecided": the difference may be chance
     better: str = ""  # name of the better result, or of the lower one if undecided; else ""
-    ratio: Interval | None = None  # second over first; None where nothing was paired
+    ratio: Interval | None = None  # second over first; None if nothing was paired
     reason: str = ""  # the basis of the verdict, or why there is none
 
 
@@ -180,7 +180,7 @@ def compare(first: Result, second: Result) -> Verdict:
     ratio, over = next((pair for pair in intervals if not pair[0].is_clear), intervals[-1])
     agree = len({pair[0].value > 1 for pair in intervals}) == 1
     better = first if ratio.value > 1 else second
-    # Means over draws may say otherwise than their ratios, where a draw is far from the others.
+    # Means over draws can contradict the ratios if one draw is far from the others.
     is_clear = agree and all(pair[0].is_clear for pair in intervals) and better is lower
     reason = f"95 % interval over {over}, paired"
     return Verdict("better" if is_clear else "no clear difference", better.name if is_clear else "", ratio, reason)
@@ -188,13 +188,13 @@ def compare(first: Result, second: Result) -> Verdict:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Results of one amount, the lowest first, and the verdict on the lowest beside each of the others."""
+    """Results of one amount, the lowest first, and the verdict on the lowest against each other result."""
 
     noun: str
     results: tuple[Result, ...]  # each over the shared calibration draws
     verdicts: tuple[Verdict, ...]
     problem: str = ""  # why the results are not ranked; else ""
-    left_out: str = ""  # a sentence if some results have further draws; else ""
+    left_out: str = ""  # a sentence if some results have draws that are not shared; else ""
 
     def names(self, *kinds: Kind) -> list[str]:
         """Names of the results with such a verdict."""
@@ -209,7 +209,7 @@ class Ranking:
 
     @property
     def finding(self) -> str:
-        """The conclusion as a title, without a full stop."""
+        """The conclusion as a title without a full stop."""
         values = apart(*(result.value for result in self.results))
         first, value = self.results[0].name, values[0]
         if self.problem:
@@ -233,7 +233,7 @@ class Ranking:
 
     @property
     def caption(self) -> str:
-        """A sentence on how the others compare with the lowest, with intervals; "" without others."""
+        """A sentence that compares the other results with the lowest, with intervals; "" without others."""
         if self.problem or not self.verdicts:
             return ""
         parts = []
@@ -263,7 +263,7 @@ def rank(results: Sequence[Result], noun: str = "perplexity") -> list[Ranking]:
         verdicts = []
         for cut, full in pairs[1:]:
             verdict, further = compare(ranked[0], cut), compare(whole[0], full)
-            # All draws that the two share may take it back.
+            # All draws that the two share may contradict the verdict.
             if verdict.kind == "better" and (further.kind, further.better) != ("better", verdict.better):
                 verdict = replace(further, kind="no clear difference", better="")
             verdicts.append(verdict)
@@ -304,7 +304,7 @@ def says_ranking(rankings: Sequence[Ranking]) -> str:
 
 @dataclass(frozen=True)
 class Front:
-    """Results that are worth their time: no other is as good in clearly less time, or better in no more."""
+    """Results that are worth their time: no other result is as good in clearly less time, or better in equal time."""
 
     is_on: tuple[bool, ...]  # whether each result is on the front
     # indices of results on the front, the fastest first, each clearly better than the one before

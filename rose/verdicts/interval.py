@@ -1,4 +1,4 @@
-"""Intervals: how sure a mean, a ratio of paired numbers, a difference or a rank correlation is."""
+"""Intervals of a mean, a ratio of paired numbers, a difference or a rank correlation."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rose.wording import number
 
 CONFIDENCE = 0.95  # of every interval
 FINEST = 6  # decimals of bounds for `is_clear`
-WIDE = 2.0  # ratio of the bounds from which on two digits are enough
-STRONG, WEAK = 0.7, 0.3  # rank correlations from which on one number tells the other, or partly
+WIDE = 2.0  # above this ratio of the bounds, two digits are enough
+STRONG, WEAK = 0.7, 0.3  # from these rank correlations on, one number predicts the other well, or partly
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Interval:
 
 
 def paired_ratio(logs: Sequence[float], other_logs: Sequence[float]) -> Interval:
-    """exp of the mean difference of paired logarithms, with its t interval (Student 1908): for losses a token of each
-    window, the ratio of two perplexities. A single pair has the interval 0 to infinity."""
+    """exp of the mean difference of paired logarithms, with its t interval (Student 1908). For losses per token of each
+    window it is the ratio of two perplexities. A single pair has the interval 0 to infinity."""
     with np.errstate(invalid="ignore"):  # infinity less infinity
         gaps = np.asarray(logs, np.float64) - np.asarray(other_logs, np.float64)
     middle = float(gaps.mean())
@@ -68,7 +68,7 @@ def paired_ratio(logs: Sequence[float], other_logs: Sequence[float]) -> Interval
 
 def mean_ratio(first: pd.Series, second: pd.Series) -> Interval | None:
     """Geometric mean of second / first over layers, with its interval; None without layers or for numbers of 0 or less.
-    Layers in which one is unknown, or both are 0, are left out."""
+    Layers with an unknown number, or two zeros, are left out."""
     both = pd.DataFrame({"first": first, "second": second}).astype(float).dropna()
     both = both[both.any(axis=1)]
     if both.empty or (both <= 0).any(axis=None):
@@ -97,8 +97,8 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> Interval | None:
 def rank_correlation(first: pd.Series, second: pd.Series) -> Interval | None:
     """Spearman's ρ of complete pairs; its interval by Fisher's z with the error of Bonett and Wright (2000).
 
-    None for fewer than 3 pairs or a constant column; −1 to 1 for 3 or 4 pairs, which chance often ranks alike. A ρ of 1
-    gets the interval of the value half a step of ranks below.
+    None for fewer than 3 pairs or a constant column. For 3 or 4 pairs it is −1 to 1, because chance often ranks them
+    alike. A ρ of 1 gets the interval of the value half a step of ranks below.
     """
     pairs = pd.DataFrame({"first": first, "second": second}).dropna()
     if len(pairs) < 3 or (pairs.nunique() < 2).any():

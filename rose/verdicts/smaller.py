@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 SAME_QUALITY, HALF, FASTER = "same quality", "half the bytes", "twice as fast"
 GOALS = (SAME_QUALITY, HALF, FASTER)
-EQUAL = 1.01  # times the dense perplexity, up to which the whole interval of a copy of the same quality must lie
+EQUAL = 1.01  # times the dense perplexity: a copy of the same quality has its whole interval below this
 TWICE = 2.0  # times the dense speed
-MUCH_WORSE = 2.0  # times the dense perplexity; from there on nothing that a copy saves pays
+MUCH_WORSE = 2.0  # times the dense perplexity: above this no copy is recommended
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Recommendation:
     """A goal, and the row that reaches it best."""
 
     goal: str
-    key: str  # of the row, as its name; "" where nothing pays
+    key: str  # key of the row; "" if nothing pays
     name: str
     text: str  # a sentence that says why
     is_complete: bool = True  # whether every row that could reach the goal has been measured
@@ -35,11 +35,11 @@ def recommend(rows: Sequence[Row]) -> list[Recommendation]:
     """A recommendation for each goal, from measured rows alone; the first row is the model as it is.
 
     - Same quality: the fewest bytes among rows whose whole interval is at most `EQUAL` on both texts.
-    - Half the bytes: the lowest perplexity over both texts among rows of at most half the bytes; of those without a
+    - Half the bytes: the lowest perplexity over both texts among rows of at most half the bytes; among rows without a
       clear difference from the lowest, the fewest bytes.
-    - Twice as fast: the same among rows whose interval of reading or of writing lies above `TWICE`.
+    - Twice as fast: the same among rows whose interval of reading or writing speed lies above `TWICE`.
 
-    A row of more than `MUCH_WORSE` times the dense perplexity on either text pays in no case.
+    A row of more than `MUCH_WORSE` times the dense perplexity on either text is never recommended.
     """
     if not rows or not rows[0].is_measured:
         return []
@@ -48,7 +48,7 @@ def recommend(rows: Sequence[Row]) -> list[Recommendation]:
 
 
 def says_stored(dense: Row) -> str:
-    """A sentence on a checkpoint whose files are smaller than its weights in 16 bits; else ""."""
+    """A sentence for a checkpoint whose files are smaller than its weights in 16 bits; else ""."""
     if dense.stored is None or dense.stored >= dense.bytes:
         return ""
     return (
@@ -61,7 +61,7 @@ def _recommend(goal: str, dense: Row, rows: Sequence[Row]) -> Recommendation:
     measured = [row for row in rows if row.is_measured]
     reaching = [row for row in measured if _reaches(goal, row, dense)]
     is_complete = not any(not row.is_measured and _may_reach(goal, row, dense) for row in rows)
-    limit = MUCH_WORSE  # on both texts; None and NaN lose too much
+    limit = MUCH_WORSE  # on both texts; None and NaN fail it
     paying = [row for row in reaching if (row.times or math.inf) <= limit and (row.second_times or math.inf) <= limit]
     if not paying:
         why = "no way reaches it" if not reaching else f"{listing([row.name for row in reaching])} lose too much"
@@ -83,7 +83,7 @@ def _reaches(goal: str, row: Row, dense: Row) -> bool:
 
 
 def _may_reach(goal: str, row: Row, dense: Row) -> bool:
-    """Whether an estimate leaves that open."""
+    """Whether the row may reach the goal by its estimates."""
     if goal == SAME_QUALITY:
         return (row.times_low or math.inf) <= EQUAL
     if goal == HALF:

@@ -16,11 +16,11 @@ from rose.wording import count, listing, number, out_of, percent, sentence, word
 if TYPE_CHECKING:
     from rose.layer.error import MassiveActivation
 
-SPARSE = 0.05  # share of zeros from which on a layer was pruned before
-SOME = 0.01  # share of zeros that is more than a few weights that happen to be 0, as in models read from 4 bits
-SHORT = 0.01  # share of the weights, besides one a row, that may be missing from the requested sparsity
-FEW_METHODS = 4  # that a caution names
-MAINLY = 0.5  # share of the squares above which the first position of windows is named
+SPARSE = 0.05  # a layer with this share of zeros was pruned before
+SOME = 0.01  # a smaller share of zeros is chance, as in models read from 4 bits
+SHORT = 0.01  # share of the weights, besides one a row, by which sparsity may be below the requested one
+FEW_METHODS = 4  # most methods that a caution names
+MAINLY = 0.5  # share of the squares above which the first position of windows is mentioned
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Caution:
     """A reason to doubt the numbers of a layer."""
 
     brief: str  # text for a table
-    says: str  # after "In three of 210 layers ", or by itself of a single layer
+    says: str  # follows "In three of 210 layers ", or stands alone for a single layer
     needs: tuple[str, ...]  # columns that it reads
     holds: Callable[[pd.DataFrame], pd.Series]  # the rows in which it holds, from the table
-    # an end of the sentence, from these rows and the noun that names them
+    # makes the end of the sentence, from these rows and the noun that names them
     details: Callable[[pd.DataFrame, str | None], str] = lambda _rows, _noun: ""
 
 
@@ -50,7 +50,7 @@ def _beside(error: float, without: float) -> str:
 
 def _massive_rows(rows: pd.DataFrame, noun: str | None) -> str:
     """Shows the method with the largest error without these channels."""
-    if "massive" not in rows:  # rows that sum up layers
+    if "massive" not in rows:  # rows that summarize layers lack it
         return ""
     texts = rows["massive"].astype(str)
     if {"relative_error", "error_without_massive"} <= set(rows):
@@ -79,7 +79,7 @@ CAUTIONS = (
         "damping raised",
         "damping had to be raised to factorize the Hessian",
         ("is_damping_raised",),
-        lambda table: table["is_damping_raised"] == True,  # noqa: E712  a mask, also of None
+        lambda table: table["is_damping_raised"] == True,  # noqa: E712  elementwise, also for None
     ),
     Caution(
         "over-fitted",
@@ -142,14 +142,14 @@ def caution_column(table: pd.DataFrame) -> pd.Series:
 
 
 def _holds(caution: Caution, table: pd.DataFrame) -> pd.Series | None:
-    """The rows in which a caution holds; None if columns are missing. Rows that sum up others have a column of them."""
+    """The rows in which a caution holds; None if columns are missing. Summary rows have a column of cautions."""
     if "cautions" in table:
         return table["cautions"].str.split("; ").map(lambda briefs: caution.brief in briefs)
     return caution.holds(table) if set(caution.needs) <= set(table.columns) else None
 
 
 def in_brief(table: pd.DataFrame) -> str:
-    """All cautions of a table, each once: for the row that sums it up."""
+    """All cautions of a table, each once, for its summary row."""
     of_rows = "; ".join(caution_column(table))
     return "; ".join(caution.brief for caution in CAUTIONS if caution.brief in of_rows.split("; "))
 
@@ -157,7 +157,7 @@ def in_brief(table: pd.DataFrame) -> str:
 def cautions(table: pd.DataFrame, noun: str = "layer") -> list[str]:
     """A sentence for each caution of a table: "In three of 210 layers …".
 
-    `noun` is the column that names the rows; rows that sum up others have `in_brief` in a column cautions.
+    `noun` is the column that names the rows; summary rows have `in_brief` in a column cautions.
     """
     sentences, every = [], table[noun].nunique() if noun in table else 0
     for caution in CAUTIONS:
@@ -166,7 +166,7 @@ def cautions(table: pd.DataFrame, noun: str = "layer") -> list[str]:
             if len(some):
                 where = f"in {out_of(len(some), every, noun)} " if every > 1 else ""
                 methods = ""
-                if (table[noun].isin(some) & ~holds).any():  # a study, where it holds by some methods
+                if (table[noun].isin(some) & ~holds).any():  # a study, in which the caution holds for some methods
                     grouped = table[holds].groupby("method", sort=False) if "method" in table else []
                     counts = {label_of(str(name)): word(rows[noun].nunique()) for name, rows in grouped}
                     parts = [label + (f" in {number}" if every > 1 else "") for label, number in counts.items()]

@@ -34,18 +34,18 @@ from rose.layer.sweep import SweepTrace, check_budget
 
 @dataclass
 class Known:
-    """What methods that are compared on one layer share; the first method to need a value stores it."""
+    """Values that methods compared on one layer share; the first method that needs a value stores it."""
 
-    weight: Tensor  # W, (out, in), as the model holds it; the rest belongs to this tensor alone
+    weight: Tensor  # W, (out, in), the model's tensor; all other values are of this tensor alone
     plan: OrderPlan | None = None  # for one pattern and block size
     energies: dict[int, float] = field(default_factory=dict)  # tr(W H Wᵀ) by the `id` of the statistics
 
     def is_of(self, weight: Tensor) -> bool:
-        """Whether this is the same W. Some methods also measure weights that they made from it."""
+        """Whether this is the same W. Some methods also measure weights that they computed from W."""
         return weight.data_ptr() == self.weight.data_ptr() and weight.shape == self.weight.shape
 
     def energy(self, weight: Tensor, statistics: InputStatistics) -> float:
-        """tr(W H Wᵀ), for W computed once."""
+        """tr(W H Wᵀ), computed once for W."""
         if not self.is_of(weight):
             return quadratic_form(weight, statistics.hessian)
         if id(statistics) not in self.energies:
@@ -62,17 +62,17 @@ class Settings:
         pattern: the share of weights to remove, or N:M.
         block_size: columns per block.
         damping: λ relative to the mean of diag(H).
-        threshold: a layer is columnar if its relative range is above this.
+        threshold: a layer is columnar if its relative range is above this value.
         order: overrides the method's order: a name, an `Order`, or a permutation of the columns.
-        budget: overrides the method's budget: "block", "layer", or shares: the part of the layer's weights that each
-            block gives up, in the order visited; they sum to the sparsity.
-        trace: records the sweep with the weights after every block; "errors" records the errors alone.
-        options: the method's own options, complete and checked; see `Method.options`.
+        budget: overrides the method's budget: "block", "layer", or shares. A share is the part of the layer's weights
+            that a block gives up, in the order visited; shares sum to the sparsity.
+        trace: True records the sweep with the weights after every block, "errors" only its errors.
+        options: all options of the method, checked; see `Method.options`.
         held_out: inputs that calibration has not seen, for methods that choose by measuring.
         products: number format of ADMM's products in `rose_admm`; everything else is float32.
-        known: shared by methods that prune the very same layer.
-        measures: False skips the errors, for callers that measure against other targets; errors are then NaN.
-        grid: to which kept weights are rounded.
+        known: values shared by methods that prune the same layer.
+        measures: False leaves errors NaN, for callers that measure against other targets.
+        grid: kept weights are rounded to it.
         zeros: weights that are 0 and stay 0, (out, in) bool; see `zeros_to_keep`.
     """
 
@@ -94,14 +94,14 @@ class Settings:
 
 
 class BasicOptions(PlanOptions, total=False):
-    """Keywords that methods to be compared have in common; see `Settings`."""
+    """Keywords that compared methods share; see `Settings`."""
 
     bits: int | str | None
     group: int | str | None
 
 
 class SettingsOptions(BasicOptions, total=False):
-    """Keywords of whatever prunes layers of a model; `make_settings` has their defaults."""
+    """Keywords of functions that prune layers of a model; `make_settings` has their defaults."""
 
     method: str
     order: str | None
@@ -118,20 +118,20 @@ class LayerResult:
         mask: True = removed, (out, in).
         relative_error: tr(ΔW H ΔWᵀ) / tr(W H Wᵀ) on calibration inputs, without damping.
         column_error: Σ_rows e² under the damped H, (in,), original column order; sums to tr(ΔW H ΔWᵀ) + λ‖ΔW‖² over
-            live columns. Without a sweep it is the e² of natural order for this ΔW; after a refit that of `order`.
-        block_error: the same per block of `order`, (blocks,), as visited.
+            live columns. Without a sweep it is the e² of this ΔW in natural order, after a refit in `order`.
+        block_error: the sum per block of `order`, (blocks,), as visited.
         plan: losses, relative range and whether the layer is columnar.
-        order: columns and blocks as visited; natural where nothing sweeps.
+        order: columns and blocks as visited; natural if the method does not sweep.
         budget: "block", "layer", "own", or "row" where each output row gives up the same number.
         damping: λ relative to the mean of diag(H); above the request where H was singular.
         added_damping: λ, absolute.
-        trace: the recorded sweep, if asked for.
+        trace: the recorded sweep, if requested.
         low_rank: factors (out, rank) and (rank, in) inside `weight`, for OATS alone; `mask` is then the sparse part's.
         method: name in the registry.
         pruning_error, rounding_error: the parts of `relative_error` that removing and rounding add; None without a
-            grid. One sweep that does both counts the e² of removed and of kept weights; else rounding comes second.
-        massive: the few input channels that carry nearly all of the input, and the error over the others; None without.
-        prices: of the columns in `order`; None where nothing sweeps.
+            grid. A sweep that does both counts the e² of removed and of kept weights; otherwise rounding comes second.
+        massive: the few channels that carry nearly all of the input, and the error over all others; None without such.
+        prices: of the columns in `order`; None if the method does not sweep.
     """
 
     weight: Tensor
@@ -159,7 +159,7 @@ class LayerResult:
 
     @property
     def parameters(self) -> int:
-        """Numbers that must be stored: kept weights, and every entry of the factors."""
+        """How many numbers must be stored: kept weights, and every entry of the factors."""
         factors = sum(factor.numel() for factor in self.low_rank or ())
         return self.mask.numel() - int(self.mask.sum()) + factors
 
@@ -186,13 +186,13 @@ def make_settings(
     group: int | str | None = None,
     **plan: Unpack[PlanOptions],
 ) -> Settings:
-    """Settings of a method, complete, and checked as far as that can be done without a layer: see `Settings`."""
+    """Complete settings of a method, checked as far as possible without a layer: see `Settings`."""
     chosen = get_method(method)
     pattern = parse_sparsity(plan.pop("sparsity", SPARSITY))
     size, damping = plan.pop("block_size", BLOCK_SIZE), plan.pop("damping", DAMPING)
     threshold = plan.pop("threshold", THRESHOLD)
     check_keywords(plan, SettingsOptions.__optional_keys__)
-    pattern.check(pattern.of, size)  # its own groups always fit; the block size may not
+    pattern.check(pattern.of, size)  # N:M always fits its own M columns; the block size may not fit
     check_damping(damping)
     check_threshold(threshold)
     if isinstance(order, str) and order != "rose":  # two-level or natural, as the layer is columnar or not
@@ -204,7 +204,7 @@ def make_settings(
     grid = parse_grid(bits, group)
     orders = order is not None or budget is not None
     complete = chosen.check_request(pattern, options=options, orders=orders, rounds=grid is not None)
-    # JSON does not know NumPy's numbers.
+    # JSON cannot store NumPy's numbers.
     size, damping, threshold = int(size), float(damping), float(threshold)
     return Settings(method, pattern, size, damping, threshold, order, budget, trace, complete, grid=grid)
 
@@ -228,9 +228,9 @@ def prune_layer(
         hessian: H, (in, in), or the layer's `InputStatistics`.
         method: a name in the registry.
         order, budget, trace, options: see `Settings`.
-        held_out: H or statistics of other inputs; only "measured" looks at them.
+        held_out: H or statistics of other inputs; only "measured" uses them.
         basic: `sparsity`, a ratio (default 0.7) or N:M such as "2:4"; `block_size` (128), `damping` (0.01), `threshold`
-            (0.5); `bits` (3, 4 or 8) for kept weights, and `group`, the 32, 64 or 128 columns or "row" of a scale.
+            (0.5); `bits` (3, 4 or 8) for kept weights; `group`: a scale has 32, 64 or 128 columns, or "row".
     """
     check_keywords(basic, {*SettingsOptions.__optional_keys__, "trace", "held_out"})
     settings = make_settings(method, order=order, budget=budget, trace=trace, options=options, **basic)
@@ -242,7 +242,7 @@ def prune_layer(
 def prune_with(weight: Tensor, hessian: Tensor | InputStatistics, settings: Settings) -> LayerResult:
     """As `prune_layer`, by settings that `make_settings` has made."""
     check_tensor("W", weight)
-    if not weight.is_floating_point() or weight.itemsize < 2:  # with eight bits hardly anything can be computed
+    if not weight.is_floating_point() or weight.itemsize < 2:  # torch computes hardly anything in eight bits
         raise RoseError(f"W must be real floating-point numbers, not {weight.dtype}; dequantize it first.")
     if weight.ndim != 2 or weight.numel() == 0:
         raise RoseError(f"W must be a non-empty (out, in) matrix, but its shape is {tuple(weight.shape)}.")
@@ -253,12 +253,12 @@ def prune_with(weight: Tensor, hessian: Tensor | InputStatistics, settings: Sett
         settings.grid.width(weight.shape[1])
     if settings.held_out is not None:
         as_statistics(settings.held_out, weight)
-    # A model's own parameter would otherwise record every step for a backward pass.
+    # Otherwise a model's parameter would record every step for a backward pass.
     weight, statistics = weight.detach(), as_statistics(hessian, weight)
     if settings.zeros is None:
         settings = replace(settings, zeros=zeros_to_keep(weight, settings))
     result = _prune_by(get_method(settings.method), weight, statistics, settings)
-    if settings.grid and result.rounding_error is None:  # a method that does not sweep, or goes on after its sweep
+    if settings.grid and result.rounding_error is None:  # the method does not sweep, or changes weights after its sweep
         result = import_module(f"{__name__}.toolkit").round_kept(weight, statistics, result, settings)
     if not is_finite(result.weight):
         raise RoseError(f"Pruned weights are too large for {weight.dtype}; load the model in bfloat16 or float32.")
@@ -267,9 +267,9 @@ def prune_with(weight: Tensor, hessian: Tensor | InputStatistics, settings: Sett
 
 
 def _prune_by(method: Method, weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
-    """The method's result, checked; raises RoseError that names a method whose result breaks the interface."""
+    """The checked result of a method; raises RoseError, with the method's name, if the result breaks the interface."""
     is_ours = method.prune.__module__.startswith(__name__)
-    untouched = weight if is_ours else weight.clone()  # a model's own W stays whole, whatever others write into
+    untouched = weight if is_ours else weight.clone()  # a plugin may write into its copy; the model's W stays unchanged
     with failing(method.label):
         result = method.prune(untouched, statistics, settings)
         if not isinstance(result, LayerResult):
@@ -305,8 +305,8 @@ def check_mask(mask: Tensor, weight: Tensor) -> None:
 
 
 def zeros_to_keep(weight: Tensor, settings: Settings) -> Tensor | None:
-    """Where W is 0, (out, in) bool, if its weights are rounded and none removed; else None. Rounding keeps these
-    zeros."""
+    """The zeros of W, (out, in) bool, if weights are rounded and none is removed; otherwise None. Rounding keeps
+    them."""
     if settings.grid is None or settings.pattern.ratio > 0:
         return None
     zeros = weight.eq(0)

@@ -16,8 +16,8 @@ from rose.layer.statistics import InputStatistics
 FIRST_PENALTY = 0.1
 LEAST_PENALTY, MOST_PENALTY = 1e-6, 1e6
 ITERATIONS = 300
-CHECK_EVERY = 3  # iterations between two comparisons of the support
-SETTLED_AFTER, SETTLED = 30, 0.0003  # from this iteration on, so small a change of the support ends the search
+CHECK_EVERY = 3  # iterations between comparisons of the support
+SETTLED_AFTER, SETTLED = 30, 0.0003  # from this iteration on, a smaller change of the support ends the search
 FINAL_STEPS = 10  # of conjugate gradients
 
 
@@ -29,14 +29,14 @@ def alps(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Lay
     live = weight.float().masked_fill(damped.dead, 0)
     scale = damped.matrix.diagonal().sqrt()
     matrix = damped.matrix / scale / scale.unsqueeze(1)
-    matrix.diagonal()[damped.dead] = 1  # of whatever scale H is, to the last bit
+    matrix.diagonal()[damped.dead] = 1  # a unit diagonal, whatever the scale of H
     mask, start = find_support(live * scale, matrix, settings.pattern)
     pruned = solve_on_support(live, mask, damped.matrix, start / scale, FINAL_STEPS).to(weight.dtype)
     return measured_result(weight, pruned, mask, statistics, settings, budget="layer")
 
 
 def find_support(weight: Tensor, matrix: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
-    """ADMM between B, free to fit the outputs, and D, a sparse copy of it, under a penalty ρ that grows.
+    """ADMM between B, which fits the outputs, and D, a sparse copy of B, under a growing penalty ρ.
 
     B = (W M − V + ρ D)(M + ρ I)⁻¹, D = B + V/ρ without its smallest entries, V += ρ (B − D). Every third iteration ρ
     grows by 1.3, 1.2 or 1.1, the more the support still changes. A support that never moves restarts with ρ/5.

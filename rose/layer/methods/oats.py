@@ -12,7 +12,7 @@ from rose.layer.methods.toolkit import mask_by_score, measured_result, prune_by_
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 
-SPARE = 8  # directions tracked beyond the rank, so that the basis already holds a direction that grows
+SPARE = 8  # directions tracked beyond the rank, so that the basis has a growing direction already
 SUBSPACE_STEPS = 2
 
 
@@ -29,7 +29,7 @@ def oats(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Lay
     sparse_pattern = pattern if pattern.is_grouped else Pattern(1 - (1 - rank_ratio) * stored)
     norm = statistics.mean_square.sqrt()
     mask, left, right = decompose(weight.float() * norm, rank, sparse_pattern, int(settings.options["iterations"]))
-    # A dead column is zero in both parts; it needs no scale.
+    # A dead column is zero in both parts, so it needs no scale.
     scale = torch.where(norm > 0, 1 / norm, 0)
     right = right * scale
     low_rank = left @ right
@@ -39,8 +39,8 @@ def oats(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Lay
 
 
 def decompose(matrix: Tensor, rank: int, pattern: Pattern, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Alternates L = best rank-r approximation of M − S, S = M − L without its smallest entries; M is (out, in), and
-    a ratio is taken per row. Returns the mask of S (True = removed), and factors of L, (out, rank) and (rank, in)."""
+    """Alternates L = best rank-r approximation of M − S, and S = M − L without its smallest entries. M is (out, in); a
+    ratio holds in each row. Returns the mask of S (True = removed), and factors of L, (out, rank) and (rank, in)."""
     sparse, basis = torch.zeros_like(matrix), None
     for _ in range(iterations):
         stop_point()
@@ -53,7 +53,7 @@ def decompose(matrix: Tensor, rank: int, pattern: Pattern, iterations: int) -> t
 
 def _next_low_rank(matrix: Tensor, rank: int, basis: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Factors of the best approximation by subspace iteration from the last basis, (out, rank + `SPARE`) with
-    orthonormal columns, and the next basis; None for a layer too narrow for it to pay."""
+    orthonormal columns, and the next basis; None for a narrow layer, where the iteration does not pay."""
     wide = rank + SPARE
     if rank == 0 or 4 * wide > min(matrix.shape):
         return *truncated_svd(matrix, rank), None

@@ -20,13 +20,13 @@ from rose.layer.methods.toolkit import mask_by_score, measured_result, prune_by_
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 
-# Chosen on layers of the packaged model at 70 %; docs/lab-notes/solvers.md has what others gave.
+# Chosen on layers of the packaged model at 70 %; docs/lab-notes/solvers.md has the results of other constants.
 FIRST_PENALTY, LAST_PENALTY = 0.2, 1.0  # relative to the diagonal of H; lower penalties do not settle in time
 ITERATIONS = 20  # per unit of effort
-FINAL_STEPS = 3  # of conjugate gradients; the last iterate is all but solved
-SAMPLE = 2**15  # entries by which a threshold is found between two products
+FINAL_STEPS = 3  # of conjugate gradients; the last iterate is nearly solved
+SAMPLE = 2**15  # entries of a sample that gives the threshold
 MOST_SHRINKAGE = 0.5
-UNKNOWN_TOKENS = 0.05  # shrinkage for a Hessian that comes without its number of tokens
+UNKNOWN_TOKENS = 0.05  # shrinkage for a Hessian without its number of tokens
 
 
 def rose_admm(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
@@ -68,14 +68,14 @@ def find_mask(
     seen: Callable[[Tensor], None] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """ADMM between B, free to fit the outputs, and D, a sparse copy of it, with the scaled dual U.
+    """ADMM between B, which fits the outputs, and D, a sparse copy of B, with the scaled dual U.
 
     B = W + (D − U − W) ρ (M + ρ I)⁻¹, D = B + U without its smallest entries, U += B − D. D is the kept part of S =
     B + U and U the removed part, so S alone is the state.
 
     W is (out, in) float32; M, (in, in), definite with a unit diagonal. `schedule` holds ρ of every iteration, after
-    which `seen` is called with S. `dtype` is of the product; later iterations repair what bfloat16 rounds off. Returns
-    the mask, True = removed, (out, in), and D, (out, in).
+    which `seen` is called with S. `dtype` is the format of the product; later iterations repair the rounding of
+    bfloat16. Returns the mask, True = removed, (out, in), and D, (out, in).
     """
     sparse = state = _keep_largest(weight, pattern)  # U is 0
     last, inverse = 0.0, matrix
@@ -100,12 +100,12 @@ def find_mask(
 
 
 def _keep_largest(state: Tensor, pattern: Pattern) -> Tensor:
-    """S without its smallest entries; large layers take the threshold from a sample, at a tenth of the time."""
+    """S without its smallest entries; large layers take the threshold from a sample, in a tenth of the time."""
     if pattern.is_grouped:
         return state.masked_fill(mask_by_score(state.abs(), pattern, "layer"), 0)
     score = state.abs().flatten()
     step = score.numel() // SAMPLE
-    while step > 1 and gcd(step, state.shape[1]) > 1:  # or else the same columns would stand for all
+    while step > 1 and gcd(step, state.shape[1]) > 1:  # otherwise the sample would hold only some columns
         step -= 1
     sample = score[:: max(step, 1)].contiguous()
     count = pattern.count(len(sample))

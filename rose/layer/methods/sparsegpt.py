@@ -1,6 +1,5 @@
-"""Methods of one sweep, see `rose.layer.sweep`: SparseGPT and the same with other masks, ROSE in an order of its own,
-ours with one budget for the layer, the order chosen by measurement, and ROSE dealt: a sweep, then conjugate gradients
-on all kept weights for its mask (the last stage of ALPS, Meng et al. 2024, section 3.3)."""
+"""Methods of one sweep, see `rose.layer.sweep`: SparseGPT, ISC, ROSE, ROSE global and measured order. ROSE dealt refits
+all kept weights after its sweep by conjugate gradients (the last stage of ALPS, Meng et al. 2024, section 3.3)."""
 
 from __future__ import annotations
 
@@ -40,7 +39,7 @@ def rose_global(weight: Tensor, statistics: InputStatistics, settings: Settings)
     return prune_by_sweep(weight, statistics, settings, order="global", budget="layer")
 
 
-# SparseGPT, ROSE and rose_global, and their orders with the other budget where that can win. Of equals the first wins.
+# SparseGPT, ROSE and rose_global, and their orders with the other budget if that can win. The first of equals wins.
 CANDIDATES = (
     ("natural", "block"),
     ("two_level", "block"),
@@ -58,7 +57,7 @@ def measured(weight: Tensor, statistics: InputStatistics, settings: Settings) ->
     best, least, seen = None, float("inf"), set()
     for candidate, usual in CANDIDATES:
         order, budget = candidate if settings.order is None else settings.order, settings.budget or usual
-        # Under N:M both budgets are the same, so each order comes once.
+        # Under N:M both budgets are the same, so each order is tried once.
         key = (candidate if settings.order is None else "", "" if settings.pattern.is_grouped else budget)
         if key in seen:
             continue
@@ -77,22 +76,22 @@ def measured(weight: Tensor, statistics: InputStatistics, settings: Settings) ->
 
 
 def rose_dealt(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
-    """Dealt order and block budget (or any others), then `refit`: dealt blocks are alike, which suits the choice of
-    masks."""
-    unrounded = replace(settings, grid=None)  # for the refit; what it keeps is rounded after it
+    """Dealt order and block budget unless the settings override them, then `refit`. Dealt blocks are alike, so equal
+    shares suit them."""
+    unrounded = replace(settings, grid=None)  # the refit needs unrounded weights; they are rounded after it
     swept = prune_by_sweep(weight, statistics, unrounded, order="dealt", budget="block")
     return refit(weight, statistics, swept, measures=settings.measures)
 
 
 def refit(weight: Tensor, statistics: InputStatistics, result: LayerResult, *, measures: bool = True) -> LayerResult:
-    """Solves for the kept weights of any result without factors; `weight` is the dense W. Errors belong to the
-    new weights, under U for the order of the result; a trace ends before the refit."""
+    """Solves for the kept weights of any result without factors; `weight` is the dense W. Errors are of the new
+    weights, under U for the order of the result; a trace ends before the refit."""
     if not result.mask.any():
-        return result  # nothing to compensate; dead columns stay as they are too
+        return result  # nothing to compensate; dead columns do not change
     damped = damped_hessian(statistics, result.damping)
     live = weight.float().masked_fill(damped.dead, 0)
     solved = solve_on_support(live, result.mask, damped.matrix, result.weight.float(), REFIT_STEPS).to(weight.dtype)
     relative = error.relative_error(weight, solved, statistics.hessian) if measures else nan
-    # What the sweep did to columns is not what these weights do.
+    # The column errors of the sweep do not hold for the refitted weights.
     columns, blocks = errors_in_order(weight, solved.float(), statistics, result.damping, result.order, measures)
     return replace(result, weight=solved, relative_error=relative, column_error=columns, block_error=blocks)

@@ -1,4 +1,4 @@
-"""Parts of methods: a sweep or a mask, and the measured result."""
+"""Parts that methods share: pruning by a sweep or a mask, and the measured result."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def prune_by_sweep(
     budget: str,
     sum_saliency: str | None = None,
 ) -> LayerResult:
-    """A sweep with this order and budget, unless the settings override them; kept weights are rounded in the same
-    sweep. `sum_saliency` chooses masks by w² (H_jj + 1/[H⁻¹]_jj), with H⁻¹ of the whole "layer" or of the columns
+    """Sweeps by this order and budget unless the settings override them, and rounds kept weights in the same sweep.
+    `sum_saliency` chooses masks by w² (H_jj + 1/[H⁻¹]_jj), with H⁻¹ of the whole "layer" or of the columns
     "remaining"."""
     plan = _plan(weight, statistics, settings)
     visited = make_order(plan, settings.order if settings.order is not None else order)
@@ -77,11 +77,11 @@ def prune_by_sweep(
     damped, factor = factorize(statistics, settings.damping, visited.permutation)
     live = weight.float()
     if pattern.ratio > 0:
-        # Dead columns never carried a signal: their weights cost nothing, so they are the first to go.
+        # Dead columns carry no signal: removing their weights costs nothing, so they go first.
         live = live.masked_fill(damped.dead, 0)
     divisor = factor.diagonal()
     if sum_saliency:
-        # H⁻¹ = UᵀU; of the columns from j on, it has U_jj² at its head.
+        # H⁻¹ = UᵀU; the inverse for the columns from j on has U_jj² as its first entry.
         inverse = factor.square().sum(0) if sum_saliency == "layer" else divisor.square()
         divisor = (damped.matrix.diagonal()[visited.permutation] + 1 / inverse).rsqrt()
     counts = visited_budget(chosen, live, divisor, pattern, visited)
@@ -90,9 +90,9 @@ def prune_by_sweep(
         rounder = plan_rounding(live, settings.grid, visited, factor, damped.dead, pattern.of or TILE)
     traced = (damped.matrix, settings.trace != "errors") if settings.trace else None
     swept = sweep(live, factor, visited, pattern, counts, divisor, traced, rounder, settings.zeros)
-    # A dead column costs nothing, also where nothing is removed and it is rounded.
+    # A dead column costs nothing, also if it is only rounded.
     columns = swept.column_error.masked_fill(damped.dead, 0)
-    del live, rounder  # with a large layer, each of its size that is let go counts
+    del live, rounder  # each is as large as the layer; free them
     pruned = swept.weight.to(weight.dtype)
     pruning = rounding = None
     if settings.grid:
@@ -118,10 +118,10 @@ def prune_by_sweep(
 
 
 def round_kept(weight: Tensor, statistics: InputStatistics, result: LayerResult, settings: Settings) -> LayerResult:
-    """Rounds the kept weights of a result, by a sweep with its mask in descending H_jj, and then `revise`. Both aim
-    at the weights that the method found; zeros stay 0. `weight` is the dense W, (out, in)."""
+    """Rounds the kept weights of a result, by a sweep with its mask in descending H_jj, and then `revise`. Both
+    approximate the weights of the method; zeros stay 0. `weight` is the dense W, (out, in)."""
     assert settings.grid is not None
-    order = make_order(replace(result.plan, pattern=Pattern(0.0)), "hessian")  # groups of N:M need not stay whole here
+    order = make_order(replace(result.plan, pattern=Pattern(0.0)), "hessian")  # N:M groups need not stay whole here
     damped, factor = factorize(statistics, result.damping, order.permutation)
     unrounded = result.weight.float()
     removed = result.mask if settings.zeros is None else result.mask | settings.zeros
@@ -188,8 +188,8 @@ def measured_result(
     budget: str,
     low_rank: tuple[Tensor, Tensor] | None = None,
 ) -> LayerResult:
-    """The result of a method that does not sweep. Its column errors belong to a sweep in natural order. `weight`
-    and `pruned` are W and Ŵ, (out, in); `mask` is True where removed, and the sparse part's beside factors."""
+    """The result of a method that does not sweep. Its column errors belong to a sweep in natural order. `weight` and
+    `pruned` are W and Ŵ, (out, in). `mask` is True where removed, beside factors in the sparse part."""
     plan = _plan(weight, statistics, settings)
     damped, natural = damped_hessian(statistics, settings.damping), make_order(plan, "natural")
     columns, blocks = errors_in_order(weight, pruned, statistics, settings.damping, natural, settings.measures)

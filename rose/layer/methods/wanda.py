@@ -50,8 +50,8 @@ def refine_mask(weight: Tensor, statistics: InputStatistics, mask: Tensor, patte
     """Regrows and prunes row by row until |e| ≤ 0.1, for at most 50 cycles (equations 4 to 7).
 
     The removed weight with the largest sign(e) · D / variance regrows. The kept weight with the smallest Wanda score
-    and D of the other sign goes; under N:M a weight of the regrown weight's group, whatever its sign, and a row stops
-    before e would change its sign. A weight moves once at most, as in the authors' program.
+    and D of the other sign goes. Under N:M it comes from the regrown weight's group, whatever its sign, and a row stops
+    before e would change its sign. Each weight moves at most once, as in the authors' program.
 
     W is (out, in) float32; the mask, True = removed, is not changed. Returns a mask, (out, in) bool, with the same
     number of removed weights in every row (and N:M group).
@@ -75,7 +75,7 @@ def refine_mask(weight: Tensor, statistics: InputStatistics, mask: Tensor, patte
         may_regrow = mask[rows] & fresh & (directed > 0)
         may_prune = ~mask[rows] & fresh
         if pattern.is_grouped:
-            grouped = may_prune.view(len(rows), -1, pattern.of)  # a weight of the same group must go
+            grouped = may_prune.view(len(rows), -1, pattern.of)  # the pruned weight must be of the same group
             may_regrow &= grouped.any(-1, keepdim=True).expand_as(grouped).flatten(1)
         regrown = torch.where(may_regrow, regrow_score[rows] * sign, -torch.inf).argmax(1)
         may_prune &= group == group[regrown].unsqueeze(1) if pattern.is_grouped else directed < 0

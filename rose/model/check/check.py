@@ -1,8 +1,8 @@
 """Checks a checkpoint against the dense model that it comes from, whoever made it.
 
-The weights show what was removed, what was changed, and which layers are unlike their peers. With tokens, errors are
-measured too: on the inputs X_p that a layer reads in the checkpoint it should put out X_d Wᵀ, what the dense layer puts
-out in the dense model (see `rose.layer.target`).
+The weights show what was removed, what was changed, and which layers are unlike their peers. Tokens give errors, too:
+on its inputs X_p in the checkpoint a layer should put out X_d Wᵀ, the output of the dense layer in the dense model (see
+`rose.layer.target`).
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from rose.verdicts import cautions
 from rose.wording import number, several
 
 EVEN = "no clear difference"
-ERRORS = ("held_out_error", "error")  # what layers are ranked by, the first of them that both have
-MISFITS = 100  # parts of a layer that the table names
+ERRORS = ("held_out_error", "error")  # layers are ranked by the first of these that both have
+MISFITS = 100  # most parts of a layer that the table names
 ROTATED = " Its heads fit those of the dense model after a rotation, which changes no output; they are compared so."
 
 
@@ -133,9 +133,9 @@ def check_checkpoint(
 
     Args:
         dense, pruned: the models before and after, of one shape; neither is changed, and both may be streamed.
-        tokens: calibration tokens, (samples, length); None judges the weights alone, in seconds.
-        held_out: further tokens, on which errors, drift and perplexity are measured too.
-        methods: of the registry, which are tried at each layer's sparsity; their errors and masks are compared.
+        tokens: calibration tokens, (samples, length). With None only the weights are judged, in seconds.
+        held_out: further tokens for errors, drift and perplexity.
+        methods: names in the registry; each is tried at each layer's sparsity, and its errors and masks are compared.
         block_size: columns per block of these methods.
         compute: number format of forward passes, gaps and ADMM, as for `prune_model`; perplexity is float32.
         progress: called with a `Progress` after every batch and layer; may raise to stop.
@@ -143,7 +143,7 @@ def check_checkpoint(
     Raises:
         RoseError: models of different shapes, or bad tokens.
     """
-    if tokens is not None and dense is pruned:  # one pass could not be told from the other
+    if tokens is not None and dense is pruned:  # the two passes could not be distinguished
         raise RoseError("A model is checked against another one; load the checkpoint and the dense model apart.")
     networks, methods = (Network(dense), Network(pruned)), several(methods)
     pairs = pair_layers(*networks)
@@ -179,7 +179,7 @@ def check_checkpoint(
     changes = {name: (layer.layer, layer.change) for name, layer in measured.items()}
     missing = Gone.find(changes, networks[0].config)
     by_weights = _judge_weights(measured)
-    maker = _maker(measured, by_weights)  # before errors are judged: reasons name it
+    maker = _maker(measured, by_weights)  # before errors are judged, because reasons name the method
     judged = _judge(measured, by_weights)
     for name, verdict in judged.items():
         suffix = ROTATED * (name in in_basis) + missing.says(name, measured[name].change)
@@ -241,7 +241,7 @@ def _measure(pair: Pair, block: BlockInputs, yardsticks: Yardsticks) -> _Measure
     change = weight_change(weight, after)
     rank = pair[1].low_rank[0].shape[1] if pair[1].low_rank else 0
     inputs, held_out = (block.inputs.get(name, {}).get(layer.name) for name in ("calibration", "held_out"))
-    # None where an earlier layer has put out NaN or infinity.
+    # None if an earlier layer has put out NaN or infinity.
     inputs, held_out = (
         each if each is not None and each.statistics.diagonal.isfinite().all() else None for each in (inputs, held_out)
     )
@@ -312,7 +312,7 @@ def _maker(measured: Mapping[str, _Measured], by_weights: Mapping[str, LayerVerd
     """`nearest`: the method with the nearest masks, None without masks or methods; `method`: the same, None where it
     has not made nearly all of them. Layers in which another method does the same get its name."""
     sane = [layer for name, layer in measured.items() if not by_weights[name].is_wrong] or [*measured.values()]
-    maker = maker_of([layer.nearest for layer in sane if layer.nearest])  # an accident tells nothing of a method
+    maker = maker_of([layer.nearest for layer in sane if layer.nearest])  # broken layers say nothing about the method
     if method := maker["nearest"]:
         for layer in measured.values():
             for target in (method["target"], "layer"):
@@ -381,11 +381,11 @@ def common_masks(first: nn.Module, second: nn.Module) -> pd.DataFrame:
 
 
 def better_by_layer(first: CheckpointCheck, second: CheckpointCheck, names: tuple[str, str]) -> pd.DataFrame:
-    """Which of two checks of one dense model has the lower error where, each on the inputs of its own checkpoint.
+    """For each layer, which of two checks has the lower error, each on the inputs of its own checkpoint.
 
     Returns:
-        layer, error (in the first), other_error, and better: one of `names`, or "no clear difference" where the errors
-        are within a tenth; no rows where either has no errors. On held-out tokens where both have them.
+        layer, error (in the first), other_error, and better: one of `names`, or "no clear difference" if errors are
+        within a tenth. Layers without both errors have no row. Errors are held out if both checks have these.
     """
     tables = first.layers.set_index("layer"), second.layers.set_index("layer")
     by = next((name for name in ERRORS if all(name in table and table[name].notna().any() for table in tables)), None)

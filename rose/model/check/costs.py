@@ -29,9 +29,9 @@ ERROR_OF = "error_of_"  # begins columns with a method's error at a layer's spar
 HELD_OUT = "held_out_"  # begins columns of errors on held-out tokens
 REFIT_STEPS = 12  # of conjugate gradients from the weights found; 24 find half a percent more (docs/lab-notes/check.md)
 SAME_MASK = 0.9  # share of two masks' removed weights in common, above which a method has made both
-EXACT = 0.99  # the same with the same inputs, apart from rounding
+EXACT = 0.99  # the share for equal inputs: all but rounding
 MOST = 0.8  # share of the layers that must have a method's mask before the checkpoint is called that method's
-EQUAL = 1e-4  # difference of two means over layers that tells nothing
+EQUAL = 1e-4  # a smaller difference of two means over layers is chance
 GAIN = 0.3  # of dense weights put back, above which what moved them is no compensation
 
 
@@ -63,8 +63,8 @@ class Costs:
 
     @property
     def recovered(self) -> float | None:
-        """Share of the mask's error that compensation has taken, of the most it could; None where that is nothing.
-        It is at most 1, as a refit begins at V."""
+        """The share of the recoverable error that compensation has recovered; None if nothing is recoverable. It is at
+        most 1, because the refit begins at V."""
         alone = self.mask.error
         could = alone - self.possible.error
         return (alone - self.error) / could if could > 0.02 * alone else None
@@ -111,7 +111,7 @@ def maker_of(masks: Sequence[Recognized]) -> dict[str, dict[str, Any] | None]:
     """
 
     def shared_with(mask: Recognized, key: tuple[str, str]) -> tuple[str, Removal | None]:
-        # A target is tried only while no other has explained the mask.
+        # A target is tried only until another target has explained the mask.
         target = key[1] if mask.tried.get(key) else LAYER
         return target, mask.tried.get((key[0], target))
 
@@ -119,14 +119,14 @@ def maker_of(masks: Sequence[Recognized]) -> dict[str, dict[str, Any] | None]:
         key: [removal for mask in masks if (removal := shared_with(mask, key)[1])]
         for key in dict.fromkeys(key for mask in masks for key in mask.tried)
     }
-    means = {  # without methods that were given up
+    means = {  # without abandoned methods
         key: fmean(removal.jaccard for removal in removals)
         for key, removals in shared.items()
         if 2 * len(removals) > len(masks)
     }
     if not means:
         return {"method": None, "nearest": None}
-    # Of two whose masks are equally near, up to chance, the simpler one, which stands first.
+    # If two masks are equally near, up to chance, the simpler method wins, which stands first.
     best = next(key for key, mean in means.items() if mean > max(means.values()) - EQUAL)
     alike: Counter[str] = Counter()
     for mask in masks:
@@ -146,23 +146,23 @@ def maker_of(masks: Sequence[Recognized]) -> dict[str, dict[str, Any] | None]:
 LAYER, UNPRUNED, DENSE, STREAM = "layer", "unpruned", "dense", "stream"
 TARGET = {LAYER: LAYER, UNPRUNED: LAYER, DENSE: DENSE, STREAM: DENSE}
 AIMED = ("sparsegpt", "rose", RECOMMENDED)  # methods that are tried with both targets
-GIVEN_UP = 14  # layers without success, two decoder blocks, after which an attempt is not repeated
+GIVEN_UP = 14  # an attempt ends after this many layers (two decoder blocks) without success
 
 
 @dataclass
 class Attempt:
-    """Methods with another aim than they are measured with, which may have made a mask."""
+    """Methods with another aim than the measured one, which may have made a mask."""
 
     aim: str  # of `TARGET`; DENSE becomes STREAM in layers that write into the residual stream
     methods: tuple[str, ...]
-    is_costly: bool = False  # tried only where no other method has made the mask
+    is_costly: bool = False  # tried only if no other method has made the mask
     layers: int = 0  # in which it was tried
     hits: int = 0  # in which it has found a mask
 
 
 @dataclass
 class Yardsticks:
-    """What layers are compared with; raises RoseError for methods or a block size that do not exist."""
+    """The methods that layers are compared with. Raises RoseError for an unknown method or an impossible block size."""
 
     methods: Sequence[str]
     block_size: int
@@ -231,7 +231,7 @@ class Yardsticks:
 
 @dataclass
 class _Trial:
-    """Methods on one layer; what they have in common is computed once."""
+    """Methods on one layer; common values are computed once."""
 
     yardsticks: Yardsticks
     weight: Tensor
@@ -261,7 +261,7 @@ class _Trial:
             self.swept[aim] = result
         removal = same_removed(self.mask, result.mask.to(self.mask.device))
         self.done[method, aim] = self.beside(result.weight)
-        # While inputs are still the dense model's, both targets are one.
+        # While inputs are still the dense model's, both targets are the same.
         for target in (LAYER, DENSE) if cache.weight.equal(self.weight) and aim == DENSE else (TARGET[aim],):
             best = self.tried.get((method, target), removal)
             self.tried[method, target] = max(removal, best, key=lambda each: each.jaccard)
@@ -287,7 +287,7 @@ class _Trial:
 
     @property
     def nearest(self) -> Recognized | None:
-        """None where nothing was tried; of equals the first."""
+        """The nearest mask, the first of equals; None if nothing was tried."""
         best = max(self.tried, key=lambda key: self.tried[key].jaccard, default=None)
         return Recognized(*best, self.tried[best], self.tried) if best else None
 
@@ -331,7 +331,7 @@ def _error_by(
 def with_inputs(
     misfits: Sequence[Misfit], weight: Tensor, after: Tensor, streams: Sequence[LayerInputs]
 ) -> tuple[Misfit, ...]:
-    """Without what is lawful by the inputs of a layer: weights that the dense ones would be no improvement on.
+    """Drops misfits that the inputs of a layer show to be lawful: dense weights would not lower the error.
 
     Args:
         misfits: of V, `after`, beside W, `weight`, (out, in) each.
@@ -342,7 +342,7 @@ def with_inputs(
 
 
 def _gain(part: Misfit, weight: Tensor, after: Tensor, streams: Sequence[LayerInputs]) -> float:
-    """How far the error falls when dense weights are put back into a part of V, by the energy of that change δ:
+    """How much the error falls if dense weights are restored in a part of V, relative to the energy of that change δ:
 
         2 ⟨δ, GᵀX_p + (W − V) H⟩ / tr(δ H δᵀ) − 1
 

@@ -22,8 +22,8 @@ from rose.wording import count, listing, number, out_of, percent, sentence, whol
 if TYPE_CHECKING:
     from rose.model.check.check import CheckpointCheck
 
-FEW = 8  # wrong tensors of one verdict that have a line each
-SHOWN = 4  # names of lost parts, or of layers that differ from the rest
+FEW = 8  # wrong tensors of one verdict that get a line each
+SHOWN = 4  # most names of lost parts, or of layers that differ from the rest
 MUCH_WORSE = 2.0  # times the dense perplexity; no copy above it is called sound
 WRONG, WORSE, PARTIAL, SOUND = "wrong", "worse", "partial", "sound"
 
@@ -64,7 +64,7 @@ def headline(check: CheckpointCheck) -> Headline:
 
 
 def _unmeasured(layers: pd.DataFrame, summary: Mapping[str, Any]) -> str:
-    """What was not measured, as a sentence; "" where all was."""
+    """A sentence on what was not measured; "" if everything was."""
     if not summary["tokens"]:
         return "Errors and perplexity were not measured."
     changed = layers[(layers["moved"] > 0) | (layers["zeros"] != layers["zeros_before"])]
@@ -102,7 +102,7 @@ def lines(check: CheckpointCheck, name: Callable[[str], str] = str) -> list[tupl
 
 
 def _in_common(rows: pd.DataFrame) -> str:
-    """What holds of all layers of one verdict: sentences."""
+    """Sentences that hold for all layers of one verdict."""
     if rows["reason"].nunique() == 1:
         return str(rows["reason"].iloc[0])
     texts = []
@@ -143,7 +143,7 @@ def _range(values: pd.Series, text: Callable[[float], str]) -> str:
 
 
 def findings(check: CheckpointCheck, folder: Path | None = None, drawn: Mapping[str, Any] | None = None) -> list[str]:
-    """A sentence each, without headline and verdicts, the cautions first.
+    """The findings, a sentence each, cautions first; headline and verdicts are not among them.
 
     Args:
         folder, drawn: see `says_other_draw`; None where no tokens were drawn.
@@ -226,7 +226,7 @@ def _emptied(layers: pd.DataFrame) -> list[str]:
 
 
 def _errors(layers: pd.DataFrame, summary: Mapping[str, Any]) -> list[str]:
-    """The mean errors of the checkpoint and of methods, and the share of the masks' error that was taken back."""
+    """The mean errors of the checkpoint and of methods, and the share of the masks' error that was recovered."""
     if "error" not in layers or layers["error"].isna().all():
         return []
     measured = layers.dropna(subset=["error"])
@@ -253,7 +253,7 @@ def _errors(layers: pd.DataFrame, summary: Mapping[str, Any]) -> list[str]:
 
 
 def _prefix(rows: pd.DataFrame, name: str) -> str:
-    """What begins a column of errors: `HELD_OUT` if held-out ones were measured, else nothing."""
+    """The prefix of error columns: `HELD_OUT` if held-out errors were measured, else ""."""
     return HELD_OUT if rows.get(HELD_OUT + name, pd.Series(dtype=float)).notna().any() else ""
 
 

@@ -1,10 +1,9 @@
 """Walks two models of one shape side by side: the inputs of each layer in both, and the drift of hidden states.
 
-Where heads were rotated before pruning, values and output projection are in another basis than the dense model's, which
-changes no output (see `rose.layer.basis`); the dense block is then rotated, too. The rotation is found by its effect: R
-of a group of heads brings RᵀW_v and W_o R nearest to the kept weights (orthogonal Procrustes, Schönemann 1966; removed
-weights are filled in by the last R, and so say nothing). It is believed where kept weights then agree, and did not
-before.
+If heads were rotated before pruning, values and output projection have another basis than in the dense model, with
+equal outputs (see `rose.layer.basis`). The dense block is then rotated, too. R of a group of heads is the rotation that
+brings RᵀW_v and W_o R nearest to the kept weights (orthogonal Procrustes, Schönemann 1966). Removed weights are filled
+in by the last R, so they have no influence. R is accepted if kept weights agree only with it.
 """
 
 from __future__ import annotations
@@ -34,20 +33,20 @@ from rose.model.walk.storage import token_drift
 from rose.model.walk.targets import BatchKey, BlockTargets
 
 CALIBRATION = "calibration"  # the stream on which methods are tried
-SAMPLE = 4096  # weights that tell whether a layer is another one's
-BELIEVED = 2 * UNLIKE  # cosine of kept weights with the rotated dense ones, above which they are the same
+SAMPLE = 4096  # sampled weights that show whether a layer is another layer's
+BELIEVED = 2 * UNLIKE  # cosine above which kept weights agree with the rotated dense weights
 FILLED = 40  # times that removed weights are filled in; at 70 % each leaves 0.7 of the error
 Pair = tuple[PrunableLayer, PrunableLayer]  # of the dense model and of the other one
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """A dense decoder block in the basis of another one."""
+    """A dense decoder block in the basis of the other model's block."""
 
-    module: nn.Module  # a copy that shares all that was not rotated
+    module: nn.Module  # a copy that shares all parameters that were not rotated
     pairs: list[Pair]  # its layers beside the other block's
     outputs: tuple[str, ...]  # names of the output projections whose heads were rotated
-    layers: tuple[str, ...]  # of these and of their values
+    layers: tuple[str, ...]  # names of these projections and of their value layers
 
 
 @dataclass
@@ -55,10 +54,10 @@ class LayerInputs:
     """The inputs of a layer; layers that read the same tensors share their statistics."""
 
     statistics: InputStatistics  # of the inputs in the other model, X_p
-    gap: InputGap  # between those and the inputs in the dense model
+    gap: InputGap  # from these inputs to the inputs in the dense model
     stream: OutputGap | None = None  # of a layer that writes into the residual stream, with the stream's lack
-    # Of the inputs in the other model while the decoder block is still dense, on which published programs calibrate;
-    # None where these are the same, or not asked for.
+    # Inputs in the other model while the decoder block is still dense, on which published programs calibrate; None if
+    # these are the same, or not requested.
     unpruned: InputStatistics | None = None
 
     @property
@@ -70,7 +69,7 @@ class LayerInputs:
 
 @dataclass
 class BlockInputs:
-    """One decoder block of both models, in memory while it is handed out."""
+    """One decoder block of both models, in memory only while the caller has it."""
 
     index: int
     modules: tuple[nn.Module, nn.Module]  # of the dense model and of the other one
@@ -170,8 +169,8 @@ class _Passes:
 
 
 class _Lost:
-    """What the residual stream lacks beside the dense one, gathered batch by batch in one decoder block: a run towards
-    the dense model has pruned the layers that write into it to make that good."""
+    """The loss of the residual stream against the dense stream, summed over batches in one decoder block. Runs towards
+    the dense model prune the layers that write into the stream to repair this loss."""
 
     KEY: BatchKey = ("", 0)
 
@@ -194,7 +193,7 @@ class _Lost:
 
     @contextmanager
     def before(self, dense: Tensor, other: Tensor) -> Iterator[None]:
-        """While the dense block runs on a batch of its hidden states; the other one, on its own, comes next."""
+        """A context in which the dense block runs on a batch of its hidden states; the other block runs next."""
         self.other.enter(self.KEY, other)
         with self.dense.watch_dense(*self.KEY, dense):
             yield
@@ -226,7 +225,7 @@ class _PairReading:
         self._read: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})  # by layer, in this batch, of both models
 
     def hooks(self) -> list[RemovableHandle]:
-        """Of both layers of each pair, which note what they read."""
+        """Hooks on both layers of each pair that record their inputs."""
         return [
             layer.module.register_forward_pre_hook(partial(_note, read, layer.name))
             for pair in self.pairs
@@ -235,7 +234,7 @@ class _PairReading:
 
     @torch.no_grad()
     def end_unpruned(self) -> None:
-        """Counts what the layers of the dense block have read of the other model's hidden states."""
+        """Counts the inputs of the dense block's layers on the other model's hidden states."""
         read = self._read[0]
         for readers in _by_tensor(read, read):
             inputs = read[readers[0]]
@@ -245,7 +244,7 @@ class _PairReading:
         read.clear()
 
     def result(self) -> dict[str, LayerInputs]:
-        """What each layer has read, once all batches are through."""
+        """The inputs of each layer after all batches."""
         inputs: dict[str, LayerInputs] = {}
         for name, (statistics, gap) in self._sums.items():
             unpruned = self._unpruned.get(name)
@@ -255,7 +254,7 @@ class _PairReading:
 
     @torch.no_grad()
     def end_batch(self) -> None:
-        """Counts what was read in the batch."""
+        """Counts the inputs of the batch."""
         dense, other = self._read
         both = [name for name in other if name in dense and dense[name].shape == other[name].shape]
         for readers in _by_tensor(both, dense, other):
@@ -296,7 +295,7 @@ def sample(weight: Tensor) -> Tensor:
 def align(block: nn.Module, pairs: Sequence[Pair], width: int | None) -> Aligned | None:
     """The dense block with its heads rotated as in the other one; None where none were. `width`: columns of a head."""
     plain = [pair for pair in pairs if not pair[0].is_expert]
-    strange = set()  # layers whose kept weights have nothing to do with the dense ones
+    strange = set()  # layers whose kept weights are unlike the dense weights
     for before, after in plain:
         dense, pruned = sample(before.weight), sample(after.weight)
         if float(_cosine(dense, pruned)) < UNLIKE and pruned.any():

@@ -60,7 +60,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class _Source:
-    """What from_pretrained needs: a location and, for GGUF, the file there."""
+    """The arguments of from_pretrained: a location and, for GGUF, the file there."""
 
     location: str
     options: dict[str, Any]
@@ -142,7 +142,7 @@ def load_model(
     with _explained(name, source), _quiet():
         config = _configuration(name, source, options)
         dtype_read = read_as(dtype, config.dtype)
-        # transformers and streaming would read different ones; `weight_files` refuses such a folder.
+        # transformers and streaming would read different files; `weight_files` refuses such a folder.
         if not source.is_local and all(has_file(source.location, file) for file in (WHOLE, INDEX)):
             raise RoseError(
                 f"{name} holds both {WHOLE} and {INDEX}, of two models maybe; download it, delete one file, and "
@@ -150,7 +150,7 @@ def load_model(
             )
         if stream and _special_class(config):
             raise RoseError(f"The decoder blocks of {name} differ in shape, so it cannot be streamed; load it whole.")
-        # First, as weights may take minutes.
+        # First the tokenizer, because weights may take minutes.
         words = load_tokenizer(as_text(tokenizer or name), trust_remote_code)
         if stream:
             folder = _safetensors_folder(name, source)
@@ -167,7 +167,7 @@ def load_model(
         model.is_quantized = False
         model.hf_quantizer = None
     if not trust_remote_code and getattr(model.config, "auto_map", None):
-        del model.config.auto_map  # names code that was not run, and that a copy would not bring along
+        del model.config.auto_map  # names code that was not run and is not copied
     model.requires_grad_(False)
     if finite:
         stored.check_finite(name, model.named_parameters())
@@ -199,7 +199,7 @@ def _configuration(name: str, source: _Source, options: dict[str, Any]) -> Any:
     if source.folder:
         stored.check_sizes(name, PreTrainedConfig.get_config_dict(source.location, **options)[0])
     if source.is_gguf:
-        _ = source.numbers  # of a damaged header nothing else is read
+        _ = source.numbers  # a damaged header is refused before anything else is read
     config = AutoConfig.from_pretrained(source.location, **options)
     config.dtype = next(iter(source.formats), config.dtype)
     stored.check_sizes(name, config.to_dict())
@@ -220,7 +220,7 @@ def _load_whole(name: str, config: Any, source: _Source, dtype: torch.dtype, opt
         advice = "load it in bfloat16, or choose a smaller model"
         check_free(f"{name} takes in {name_of(dtype)}", count_parameters(skeleton) * dtype.itemsize, advice)
     special = _special_class(config)
-    # Sizes that do not fit are refused below, in a sentence of our own.
+    # Sizes that do not fit are refused below, with our own message.
     arguments: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
     if not source.is_gguf:
         arguments["config"] = config
@@ -242,7 +242,7 @@ def _load_whole(name: str, config: Any, source: _Source, dtype: torch.dtype, opt
     stored.check_shapes(name, loaded["mismatched_keys"], source.description)
     missing, unused = loaded["missing_keys"], loaded["unexpected_keys"]
     stored.check_masks_applied(name, missing, unused)
-    if missing:  # which transformers has initialized at random
+    if missing:  # transformers has initialized these at random
         raise RoseError(
             f"{name} lacks {len(missing)} of the weights that a causal language model needs, such as "
             f"{min(missing)}; it is incomplete, or was saved without its language model head. Download "
@@ -268,12 +268,12 @@ def _safetensors_folder(name: str, source: _Source) -> Path:
         return source.folder
     fetch = partial(snapshot_download, source.location, tqdm_class=stoppable_bars())
     folder = Path(fetch(allow_patterns=["*.json", "*.py"]))
-    files = stored.names_of_weights(folder)  # many repositories hold the weights a second time, in files of other names
+    files = stored.names_of_weights(folder)  # many repositories hold the weights twice, under other file names
     return Path(fetch(allow_patterns=[*files, *(stored.packed(Path(file)).name for file in files)]))
 
 
 def stored_bytes(name: str) -> int | None:
-    """Bytes of the weights' files of a folder or a GGUF file, None for a Hub id or for pickles."""
+    """Bytes of the weight files of a folder, or of a GGUF file; None for a Hub id or pickles."""
     source = _locate(name)
     files = [Path(source.location) / source.options["gguf_file"]] if source.is_gguf else []
     if source.stored and source.folder:
@@ -294,9 +294,9 @@ def stored_dtype(name: str) -> torch.dtype:
 
 
 def read_as(dtype: str | torch.dtype, stored: torch.dtype | None) -> torch.dtype:
-    """The format in which weights are read: the requested one, or for "auto" bfloat16 or float32. "auto" gives bfloat16
-    for bfloat16 where this machine computes in it; elsewhere it would take two to four times as long as float32.
-    float16 becomes float32, because some models' hidden states do not fit into float16."""
+    """The format in which weights are read: the requested one, or for "auto" bfloat16 or float32. "auto" keeps bfloat16
+    if this machine computes in it; otherwise bfloat16 would take two to four times as long as float32. float16 becomes
+    float32, because some models' hidden states do not fit into float16."""
     if dtype != STORED:
         return parse_dtype(dtype)
     return torch.bfloat16 if stored == torch.bfloat16 and computes_bfloat16() else torch.float32
@@ -406,7 +406,7 @@ def _check_files(name: str, config: Any, source: _Source) -> nn.Module | None:
         return None
     skeleton: Any = _skeleton(config)
     needed = count_parameters(skeleton) + sum(buffer.nbytes for buffer in skeleton.buffers()) // 4
-    # Dequantized four-bit numbers, and missing tensors, for which another check is responsible, are allowed for.
+    # The limits allow for dequantized four-bit numbers, and for missing tensors, which another check finds.
     if source.numbers and needed > MOST_GROWTH * source.numbers + MOST_ADDED:
         raise RoseError(
             f"{name} holds {whole(source.numbers)} numbers, but its {source.description} describes a model of "
@@ -419,13 +419,13 @@ def _check_files(name: str, config: Any, source: _Source) -> nn.Module | None:
 
 @contextlib.contextmanager
 def _explained(name: str, source: _Source) -> Iterator[None]:
-    """Turns the many errors of loading into one sentence that says what to do."""
+    """Turns errors of loading into one sentence that says what to do."""
     try:
         yield
     except (RoseError, Cancelled):
         raise
     except Exception as problem:  # transformers, safetensors, gguf and tokenizers each raise their own kinds
-        stop_point()  # a stop inside arrives as another exception
+        stop_point()  # a stop may arrive as another exception
         if is_out_of_memory(problem):
             raise RoseError(f"There is not enough memory for {name}; choose a smaller model or bfloat16.") from problem
         text = " ".join(str(problem).split())
@@ -438,7 +438,7 @@ def _explained(name: str, source: _Source) -> Iterator[None]:
             raise RoseError(
                 f"{name} cannot be loaded; a file is missing, corrupt or of an unknown kind ({text[:200]})."
             ) from problem
-        # Who has the folder m/ and writes m/lama rather means a folder than a model of the Hub.
+        # If there is a folder m/, the name m/lama probably means a folder, not a Hub id.
         no_folder = f"There is no folder {name}. " if "/" in name and reachable(name).parent.is_dir() else ""
         raise RoseError(no_folder + hub_problem(name, problem, text)) from problem
 
@@ -450,7 +450,7 @@ _patching = threading.RLock()  # what `_quiet` changes is shared by all threads
 def _quiet() -> Iterator[None]:
     """Silences transformers' bars and advice, and reads GGUF files by `frugal_reading`. Each tensor is a
     `stop_point`."""
-    # Skeletons wait too: transformers sets torch's default dtype while it builds one, and puts back what it found.
+    # Skeletons wait too: transformers changes torch's default dtype while it builds a skeleton, and restores it.
     while not _patching.acquire(timeout=0.1):
         stop_point()
     with contextlib.ExitStack() as after:
@@ -475,7 +475,7 @@ def _quiet() -> Iterator[None]:
 
 
 def identify(name: str) -> str | None:
-    """Paths, sizes and modification times of a model's files as text; None where they are not on this machine."""
+    """Paths, sizes and modification times of a model's files as text; None if they are not on this machine."""
     try:
         source = _locate(name)
     except RoseError:

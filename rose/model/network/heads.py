@@ -1,8 +1,8 @@
 """Attention heads between values and output projection, found by experiment.
 
-A single token attends to itself, so its output projection reads, head by head, rows of some layer's output: the values.
-If each head points in the direction of such rows for every token, their layer and place are found, in fused layers too.
-A norm with weights, a gate or a mixture of heads changes the direction. With several tokens, a random rotation of
+A single token attends only to itself, so each head of its output projection reads rows of some layer's output: the
+values. If a head points in the direction of certain rows for every token, these rows are its values, in fused layers
+too. A norm with weights, a gate or a mixture of heads changes the direction. With several tokens, a random rotation of
 values and projection must then leave the outputs unchanged, which also detects other readers of the values.
 """
 
@@ -22,11 +22,11 @@ from rose.layer.basis import HeadLayout, rotate_columns
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.stand_ins import hooked
 
-ROTATED = "rose_rotated_heads"  # of a model whose heads were rotated: the basis, and which layers
+ROTATED = "rose_rotated_heads"  # attribute of a model whose heads were rotated: the basis, and the layers
 ALIKE = 1 - 1e-3  # cosine of equal vectors after rounding to 16 bits
 ROUNDING = 8.0  # units in the last place that a rotation may change an output by, relative to its norm
 LEAST_ROUNDING = 1e-4
-# How the names of attention's output projections end in the families we know.
+# Endings of the names of attention's output projections in known families.
 ATTENTION_OUTPUTS = (".o_proj", "attn.out_proj", "attention.out_proj", "attn.c_proj", "attn.dense", "attention.dense")
 
 Run = Callable[[nn.Module], Tensor]
@@ -37,7 +37,7 @@ def head_width(config: Any) -> int | None:
     try:
         of_values = getattr(config, "v_head_dim", None) or getattr(config, "head_dim", None)
         return of_values or config.hidden_size // config.num_attention_heads
-    except (RuntimeError, AttributeError):  # of transformers, where decoder blocks have different ones
+    except (RuntimeError, AttributeError):  # transformers raises these if decoder blocks have different widths
         return None
 
 
@@ -50,8 +50,8 @@ def rotated_heads(model: nn.Module) -> dict[str, Any] | None:
 class ValueHeads:
     """The heads that an output projection reads, and the rows that make them.
 
-    Head h has the columns of `output` from h · width; `rows` are the first rows of `values` by head, which heads of a
-    group share.
+    Head h has the columns of `output` from h · width on. `rows` has the first row of `values` of each head; heads of a
+    group share rows.
     """
 
     output: PrunableLayer
@@ -74,7 +74,7 @@ class ValueHeads:
             stored.detach().copy_(bias)
 
     def rotate_in(self, twin: nn.Module, rotations: Tensor) -> None:
-        """Rotates a twin of the decoder block, which gets its own parameters for that."""
+        """Rotates a twin of the decoder block, and gives it its own parameters first."""
         output, values = (
             replace(layer, module=twin.get_submodule(layer.projection)) for layer in (self.output, self.values)
         )
@@ -119,7 +119,7 @@ def find_value_heads(
             if output is values or output.projection not in read or values.projection not in outputs:
                 continue
             rows = _rows(read[output.projection], outputs[values.projection], width)
-            # Without attention between them the two layers are one product of matrices, as for latent queries.
+            # Without attention between them the two layers are one matrix product, as for latent queries.
             if rows is not None and _rows(mixed[output.projection], unmixed[values.projection], width) is None:
                 candidates.append(ValueHeads(output, values, width, rows))
     return [heads for heads in candidates if _is_free(twin, heads, layers, run_along, unmixed)]
@@ -148,7 +148,7 @@ def _rows(read: Tensor, outputs: Tensor, width: int) -> tuple[int, ...] | None:
     if read.shape[1] % width or outputs.shape[1] < width or len(read) != len(outputs):
         return None
     heads, windows = read.view(len(read), -1, width), outputs.unfold(1, width, 1)
-    for some in (1, len(read)):  # one token and head show for most layers that it is not them
+    for some in (1, len(read)):  # one token and one head rule out most layers
         of_some = normalize(heads[:some, : None if some > 1 else 1], dim=-1)
         alike = torch.einsum("thd,trd->thr", of_some, normalize(windows[:some], dim=-1)).abs().amin(0)
         best, starts = alike.max(1)

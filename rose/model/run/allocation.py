@@ -1,6 +1,6 @@
 """The sparsity of each layer of a model: the same, by outliers (OWL), by the curvature of the loss, or by damage.
 
-The total is exact whatever the layers' sizes.
+The total is exact for layers of any sizes.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from rose.model.walk.forward import hidden_of, no_input
 from rose.model.walk.walk import BlockStatistics, statistics_of
 from rose.verdicts import is_same_model
 
-# Hutchinson's probes: one for each window, cut to this length. A second derivative costs about four
-# forward passes, and keeps every attention matrix: 7 GB for 512 tokens of the packaged model.
+# Hutchinson's probes: one for each window, cut to this length. A second derivative takes about four forward passes, and
+# keeps every attention matrix: 7 GB for 512 tokens of the packaged model.
 TRACE_SAMPLES, TRACE_LENGTH = 16, 512
 
 OUTLIER_FACTOR = 5.0  # M of OWL
@@ -51,8 +51,8 @@ def allocate(
 ) -> dict[str, Pattern]:
     """The pattern of each of the layers to prune; together they remove exactly round(ratio · weights).
 
-    `dense_blocks` gives statistics of the dense model, by decoder block, to OWL; `tick` takes the share done and may
-    raise to stop. Raises RoseError for damages of another model, and a layer without damage or finite curvature.
+    `dense_blocks` gives OWL statistics of the dense model by decoder block; `tick` takes the share done and may raise
+    to stop. Raises RoseError for damages of another model, and for a layer without damage or finite curvature.
     """
     if allocation.rule == "uniform":
         return {layer.name: pattern for layer in layers}
@@ -67,7 +67,7 @@ def allocate(
         for layer, trace in zip(layers, traces, strict=True):
             if not math.isfinite(trace):
                 raise RoseError(f"The loss has no finite curvature by {layer.name}; load the model in float32.")
-        # Hutchinson's estimate may be negative, and so may a trace: the loss is not convex. The paper takes |mean|.
+        # The estimate and the trace itself may be negative, because the loss is not convex. The paper takes |mean|.
         per_weight = [abs(trace) / layer.weight.numel() for layer, trace in zip(layers, traces, strict=True)]
         ratios = sensitivity_ratios(per_weight, ratio, allocation.spread)
     exact = exact_ratios(ratios, [layer.weight.numel() for layer in layers], ratio, reach)
@@ -103,7 +103,7 @@ def hessian_traces(
 
     For random signs v, the mean of vᵀ(∇²loss)v is the trace; ∇²loss·v is a second backward pass. All layers share a
     probe: terms between layers have mean zero. The loss is the mean cross-entropy of next tokens in a window, averaged
-    over windows. Raises RoseError for tokens too short to predict anything, or a layer that none reaches.
+    over windows. Raises RoseError for tokens too short to predict anything, or a layer that no token reaches.
     """
     network.check_tokens(tokens, "Sensitivity")
     weights = {layer.name: layer.parameter for layer in layers}
@@ -126,11 +126,11 @@ def hessian_traces(
 
 
 def _stop_behind(_block: nn.Module, _inputs: Any, output: Any) -> None:
-    """Lets both backward passes be stopped where they leave this decoder block."""
+    """Allows a stop where either backward pass leaves this decoder block."""
 
     def on_the_way(gradient: Tensor) -> None:
         stop_point()
-        if gradient.requires_grad:  # a pass through this pass follows
+        if gradient.requires_grad:  # a second backward pass goes through this pass
             gradient.register_hook(on_the_way)
 
     hidden = hidden_of(output)
@@ -172,8 +172,8 @@ def outlier_share(scores: Sequence[Tensor]) -> float:
 
 
 def owl_ratios(shares: Sequence[float], ratio: float) -> list[float]:
-    """Ratios in a band 2λ wide around their mean, `ratio`, falling with the outlier share of each layer's decoder
-    block (OWL, Yin et al. 2024, section 3.2)."""
+    """Ratios that fall with the outlier share of each layer's decoder block, in a band 2λ wide around their mean
+    `ratio` (OWL, Yin et al. 2024, section 3.2)."""
     low, high = min(shares), max(shares)
     if high == low:
         return [ratio] * len(shares)
@@ -240,9 +240,9 @@ def damage_ratios(densities: Sequence[float], ratio: float) -> list[float]:
 def exact_ratios(ratios: Sequence[float], sizes: Sequence[int], ratio: float, reach: float = 1.0) -> list[float]:
     """Shifts ratios by one amount so that round(ratio · total) weights go in all.
 
-    Ratios may lie outside 0 to 1; results do not, and are at most `reach` from the target, up to one weight of the
-    layer. Each result is a whole number of weights over the layer's size, so a method that counts over the layer meets
-    the total exactly; methods that count per row or block round as usual.
+    Ratios may lie outside 0 to 1. Results lie inside, and at most `reach` from the target, within one weight of the
+    layer. Each result is a whole number of weights over the layer's size. So methods that count over the layer meet the
+    total exactly; methods that count per row or block round as usual.
     """
     if not 0 <= ratio <= 1:
         raise RoseError(f"The ratio must be a number from 0 to 1, not {ratio!r}.")
@@ -252,7 +252,7 @@ def exact_ratios(ratios: Sequence[float], sizes: Sequence[int], ratio: float, re
     def removed(shift: float) -> list[float]:
         return [min(max(value + shift, least), most) * size for value, size in zip(ratios, sizes, strict=True)]
 
-    # The total rises with the shift, from the least of every layer to the most.
+    # The total rises with the shift, from the least to the most that layers can give.
     low, high = least - max(ratios), most - min(ratios)
     for _ in range(100):
         middle = (low + high) / 2

@@ -1,4 +1,4 @@
-"""A pruning run that can be killed at any moment and resumed, with the same result to the bit.
+"""A pruning run that can be killed at any time and resumed, with the same result to the bit.
 
 The folder holds
 
@@ -9,8 +9,8 @@ The folder holds
     activations/, dense/        hidden states of the pruned and the dense model while a run is under way
 
 Every file is written under a temporary name, forced to the disk and renamed, so a kill leaves whole files only. A
-resumed run passes the finished decoder blocks again, with their stored weights: hidden states are on disk to spare
-memory, not to be resumed from.
+resumed run runs the finished decoder blocks again, with their stored weights. Hidden states are on disk to save memory;
+a run does not resume from them.
 
 Several processes of one run share a folder. The first writes weights; each stores the hidden states of its own samples
 in folders of its own, such as dense-1-of-4/.
@@ -47,13 +47,13 @@ logger = logging.getLogger(__name__)
 
 RUN, DECISIONS, DRIFT = "run.json", "allocation.safetensors", "drift.json"
 EXPLAINS = ("command", "format", "parts", "streamed")  # differences that cause others, so they are reported first
-FORMAT = 10  # raise it where an older folder would no longer give the same weights
+FORMAT = 10  # raise it when an older folder would no longer give the same weights
 
 
 class DiskStorage(Storage):
     """Stores pruned weights in a folder, because memory does not hold them; the run cannot be resumed.
 
-    Every method raises RoseError if the folder cannot be read or written any more.
+    Every method raises RoseError if the folder can no longer be read or written.
     """
 
     remedy = "make room or choose another folder for the output, and start the run again."
@@ -79,7 +79,7 @@ class DiskStorage(Storage):
             raise RoseError(f"{problem}, although the run had written it; start the run again.") from problem
 
     def identity(self) -> str:
-        """Identifies the stored tensors; not the times, which differ in a run that does the same again."""
+        """Identifies the stored tensors without their times, which differ when a run is repeated."""
         return " ".join(facts_of(self._path(index))["weights"] for index in sorted(self.finished))
 
     def _path(self, index: int) -> Path:
@@ -125,7 +125,7 @@ class RunCheckpoint(DiskStorage):
         return [record for facts in whole.values() for record in json.loads(facts["records"])]
 
     def _whole(self, blocks: Sequence[int]) -> dict[int, dict[str, str]]:
-        """What is stored of the decoder blocks before the first that is missing or damaged."""
+        """The stored decoder blocks before the first that is missing or damaged."""
         whole: dict[int, dict[str, str]] = {}
         for index in blocks:
             if not self._path(index).exists():
@@ -155,7 +155,7 @@ class RunCheckpoint(DiskStorage):
         text = json.dumps([dataclasses.asdict(row) for row in self.drifts.values()])
         with explained(self.folder):
             self.workers.from_first(partial(write_atomically, self.folder / DRIFT, text.encode()))
-        if self.workers.place == 0:  # for all processes, also if an earlier run had more
+        if self.workers.place == 0:  # for all processes, also those of an earlier run with more
             for folder in (*self.folder.glob("activations*"), *self.folder.glob("dense*")):
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -211,7 +211,7 @@ def claimed(folder: str | Path, run: Callable[[], Mapping[str, Any]]) -> Iterato
 def _is_begun(folder: Path) -> bool:
     """Whether the folder describes a run; raises RoseError for a folder with other content."""
     begun = (folder / RUN).exists()
-    if not begun:  # the temporary file is of a run that was killed before it had one
+    if not begun:  # a run that was killed early leaves only the temporary file
         check_foreign(folder, ("lock", f"{RUN}*{TEMPORARY}"), "checkpoint")
     return begun
 
@@ -220,7 +220,7 @@ def _claim(folder: Path, lock: BaseFileLock, describe: Callable[[], Mapping[str,
     """Locks the folder, checks that it belongs to this run, and removes unfinished files of a killed one."""
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if not Path(lock.lock_file).exists():  # a refused folder gets none
+        if not Path(lock.lock_file).exists():  # a refused folder gets no lock file
             _is_begun(folder)
         try:
             lock.acquire(blocking=False)
@@ -287,11 +287,11 @@ def describe_run(
     run: RunSettings,
     precision: Precision,
 ) -> dict[str, Any]:
-    """Everything that the pruned weights depend on, except the machine and library versions, as JSON values."""
+    """All that the pruned weights depend on, except the machine and library versions, as JSON values."""
     layer = describe_layer(run.layer)
     del layer["sparsity"]  # same as the pattern
     return {
-        "format": FORMAT,  # then in the order of the settings: the first difference is reported
+        "format": FORMAT,  # then in the order of settings, because the first difference is reported
         "method": run.layer.method,
         "pattern": dataclasses.astuple(run.layer.pattern),
         **layer,
@@ -311,9 +311,9 @@ def describe_inputs(network: Network, tokens: Tensor, held_out: Tensor | None) -
     return {
         "rotated_heads": rotated and rotated["basis"],
         "bos_token": network.bos_in_front(tokens),
-        "tokens": digest({"tokens": tokens.long()}),  # int32 ones are the same tokens
+        "tokens": digest({"tokens": tokens.long()}),  # int32 tokens have the same digest
         "held_out": None if held_out is None else digest({"tokens": held_out.long()}),
-        "streamed": network.is_streamed,  # its fingerprint differs
+        "streamed": network.is_streamed,  # the fingerprint of a streamed model differs
         "model": network.residence.fingerprint(),
     }
 

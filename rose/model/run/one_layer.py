@@ -48,7 +48,7 @@ def prune_in(
     statistics, held_out = statistics_of(layer, block.calibration), block.held_out.get(layer.name)
     gaps = {stream: of_layers[layer.name] for stream, of_layers in block.gaps.items() if layer.name in of_layers}
     gap, used_mu, mu = gaps.get("calibration"), None, correction_damping(statistics.tokens)
-    # A corrected target has no zeros any more.
+    # A weight corrected towards a target has no zeros.
     zeros, damping = zeros_to_keep(weight, settings), damping_of(layer, statistics, settings.damping)
     settings = replace(
         settings, damping=damping, held_out=held_out, measures=False, zeros=zeros, products=block.products
@@ -81,7 +81,7 @@ def _errors(
     gap: InputGap | OutputGap | None,
     shared: Known | None,
 ) -> tuple[float, float | None]:
-    """Relative errors against the layer's own dense output and, with a gap, against its dense target."""
+    """Relative errors against the layer's own dense output and, if there is a gap, against its dense target."""
     weight = layer.weight
     if gap is None:
         dense = shared.energy(weight, inputs) if shared else None
@@ -93,14 +93,14 @@ def _errors(
 
 
 def prune_one(layer: PrunableLayer, statistics: Mapping[str, InputStatistics], settings: Settings) -> LayerResult:
-    """Prunes one layer on a copy, by statistics by layer name; raises RoseError with the layer's name."""
+    """Prunes one layer on a copy. `statistics`: by layer name. Raises RoseError with the layer's name."""
     inputs = statistics_of(layer, statistics)
     with naming(layer):
         return prune_with(layer.weight, inputs, replace(settings, damping=damping_of(layer, inputs, settings.damping)))
 
 
 def damping_of(layer: PrunableLayer, statistics: InputStatistics, damping: float) -> float:
-    """The damping from the settings; larger for an expert with few tokens."""
+    """The damping of the settings, or a larger one for an expert with few tokens."""
     return max(damping, sampling_damping(statistics.columns, statistics.tokens)) if layer.is_expert else damping
 
 
@@ -122,12 +122,12 @@ def dense_record(layer: PrunableLayer, statistics: InputStatistics | None, setti
 def record_of(
     layer: PrunableLayer, result: LayerResult, seconds: float, settings: Settings, **fields: Any
 ) -> LayerRecord:
-    """The record of one layer, not changed yet; `fields` of `LayerRecord` override the result."""
+    """The record of one layer, which is not changed yet. `fields` of `LayerRecord` override the result's."""
     plan, massive = result.plan, result.massive
     before, dead = int(layer.weight.eq(0).sum()) / layer.weight.numel(), plan.hessian_diagonal.eq(0)
     sparsity = result.sparsity
     if before or bool(dead.any()):
-        device = result.mask.device  # zeros that come from rounding do not count
+        device = result.mask.device  # zeros from rounding do not count
         removed = result.mask | layer.weight.eq(0).to(device) | dead.to(device)
         sparsity = max(sparsity, float((result.weight.eq(0) & removed).double().mean()))
     from_result = {

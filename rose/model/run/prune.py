@@ -132,7 +132,7 @@ def prune_by(
             for block in visit_sequentially(walk) if run.sequential else walk.visit(propagate_again=True):
                 records += pruner.visit(block)
         except BaseException as problem:
-            if walk.meter.layers_done and not network.is_streamed:  # whose files stay as they are
+            if walk.meter.layers_done and not network.is_streamed:  # a streamed model's files do not change
                 problem.add_note(f"{walk.meter.layers_done} of {len(selected)} layers of the model are pruned now.")
             raise
         storage.finish()
@@ -193,7 +193,7 @@ class _Pruner:
         before = meter.layers_done
         results = workers.exchange(owners, partial(self._prune_layer, block))
         for layer, (_, low_rank) in zip(block.layers, results, strict=True):
-            layer.keep_low_rank(low_rank)  # those of other processes
+            layer.keep_low_rank(low_rank)  # factors from other processes
         workers.send_weights(block.layers, owners)
         block.let_go()
         meter.layers_done = before + len(results)
@@ -210,12 +210,12 @@ class _Pruner:
         result, record = prune_in(block, layer, settings, mu)
         factors = result.low_rank and (result.low_rank[0].cpu(), result.low_rank[1].cpu())
         layer.write(result.weight)
-        layer.keep_low_rank(factors)  # before the callback, which may stop the run
+        layer.keep_low_rank(factors)  # before the callback, because it may stop the run
         meter.layers_done += 1
         before, after = block.work
         within = before + (after - before) * (number + 1) / len(block.layers)
         meter.tell("prune", block.block_index, within, layer.name, record.relative_error)
-        # The last layer that reads statistics frees them and their factors, the largest tensors in memory.
+        # The last layer that reads statistics frees them and their factors, which are the largest tensors in memory.
         for stream in (block.calibration, block.held_out):
             stream.pop(layer.name, None)
         return record, factors

@@ -35,8 +35,8 @@ from rose.rows import records_table
 from rose.tensor_files import digest
 from rose.wording import several
 
-PROBED = 8  # tokens to find heads with
-PRUNED = 0.2  # a larger share of zeros comes from pruning; a grid of quantization has a zero, too
+PROBED = 8  # tokens for finding heads
+PRUNED = 0.2  # a larger share of zeros comes from pruning; a quantized model has fewer
 JUDGES = 4  # without held-out tokens, every fourth calibration sample judges
 
 
@@ -46,17 +46,17 @@ class RotationRecord:
 
     layer: str
     block_index: int
-    # heads, groups, width: heads, groups of them that share values and so a rotation, columns of a head
+    # heads, groups, width: heads, groups of heads that share values and a rotation, columns of a head
     heads: int
     groups: int
     width: int
     basis: str
-    rotated: bool  # whether its heads were rotated: without a judging method, or because its error fell
-    # relative_range, rotated_range: before and in the basis, by calibration
+    rotated: bool  # whether its heads were rotated: always without a judging method, otherwise if the error fell
+    # relative_range, rotated_range: without and with the rotation, on calibration inputs
     relative_range: float
     rotated_range: float
-    # error, rotated_error: of the judging method, or the geometric mean of several, before and in the basis; None
-    # without any
+    # error, rotated_error: of the judging method, or the geometric mean of several, without and with the rotation; None
+    # without a judging method
     error: float | None
     rotated_error: float | None
     seconds: float
@@ -76,15 +76,14 @@ def rotate_heads(
     """Rotates heads between values and output projections, in place and exactly: W_v' = RᵀW_v and W_o' = W_o R.
 
     The model's output stays the same except for rounding, and no weight is added. Heads that share their values share
-    R. A basis that gathers importance in few columns makes pruning of output projections cheaper.
+    R. A basis that gathers importance in few columns lowers the error of pruned output projections.
 
     Args: as for `rose.prune_model`, and
         model: not pruned yet. A run that its callback stops leaves the finished layers rotated.
         basis: "learned", "gathered", "random" or "random:SEED", see `rose.layer.basis`.
-        held_out: further tokens to judge by; by default a quarter of the calibration samples, which then do not
-            calibrate.
+        held_out: further tokens to judge by. By default a quarter of the samples judges and does not calibrate.
         judge: `method`, one or several, and settings, as for `rose.prune_model`: a layer is rotated only if the mean
-            error of these methods falls on tokens that did not calibrate it. Without a method all are rotated.
+            error of these methods falls on `held_out`. Without a method all are rotated.
 
     Returns:
         One row per output projection whose heads can be rotated, columns as in `RotationRecord`.
@@ -119,7 +118,7 @@ def rotate_heads(
 
 
 def check_samples(samples: int) -> None:
-    """Raises RoseError for fewer calibration samples than one to calibrate and one to judge in every process."""
+    """Raises RoseError unless every process has one sample to calibrate and one to judge."""
     least = 2 * Workers.here().count
     if samples < least:
         raise RoseError(
@@ -132,7 +131,7 @@ def check_samples(samples: int) -> None:
 def value_heads(network: Network, layers: Sequence[str] | None = None) -> list[ValueHeads]:
     """The heads of all output projections among `layers` that can be rotated; the model is not changed.
 
-    Raises RoseError without any, and for weights that other layers share or that are pruned.
+    Raises RoseError if there are none, and for weights that are shared with other layers or pruned.
     """
     selected, width = {layer.name for layer in network.select(layers)}, head_width(network.config)
     few = torch.arange(PROBED)[None] % network.config.vocab_size
@@ -158,7 +157,7 @@ def value_heads(network: Network, layers: Sequence[str] | None = None) -> list[V
                     continue
                 has = "zeros" if float(output.weight.eq(0).float().mean()) > PRUNED else ""
                 if any(layer.low_rank is not None for layer in (output, heads.values)):
-                    has = "a sparse and a low-rank part"  # whose sum alone would be rotated
+                    has = "a sparse and a low-rank part"  # only their sum would be rotated
                 if has:
                     spoils = "which a rotation would spoil; rotate heads before a model is pruned"
                     raise RoseError(f"{output.name} has {has} already, {spoils}.")
@@ -175,7 +174,7 @@ def value_heads(network: Network, layers: Sequence[str] | None = None) -> list[V
 
 
 class _Rotation:
-    """Decides and rotates layer by layer; the first of several processes decides for all."""
+    """Decides and rotates layer by layer. The first of several processes decides for all."""
 
     def __init__(self, network: Network, judges: Sequence[Settings], settings: Settings, basis: str) -> None:
         self.network, self.judges, self.settings, self.basis = network, judges, settings, basis
@@ -224,8 +223,8 @@ class _Rotation:
         return record, rotations.cpu()
 
     def _figures(self, weight: Tensor, by: InputStatistics, on: InputStatistics) -> tuple[float, float | None]:
-        """Relative range by calibration, and W's error on the judge's inputs, relative to W's output: the geometric
-        mean over judging methods, None without any."""
+        """The relative range on `by`, and the relative error of W pruned on `by` and measured on `on`: a geometric mean
+        over judging methods, None without any."""
         plan = plan_order(weight, by, sparsity=self.settings.pattern, block_size=self.settings.block_size)
         logs = []
         for settings in self.judges:

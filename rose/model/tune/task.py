@@ -75,7 +75,7 @@ class TuneReport:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For the report of the pruned model: settings, totals, the curve, and each layer's change."""
+        """Entries for the report of the pruned model: settings, totals, the curve, and each layer's change."""
         changes = dict(zip(self.layers["layer"], self.layers["change"], strict=True))
         return {**self.summary, "curve": self.curve.to_dict("records"), "change": changes}
 
@@ -134,7 +134,7 @@ def check_memory(
 ) -> None:
     """Raises RoseError if tuning on this processor, with windows of `length` tokens, takes more memory than is free.
 
-    `weights` is the number to train, None for all prunable layers; `besides` are bytes that something else takes first.
+    `weights` is the number to train, None for all prunable layers; `besides` are bytes that other objects will take.
     """
     if network.device.type != "cpu":
         return
@@ -165,7 +165,7 @@ def find_trained(network: Network, layers: Sequence[str] | None) -> list[Trained
         parameter = layer.parameter
         if id(parameter) not in by_id:
             by_id[id(parameter)] = Trained(layer.name, parameter, parameter.detach() == 0)
-    for layer in network.layers:  # all of them: experts that were not chosen share parameters with others
+    for layer in network.layers:  # all layers, because experts that were not chosen share parameters with chosen ones
         if layer.low_rank is not None and id(layer.parameter) in by_id:
             layer.part_of(by_id[id(layer.parameter)].frozen).copy_(_beside(layer.weight, *layer.low_rank))
     return list(by_id.values())
@@ -179,8 +179,8 @@ def _beside(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def check_pruned(trained: Sequence[Trained], network: Network, dense: Network, unpruned: bool) -> None:
-    """Raises RoseError for weights on a grid that the dense model's are not on, and, unless `unpruned`, for a model
-    without zeros and with all of the dense model's weights."""
+    """Raises RoseError for weights on a grid on which dense weights are not, and, unless `unpruned`, for a model
+    without zeros that has all weights of the dense model."""
     names, before = {each.name for each in trained}, {layer.name: layer for layer in dense.layers}
     for layer in [layer for layer in network.layers if layer.name in names and not layer.is_expert][:GRIDS_TRIED]:
         grid, old = apparent_grid(layer.weight.float()), before.get(layer.name)
@@ -206,7 +206,7 @@ def check_pruned(trained: Sequence[Trained], network: Network, dense: Network, u
 def in_float32(model: nn.Module, exceptions: Sequence[nn.Parameter]) -> Iterator[None]:
     """While this lasts, all other parameters are float32, as bfloat16 loses small steps; rounded back at the end.
 
-    Float64 parameters are float32, too, as autocast does not round them; at the end they are restored.
+    Float64 parameters are float32, too, because autocast does not round them; at the end they are restored.
     """
     left = {id(each) for each in exceptions if each.dtype != torch.float64}
     stored = {each: each.dtype for each in model.parameters() if each.is_floating_point() and id(each) not in left}
@@ -237,8 +237,8 @@ def rounded(network: Network) -> nn.Module:
 
 @contextmanager
 def reusing_memory() -> Iterator[None]:
-    """While this lasts, glibc keeps freed memory, or the system would make every large tensor's pages anew; no effect
-    with other C libraries."""
+    """A context in which glibc keeps freed memory, so that the system need not map pages anew for every large tensor.
+    It has no effect with other C libraries."""
     try:
         library = ctypes.CDLL(None)
         tell, give_back = library.mallopt, library.malloc_trim

@@ -53,26 +53,26 @@ from rose.recipe.keywords import TuneOptions
 from rose.recipe.parts import TuneSettings
 from rose.tensor_files import DamagedFile, digest, read_tensors, write_tensors
 
-FAR = 0.55  # nats a token behind the dense model, below which the rate is less: there is less to gain than it disturbs
-KEPT = 0.4  # of the trained weights, above which the rate is less: outputs move in proportion to the weights that do
+FAR = 0.55  # nats a token behind the dense model; below this the rate is lower, because little can be gained
+KEPT = 0.4  # share of kept weights; above this the rate is lower, because more weights move the outputs more
 SIZE = 2.5e-4  # of `_size`, below which the rate is less in proportion: Adam's steps are as large for small weights
 LEAST = 0.1  # share of the rate that is left at the dense model itself, for users whose own text differs
-FULL = 32  # steps for the full rate: the first ones make the model worse, and few further ones do not win it back
+FULL = 32  # steps for the full rate: the first steps harm the model, and few further steps do not repair this
 BETAS = (0.9, 0.999)  # of Adam
-WARM_UP = 0.25  # share of the steps in which the rate rises: the first ones follow few gradients, and do harm
+WARM_UP = 0.25  # share of steps in which the rate rises: the first steps follow few gradients, and do harm
 LOOKS = 8  # measurements on held-out windows, and saves, besides the first
 STATE = "state-{}.safetensors"  # of a part
-FORMAT = 4  # raise it where an older folder would no longer give the same weights
+FORMAT = 4  # raise it when an older folder would no longer give the same weights
 FACTS = ("step", "steps", "best_step", "seconds", "away", "dense_held_out")  # of a `Tuner`, saved with its weights
 
 
 class Tuner:
-    """A run of `rose.tune_model`, or of a part; it can report after it was stopped, too.
+    """A run of `rose.tune_model`, or of one part; it can still report after a stop.
 
     Attributes:
         curve: the measurements so far.
         steps: the planned number, at first 0.
-        away: the dense model's lead at the start, nats a token, once it is known.
+        away: the dense model's lead at the start, nats a token; None until measured.
     """
 
     def __init__(self, task: TuneTask, settings: TuneSettings) -> None:
@@ -108,8 +108,8 @@ class Tuner:
 
     @property
     def rate(self) -> float:
-        """The highest learning rate; by default from the number of steps, the size of weights, the dense model's lead,
-        which is what can be gained, and the share of kept weights."""
+        """The highest learning rate; by default from the number of steps, the size of weights, the share of kept
+        weights, and the dense model's lead, which is the possible gain."""
         if self.settings.rate:
             return self.settings.rate
         share = min(1.0, max(LEAST, self.away / FAR), KEPT / max(KEPT, self.kept)) * min(1.0, self._size / SIZE)
@@ -200,7 +200,7 @@ class Tuner:
         self._gradient(0)
         self.optimizer.zero_grad()
         ended = time.perf_counter()
-        # Looks after the first one need no pass of the dense model, which takes half of it.
+        # Looks after the first need no pass of the dense model, which is half of the time.
         left = 60 * self.settings.minutes - (ended - started) - (1 + LOOKS / 2) * self.curve[0].seconds
         planned = max(1, int(left / (ended - middle)))
         return int(self.workers.smallest(planned) or 1)

@@ -1,9 +1,9 @@
 """Running a model one decoder block at a time, on inputs recorded once.
 
-The model's own forward pass builds the arguments of every block (masks, position embeddings), which differ where
-sliding and full attention alternate. They are recorded with the blocks replaced by the identity; equal tensors are
-stored once. This needs a model that calls every block once, in turn, on the output of the one before it. A short pass
-of the real model checks that; other families are refused.
+The model's own forward pass builds the arguments of every block (masks, position embeddings), which differ if sliding
+and full attention alternate. They are recorded with the blocks replaced by the identity; equal tensors are stored once.
+So a model must call every block once, in turn, on the output of the block before. A short pass of the real model checks
+this; other families are refused.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from rose.model.network.precision import FLOAT32, Precision
 from rose.model.network.residual import Writer, find_writers
 from rose.model.network.stand_ins import hooked, replaced_forwards
 
-BATCH_TOKENS = 4096  # enough rows to keep the matrix products efficient
-TRACED_TOKENS = 8  # enough to see which layers write into the residual stream
+BATCH_TOKENS = 4096  # enough rows for efficient matrix products
+TRACED_TOKENS = 8  # enough to find the layers that write into the residual stream
 
 Arguments = tuple[tuple, dict[str, Any]]  # positional and keyword arguments of a block, without the hidden states
 
@@ -42,12 +42,12 @@ def run_block(
 
 
 def version_of(tensor: Tensor) -> int:
-    """How often a tensor was written in place; inference tensors do not count it."""
+    """How often a tensor was written in place; inference tensors do not count this."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 def no_input(name: str) -> RoseError:
-    """For a layer that the model did not call."""
+    """The error for a layer that the model did not call."""
     return RoseError(f"{name} received no input during calibration; leave it out of the layers to prune.")
 
 
@@ -138,7 +138,7 @@ def writer_trace(
 
 @torch.no_grad()
 def check_blocks(network: Network, tokens: Tensor, layers: Sequence[PrunableLayer] = ()) -> list[Any]:
-    """Each block's output in a real forward pass over a few of the tokens, for its stand-in to imitate.
+    """Each block's output in a real forward pass over a few of the tokens, whose form its stand-in imitates.
 
     Raises RoseError for blocks that are not a plain chain, depend on each other through other arguments or change
     their input, and for `layers` that are not called.
@@ -163,7 +163,7 @@ def check_blocks(network: Network, tokens: Tensor, layers: Sequence[PrunableLaye
     hooks += [
         block.register_forward_hook(partial(after, k), with_kwargs=True) for k, block in enumerate(network.blocks)
     ]
-    # A few tokens reach only some experts; those that are modules of their own have numbers in their names.
+    # A few tokens reach only some experts. Experts that are modules have numbers in their names.
     always = [x for x in layers if not x.is_expert and not any(part.isdigit() for part in x.projection.split("."))]
     hooks += [x.module.register_forward_pre_hook(lambda *_args, name=x.name: called.add(name)) for x in always]
     with hooked(hooks), network.embedding() as body, network.residence.whole():
@@ -179,14 +179,14 @@ def check_blocks(network: Network, tokens: Tensor, layers: Sequence[PrunableLaye
 
 
 def _is_chain(network: Network, few: Tensor, calls: Sequence[tuple]) -> bool:
-    # Blocks that read the keys and values of earlier blocks do so through an object that all passes would share.
+    # Blocks that read keys and values of earlier blocks read them from an object, which all passes would share.
     if getattr(network.config, "num_kv_shared_layers", 0):
         return False
     if [index for index, *_ in calls] != list(range(len(network.blocks))):
         return False
     for (*_, output), (_, hidden, rest, _) in pairwise(calls):
-        # Other outputs that go into the next block, such as the tokens that sparse attention has picked: a stand-in
-        # would hand on the few tokens' ones.
+        # Other outputs may go into the next block, such as the tokens that sparse attention picked. A stand-in would
+        # pass on the outputs of the few tokens.
         further = [] if isinstance(output, Tensor) else _tensors(output[1:])
         if not _same(hidden_of(output), hidden) or any(a is b for a in further for b in _tensors(rest)):
             return False
@@ -200,8 +200,8 @@ def _is_chain(network: Network, few: Tensor, calls: Sequence[tuple]) -> bool:
 class Boundaries:
     """Decoder blocks' outputs in a forward pass over some batches, so that later passes can begin behind any block.
 
-    A later pass is the model's own, with the blocks before the first changed one replaced by their earlier outputs:
-    the same numbers, to the bit, for the price of the remaining blocks and the output head.
+    A later pass is the model's own, with the blocks before the first changed block replaced by their earlier outputs.
+    It gives the same numbers to the bit, and runs only the remaining blocks and the output head.
 
     Attributes:
         outputs: [block][batch] -> hidden states after it, of the blocks in `indices`.
@@ -214,7 +214,7 @@ class Boundaries:
 
     @contextlib.contextmanager
     def record(self) -> Iterator[None]:
-        """While this lasts, a forward pass stores the outputs."""
+        """A context in which a forward pass stores the outputs."""
 
         def note(index: int, _module: nn.Module, _args: tuple, output: Any) -> None:
             self._rest[index] = None if isinstance(output, Tensor) else output[1:]
@@ -226,8 +226,8 @@ class Boundaries:
 
     @contextlib.contextmanager
     def resume(self, index: int, watch: Callable[[int, Tensor], None]) -> Iterator[None]:
-        """While this lasts, a forward pass over the same batches begins with decoder block `index`, on the stored
-        output of the block before; `watch` takes (batch, hidden states) after it."""
+        """A context in which a forward pass over the same batches begins with decoder block `index`, on the stored
+        output of the block before. `watch` takes (batch, hidden states) after it."""
         calls = 0
 
         def stand_in(number: int, *args: Any, **kwargs: Any) -> Any:

@@ -1,13 +1,13 @@
 """One pass for each decoder block: every layer is pruned just before it runs (GPTQ's true-sequential mode).
 
 Each layer is calibrated on the pruned layers before it in the same block, so the outputs need no second pass. All
-batches go through the block side by side, and each stops at every layer that is not pruned yet. Once all
-have stopped or finished, one layer is pruned (with dense targets together with others that read the same tensors), and
-its batches go on. With routed experts batches stop at different layers; the first of these
-in the block is pruned, as batches that wait there may reach the later ones, too.
+batches go through the block side by side, and each stops at every layer that is not pruned yet. Once all have stopped
+or finished, one layer is pruned, and its batches go on. With dense targets, layers that read the same tensors are
+pruned together. With routed experts batches stop at different layers. The first of these in the block is pruned,
+because its batches may reach the later layers, too.
 
 A stopped batch keeps its call stack in a greenlet, so this works for any forward function. Between stops every batch
-holds its own forward pass: a few hidden states and the widest layer's inputs, where two passes hold one hidden state.
+holds its own forward pass: a few hidden states and the widest layer's inputs. Two passes would hold one hidden state.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ def visit_sequentially(walk: Walk) -> Generator[BlockStatistics, None, None]:
 
 @dataclass(eq=False)
 class _Batch:
-    """One batch on its way through a block."""
+    """A batch that passes through a block."""
 
     key: BatchKey  # its stream, "calibration" or "held_out", and its number there
-    route: greenlet  # its forward pass; a switch runs it to the next layer that is not pruned yet, or to its end
+    route: greenlet  # its forward pass; a switch runs it to the next unpruned layer, or to its end
     stopped_at: PrunableLayer = field(init=False)  # that layer
     inputs: Tensor | None = None  # of that layer
     tokens: Tensor | None = None  # their numbers in the batch, for an expert's layer
-    # the last inputs in the statistics, and the version of their content; layers that read the same content of one
-    # tensor share them
+    # the inputs counted last, and the version of their content; layers that read the same content of one tensor share
+    # statistics
     counted: tuple[Tensor, int] | None = None
 
     @property
@@ -66,11 +66,11 @@ class _Batch:
 
 
 class _Block:
-    """A decoder block, and the batches on their way through it.
+    """A decoder block, and the batches that pass through it.
 
     Attributes:
-        readers: by pruned layer, the batches that it was calibrated on.
-        last: the readers of the layer pruned last.
+        readers: by pruned layer, its calibration batches.
+        last: the calibration batches of the layer pruned last.
         statistics, gaps: of their inputs, by stream; `gaps` is None if it was not computed.
     """
 
@@ -97,7 +97,7 @@ class _Block:
     def visit(self) -> Iterator[BlockStatistics]:
         hooks = [layer.module.register_forward_pre_hook(partial(self._stop, layer)) for layer in self.layers]
         with ExitStack() as stack:
-            for route in self.by_route:  # unwinds those that are still under way, if the run is stopped
+            for route in self.by_route:  # unwinds unfinished batches, if the run is stopped
                 stack.callback(route.throw)
             if self.targets:
                 stack.callback(self.targets.close)
@@ -136,7 +136,7 @@ class _Block:
             )
 
     def _go_on(self, batch: _Batch) -> None:
-        """Runs a batch to the next layer that is not pruned yet, or to its end."""
+        """Runs a batch to the next unpruned layer, or to its end."""
         stopped = batch.route.switch()
         if not stopped:
             batch.inputs = batch.counted = batch.tokens = None
@@ -149,9 +149,9 @@ class _Block:
         self.walk.meter.tell("calibrate", self.index, self._work_done())
 
     def _first(self) -> int | None:
-        """The next layer of those that this process's batches wait at; experts before all others.
+        """The next layer at which batches of this process wait; experts come first.
 
-        Every batch reaches a layer outside the experts, so the early ones wait there for the last.
+        Every batch reaches each layer outside the experts, so early batches wait there for the last.
         """
         waited_at = {batch.stopped_at.name: batch.stopped_at for batch in self.waiting}
         later = len(self.layers)
@@ -160,9 +160,9 @@ class _Block:
         )
 
     def _open(self, layer: PrunableLayer) -> BlockStatistics:
-        """The statistics of the next layer, and of those that read the same tensors; they count as pruned from now."""
+        """The statistics of the next layer, and of layers that read the same tensors; all count as pruned from now."""
         readers = [batch for batch in self.waiting if batch.stopped_at is layer]
-        # These batches, and no others, may have brought these very inputs to the layer pruned last.
+        # If exactly these batches brought these inputs to the layer pruned last, its statistics are reused.
         counted = set(readers) == set(self.last) and all(batch.is_counted for batch in readers)
         if not all(self.walk.workers.gather(counted)):
             self._count(readers, layer)
@@ -184,7 +184,7 @@ class _Block:
         )  # fmt: skip
 
     def _gaps(self, layer: PrunableLayer, readers: list[_Batch]) -> Gaps:
-        """The layer's distance from its dense target, by stream; empty if it is not known."""
+        """The layer's gap to its dense target, by stream; empty if unknown."""
         if self.targets is None:
             return {}
         writes = self.targets.writes(layer)

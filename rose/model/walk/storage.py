@@ -23,7 +23,7 @@ BIAS = ".bias"  # ends the name of a bias that is stored beside a weight
 class Activations:
     """The inputs of one decoder block, a tensor per batch of each stream ("calibration", "held_out").
 
-    A batch is read before its successor is written, which replaces it. With a folder, memory holds one batch only.
+    A batch is read before the next block's batch replaces it. With a folder, memory holds only one batch.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -56,12 +56,12 @@ class Activations:
 class BlockDrift:
     """Drift of the residual stream after one decoder block: means of ‖Δh‖²/‖h_d‖² over held-out tokens.
 
-    The norms before all layers see each token relative to its length; a ratio of sums would only show the few tokens
-    with massive activations."""
+    Norms scale each token by its length, so tokens count alike. A ratio of sums would show only the few tokens with
+    massive activations."""
 
     block_index: int
     drift: float  # Δh = h_p − h_d, the pruned minus the dense model's hidden states
-    passed_on: float  # Δh = f_d(x_p) − h_d: the dense block applied to the drift that it received
+    passed_on: float  # Δh = f_d(x_p) − h_d: the dense block passes on the drift of its input
     # Δh = h_p − f_d(x_p), added by pruning this block. Where layers repair earlier errors it correlates negatively
     # with `passed_on`, and `drift` is smaller than `passed_on`
     arisen: float
@@ -72,17 +72,17 @@ def token_drift(hidden: Tensor, reference: Tensor, dense: Tensor | None = None) 
 
     `dense` is h_d, by default the reference.
     """
-    reference = reference.double()  # squares overflow in float16, and sums lose digits in bfloat16
+    reference = reference.double()  # squares would overflow in float16, and sums lose digits in bfloat16
     length = (reference if dense is None else dense.double()).square().sum(-1)
     return ((hidden.double() - reference).square().sum(-1) / length)[length > 0]
 
 
 class Storage:
-    """What a run stores of its finished decoder blocks and hidden states: here nothing outside memory.
+    """The finished decoder blocks and hidden states of a run; this class stores nothing outside memory.
 
     Attributes:
         done: decoder blocks below this index were finished by an earlier run; their stored weights are restored.
-        finished: the decoder blocks whose stored weights the model has.
+        finished: the decoder blocks whose stored weights are in the model.
         seconds: spent on the blocks of an earlier run.
         drifts: by decoder block.
     """
@@ -95,11 +95,11 @@ class Storage:
         self.drifts: dict[int, BlockDrift] = {}
 
     def remember(self, compute: Callable[[], str]) -> str:
-        """A decision on the dense model about all layers, as text; computed unless it is stored."""
+        """A decision about all layers of the dense model, as text; computed unless it is stored."""
         return compute()
 
     def take_up(self, blocks: Sequence[int]) -> list[dict[str, Any]]:
-        """Finds the first of these decoder blocks that an earlier run has finished; returns their records."""
+        """Finds how many of the first decoder blocks an earlier run has finished; returns their records."""
         return []
 
     def read(self, index: int) -> dict[str, Tensor]:

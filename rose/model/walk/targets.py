@@ -1,8 +1,8 @@
 """Gaps to the dense targets in one decoder block.
 
 The dense hidden states run through the block first, while its weights are dense, and each layer's inputs are kept. When
-the pruned batches stop at a layer, both inputs are at hand, and for a layer that writes into the residual stream also
-the loss of the stream so far. `rose.layer.target` corrects weights by these gaps.
+pruned batches stop at a layer, its pruned and dense inputs are in memory. So is the loss of the stream, if the layer
+writes into the residual stream. `rose.layer.target` corrects weights by these gaps.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from rose.model.walk.forward import hidden_of, version_of
 BatchKey = tuple[str, int]  # stream, number
 Gaps = dict[str, InputGap | OutputGap]  # of one layer, by stream
 Read = tuple[Tensor, Tensor | None]  # a layer's inputs, and for an expert the numbers of their tokens in the batch
-UNKNOWN = None, None  # in place of a `Read`
+UNKNOWN = None, None  # stands for an unknown `Read`
 Pairs = Mapping[BatchKey, tuple[Tensor, Tensor]]  # a layer's inputs in the pruned and in the dense model
-LEAST_SLOPE = 0.1  # of a norm's mean squared slope: channels that it nearly mutes are not asked to repair the stream
+LEAST_SLOPE = 0.1  # of a norm's mean squared slope: channels that it nearly mutes do not repair the stream
 
 
 @dataclass
@@ -40,13 +40,13 @@ class _Pass:
     outputs: dict[str, Tensor] = field(default_factory=dict)
 
     def read(self, name: str, _module: nn.Module, args: tuple) -> None:
-        """A layer reads; a second call's inputs have no unique counterpart in the pruned model."""
+        """Records a layer's inputs; inputs of a second call have no unique counterpart in the pruned model."""
         tokens = args[1] if len(args) > 1 else None
         self.inputs[name] = UNKNOWN if name in self.inputs else (args[0], tokens)
         self.versions[name] = version_of(args[0])
 
     def drop_overwritten(self) -> None:
-        """Forgets inputs that the block has overwritten since, as it may reuse a buffer."""
+        """Forgets inputs that the block has overwritten since, because it may reuse a buffer."""
         for name, (inputs, _) in self.inputs.items():
             if inputs is not None and version_of(inputs) != self.versions[name]:
                 self.inputs[name] = UNKNOWN
@@ -63,10 +63,10 @@ class BlockTargets:
         self.dense: dict[BatchKey, _Pass] = {}
         self.pruned: dict[BatchKey, _Pass] = {}
         projections = {layer.name: layer.projection for layer in layers}
-        # Layers with a norm between them and the stream.
+        # Layers whose outputs pass a norm before the stream.
         self._normed = {name for name, writer in self.writers.items() if writer.term.module != projections[name]}
         modules = {self.writers[name].term.module for name in self._normed}
-        for writer in self.writers.values():  # whose outputs make up the stream before the layer
+        for writer in self.writers.values():  # modules whose outputs sum to the stream before the layer
             modules |= {term.module for term in writer.before} | ({writer.base} if writer.base else set())
         modules_by_name = dict(block.named_modules())
         self._modules = {name: modules_by_name[name] for name in sorted(modules)}
@@ -97,7 +97,7 @@ class BlockTargets:
 
     def _output_hooks(self, current: Callable[[], _Pass], modules: Mapping[str, nn.Module]) -> list[Any]:
         def keep(name: str, _module: nn.Module, _args: tuple, output: Any) -> None:
-            # A copy, because some families go on to add to it in place.
+            # A copy, because some families add to it in place.
             current().outputs[name] = hidden_of(output).clone()
 
         return [module.register_forward_hook(partial(keep, name)) for name, module in modules.items()]
@@ -106,10 +106,10 @@ class BlockTargets:
         return layer.name in self.writers
 
     def alike(self, layer: PrunableLayer) -> list[PrunableLayer]:
-        """The layer and the others that read the very same tensors: they can be pruned together.
+        """The layer and all layers that read the same tensors, which can be pruned together.
 
-        Experts stay alone, as their tokens differ by batch, and so do layers that write into the stream, whose targets
-        need the outputs of the layers before.
+        Experts stay alone, because their tokens differ by batch. Layers that write into the stream stay alone, because
+        their targets need the outputs of the layers before.
         """
         inputs = [dense.inputs for dense in self.dense.values()]
         is_known = all(of_pass.get(layer.name, UNKNOWN)[0] is not None for of_pass in inputs)
@@ -150,7 +150,7 @@ class BlockTargets:
     def gap(self, layer: PrunableLayer, batches: Mapping[BatchKey, Read]) -> InputGap | OutputGap | None:
         """The distance of the layer's dense weight from its target on these pruned inputs; None if not known.
 
-        For a layer that writes into the stream, the difference of its inputs and the loss of the stream.
+        For a layer that writes into the stream, the gap includes the loss of the stream.
         """
         pairs = self._pairs(layer, batches)
         if pairs is None:
@@ -169,7 +169,7 @@ class BlockTargets:
         return output_gap
 
     def _lost(self, name: str, key: BatchKey, device: torch.device) -> Tensor:
-        """R, dense minus pruned stream before the layer, float32 in units of the layer's output."""
+        """R, the dense minus the pruned stream before the layer, float32, in units of the layer's output."""
         writer, dense, pruned = self.writers[name], self.dense[key], self.pruned[key]
         base = (each.outputs[writer.base] if writer.base else each.hidden for each in (dense, pruned))
         lost = torch.sub(*(value.to(device).float() for value in base))

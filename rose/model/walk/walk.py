@@ -1,4 +1,4 @@
-"""A walk over the decoder blocks of a model that gathers statistics of layers' inputs, one block on the device.
+"""A walk over the decoder blocks of a model that gathers statistics of layers' inputs, with one block on the device.
 
 Dense and pruned hidden states pass the decoder blocks together. A block runs on the dense ones while its weights are
 still dense, so no second copy of the model is needed. Held-out tokens also show where drift arises: see `BlockDrift`.
@@ -40,12 +40,12 @@ from rose.model.workers import Workers
 
 Watch = Callable[[str, int, Tensor], AbstractContextManager[None]]
 Note = Callable[[int, Mapping[str, Tensor]], None]
-LEAVE_OUT = "leave this layer out"  # the remedy that every caller has for a layer that cannot be calibrated
+LEAVE_OUT = "leave this layer out"  # what every caller can do about a layer that cannot be calibrated
 
 
 @dataclass(eq=False)
 class _Reading:
-    """A tensor read in the current batch, the version of its content, and the layers that read it."""
+    """A tensor of the current batch, the version of its content, and the layers that read it."""
 
     inputs: Tensor
     version: int
@@ -54,7 +54,7 @@ class _Reading:
 
 @dataclass(eq=False)
 class _Group:
-    """Layers that have read the same tensors so far, and the statistics of these."""
+    """Layers that have read the same tensors so far, and the statistics of these tensors."""
 
     layers: list[str]
     statistics: InputStatistics
@@ -63,9 +63,9 @@ class _Group:
 class Collector:
     """Forward hooks that gather layers' inputs.
 
-    Inputs are counted at the end of each batch, when a tensor has had all its readers: routed experts may read the
-    router's own tensor in one batch and not in the next. A group whose layers no longer read the same is split. The
-    caller removes the `hooks`. `weight` is that of the next inputs, see `InputStatistics.update`.
+    Inputs are counted at the end of each batch, when all readers of a tensor are known: routed experts may read the
+    router's own tensor in one batch and not in the next. A group is split once its layers read different tensors. The
+    caller removes the `hooks`. `weight` is the weight of the next inputs, see `InputStatistics.update`.
     """
 
     def __init__(self, layers: Sequence[PrunableLayer], device: torch.device, remedy: str = LEAVE_OUT) -> None:
@@ -100,7 +100,7 @@ class Collector:
         self.readings.clear()
 
     def _readers(self, reading: _Reading) -> list[_Group]:
-        """The groups that together are a tensor's readers; a group with other layers too is split."""
+        """The groups that together hold a tensor's readers; a group that also has other layers is split."""
         groups: list[_Group] = []
         for group in self.groups:
             readers = [name for name in group.layers if name in reading.readers]
@@ -142,17 +142,17 @@ class BlockStatistics:
     held_out: dict[str, InputStatistics] = field(default_factory=dict)
     # fraction of the decoder block's work done before and after these layers are pruned
     work: tuple[float, float] = (0.45, 0.55)
-    # by stream and layer name, the layer's distance from its dense target, if that is the target and known
+    # by stream and layer name, the layer's gap to its dense target, if it has that target and the gap is known
     gaps: dict[str, dict[str, InputGap | OutputGap]] = field(default_factory=dict)
     products: torch.dtype = torch.float32  # number format of ADMM's products, see `Settings`
 
     def let_go(self) -> None:
-        """Drops all statistics, or the walk would hold them while it runs the next block."""
+        """Drops all statistics, so that the walk does not hold them while it runs the next block."""
         for tensors in (self.calibration, self.held_out, self.gaps):
             tensors.clear()
 
     def to(self, device: torch.device) -> BlockStatistics:
-        """The same with statistics on a device; shared objects stay shared."""
+        """A copy with statistics on a device; shared objects stay shared."""
         moved: dict[int, InputStatistics] = {}
 
         def move(statistics: dict[str, InputStatistics]) -> dict[str, InputStatistics]:
@@ -169,11 +169,11 @@ class Walk:
     workers: Workers
     meter: Meter
     by_block: dict[int, list[PrunableLayer]]  # chosen layers of each decoder block
-    storage: Storage  # hidden states and finished blocks; those below `storage.done` are restored and only run
+    storage: Storage  # hidden states and finished blocks; blocks below `storage.done` are only restored and run
     precision: Precision  # of forward passes, and of the products in gaps to dense targets
-    # streams on which the dense model runs along: "held_out" for drift, "calibration" for dense targets
+    # streams on which the dense model runs too: "held_out" for drift, "calibration" for dense targets
     along: tuple[str, ...]
-    remedy: str  # for messages, the user's way out for a layer that this walk cannot calibrate
+    remedy: str  # for messages: what the user can do about a layer that this walk cannot calibrate
     note: Note  # takes a restored decoder block's index and stored tensors, before they are written
     first: int = 0  # the decoder block that the walk begins with
     # by stream: [block][batch] -> arguments besides the hidden states
@@ -190,12 +190,12 @@ class Walk:
         return max(self.by_block)
 
     def layers_of(self, index: int) -> list[PrunableLayer]:
-        """The chosen layers of a decoder block, none if an earlier run has finished it."""
+        """The chosen layers of a decoder block; none if an earlier run has finished the block."""
         return self.by_block.get(index, []) if index >= self.storage.done else []
 
     @contextmanager
     def enter(self, index: int) -> Iterator[nn.Module]:
-        """One decoder block on the device; all batches must have passed it at the end."""
+        """A context with one decoder block on the device; at its end all batches must have passed the block."""
         with self.network.residence.visit(index, self.network.device) as block, experts_apart(block):
             yield block
             if self._is_compared(index):
@@ -208,8 +208,8 @@ class Walk:
         return run_block(block, hidden, arguments, self.network.device, self.precision)
 
     def visit(self, propagate_again: bool) -> Iterator[BlockStatistics]:
-        """Statistics of each block's layers. `propagate_again`: the layers are pruned meanwhile, so each block runs
-        twice, first for statistics and then for its pruned output."""
+        """Statistics of each block's layers. `propagate_again`: the caller prunes the layers meanwhile, so each block
+        runs twice: for statistics, and for its pruned output."""
         for index in range(self.first, self.last + 1):
             with self.enter(index) as block:
                 layers = self.layers_of(index)
@@ -234,16 +234,16 @@ class Walk:
         self.meter.tell("done", self.last, 1.0)
 
     def pass_on(self, block: nn.Module, index: int, start: float = 0.0) -> None:
-        """Runs one block over all streams and stores its outputs; `start`: share of the block's work before.
+        """Runs one block over all streams and stores its outputs; `start`: the share of the block's work that is done.
 
-        After the last block only drift needs outputs, for held-out tokens.
+        After the last block only drift needs outputs: those of held-out tokens.
         """
         streams = [name for name in self.arguments if index < self.last or (name == HELD_OUT and self.along)]
         self._pass("propagate", block, index, streams, [], (start, 1.0), keep=True)
 
     @torch.no_grad()
     def run_dense(self, block: nn.Module, index: int, watch: Watch | None = None) -> None:
-        """Runs a block with its dense weights, before it is pruned, on the dense hidden states, if there are any.
+        """Runs a block, before it is pruned, on the dense hidden states, if there are any.
 
         `watch` is entered around the pass of each batch, with its stream, number and input.
         """
@@ -263,8 +263,8 @@ class Walk:
         self.dense_at = index + 1
 
     def follow_dense(self, block: nn.Module, index: int) -> None:
-        """Runs a block without layers to prune on the dense hidden states, if they differ from the pruned ones; then
-        restores a block that an earlier run has pruned."""
+        """Runs a block without layers to prune on the dense hidden states, if they differ from the pruned states. Then
+        restores its weights, if an earlier run has pruned them."""
         is_restored = index in self.by_block and index < self.storage.done
         if is_restored or self.dense_at == index:
             self.run_dense(block, index)
@@ -291,7 +291,7 @@ class Walk:
         self.drift_sums += torch.stack([*(each.sum() for each in drifts), tokens]).cpu()
 
     def _is_compared(self, index: int) -> bool:
-        """Whether the dense model's outputs of this decoder block are there for held-out tokens."""
+        """Whether dense outputs of this decoder block on held-out tokens are stored."""
         return HELD_OUT in self.along and self.dense_at == index + 1
 
     @torch.no_grad()
@@ -307,7 +307,7 @@ class Walk:
     ) -> dict[str, dict[str, InputStatistics]]:
         """Runs one block over all batches; returns statistics by stream, and stores its outputs if `keep`.
 
-        `work`: share of the block's work before and after. Held-out samples are so few that they do not count.
+        `work`: share of the block's work done before and after. Held-out samples are few and do not count.
         """
         statistics = {}
         for stream in streams:
@@ -349,11 +349,11 @@ def start_walk(
     remedy: str = LEAVE_OUT,
     note: Note = lambda _index, _tensors: None,
 ) -> Walk:
-    """Records the inputs of the first decoder block; restores all blocks at once if an earlier run has ended.
+    """Records the inputs of the first decoder block; restores all blocks at once if an earlier run is complete.
 
     `streams` as from `check_streams`; `storage`, `precision`, `remedy` and `note` as in `Walk`. The dense model runs
-    along on all streams for dense targets, on held-out tokens where `has_dense_targets` is False, and not by default.
-    `needs_all` refuses layers that the model does not call, before any work.
+    too: on all streams for dense targets, on held-out tokens if `has_dense_targets` is False, and not at all by
+    default. `needs_all` refuses layers that the model does not call, before any work.
     """
     storage, is_along = storage or Storage(), has_dense_targets is not None
     along = tuple(name for name in streams if has_dense_targets or (is_along and name == HELD_OUT))
@@ -414,7 +414,7 @@ def collect_statistics(
         RoseError: an unknown layer, or tokens that do not fit the model.
     """
     blocks = visit_blocks(model, tokens, layers=layers, progress=progress)  # which checks the model
-    home = next(model.parameters()).device  # the weights return there
+    home = next(model.parameters()).device  # weights return to this device
     statistics: dict[str, InputStatistics] = {}
     for block in blocks:
         statistics.update(block.to(home if home.type != "meta" else torch.device("cpu")).calibration)
