@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -18,8 +19,6 @@ import pandas as pd
 from rose import verdicts
 from rose.layer.target import correction_damping
 from rose.model.measure.comparison import mean_and_spread, results_at
-from rose.recipe.tools import SPECS
-from rose.spec import SpecField
 from rose.wording import listing, percent
 from tests.benchmarks import methods as costs_of_methods
 from tests.benchmarks.bits import first_draw
@@ -68,13 +67,7 @@ def mean_of_draws(values: pd.Series, digits: int | None = None) -> str:
     return f"{mean:.{digits}f} ± {spread:.{digits}f}"
 
 
-def each_draw(values: pd.Series) -> str:
-    if len(values) == 1:
-        return f"{values.item():.1f} (one draw)"
-    return f"{values.mean():.1f} ({', '.join(f'{value:.1f}' for value in values)})"
-
-
-def digits(interval: verdicts.Interval) -> tuple[str, str]:
+def with_bounds(interval: verdicts.Interval) -> str:
     """Value and bounds with two decimals; with more where a clear difference would otherwise print as none."""
 
     def text(value: float) -> str:
@@ -83,11 +76,7 @@ def digits(interval: verdicts.Interval) -> tuple[str, str]:
         )
         return f"{value:.{decimals}f}"
 
-    return text(interval.value), f"{text(interval.low)} to {text(interval.high)}"
-
-
-def with_bounds(interval: verdicts.Interval) -> str:
-    return "{} ({})".format(*digits(interval))
+    return f"{text(interval.value)} ({text(interval.low)} to {text(interval.high)})"
 
 
 def ratio(rows: pd.DataFrame, method: str, other: str) -> verdicts.Interval:
@@ -104,13 +93,14 @@ def window_ratio(rows: pd.DataFrame, method: str, other: str) -> verdicts.Interv
 
 
 def relative(rows: pd.DataFrame, method: str, other: str = "sparsegpt") -> str:
-    """Perplexity relative to another method's, with both intervals; bold where both exclude 1."""
+    """Perplexity relative to another method's, in an interval that spans both intervals; bold where both exclude 1."""
     if method == other:
         return ""
-    intervals = [paired(rows, method, other) for paired in (ratio, window_ratio)]
-    (value, over_draws), (_, over_windows) = map(digits, intervals)
-    bold = "**" if all(interval.is_clear for interval in intervals) else ""
-    return f"{bold}{value} ({over_draws}; {over_windows}){bold}"
+    over_draws, over_windows = ratio(rows, method, other), window_ratio(rows, method, other)
+    low, high = min(over_draws.low, over_windows.low), max(over_draws.high, over_windows.high)
+    interval = replace(over_draws, low=low, high=high)
+    bold = "**" if interval.is_clear else ""
+    return f"{bold}{with_bounds(interval)}{bold}"
 
 
 # Whole models
@@ -127,14 +117,14 @@ def rows_of_one_machine(name: str) -> pd.DataFrame:
 
 def layer_target() -> str:
     """Perplexity with target layer, all published methods."""
-    rows = rows_of_one_machine("rows.csv")
+    rows, shown = rows_of_one_machine("rows.csv"), ("0.5", "0.7", "2:4")
     drawn = {key: part["perplexity"] for key, part in rows.groupby(["method", "sparsity"])}
     lines = [
-        [f"`{method}`", *(mean_of_draws(drawn.get((method, s), pd.Series(dtype=float))) for s in SPARSITIES)]
+        [f"`{method}`", *(mean_of_draws(drawn.get((method, s), pd.Series(dtype=float))) for s in shown)]
         for method in read("rows.csv")["method"].unique()
         if method != "rose_admm"  # measured on another machine
     ]
-    return table(["method", *SPARSITIES], lines)
+    return table(["method", *shown], lines)
 
 
 def headline(sparsity: str, *, comparison: str = "headline") -> pd.DataFrame:
@@ -174,18 +164,6 @@ def drawn(rows: pd.DataFrame, method: str) -> str:
 
 def dense(sparsity: str, comparison: str = "headline") -> str:
     return f"{headline(sparsity, comparison=comparison)['dense_perplexity'].iloc[0]:.2f}"
-
-
-def both_targets() -> str:
-    """Qwen's perplexities with both targets."""
-    rows, lines = read("models.csv").query("model == 'qwen.gguf'"), []
-    for target in ("layer", "dense"):
-        part = rows[rows["target"] == target]
-        lines.append([target, *(mean_of_draws(part[part["method"] == m]["perplexity"], 1) for m in QWEN_METHODS)])
-    return table(["target", *(f"`{m}`" for m in QWEN_METHODS)], lines)
-
-
-QWEN_METHODS = ("sparsegpt", "rose", "rose_admm")
 
 
 def gain_of_dense_target() -> str:
@@ -451,6 +429,8 @@ def damage_sums() -> str:
 
 # Solvers and speed
 
+KINDS = {"q_proj": "q, k, v", "k_proj": "q, k, v", "v_proj": "q, k, v", "o_proj": "o"}
+KINDS |= {"gate_proj": "gate, up", "up_proj": "gate, up", "down_proj": "down"}
 SOLVERS = ("rose_dealt", "rose_admm", "rose_admm, effort 3", "alps")
 
 
@@ -466,21 +446,20 @@ def solver_errors(name: str) -> pd.DataFrame:
 def solvers() -> str:
     """All layers at 70 %, by kind of layer."""
     rows, lines = solver_errors("solvers-70.csv"), []
-    kinds = rows["projection"].str.extract(r"(\w+)_proj")[0]
-    order = ["q", "k", "v", "o", "gate", "up", "down"]
+    kinds = rows["projection"].str.rpartition(".")[2].map(KINDS)
     for variant in SOLVERS:
         part = rows[rows["variant"] == variant]
-        means = part["error"].groupby(kinds).mean()[order]
+        means = part["error"].groupby(kinds, sort=False).mean()
         values = [part["error"].mean(), part["error"].max(), *means]
         lines.append([f"`{variant}`", *(f"{value:.3f}" for value in values), f"{part['time'].mean():.1f}"])
-    return table(["method", "error", "highest", *order, "time"], lines)
+    return table(["method", "error", "highest", *means.index, "time"], lines)
 
 
 def solver_table(name: str) -> str:
     """Means over layers, a column a setting."""
     means = solver_errors(name).pivot_table(index="variant", columns="setting", values="error", sort=False)
     lines = [[f"`{variant}`", *(f"{value:.3f}" for value in means.loc[variant])] for variant in SOLVERS]
-    return table(["method", *(setting.removeprefix("0.7, ") for setting in means.columns)], lines)
+    return table(["method", *(s.removeprefix("0.7, ").removesuffix(", 16 × 512") for s in means.columns)], lines)
 
 
 def method_times() -> str:
@@ -650,19 +629,23 @@ def slim_speed() -> str:
 
 
 def tuned(model: str) -> str:
-    """Perplexity before and after tuning: mean over draws, and each draw; on the tuned text and on another one."""
+    """Perplexity before and after tuning, on the tuned text and on another one."""
     rows = read("tuning.csv").query("model == @model and samples == 16")
     sizes = [size for size in sorted(rows["windows"].unique()) if size]
     lines = []
     for (sparsity, method), part in rows.groupby(["sparsity", "method"], sort=False):
+        if method.endswith(":layer") and not sparsity.startswith("slim"):
+            continue  # lab notes compare targets
         by_draw, other = (part.pivot(index="seed", columns="windows", values=c) for c in ("perplexity", "other"))
         complete = [size for size in sizes if size in by_draw and by_draw[size].notna().all()]
         if not complete:
             continue
-        cells = [each_draw(by_draw[size]) if size in (0, *complete) else "" for size in (0, *sizes)]
+        cells = [mean_of_draws(by_draw[size]) if size in (0, *complete) else "" for size in (0, *sizes)]
         measured = other[[0, complete[-1]]].notna().all(axis=None)
         before_after = " → ".join(f"{other[size].mean():.1f}" for size in (0, complete[-1])) if measured else ""
-        lines.append([sparsity.replace("slim-", "`rose slim`, "), f"`{method}`", *cells, before_after])
+        lines.append(
+            [sparsity.replace("slim-", "`rose slim`, "), f"`{method.removesuffix(':layer')}`", *cells, before_after]
+        )
     return table(["removed", "by", "before", *(f"{size} windows" for size in sizes), "other text"], lines)
 
 
@@ -701,68 +684,12 @@ def diffusion() -> str:
     return table(head, lines)
 
 
-# Recipes
-
-
-def recipe_fields() -> str:
-    """Every field of a recipe: its values, the default of most of its runs, and other defaults with their runs."""
-    rows: dict[tuple[str, str], dict[str, list[str]]] = {}
-    for run, spec in SPECS.items():
-        for name, field in spec.fields().items():
-            if field.extra["kept"]:
-                defaults = rows.setdefault((name, _short(field.takes)), {})
-                defaults.setdefault(_default(field), []).append(run)
-    lines, names = [], [name for name, _ in rows]
-    for (name, takes), defaults in sorted(rows.items()):
-        first, *others = sorted(defaults.items(), key=lambda item: -len(item[1]))
-        is_alone = names.count(name) == 1
-        shown = [first[0] if is_alone else _of_runs(*first), *(_of_runs(*other) for other in others)]
-        lines.append([f"`{name}`", takes, "; ".join(shown)])
-    return table(["field", "takes", "default"], lines)
-
-
-def _of_runs(default: str, runs: Sequence[str]) -> str:
-    return f"{default} ({', '.join(runs)})"
-
-
-SHORT = {  # for a narrow table
-    "a whole number of at least ": "≥ ",
-    "whole numbers of at least ": "≥ ",
-    "a number of at least ": "≥ ",
-    "a whole number from ": "",
-    "a number from ": "",
-    "a number above ": "> ",
-    " and below ": ", < ",
-    "one of ": "",
-    " to ": "…",
-    "true or false": "true, false",
-    "a list of ": "",
-    "a text": "text",
-    "a number": "number",
-}
-
-
 def programs_that_use_zeros() -> str:
     lines = [
         [f"[{row.name}]({row.source})", row.uses, f"{row.hardware}; {row.needs}", row.gain, row.state]
         for row in pd.read_csv(ROOT / "rose/smaller/runtimes.csv").itertuples(index=False)
     ]
     return table(["program", "uses", "needs", "published gain", "state"], lines)
-
-
-def _short(takes: str) -> str:
-    for text, symbol in SHORT.items():
-        takes = takes.replace(text, symbol)
-    return takes
-
-
-def _default(field: SpecField) -> str:
-    if field.is_required:
-        return "required"
-    default = field.default
-    if default in (None, {}, ()):
-        return "none"
-    return f"`{','.join(map(str, default)) if isinstance(default, tuple) else str(default).lower()}`"
 
 
 def _headlines() -> dict[str, pd.DataFrame]:
@@ -803,7 +730,6 @@ def tuned_longest(sparsity: str, method: str) -> str:
 
 REGIONS: dict[str, Callable[[], str]] = {
     "analyze_output": analyze_output,
-    "both_targets": both_targets,
     "columnar_outputs": columnar_outputs,
     "cost_of_dense_target": cost_of_dense_target,
     "cost_of_four_bits": cost_of_four_bits,
@@ -841,7 +767,6 @@ REGIONS: dict[str, Callable[[], str]] = {
     "own_model": own_model,
     "packed": packed,
     "qwen_headline": lambda: beside_sparsegpt(_qwen()),
-    "recipe_fields": recipe_fields,
     "programs_that_use_zeros": programs_that_use_zeros,
     "pruned_2_4": partial(headline_of_default, "2:4"),
     "pruned_50": partial(headline_of_default, "0.5"),
