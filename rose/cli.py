@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rank, processes = launched_place()
     # Progress and remarks; results go to standard output.
     console = Output(stderr=True, quiet=rank > 0, highlight=False)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # whose encoding may lack "…" or bytes of a folder's name
+    if isinstance(sys.stdout, io.TextIOWrapper):  # its encoding may lack "…" or bytes of a folder's name
         sys.stdout.reconfigure(errors="backslashreplace")
     name = "rose" if processes == 1 else f"rose, process {rank + 1} of {processes}"
     spec = None

@@ -51,8 +51,8 @@ REPORT, ZERO_SHOT = "report.json", "zero_shot.csv"
 VERSION = 2  # of a report.json; those of rose 0.1.0 have none
 MOST_RUNS = 40  # in one folder of folders
 MOST_BLOCKS = 4096  # decoder blocks
-CONDITION = 200  # longest description of an evaluation; compared to the last character
-ENOUGH = 0.8  # share of the planned minutes that a copy named by them was tuned
+CONDITION = 200  # longest description of an evaluation, in characters
+ENOUGH = 0.8  # a copy is named by its planned minutes if it was tuned for this share of them
 # what reading a file of another program may raise
 FOREIGN = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 TARGETS = ("layer", "dense", "dense and stream")  # of a layer
@@ -78,10 +78,10 @@ class RunReport:
         layers: a row per layer (and method), columns as in `LayerRecord`; for slimming, a row per part.
         results: totals, evaluations before and after, versions and environment.
         recipe: the settings of the run; "run" names its command.
-        called: a name that replaces the usual one where runs are shown side by side.
+        called: a name that replaces the usual name when runs are shown side by side.
         place: the folder that the record was read from; "" for a run of this process.
-        origin: identifies the run whatever it is called; None where this object does.
-        then: the record of a second stage, which pruned what this one, slimming, had left.
+        origin: identifies the run whatever its name; None if this object identifies it.
+        then: the record of a second stage, which pruned the model that this stage, slimming, left.
     """
 
     layers: pd.DataFrame
@@ -120,23 +120,23 @@ class RunReport:
         return {**self.recipe, **self.results}
 
     def with_summary(self, **entries: Any) -> RunReport:
-        """The same record with further results."""
+        """A copy of the record with further results."""
         return replace(self, results={**self.results, **entries})
 
     def with_recipe(self, **settings: Any) -> RunReport:
-        """The same record with further settings."""
+        """A copy of the record with further settings."""
         return replace(self, recipe={**self.recipe, **settings})
 
     def signed(self, spec: Spec, **results: Any) -> RunReport:
-        """The same record with the whole recipe, the versions of programs, and further results."""
+        """A copy of the record with the whole recipe, program versions, and further results."""
         fields = {name: value for name, value in spec.to_dict().items() if value is not None}
         recipe = {"run": spec.run, **fields, **self.recipe}
         return replace(self, recipe=recipe, results={**self.results, **results, "made_with": versions()})
 
     def as_recipe(self) -> Recipe | None:
-        """The recipe that repeats the run; None where the record does not hold a valid one."""
+        """The recipe that repeats the run; None if the record has no valid recipe."""
         spec = SPECS.get(str(self.recipe.get("run")))
-        if spec is None or not self.recipe.keys() & {"model", "dense"}:  # run from Python
+        if spec is None or not self.recipe.keys() & {"model", "dense"}:  # a run from Python
             return None
         fields = {name: value for name, value in self.recipe.items() if name in spec.fields()}
         try:
@@ -159,7 +159,7 @@ class RunReport:
 
     @property
     def identity(self) -> Any:
-        """Identifies the run, whatever it is called."""
+        """Identifies the run, whatever its name."""
         if self.place:
             return self.place, self.kind, self.method
         return self if self.origin is None else self.origin
@@ -176,7 +176,7 @@ class RunReport:
 
     @property
     def target(self) -> str:
-        """ "layer" or "dense"; "" where it is not known, as for a model pruned elsewhere."""
+        """ "layer" or "dense"; "" if unknown, as for a model pruned elsewhere."""
         target = self.summary.get("target", "layer" if self.kind == "study" else "")
         return target if target in ("layer", "dense") else ""
 
@@ -237,7 +237,7 @@ class RunReport:
             for entry in self.summary.get("drift") or []
         ]
         _require(all(0 <= entry["block_index"] < MOST_BLOCKS for entry in drift), "its drift is not of decoder blocks")
-        places = parts if self.kind != "check" else parts[:1]  # which does not know where drift arises
+        places = parts if self.kind != "check" else parts[:1]  # a check does not measure where drift arises
         return drift if all(math.isfinite(entry[part]) for entry in drift for part in places) else []
 
     @property
@@ -275,7 +275,7 @@ class RunReport:
 
     @property
     def perplexity(self) -> float:
-        """Perplexity after the run; NaN where it was not measured, NaN or infinite for a ruined model."""
+        """Perplexity after the run; NaN if not measured, NaN or infinite for a ruined model."""
         value = self.summary.get("perplexity_after")
         return float(value) if isinstance(value, float | int) else math.nan
 
@@ -399,7 +399,7 @@ class RunReport:
         return [slimmed, replace(self, layers=self.then.layers, results=results, recipe=self.then.recipe, then=None)]
 
     def without_errors(self) -> RunReport:
-        """What still holds once the model is tuned: without errors of layers, drift and sizes. A first stage stays."""
+        """The record without errors of layers, drift and sizes, which tuning changes. A first stage stays."""
         if self.then is not None:
             return replace(self, then=self.then.without_errors())
         of_layers = (*ERRORS, "pruning_error", "rounding_error", "error_without_massive")
@@ -427,7 +427,7 @@ class RunReport:
 
     @classmethod
     def from_json(cls, text: str, name: str = "This") -> RunReport:
-        """Reads the text of `to_json`, and checks everything that pages show; RoseError names another text."""
+        """Reads the text of `to_json`, and checks everything that pages show. Raises RoseError for any other text."""
         try:
             data = json.loads(text)
             if r"\ud" in text.lower():  # half of a surrogate pair cannot be written
@@ -456,7 +456,7 @@ class RunReport:
         return cls(json_table(parts["layers"]), dict(parts["results"]), dict(parts["recipe"]))
 
     def _check(self) -> None:
-        """Raises ValueError or TypeError where a page could not show the record."""
+        """Raises ValueError or TypeError if a page could not show the record."""
         _require(_is_name(self.summary.get("method")), "it names no method")
         _ = self.name, self.by_layer, self.drift, self.zero_shot, self.paper, self.seconds
         for tuning in self.summary.get("tuned_before", []):
@@ -468,7 +468,7 @@ class RunReport:
 
     @classmethod
     def load(cls, path: str | Path) -> RunReport:
-        """Reads a report.json, or the one in a folder, with the accuracies beside it; RoseError names another file."""
+        """Reads a report.json, or a folder's, with the accuracies beside it. Raises RoseError for any other file."""
         place = reachable(path)
         place = place / REPORT if place.is_dir() else place
         check_small(place)
@@ -576,7 +576,7 @@ def _by_layer(table: pd.DataFrame) -> pd.DataFrame:
         result["target"] = table["target"]
     for name in table.columns.intersection(FLAGS, sort=False):
         result[name] = table[name] == True  # noqa: E712  None is no bool
-    result["cautions"] = caution_column(result.join(table.filter(["massive"])))  # which look at infinite errors
+    result["cautions"] = caution_column(result.join(table.filter(["massive"])))  # cautions need infinite errors
     return result.replace([math.inf, -math.inf], math.nan)
 
 
@@ -640,7 +640,7 @@ def report_beside(folder: Path) -> RunReport | None:
 
 
 def _begins(place: Path, beginning: bytes) -> bool:
-    """Whether `RunReport.save` wrote this file, even if it was cut off: then our table is beside it."""
+    """Whether `RunReport.save` wrote this file, even if it was cut off."""
     with suppress(OSError, ValueError), place.open("rb") as file:
         begins = file.read(len(beginning)).strip(b"\0")
         table = place.with_name("layers.parquet")

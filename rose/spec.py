@@ -1,6 +1,6 @@
 """Specifications: frozen pydantic models whose fields declare type, limits, unit and help once.
 
-pydantic, not msgspec, whose errors lack the refused value and whose limits cannot be read by a program.
+It uses pydantic, because errors of msgspec lack the refused value, and a program cannot read its limits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rose.files import expand, reachable
 from rose.wording import sentence
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-NAMED: set[str] = set()  # values that name no file, whatever files there are
+NAMED: set[str] = set()  # values that never name a file
 LIMITS = ("ge", "gt", "le", "lt")
 SHOWN = 80  # characters of a refused value
 PLAIN: dict[str, Any] = {
@@ -61,7 +61,7 @@ def setting(description: str, **options: Any) -> Any:
 
 
 class Spec(BaseModel):
-    """A specification; the docstring of a command's is its line of help.
+    """A specification; for a command, its docstring is the line of help.
 
     Raises:
         RoseError: an unknown field, a wrong type or a value out of range, in one sentence.
@@ -78,15 +78,15 @@ class Spec(BaseModel):
 
     @classmethod
     def of(cls, **values: Any) -> Self:
-        """As the class itself, for values whose types only the specification checks."""
+        """Calls the class, for values whose types only the specification checks."""
         return cls(**values)
 
     def changed(self, **values: Any) -> Self:
-        """The same with other values, checked again."""
+        """A copy with other values, checked again."""
         return type(self)(**self.pick(self.model_fields_set) | values)
 
     def pick(self, names: Iterable[str]) -> dict[str, Any]:
-        """The fields of these names that there are."""
+        """The existing fields among these names."""
         return {name: getattr(self, name) for name in names if name in self.fields()}
 
     def to_dict(self, only: Literal["kept", "changes"] = "kept") -> dict[str, Any]:
@@ -104,7 +104,7 @@ class Spec(BaseModel):
 
     @classmethod
     def add_options(cls, parser: argparse.ArgumentParser) -> None:
-        """Adds an option for every field. Values stay texts: the specification reads them, in one place for all."""
+        """Adds an option for every field. Values stay texts, because the specification reads them."""
         for field in cls.fields().values():
             field.add_option(parser)
 
@@ -128,7 +128,7 @@ def _absolute(value: Any) -> Any:
         return value
     whole = expand(value).absolute()
     plain = Path(os.path.normpath(whole))
-    return str(plain if plain.exists() and plain.samefile(whole) else whole)  # behind a link, .. may lead elsewhere
+    return str(plain if plain.exists() and plain.samefile(whole) else whole)  # .. behind a link may lead elsewhere
 
 
 @dataclass(frozen=True)
@@ -147,13 +147,13 @@ class SpecField:
     @classmethod
     def of(cls, name: str, info: FieldInfo) -> SpecField:
         kind, described = info.annotation, list[FieldInfo]()
-        if get_origin(kind) in (Union, UnionType):  # of `X | None`: X says it
+        if get_origin(kind) in (Union, UnionType):  # for `X | None`, X has the metadata
             kind = next(option for option in get_args(kind) if option is not NoneType)
         if get_origin(kind) is Annotated:
             kind, *metadata = get_args(kind)
             described = [entry for entry in metadata if isinstance(entry, FieldInfo)]
         extra, limits, description = {**PLAIN}, dict[str, float](), ""
-        for entry in [*described, info]:  # the outermost says it last
+        for entry in [*described, info]:  # the outermost metadata comes last and wins
             description = entry.description or description
             extra |= entry.json_schema_extra if isinstance(entry.json_schema_extra, dict) else {}
             for limit in entry.metadata:
@@ -169,7 +169,7 @@ class SpecField:
         return "--" + (self.extra["flag"] or self.name).replace("_", "-")
 
     def add_option(self, parser: argparse.ArgumentParser) -> None:
-        """Adds this field to a command line. The help has the default where there is one to tell."""
+        """Adds this field to a command line. The help names the default, if there is one."""
         text, default, form = self.description, self.default, self.extra["form"]
         if not (self.is_required or default in (None, False, {}, ()) or "(default:" in text):
             text += f" (default: {','.join(map(str, default)) if isinstance(default, tuple) else default})"
@@ -188,7 +188,7 @@ class SpecField:
         elif form == "pairs":
             options["action"] = "append"
         if self.choices and form != "commas":
-            options["metavar"] = f"{{{','.join(map(str, self.choices))}}}"  # which the specification checks
+            options["metavar"] = f"{{{','.join(map(str, self.choices))}}}"  # the specification checks the choice
         parser.add_argument(self.option, dest=self.name, required=self.is_required, **options)
 
     @property

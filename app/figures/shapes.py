@@ -41,7 +41,7 @@ class Marked(Look, total=False):
 
 
 class Chart:
-    """A figure under way: shapes and axes are added to it, and `done` puts the words around it.
+    """A figure in progress: methods add shapes and axes, and `done` adds titles and texts.
 
     `height` is in pixels; `headroom` of them lie between title and plot. `subplots` go to plotly's `make_subplots`.
     `hover` is plotly's template; an empty one shows nothing; `properties` go to plotly's trace.
@@ -84,7 +84,7 @@ class Chart:
         self.ends = x, ends, top, bottom
 
     def x(self, *, count: Any = 0, **axis: Any) -> None:
-        """Settings of the x axis; with `count` its steps are whole numbers."""
+        """Settings of the x axis; with `count`, the largest number on it, ticks are whole numbers."""
         self.figure.update_xaxes(**(({"dtick": whole_step(count)} if count else {}) | axis))
 
     def y(self, *, count: Any = 0, top: Any = None, **axis: Any) -> None:
@@ -131,7 +131,7 @@ class Chart:
         self.points(x, y, look, "", size=size, marker={"line": {"width": 2.5}}, **properties)
 
     def cells(self, shrunk: Shrunk, unit: str, **properties: Any) -> None:
-        """Cells at the channel numbers they stand for; zmin 0 and the sequential scale unless told otherwise."""
+        """Cells at their channel numbers; zmin is 0 and the scale sequential unless `properties` override them."""
         array = shrunk.array
         place = {"x0": (shrunk.columns - 1) / 2, "dx": shrunk.columns, "y0": (shrunk.rows - 1) / 2, "dy": shrunk.rows}
         hover = f"input channel %{{x:.0f}}<br>output channel %{{y:.0f}}<br>{unit} %{{z:.4g}}<extra></extra>"
@@ -145,7 +145,7 @@ class Chart:
         self.y(**BARE, range=[rows - 0.5, -0.5])
 
     def layer_map(self, grid: pd.DataFrame, rows: pd.DataFrame, unit: str, *, at: Any = None, **heat: Any) -> None:
-        """A map of decoder block × projection whose invisible marks answer the pointer and clicks, which cells do not.
+        """A map of decoder block × projection. Invisible marks answer the pointer and clicks, because cells do not.
 
         `grid` comes from `layer_grid`, in units of the colour scale; `rows` has layer, block_index, projection and
         text, the value as the pointer shows it; `at` is row and col of a subplot.
@@ -204,9 +204,9 @@ def colourbar(title: str, **properties: Any) -> dict[str, Any]:
 
 
 def layer_grid(rows: pd.DataFrame, projections: Sequence[str] = (), blocks: Sequence[int] = ()) -> pd.DataFrame:
-    """Values of layers as projection × decoder block, without a gap between blocks; NaN where no layer is.
+    """Values of layers as projection × decoder block, without gaps between blocks; NaN for places without a layer.
 
-    `projections` and `blocks` have a place too, whether or not there is a row yet.
+    `projections` and `blocks` get a place even without a row.
     """
     grid = rows.pivot_table(index="projection", columns="block_index", values="value", sort=False, dropna=False)
     places = [*(int(block) for block in rows["block_index"]), *blocks]
@@ -236,7 +236,7 @@ def _label_ends(figure: go.Figure, x: float, ends: Sequence[End], top: float, bo
     for i in range(1, len(middles)):  # upwards
         middles[i] = max(middles[i], middles[i - 1] + (heights[i] + heights[i - 1]) / 2)
     ceiling = top
-    for i in reversed(range(len(middles))):  # and down again where the uppermost would leave the plot
+    for i in reversed(range(len(middles))):  # and down again if the uppermost would leave the plot
         middles[i] = min(middles[i], ceiling - heights[i] / 2)
         ceiling = middles[i] - heights[i] / 2
     # A line leads from the end to a label that had to move.
@@ -244,13 +244,13 @@ def _label_ends(figure: go.Figure, x: float, ends: Sequence[End], top: float, bo
     for middle, (y, text, colour, dash) in zip(middles, ordered, strict=True):
         label = f'<span style="color:{colour}">{"┅" if "dot" in dash else "━"}</span> {text}'
         where = {"x": x, "y": y, "ay": middle, "xanchor": "left", "align": "left"}
-        # The text itself is in ink: colours are too light to read.
+        # The text has the ink colour, because line colours are too light to read.
         figure.add_annotation(text=label, arrowcolor=colour, **where, **leader)
     longest = max(len(line) for _, text, *_ in ends for line in text.split("<br>"))
     figure.update_layout(margin_r=round(26 + LEADER + CHARACTER * longest))
 
 
-# Tensors as arrays, and matrices of any size as a screen can show them: fewer cells, and nothing strong lost
+# Tensors as arrays, and large matrices with fewer cells, which keep every large value
 
 
 def to_numpy(values: Any) -> np.ndarray:
@@ -282,7 +282,7 @@ class Shrunk(NamedTuple):
     array: np.ndarray  # (cells down, cells across); dtype kept
     rows: int  # rows in one cell
     columns: int
-    note: str  # the same in words
+    note: str  # rows and columns of a cell in words
 
 
 def shrink(array: Any, limit: int = MAX_CELLS, how: Literal["max", "sum"] = "max", entries: str = "weights") -> Shrunk:
@@ -308,7 +308,7 @@ def shrink(array: Any, limit: int = MAX_CELLS, how: Literal["max", "sum"] = "max
 
 
 def _reduce(values: np.ndarray, axis: int, step: int, how: str) -> np.ndarray:
-    """Every `step` rows (or columns) to one; the last may stand for fewer."""
+    """Reduces every `step` rows (or columns) to one; the last may have fewer."""
     if axis == 1:
         return _reduce(values.T, 0, step, how).T
     reduce: Any = {"max": np.max, "sum": np.sum}[how]

@@ -55,7 +55,7 @@ def draw(run: PruningRun | None) -> None:
     most = max(float(way.table["work"].iloc[-1]) for way in ways.values())
     last = round(most / STEP + 0.5) * STEP
     with left:
-        if (st.session_state.get("race_work") or 0) > last:  # of a wider layer
+        if (st.session_state.get("race_work") or 0) > last:  # the value of a wider layer
             st.session_state.race_work = last
         work = st.slider("Work so far (products W·H)", 0.0, last, last, STEP, "%.0f", key="race_work", bind=URL)
         shown = components.choose("Mask of", {name: LABELS[name] for name in names}, "race_mask_of", default=names[-1])
@@ -96,7 +96,7 @@ def _mask(study: Study, layer: str, way: Watched, solver: str, order: str, since
 
 @dataclass(frozen=True)
 class Watched:
-    """One solver's way."""
+    """The states of one solver."""
 
     table: pd.DataFrame  # a row for each state; "changed": mask entries that differ from the state before
     masks: list[np.ndarray]  # of each state, bits packed along columns, (out, ⌈in/8⌉) uint8
@@ -109,13 +109,13 @@ class Watched:
         return np.unpackbits(self.masks[state], axis=1, count=self.columns).astype(bool)
 
     def at(self, work: float) -> int:
-        """The last state reached with so much work; -1 where none is."""
+        """The last state reached with this work; -1 if none."""
         return int((self.table["work"] <= work + 1e-9).sum()) - 1
 
 
 def watched(study: Study, layer: str, solver: str, order: str) -> Watched:
     """Runs the solver, unless it has been run before."""
-    order = "" if solver == "admm" else order  # it has none
+    order = "" if solver == "admm" else order  # ADMM has no order
     return study.remember(("solver", layer, solver, order), lambda: _watch(study, layer, solver, order or "natural"))
 
 

@@ -47,7 +47,7 @@ def sections(run: PruningRun, models: list[RunReport]) -> dict[str, Section]:
 def of_another_setup(run: PruningRun) -> None:
     """Says which set-up these results have, if another set-up is chosen now."""
     setup = run.setup
-    if setup.to_texts(session.setup()).keys() <= {"sparsity", "layers", "stream"}:  # which a run names itself
+    if setup.to_texts(session.setup()).keys() <= {"sparsity", "layers", "stream"}:  # a run names these itself
         return
     components.info(
         f"Below is a run of {setup.model} in {setup.dtype}, calibrated on {setup.samples} × {setup.length} tokens of "
@@ -58,7 +58,7 @@ def of_another_setup(run: PruningRun) -> None:
 
 
 def what_you_get(run: PruningRun, models: list[RunReport]) -> None:
-    """Perplexities and the cautions on them, a row a copy, then the verdict on every pair."""
+    """A row for each copy with its perplexities, cautions, and the verdict on every pair."""
     dense, *copies = models
     if len(copies) > 1:
         results = results_in_run(copies)

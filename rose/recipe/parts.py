@@ -1,4 +1,4 @@
-"""The fields that several specifications share: each type says its limits and its line of help once."""
+"""The fields that specifications share. Each type declares its limits and its line of help once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def as_sparsity(value: Any) -> str:
     pattern = parse_sparsity(value)
     if pattern.is_grouped:
         return str(pattern)
-    ratio = float(pattern.ratio)  # of a text such as "33.3%" without the rounding of the division
+    ratio = float(pattern.ratio)  # exact for a text such as "33.3%", unlike a division
     return f"{ratio:.12g}" if isinstance(value, str) else repr(ratio).removesuffix(".0")
 
 
@@ -288,7 +288,7 @@ class MethodPart(SweepPart):
 
     @property
     def method_options(self) -> dict[str, Value]:
-        """The method's options, with those left to their defaults, checked beside the rest."""
+        """The method's options with all defaults, checked together with the other fields."""
         orders, rounds = self.order is not None or self.budget is not None, getattr(self, "bits", None) is not None
         return get_method(self.method).check_request(self.pattern, options=self.options, orders=orders, rounds=rounds)
 
@@ -329,7 +329,7 @@ class WalkPart(Spec):
 
 
 def check_target_damping(target: str, damping: float | None) -> None:
-    """Raises RoseError for a damping of the correction where target layer needs no correction."""
+    """Raises RoseError for a damping of the correction with target layer, which has no correction."""
     if damping is not None and target != "dense":
         raise RoseError("Only target dense has a correction to damp; leave the target's damping out.")
 
@@ -355,7 +355,7 @@ class SavingPart(EvaluationPart):
 
 
 class ChangingPart(SavingPart):
-    """How a model is read that is changed, and tuned afterwards."""
+    """How a model to be changed is read, and tuned afterwards."""
 
     stream: Stream = False
     tune: Minutes | None = None

@@ -194,9 +194,9 @@ COMMANDS = {spec.run: spec for spec in _ALL}
 
 
 def settings_beside(recipes: Sequence[Mapping[str, Any]]) -> list[tuple[SpecField, list[str]]]:
-    """Each declared field that a recipe has, and its value in every recipe as text, "–" where a recipe has none.
+    """Each declared field of the recipes with its value in every recipe as text; "–" in recipes without the field.
 
-    `recipes` are those of `RunReport`: "run" and the values of its fields.
+    `recipes` come from `RunReport.recipe`: "run" and the values of its fields.
     """
     runs = {str(recipe.get("run")) for recipe in recipes}
     specs = [spec for name, spec in SPECS.items() if name in runs] or list(SPECS.values())
