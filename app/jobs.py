@@ -147,7 +147,7 @@ def _browser(viewer: str) -> str:
 
 
 def _told(problem: Exception) -> str:
-    """What went wrong, for the page; a traceback, which a thread would lose, goes into the log."""
+    """The error of the job, for the page; its traceback, which a thread would lose, goes into the log."""
     if isinstance(problem, RoseError):
         return str(problem)
     if is_out_of_memory(problem):

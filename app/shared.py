@@ -38,7 +38,7 @@ ASKED_ON_START = "; the page Start has a button that asks the Hub for it"
 R = TypeVar("R", bound=Run)
 Key = tuple[Setup, DamageRequest | CheckCopies, tuple[str | None, ...]]
 
-# What sessions have started, the latest at the end: one object for all of them.
+# Runs that sessions have started, the latest last: one object for all sessions.
 studies: Callable[[], dict[Setup, Study]] = cache(dict)
 prunings: Callable[[], dict[str, PruningRun]] = cache(dict)  # by the name that links use
 damages: Callable[[], dict[Key, DamageRun]] = cache(dict)

@@ -24,7 +24,7 @@ _check: ContextVar[Callable[[], Any] | None] = ContextVar("check", default=None)
 
 @contextmanager
 def stoppable(check: Callable[[], Any]) -> Iterator[None]:
-    """In the body, work of this thread calls `check` regularly, which may raise to stop it."""
+    """Work of this thread in the body calls `check` regularly, which may raise to stop it."""
     before = _check.set(check)
     try:
         yield

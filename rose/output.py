@@ -125,8 +125,8 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def temporary_folder(place: Path, mode: int = 0o777, claims: str = "") -> Iterator[Path]:
-    """A folder inside `place`, removed at the end; after a kill, when the next one is made. `claims` is a name that one
-    process at a time may make. Raises OSError; filelock.Timeout: another process has the claim."""
+    """A folder inside `place`, removed at the end, or after a kill when the next folder is made. `claims` is a name
+    that one process at a time may make. Raises OSError; filelock.Timeout: another process has the claim."""
     for path in place.glob(f"{PARTIAL}*.lock"):  # what killed runs have left: folders that no living process has locked
         if path.is_symlink():
             continue  # to a file that the lock would empty

@@ -15,7 +15,7 @@ from rose.files import TEMPORARY, replacing
 
 
 class DamagedFile(Exception):
-    """A file is missing, truncated, or differs from what was written."""
+    """A file is missing, truncated, or differs from the written file."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], **facts: str) -> None:

@@ -90,7 +90,7 @@ def several(names: str | Sequence[str]) -> list[str]:
 
 
 def sentence(text: str) -> str:
-    """With a capital first letter, the rest as it is."""
+    """The text with a capital first letter."""
     return text[:1].upper() + text[1:]
 
 

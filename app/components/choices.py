@@ -1,4 +1,4 @@
-"""What people choose: buttons in a row, layers, and choices that follow what they name."""
+"""Widgets for choices: buttons in a row, layers, and choices that keep their value by name."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -79,7 +79,7 @@ def keep_choice(key: str, offered: Mapping[str, Any]) -> list[str]:
     """Lets a widget's choice, of one name or several, follow renamed objects, and drops what is not offered any more.
 
     Call it before the widget. Names change when runs arrive that would have the same ones. Returns the present names of
-    what was offered before: the same object, or an equal tuple.
+    values offered before: the same object, or an equal tuple.
     """
     state = st.session_state
     before, chosen = state.get(f"{key}-offered", {}), state.get(key)

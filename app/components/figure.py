@@ -106,8 +106,8 @@ def frame(
     rows: Sequence[Any] | None = None,
     choose: Callable[[Any], None] = select_layer,
 ) -> None:
-    """A table of numbers, of which `columns` are shown: a label, a label with a number's format, or a column of
-    Streamlit by name. A chosen row chooses its entry of `rows`."""
+    """A table of numbers that shows `columns`, by name: a label, a label with a number's format, or a column of
+    Streamlit. A chosen row chooses its entry of `rows`."""
     number = st.column_config.NumberColumn
     pick: dict[str, Any] = {}
     if rows is not None:

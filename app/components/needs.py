@@ -1,4 +1,4 @@
-"""What a page needs before it can draw: a measured study, a layer, the model's weights; or what to do to get them."""
+"""The needs of a page: a measured study, a layer, the model's weights. A page without them says how to get them."""
 
 from collections.abc import Callable
 from functools import partial

@@ -71,7 +71,7 @@ def _several(place: DeltaGenerator, label: str, options: dict[str, str], usual: 
 
 
 def _evaluation(setup: Setup) -> dict[str, Any]:
-    """What is measured on each copy, and where checkpoints go."""
+    """Choices of the measurements on each copy, and of the folder for checkpoints."""
     first, second, third, fourth = st.columns([3, 1, 3, 3], vertical_alignment="bottom")
     text = first.selectbox(
         "Perplexity on",
@@ -95,7 +95,7 @@ def _evaluation(setup: Setup) -> dict[str, Any]:
 
 
 def _weights() -> dict[str, Any]:
-    """What each layer is fitted to, and the grid of kept weights."""
+    """Choices of the target of each layer, and of the grid of kept weights."""
     first, second, third, fourth = st.columns([3, 2, 2, 3], vertical_alignment="bottom")
     bits = _several(first, "Bits of kept weights", BITS, AS_STORED, "prune_bits", "Kept weights are rounded to a grid "
                     "with an exact zero, and later columns compensate for that too. Copies of different bits are not "

@@ -69,7 +69,7 @@ def draw(study: Study, layer: str) -> None:
 
 
 def _draw_bases(study: Study, layer: str, bases: dict[str, str], basis: str, shown: str) -> None:
-    """Errors of all bases, and a picture of the layer in one of them, once all are measured."""
+    """Errors of all bases, and a picture of the layer in the chosen basis, once all are measured."""
     threshold, look = session.threshold(), components.look(layer)
     pairs = [(basis, method) for basis in bases.values() for method in METHODS]
     if not _measured(study, layer, pairs, threshold):

@@ -81,7 +81,7 @@ def dense_energy(study: Study, layer: str) -> float:
 
 
 def _shared(study: Study, layer: str) -> Known:
-    """What all sweeps of this layer share: its plan, and the energies that errors are relative to."""
+    """Values that all sweeps of this layer share: its plan, and the energies that errors are relative to."""
     return study.remember(("shared", layer), lambda: Known(study.weight(layer), study.plan(layer)))
 
 

@@ -93,7 +93,7 @@ def prices(order: str | Sequence[int] = "natural") -> list[float]:
 
 @dataclass(frozen=True)
 class Removal:
-    """Three weights, of which one is removed."""
+    """Three weights before and after the removal of a weight."""
 
     hessian: Tensor  # (3, 3)
     inverse: Tensor  # H⁻¹, (3, 3)
@@ -104,7 +104,7 @@ class Removal:
 
 
 def remove_one(alike: float, column: int) -> Removal:
-    """Removes one of three weights; `alike` is the overlap of inputs 1 and 2, and 1 and 3 have none."""
+    """Removes a weight of three; `alike` is the overlap of inputs 1 and 2, and 1 and 3 have none."""
     matrix = torch.tensor([[1.0, alike, 0.0], [alike, 1.0, 0.3], [0.0, 0.3, 1.0]], dtype=torch.float64)
     inverse = torch.linalg.inv(matrix)
     before = torch.tensor([1.0, 0.8, 0.6], dtype=torch.float64)
@@ -204,7 +204,7 @@ def measured() -> pd.DataFrame:
 
 
 def perplexity_ratio(method: str, *, tuned: bool = False) -> Interval:
-    """Perplexity over that of SparseGPT, not tuned, paired over draws of calibration."""
+    """Perplexity over SparseGPT's, not tuned, paired over draws of calibration."""
     table = measured()[measured()["file"] == "headline.csv"].sort_values("seed")
     chosen = (
         (table["method"] == name) & (table["tuned"] == tunes) for name, tunes in ((method, tuned), ("sparsegpt", False))

@@ -1,6 +1,6 @@
 """Lessons on a projector: the page fills the screen, and keys turn it wherever the focus is.
 
-Streamlit has neither: a style sheet and one script do both. The script sits on the page itself (`st.html` with
+Streamlit offers none of this, so a style sheet and a script do it. The script sits on the page itself (`st.html` with
 JavaScript), catches keys before any widget does, and clicks the page's own buttons; where these are not on screen it
 does nothing.
 """

@@ -82,7 +82,7 @@ def _one(path: str) -> None:
 
 
 def _picture(files: TensorFiles) -> None:
-    """One matrix of the file; at first one that is read at once, as embeddings may not be."""
+    """One matrix of the file, at first a matrix that is quick to read, unlike embeddings."""
     matrices = {
         name: entry for name, entry in files.tensors.items() if len(entry.shape) > 1 and files.has_weights(name)
     }

@@ -91,7 +91,7 @@ def forms(bits: int | None) -> dict[str, str]:
 
 
 class FileRun(Run):
-    """A checkpoint written in another form, one of `forms`, and read back."""
+    """A checkpoint written in another form of `forms`, and read back."""
 
     def __init__(self, folder: Path, form: str) -> None:
         super().__init__()

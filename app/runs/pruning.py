@@ -108,7 +108,7 @@ class PruneRequest:
         self, tokenizer: PreTrainedTokenizerBase, setup: Setup, drawn: tuple[Tensor, Tensor | None]
     ) -> Tensor:
         """The windows that perplexity is measured on; `drawn`: the set-up's windows, from its `draw`. Held-out windows
-        are those of the set-up; where these are too few or of another length, others that nothing else uses.
+        come from the set-up. If these are too few or of another length, unused windows of the text replace them.
 
         Raises RoseError where the text is too short.
         """

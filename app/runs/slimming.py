@@ -113,7 +113,7 @@ class Slimming(CopyRun):
         with holding(loaded.lock, job):
             seconds = _seconds(loaded.model, model, job)
         self._say("Writing the checkpoint")
-        self.dense, slim = (  # tokens a second: the ratio of both is the one that `Speedup` has
+        self.dense, slim = (  # tokens a second; their ratio equals the ratio of `Speedup`
             record.with_summary(tokens_per_second=TOKENS / statistics.geometric_mean(times))
             for record, times in zip((dense, slim), seconds, strict=True)
         )

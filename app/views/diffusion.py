@@ -87,7 +87,7 @@ def _offer(request: Any, problem: str, run: DiffusionRun | None) -> None:
 
 
 def _pictures(earlier: Sequence[DiffusionRun], done: DiffusionRun) -> None:
-    """The dense model's pictures, those of earlier runs from the same noise, and those of the run that is shown."""
+    """Pictures of the dense model, of earlier runs from the same noise, and of the shown run."""
     assert done.dense is not None
     assert done.drift is not None
     step = st.slider("Denoising steps done", 0, STEPS, STEPS, **linked("diffusion_step"), help="0 is pure noise.")

@@ -204,7 +204,7 @@ def _drift(runs: Sequence[RunReport]) -> None:
     components.show(drawing, "runs-drift")
     st.caption(pairs.DRIFT_SCALE)
     sources = [run for run in drifting if run.kind != "check"]
-    if not sources:  # of a check only the size of drift is known
+    if not sources:  # a check measures only the size of drift
         return
     with st.expander("Where drift arises", key="runs-origins", on_change="rerun") as details:
         if details.open:

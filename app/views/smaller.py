@@ -21,7 +21,7 @@ from rose.smaller.table import FILES, runtimes
 from rose.verdicts.smaller import Recommendation, recommend, says_stored
 
 FIELDS = Smaller.fields()
-ENOUGH = 3  # measured rows, from which on estimates are folded
+ENOUGH = 3  # from this number of measured rows on, estimates are folded
 
 
 def draw() -> None:

@@ -1,4 +1,4 @@
-"""What pruning does to a diffusion model: drift by step, denoising loss by t, and the Fréchet distance.
+"""Effects of pruning on a diffusion model: drift by step, denoising loss by t, and the Fréchet distance.
 
 Drift needs only the two models. Loss and distance need the packaged model's real pictures and classifier. That model
 draws ten classes of garments in 28 × 28 grey pixels: a class-conditional DiT (Peebles and Xie 2023) in pixel space,

@@ -49,7 +49,7 @@ HIDDEN_STATES_WAITING = 3  # of a batch that waits inside a block: the residual 
 WIDTHS_OF_A_BATCH = 4  # activations of a gated feed-forward layer's width that a batch has alive
 
 # Tuning. Bytes for each trained weight: its gradient, Adam's two moments, the best and the first weights, and two
-# masks; a float32 copy where the model stores 16 bits, and a bfloat16 one of the dense model's.
+# masks; a float32 copy if the model stores 16 bits, and a bfloat16 copy of the dense model.
 PER_WEIGHT, PER_COPY, PER_ROUNDED = 4 + 8 + 4 + 4 + 2, 4, 2
 TOGETHER = 1024  # tokens of one pass: each pass rounds all weights anew, but logits take more memory than all else
 # Float32 activations a token that a decoder block keeps for its backward pass, in hidden and in its widest widths.

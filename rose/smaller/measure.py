@@ -95,7 +95,7 @@ class Bench:
         return None
 
     def _promise(self, row: Row) -> float:
-        """What a row saves over what it loses, both as logarithms; below 0 where it loses too much."""
+        """The saving of a row over its loss, both as logarithms; below 0 if it loses too much."""
         if row.key == AS_IS:
             return math.inf
         times = row.times or math.inf

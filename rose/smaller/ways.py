@@ -1,5 +1,5 @@
-"""What can be made of a model to make it smaller, each way a recipe of slimming, pruning, tuning and rounding; and
-estimates of a row before its copy is made: sizes by rule, time, memory, and perplexity as in other models."""
+"""Ways to make a model smaller, each a recipe of slimming, pruning, tuning and rounding. Also estimates before a copy
+is made: sizes by rule, time, memory, and perplexity as in other models."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def estimated_rows(spec: Smaller, model: nn.Module, ways: Sequence[Way], dense: 
     layers = {layer.weight.untyped_storage().data_ptr() for layer in Network(model).layers}
     every = [parameter.detach() for parameter in model.parameters()]
     rest = [tensor for tensor in every if tensor.untyped_storage().data_ptr() not in layers]
-    # Packed bytes of what no way changes: embeddings, norms and biases.
+    # Packed bytes of tensors that no way changes: embeddings, norms and biases.
     untouched = sum(tensor.nbytes if (packed := encode(tensor)) is None else packed.size for tensor in rest)
     rows = []
     for way in ways:

@@ -263,7 +263,7 @@ class PossibleShapes:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Of the parts of every decoder block, in their order."""
+        """The kinds of the parts of every decoder block, in their order."""
         return tuple(part.kind for part in self.parts[0])
 
 

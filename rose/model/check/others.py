@@ -1,5 +1,5 @@
-"""What a checkpoint holds besides its layers: norms, biases, embeddings, the output head, and what is one tensor; and
-the attention heads and experts of which no weight is left."""
+"""The tensors besides the layers: norms, biases, embeddings, the output head and ties; and the attention heads and
+experts without any weight left."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _judge(kind: str, before: Tensor, after: Tensor) -> tuple[float, LayerVerdic
 
 @dataclass(frozen=True)
 class Gone:
-    """What has no weight left, though the dense model had some."""
+    """Parts without any weight left that had weights in the dense model."""
 
     heads: dict[str, list[int]]  # numbers of attention heads by output projection
     experts: list[str]  # names, such as "model.layers.0.mlp.experts.3"

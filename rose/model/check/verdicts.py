@@ -185,7 +185,7 @@ def judge_costs(
         opposite = f"opposite compensation {_shown_error(costs.opposite)}"
         return LayerVerdict(BACKWARDS, f"{error}, {alone}, {opposite}{both}.", True)
     is_mask = verdict.verdict == MASK_ALONE
-    # With fewer tokens than columns, two sets of tokens differ by more than two methods do.
+    # With fewer tokens than columns, two sets of tokens differ more than two methods.
     is_told_apart = is_mask or not costs.has_few_tokens
     wanda = costs.methods.get("wanda")
     if wanda and is_told_apart and _is_worse(costs, wanda, CLEARLY if is_mask else OTHER_TEXT):
@@ -254,7 +254,7 @@ def says_parts(misfits: Sequence[Misfit]) -> str:
 
 
 def says_part(part: Misfit) -> str:
-    """What happened to a part, as a sentence."""
+    """A sentence that names the fault of a part."""
     place = f"{_span('row', part.rows)}, {_span('column', part.columns)}"
     ends = part.rows if part.axis == ROW else part.columns
     place = _span(part.axis, ends) if part.axis in (ROW, COLUMN) else place

@@ -96,7 +96,7 @@ def read_tensors(
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model has a tensor of a GGUF file, and how it is read from there."""
+    """The place of a GGUF file's tensor in a model, and how it is converted."""
 
     name: str  # in the model
     shape: tuple[int, ...]

@@ -75,7 +75,7 @@ def read_processors(model: PreTrainedModel, location: str, **options: Any) -> No
 
 
 def hub_problem(name: str, problem: Exception, text: str) -> str:
-    """What a failed download means, and what to do."""
+    """A sentence that explains a failed download, and what to do."""
     offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
     causes = [problem, problem.__cause__, problem.__context__]
     status = next(

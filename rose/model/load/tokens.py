@@ -34,8 +34,8 @@ def packaged_text() -> str:
 
 
 class Dataset(NamedTuple):
-    """A text on the Hub: what is asked for, the column of the texts, what joins them, and whether it is streamed
-    without a local file."""
+    """A text on the Hub: its data set, the column of texts, their separator, and whether it is streamed without a local
+    file."""
 
     repository: str
     configuration: str | None

@@ -1,7 +1,7 @@
 """A language model's decoder blocks, where they are kept, its prunable layers and device, each looked up once.
 
-Norms tell which model a result belongs to: pruning and slimming leave those of the input embeddings unchanged, while
-norms of decoder blocks also distinguish pruned copies.
+Norms identify the model of a result. Pruning and slimming leave norms of the input embeddings unchanged, while norms of
+decoder blocks also distinguish pruned copies.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PADDING = 8  # a run of one token is padding where it is longer than this, and t
 
 
 class Network:
-    """What a run needs to know of a model, whose structure must not change meanwhile; `device`: of forward passes;
+    """The structure of a model for a run, during which it must not change; `device`: of forward passes;
     `is_streamed`: whether decoder blocks stay in files."""
 
     def __init__(self, model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Where decoder blocks are kept between uses: in memory, or, for larger models, in files."""
+"""The place of decoder blocks between uses: in memory, or, for larger models, in files."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def find_writers(
     `layers` must be all linear layers; `run` calls the block on `hidden`, (samples, length, hidden)."""
     trace = _Trace(hidden)
     names = {layer.projection for layer in layers}
-    # What routed experts put out is a term of the stream that no one layer writes, and no stream of its own.
+    # The output of routed experts is a term of the stream that no single layer writes; it is not a stream.
     inside = {
         name: module
         for name, module in block.named_modules()

@@ -1,1 +1,1 @@
-"""What a pruned model is taken home as: packed folders, and GGUF files for other programs."""
+"""Files to ship a pruned model: packed folders, and GGUF files for other programs."""

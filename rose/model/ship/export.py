@@ -78,7 +78,7 @@ class Exported:
     left_out: list[str] = field(default_factory=list)
 
     def remarks(self, kind: str) -> list[str]:
-        """What became of the weights in a file of this type, sentence by sentence."""
+        """Sentences on the weights in a file of this type."""
         remarks = [f"Read back: all {whole(self.zeros)} zeros are there."]
         if self.exact:
             remarks.append(f"{len(self.exact)} layers are exact in {kind}.")

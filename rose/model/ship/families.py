@@ -161,7 +161,7 @@ def copy_vocabulary(writer: GGUFWriter, source: GGUFReader, *, with_template: bo
 
 
 def fields_of(tokenizer: Any, size: int) -> Any:
-    """What `write_vocabulary` tells a writer, or the whole of a tokenizer that it refuses, for comparisons."""
+    """The data that `write_vocabulary` writes, or the whole tokenizer if it refuses it, for comparisons."""
     writer = Mock()
     try:
         write_vocabulary(writer, tokenizer, size)
