@@ -17,16 +17,35 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor, nn
 
 import rose
-from rose.model.load.tokens import load_calibration
+from rose.model.load.tokens import load_calibration, load_text
 from tests.benchmarks.common import MODEL, Rows, arguments, judged
-from tests.benchmarks.orders import SMALL, byte_windows, bytes_of, train
 
 METHODS = ("sparsegpt", "rose", "rose_global", "rose_dealt", "rose_admm", "alps")
 TARGETS = ("layer", "dense")
 BYTE_WINDOWS = 64
+
+# No trained model of another family can be had without a network, so small ones are trained on bytes.
+SMALL: dict[str, Callable[[], transformers.PretrainedConfig]] = {
+    "gpt2": lambda: transformers.GPT2Config(
+        vocab_size=256, n_positions=256, n_embd=256, n_layer=4, n_head=4, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+    ),
+    "opt": lambda: transformers.OPTConfig(
+        vocab_size=256, max_position_embeddings=256, hidden_size=256, ffn_dim=1024, num_hidden_layers=4,
+        num_attention_heads=4, word_embed_proj_dim=256, dropout=0,
+    ),
+    "gpt_neox": lambda: transformers.GPTNeoXConfig(
+        vocab_size=256, max_position_embeddings=256, hidden_size=256, intermediate_size=1024, num_hidden_layers=4,
+        num_attention_heads=4,
+    ),
+}  # fmt: skip
+STEPS, BATCH, WINDOW = 600, 16, 256
 
 
 @dataclass(frozen=True)
@@ -36,6 +55,34 @@ class Subject:
     model: nn.Module
     test: Tensor
     draw: Callable[[int], Tensor]
+
+
+def train(config: transformers.PretrainedConfig, content: Tensor) -> nn.Module:
+    """A small model that has learned the spelling and much of the wording of the text."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=STEPS)
+    for step in track(range(STEPS), f"training {config.model_type}", console=Console(stderr=True)):
+        windows = byte_windows(content, BATCH, seed=step)
+        model(input_ids=windows, labels=windows).loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+def bytes_of(source: str) -> tuple[Tensor, Tensor, Tensor]:
+    """A text's bytes to train on, eight tenths of it, to calibrate on, and to judge by, (bytes,) int64 each."""
+    content = torch.frombuffer(bytearray(load_text(source).encode()), dtype=torch.uint8).long()
+    training, rest = content[: len(content) * 8 // 10], content[len(content) * 8 // 10 :]
+    return training, rest[: len(rest) // 2], rest[len(rest) // 2 :]
+
+
+def byte_windows(content: Tensor, count: int, seed: int) -> Tensor:
+    starts = torch.randint(len(content) - WINDOW, (count,), generator=torch.Generator().manual_seed(seed))
+    return content[starts[:, None] + torch.arange(WINDOW)]
 
 
 def small(family: str, options: argparse.Namespace) -> Subject:

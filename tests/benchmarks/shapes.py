@@ -1,7 +1,6 @@
 """Checkpoints of LLaMA's shapes with made-up weights in bfloat16 or another format, a shard at a time."""
 
 import json
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +24,6 @@ def write_random_llama(folder: Path, hidden: int, blocks: int, dtype: torch.dtyp
         save_file(tensors, path, {"format": "pt"})
         size += sum(tensor.nbytes for tensor in tensors.values())
     return size
-
-
-def write_zeros_of_7b(folder: Path, blocks: int) -> None:
-    """Zeros in the shapes of LLaMA's 7B, in bfloat16: sparse files, which take no room on a disk."""
-    sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32}
-    for path, shapes in _shards(folder, num_hidden_layers=blocks, dtype=torch.bfloat16, **sizes).items():
-        header, end = {}, 0
-        for name, shape in shapes.items():
-            start, end = end, end + 2 * prod(shape)
-            header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
-        text = json.dumps(header).encode()
-        with path.open("wb") as out:
-            out.write(len(text).to_bytes(8, "little") + text)
-            out.truncate(8 + len(text) + end)
 
 
 def _shards(folder: Path, **sizes: Any) -> dict[Path, dict[str, torch.Size]]:
