@@ -413,7 +413,7 @@ def test_folders_with_other_files_are_refused_unchanged(tmp_path):
         assert {path.name: path.read_text() for path in folder.iterdir()} == files
 
 
-def test_tilde_is_expanded(tmp_path, monkeypatch):
+def test_a_tilde_in_a_path_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     diffuse = ("diffuse sample", "diffuse evaluate")
     for command in ("report x", "pack x", "export x", "evaluate --tasks", "prune", "slim", *diffuse):

@@ -24,7 +24,7 @@ READERS = [reachable, rose.load_model, rose.load_diffusion, read_runs, saved_che
 
 @pytest.mark.parametrize("read", [*READERS, lambda path: text_file(f"{path}.txt")])
 @pytest.mark.parametrize("path", [TOO_LONG, "a\0b"], ids=["too long", "null byte"])
-def test_names_that_no_file_can_have(read: Callable[[str], object], path: str) -> None:
+def test_impossible_file_names_are_refused(read: Callable[[str], object], path: str) -> None:
     with pytest.raises(rose.RoseError, match=r"check the path|neither a folder|no report.json|no model in"):
         read(path)
 

@@ -24,7 +24,7 @@ def left(one: Table) -> list[tuple[int, str]]:
     return [(seed, way.name) for seed, way in one.lacks("here")]
 
 
-def test_rows_from_here_stay_and_a_comparison_from_elsewhere_is_begun_again(tmp_path: Path) -> None:
+def test_comparisons_from_another_environment_are_measured_again(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     begun = table(path, OTHER, (HALF.name, "wanda", 0, "here"))
     assert begun.begin()
@@ -35,7 +35,7 @@ def test_rows_from_here_stay_and_a_comparison_from_elsewhere_is_begun_again(tmp_
     assert left(begun) == [(0, "wanda"), (1, "wanda"), (1, "rose")]
 
 
-def test_what_was_finished_elsewhere_stays(tmp_path: Path) -> None:
+def test_finished_comparisons_of_another_environment_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     done = [(HALF.name, way.name, seed, "there") for seed in (0, 1) for way in HALF.ways]
     assert not table(path, *done).begin()

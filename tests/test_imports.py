@@ -61,7 +61,7 @@ def test_a_fresh_process_reads_only_what_it_needs(line: str, ended: Ended) -> No
     assert line in ended.stdout, ended.stderr
 
 
-def test_a_program_that_ends_during_work_ends_in_peace(ended: Ended) -> None:
+def test_a_program_that_ends_during_work_prints_no_error(ended: Ended) -> None:
     assert ended.stdout.endswith("ends inside torch\n"), ended.stderr
     assert (ended.returncode, ended.stderr) == (0, "")
 
@@ -96,7 +96,7 @@ LIBRARY = "try: import rose; rose.load_model\nexcept KeyboardInterrupt: print('m
     ],
     ids=["module", "script", "library"],
 )
-def test_an_interrupted_import(call: list[str], status: int, said: str, tmp_path: Path) -> None:
+def test_an_interrupted_import_ends_quietly(call: list[str], status: int, said: str, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text(TORCH)
     (tmp_path / "rose").write_text(SCRIPT)
     root = Path(__file__).parents[1]
@@ -107,6 +107,6 @@ def test_an_interrupted_import(call: list[str], status: int, said: str, tmp_path
     assert (done.returncode, done.stdout + done.stderr) == (status, said)
 
 
-def test_groups_reach_the_scheduler(request: pytest.FixtureRequest) -> None:
+def test_xdist_receives_the_groups(request: pytest.FixtureRequest) -> None:
     """pytest-xdist reads them from the ends of node ids; with a pytest whose ids it cannot change they do nothing."""
     assert ("@" in request.node.nodeid) == ("PYTEST_XDIST_WORKER" in os.environ)

@@ -68,7 +68,7 @@ def test_committed_outputs_are_whole_and_small(path: Path) -> None:
     assert path.stat().st_size < MAX_BYTES
 
 
-def test_only_the_public_interface(path: Path) -> None:
+def test_notebooks_use_the_public_interface_only(path: Path) -> None:
     for cell in code_cells(nbformat.read(path, as_version=4)):
         for node in ast.walk(ast.parse(re.sub(r"\A%%writefile .*\n", "", cell.source))):
             if isinstance(node, ast.Import):
@@ -99,7 +99,7 @@ def test_a_kernel_runs_a_notebook_and_tells_of_a_failure(tmp_path: Path) -> None
 
 
 @pytest.mark.timeout(600)
-def test_says_again_what_was_committed(path: Path, fresh_process: multiprocessing.context.BaseContext) -> None:
+def test_a_notebook_repeats_its_findings(path: Path, fresh_process: multiprocessing.context.BaseContext) -> None:
     """The cells' own assertions hold, and what was found is what the committed file says."""
     committed = found_lines(printed_by(nbformat.read(path, as_version=4)))
     with ProcessPoolExecutor(1, mp_context=fresh_process) as pool:

@@ -56,12 +56,12 @@ def test_the_wheel_has_every_file_of_the_packages_and_nothing_else(wheel: zipfil
     assert inside == {f"rose_explorer/{name}" if name.startswith("app/") else name for name in expected}
 
 
-def test_its_version_is_that_of_the_program(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_has_the_version_of_the_program(wheel: zipfile.ZipFile) -> None:
     assert message_from_string(text_of(wheel, "METADATA"))["Version"] == rose.__version__
     assert sorted({*rose.__all__, "__version__"}) == dir(rose)
 
 
-def test_its_requirements_are_those_of_the_files(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_has_the_requirements_of_the_files(wheel: zipfile.ZipFile) -> None:
     metadata = message_from_string(text_of(wheel, "METADATA"))
     needed: dict[str, set[str]] = {"core": set()}
     for requirement in metadata.get_all("Requires-Dist", []):
@@ -94,7 +94,7 @@ print(shown.title[0].value, Path(app.__file__).parent == script.parent, script.r
     assert done.stdout.splitlines()[-1].endswith("True rose_explorer/app/main.py")
 
 
-def test_rose_is_at_hand_in_every_folder(tmp_path: Path) -> None:
+def test_rose_can_be_imported_from_every_folder(tmp_path: Path) -> None:
     """The environment that make creates knows the checkout, so the README's alias works beside one's model."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-P", "-c", "from importlib.util import find_spec; print(find_spec('rose').origin)"]

@@ -94,7 +94,7 @@ def test_an_installed_package_is_found_by_its_entry_point(imported_before, plugi
         ("import rose", "registers no method and no order"),
     ],
 )
-def test_a_plugin_that_fails_says_so_and_leaves_nothing(plugin: Path, text: str, complaint: str) -> None:
+def test_a_failing_plugin_is_reported_and_registers_nothing(plugin: Path, text: str, complaint: str) -> None:
     plugin.write_text(text)
     before = [dict(METHODS), dict(ORDERS)]
     with pytest.raises(rose.RoseError) as problem:
@@ -125,7 +125,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_tiny_llama(tmp_path_factory.mktemp("tiny") / "model", blocks=1))
 
 
-def test_the_command_line_knows_it(named: Path, checkpoint: str, tmp_path: Path, capsys) -> None:
+def test_the_command_line_offers_the_plugin(named: Path, checkpoint: str, tmp_path: Path, capsys) -> None:
     assert cli.main(["models"]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in ("smollm2-135m", "largest", "backwards", *METHODS))
@@ -143,14 +143,14 @@ def test_the_command_line_knows_it(named: Path, checkpoint: str, tmp_path: Path,
     assert "largest" in capsys.readouterr().out
 
 
-def test_the_command_line_says_in_one_line_what_is_wrong(named: Path, capsys) -> None:
+def test_the_command_line_reports_a_broken_plugin_in_one_line(named: Path, capsys) -> None:
     named.write_text("1 / 0")
     assert cli.main(["models"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"rose: The plugin {named} failed: ZeroDivisionError: division by zero."
 
 
-def test_the_app_offers_and_draws_it(named: Path) -> None:
+def test_the_app_offers_and_draws_the_plugin(named: Path) -> None:
     study = measured_study()
     for page, key in (("prune", "prune_methods"), ("layer", "check_methods"), ("order_lab", "lab_matrix_orders")):
         app = open_page(f"views/{page}.py", study, layer_more="true", more="Trust", lab_section="Order × budget")
@@ -161,7 +161,7 @@ def test_the_app_offers_and_draws_it(named: Path) -> None:
     assert '"dash":"longdash"' in lines.replace(" ", "")
 
 
-def test_the_app_says_what_is_wrong_and_goes_on(named: Path) -> None:
+def test_the_app_reports_a_broken_plugin_and_goes_on(named: Path) -> None:
     named.write_text("1 / 0")
     app = open_page("views/start.py")
     (problem,) = app.sidebar.error

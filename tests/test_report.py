@@ -68,7 +68,7 @@ def test_saved_files_round_trip(report: rose.RunReport, tmp_path: Path) -> None:
     report.save(tmp_path / "run")  # over an old one
 
 
-def test_totals() -> None:
+def test_totals_are_weighted_sums_of_layers() -> None:
     records = [
         record(0, rows=10, columns=10, sparsity=0.5, relative_error=0.2, held_out_error=0.4, damping=0.01),
         record(1, rows=10, columns=30, sparsity=0.7, relative_error=0.4, held_out_error=None, is_damping_raised=True),

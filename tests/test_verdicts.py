@@ -94,7 +94,7 @@ def test_a_lead_within_the_interval_is_not_clear() -> None:
     assert ranking.finding == "ROSE has the lowest perplexity, 50.23"  # the other 50.24
 
 
-def test_equal_losses_are_identical() -> None:
+def test_equal_losses_are_identical_by_construction() -> None:
     one, two, third = result("ROSE"), result("SparseGPT"), result("Wanda", EASY_AND_HARD + 0.5)
     assert compare(one, two).kind == "identical"
     assert says_ranking(rank([one, two])) == "ROSE and SparseGPT are identical by construction: perplexity 50.2"
@@ -142,7 +142,7 @@ def test_only_shared_draws_are_compared() -> None:
     assert front([a, other]).is_on == (True, True)
 
 
-def test_further_draws_can_take_a_lead_back() -> None:
+def test_draws_that_disagree_take_a_lead_back() -> None:
     """A third method with one draw must not make a winner of what three draws leave open."""
     a, b = drawn("A", 20, 31, 22), drawn("B", 22, 26, 23)
     third = result("C", EASY_AND_HARD + 1, value=50.0, draws={0: 50.0})
@@ -196,7 +196,7 @@ def test_each_amount_is_ranked_alone() -> None:
     assert says_ranking(rank([result("A", value=math.nan, losses=())])) == "Nothing has been measured yet"
 
 
-def test_front_ignores_noise() -> None:
+def test_the_pareto_front_ignores_noise() -> None:
     # Identical work, timed twice: 80 and 40 s, 4 and 10 s.
     slow = [result("A", seconds=80.0), result("B", seconds=40.0)]
     fast = [result(name, EASY_AND_HARD + 0.5, seconds=time) for name, time in (("C", 4.0), ("D", 10.0))]

@@ -93,7 +93,7 @@ def test_link_omits_the_default_layer(placed, study):
     assert "layer" not in app.query_params
 
 
-def test_a_copy_that_went_is_not_tuned(monkeypatch):
+def test_deleted_copies_are_not_tuned(monkeypatch):
     told: list[str] = []
     monkeypatch.setattr(session.st, "toast", lambda text, **_look: told.append(text))
     session.start_tuning(SimpleNamespace(is_tuning=False, tunable={}), "SparseGPT at 0.7", 3.0)

@@ -35,5 +35,5 @@ NAN = float("nan")
         (words.unused("Wanda", {"Wanda", "Wanda, run 2"}), "Wanda, run 3"),
     ],
 )  # fmt: skip
-def test_words(written, text):
+def test_numbers_and_lists_are_worded(written, text):
     assert written == text

@@ -17,7 +17,7 @@ HOSTILE = "![x](http://203.0.113.1/x.png)[Session expired](http://203.0.113.1/)<
 
 # Of each kind of page: tests/faults/test_links.py opens all of them. `DRAFT` marks choices that are being edited.
 @pytest.mark.parametrize(("path", "prefix"), [("", ""), ("layers", ""), ("", DRAFT), ("prune", DRAFT)])
-def test_a_link_brings_in_nothing_foreign(path: str, prefix: str, open_page: OpenPage) -> None:
+def test_links_load_nothing_foreign(path: str, prefix: str, open_page: OpenPage) -> None:
     """`open_page` fails on any request to anybody but the server, and on an exception that is shown."""
     names = (*CHOSEN, "layer", "threshold", "run")
     page = open_page(path, urlencode({prefix + name: HOSTILE for name in names}))
@@ -36,7 +36,7 @@ def test_a_link_brings_in_nothing_foreign(path: str, prefix: str, open_page: Ope
         ("http://example.com", "example.com", 403),  # a name that was made to point here
     ],
 )
-def test_only_the_servers_own_pages_may_talk_to_it(origin: str, host: str, status: int, server: str) -> None:
+def test_only_pages_of_the_server_can_connect_to_it(origin: str, host: str, status: int, server: str) -> None:
     address = urlsplit(server)
     names = {"host": address.netloc, "port": address.port}
     connection = http.client.HTTPConnection(address.netloc)

@@ -77,7 +77,7 @@ def test_more_pruning_moves_the_pictures_further(pipeline, pruned):
     assert scores.frechet > 0
 
 
-def test_pictures_of_two_models_come_into_one_file(pruned, tmp_path, capsys):
+def test_pictures_of_two_models_share_one_file(pruned, tmp_path, capsys):
     path = tmp_path / "pictures.png"
     command = ["diffuse", "sample", "--model", str(pruned), "--beside", "garments", "--steps", "2"]
     assert cli.main([*command, "--classes", "bag,Sneaker", "--count", "12", "--output", str(path)]) == 0
@@ -87,7 +87,7 @@ def test_pictures_of_two_models_come_into_one_file(pruned, tmp_path, capsys):
     assert Image.open(path).size == (10 * 30 * 4, 4 * 30 * 4)  # ten of both models, and two
 
 
-def test_scores_from_the_command_line(pruned, tmp_path, capsys):
+def test_the_command_prints_scores(pruned, tmp_path, capsys):
     path = tmp_path / "scores.json"
     command = ["diffuse", "evaluate", "--model", str(pruned), "--count", "65", "--steps", "2", "--output", str(path)]
     assert cli.main(command) == 0

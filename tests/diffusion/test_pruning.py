@@ -59,7 +59,7 @@ def test_step_diagonals_add_up_to_the_hessians():
     ("kind", "visits"),
     [("HeunDiscreteScheduler", [[0], [1, 2], [3, 4]]), ("KDPM2DiscreteScheduler", [[0, 1], [2, 3], [4]])],
 )
-def test_schedulers_that_visit_more_times_count_each_for_its_step(kind, visits):
+def test_repeated_visits_of_a_step_are_summed(kind, visits):
     pipeline, classes = garments()
     pipeline.scheduler = getattr(diffusers, kind).from_config(pipeline.scheduler.config)
     parts = [x.square().sum(0) for x in inputs_by_step(TO_Q, copy.deepcopy(pipeline.scheduler))]
@@ -82,7 +82,7 @@ def test_factors_are_saved_beside_the_sum(tmp_path):
     assert (rest.abs() < 1e-5 * weight.abs().max()).float().mean() > 0.5
 
 
-def test_a_package_is_calibrated_on_the_pruned_ones_before_it():
+def test_packages_are_calibrated_behind_pruned_packages():
     """With two packages the second block's inputs come from a pruned first block; with one, from a dense one."""
     pipeline, classes = garments()
     dense = copy.deepcopy(pipeline)
@@ -107,7 +107,7 @@ def test_packages_are_runs_of_layers_in_forward_order():
     assert default_block_size(layers) == 8  # a quarter of 32
 
 
-def test_progress_ends_whole_and_can_stop():
+def test_progress_reaches_its_total_and_can_cancel():
     pipeline, classes = garments()
     seen: list[rose.Progress] = []
     rose.prune_diffusion(pipeline, classes, steps=2, packages=np.int64(2), progress=seen.append)
@@ -138,7 +138,7 @@ def _adapted(block: Any) -> None:
         (lambda block: l1_unstructured(block.attn1.to_q, "weight", 0.3), r"to_q holds weights and their masks apart"),
     ],
 )
-def test_layers_that_are_more_than_their_weight_are_refused(change, says):
+def test_layers_with_more_than_a_weight_are_refused(change, says):
     pipeline, classes = garments()
     change(denoiser_of(pipeline).transformer_blocks[0])
     for use in (rose.prune_diffusion, rose.collect_diffusion_statistics, rose.prune_diffusion_structured):
@@ -207,7 +207,7 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 @every_family
-def test_layers_are_found_by_what_they_read(family):
+def test_prunable_layers_of_every_family_are_found(family):
     pipeline, conditions = FAMILIES[family]()
     layers = find_layers(Trajectories(pipeline, conditions, batch=2))
     names = [layer.name for layer in layers]

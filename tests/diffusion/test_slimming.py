@@ -30,7 +30,7 @@ def drawn(pipeline: Any, conditions: list[Any]) -> Tensor:
 
 
 @pytest.mark.parametrize("family", ["garments", "dit", "pixart"])
-def test_a_transformer_becomes_as_much_smaller_as_was_asked(family):
+def test_a_transformer_shrinks_by_the_requested_ratio(family):
     pipeline, conditions, report = slim(family)
     dense, _ = FAMILIES[family]()
     before, after = (sum(p.numel() for p in denoiser_of(one).parameters()) for one in (dense, pipeline))
@@ -45,7 +45,7 @@ def test_a_transformer_becomes_as_much_smaller_as_was_asked(family):
 
 
 @pytest.mark.parametrize("method", ["obs", "slimllm", "wanda", "magnitude"])
-def test_errors_are_those_on_the_inputs_of_the_dense_model(method):
+def test_errors_are_measured_on_inputs_of_the_dense_model(method):
     """In one package every part reads the dense model's inputs, so that errors follow from its statistics."""
     pipeline, conditions, report = slim("garments", method=method, packages=1, parts=["channels"])
     dense, _ = FAMILIES["garments"]()
@@ -127,7 +127,7 @@ def test_a_run_that_is_stopped_leaves_the_model_as_it_was():
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_from_the_command_line(tmp_path, capsys):
+def test_the_command_saves_a_slimmed_pipeline(tmp_path, capsys):
     options = ["--ratio", "0.3", "--samples", "10", "--steps", "2", "--output", str(tmp_path / "small")]
     assert cli.main(["diffuse", "slim", *options]) == 0
     said = " ".join(capsys.readouterr().out.split())

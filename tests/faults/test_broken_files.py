@@ -89,7 +89,7 @@ def test_a_link_that_leads_nowhere_is_refused_before_the_run(command, below, tmp
     ],
     ids=["cut", "unended", "bytes", "quote", "text", "empty", "more"],
 )
-def test_a_row_that_is_not_whole_is_named_and_can_be_measured_again(spoil, call, damages, folder, capsys):
+def test_an_incomplete_row_is_named_and_can_be_measured_again(spoil, call, damages, folder, capsys):
     broken = spoil(damages["rows.csv"])
     (folder / "rows.csv").write_text(broken)
     assert cli.main([*call, str(folder)]) == 2
@@ -114,7 +114,7 @@ def test_a_row_that_is_not_whole_is_named_and_can_be_measured_again(spoil, call,
         *[("sparsity", "1.5"), ("block_index", "-2"), ("drift", "-1"), ("standard_error", "-1")],
     ],
 )
-def test_a_number_that_cannot_be_is_named_with_its_line(name: str, text: str, folder: Path) -> None:
+def test_an_impossible_number_is_reported_with_its_line(name: str, text: str, folder: Path) -> None:
     rows = pd.read_csv(folder / "rows.csv", dtype=str)
     rows.loc[1, name] = text
     rows.to_csv(folder / "rows.csv", index=False)
@@ -123,7 +123,7 @@ def test_a_number_that_cannot_be_is_named_with_its_line(name: str, text: str, fo
         parse_allocation(f"damage:{folder}").damages()
 
 
-def test_numbers_that_a_measurement_may_come_to_are_read_back(tmp_path: Path) -> None:
+def test_infinite_and_missing_measurements_round_trip(tmp_path: Path) -> None:
     numbers = (0.5, math.inf, 0.1, 0.1, math.nan, math.inf, math.nan, -1.0, math.nan, math.inf, 0.0)
     known = DamageRecord("a", 0, "", 9, *numbers)
     records_table([known], DamageRecord).to_csv(tmp_path / "rows.csv", index=False)
@@ -139,7 +139,7 @@ def test_an_infinite_loss_is_read_in_every_spelling(text: str, folder: Path) -> 
 
 
 @pytest.mark.parametrize("losses", ["3.1 x", "3.1\0 2", " "])
-def test_losses_that_are_no_numbers_are_refused(losses: str, tmp_path: Path) -> None:
+def test_losses_that_are_not_numbers_are_refused(losses: str, tmp_path: Path) -> None:
     row = ComparisonRow("wanda", "0.5", 0, 20.0, 10.0, 0.1, 0.1, 0.5, 1.0, 9, losses=losses)
     records_table([row], ComparisonRow).to_csv(tmp_path / "rows.csv", index=False)
     with pytest.raises(rose.RoseError, match=r"Line 2 of .* is no whole row of runs \(losses "):
@@ -148,7 +148,7 @@ def test_losses_that_are_no_numbers_are_refused(losses: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ["settings.json", "summary.json"])
 @pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe", b""])
-def test_a_description_of_nothing_is_refused_or_measured_anew(name, content, call, folder):
+def test_an_empty_description_is_refused_or_measured_again(name, content, call, folder):
     (folder / name).write_bytes(content)
     refused = name == "settings.json"
     assert cli.main([*call, str(folder)]) == (2 if refused else 0)
@@ -158,7 +158,7 @@ def test_a_description_of_nothing_is_refused_or_measured_anew(name, content, cal
     assert read_norms(folder / "summary.json") == []
 
 
-def test_damages_know_their_model_whenever_the_command_was_killed(call, damages, tmp_path, monkeypatch):
+def test_damages_name_their_model_after_any_kill(call, damages, tmp_path, monkeypatch):
     """The last row was there once before the summary, which then was written without the model."""
     folder = tmp_path / "damage"
 
@@ -195,7 +195,7 @@ def test_rows_of_a_model_that_was_replaced_are_not_added_to(call, tmp_path, caps
 # ---- files from anybody: what they say is checked before anything is built, computed or shown by it
 
 
-def test_no_text_of_a_csv_file_is_a_formula() -> None:
+def test_texts_in_csv_files_are_never_formulas() -> None:
     texts = ["=HYPERLINK(1)", "+1", "-1", "@SUM(1)", "a=b", None]
     table = pd.DataFrame({"=name": texts, "number": [-0.5, 1, 2, 3, 4, 5]})
     rows = csv_text(table).splitlines()
@@ -203,7 +203,7 @@ def test_no_text_of_a_csv_file_is_a_formula() -> None:
     assert rows[3:] == ["'-1,2.0", "'@SUM(1),3.0", "a=b,4.0", ",5.0"]
 
 
-def test_deep_json_and_accuracies_above_one_are_no_report(tmp_path: Path) -> None:
+def test_deep_json_and_accuracies_above_one_are_refused(tmp_path: Path) -> None:
     deep = "[" * 100_000
     with pytest.raises(rose.RoseError, match="not a report"):
         rose.RunReport.from_json(deep)
@@ -219,6 +219,6 @@ def test_deep_json_and_accuracies_above_one_are_no_report(tmp_path: Path) -> Non
         rose.RunReport.load(tmp_path)
 
 
-def test_more_tokens_than_can_be_had_are_refused_before_the_text_is_read() -> None:
+def test_too_many_tokens_are_refused_before_the_text_is_read() -> None:
     with pytest.raises(rose.RoseError, match="ask for fewer"):
         rose.load_tokens("/no/such.txt", byte_tokenizer(), samples=10**9, length=2048)

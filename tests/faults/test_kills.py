@@ -30,14 +30,14 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
 
 
 @pytest.mark.parametrize("command", list(COMMANDS))
-def test_a_killed_command_ends_as_an_undisturbed_one(command: str, outcomes: dict[str, dict[str, Any]]) -> None:
+def test_a_killed_command_resumes_to_the_same_result(command: str, outcomes: dict[str, dict[str, Any]]) -> None:
     found = outcomes[command]
     assert found["kills"] >= KILLS[command]
     assert found["same"] == found["ended"] >= 1
     assert not found["leftovers"]
 
 
-def test_what_a_killed_run_has_left_is_cleared_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+def test_files_of_killed_runs_are_removed_and_files_of_running_ones_stay(tmp_path: Path) -> None:
     for name in ("dead", "alive", "unlocked"):
         (tmp_path / f"{PARTIAL}{name}").mkdir()
         (tmp_path / f"{PARTIAL}{name}" / "model.safetensors").write_bytes(b"...")

@@ -63,7 +63,7 @@ def studies(monkeypatch: pytest.MonkeyPatch) -> dict[Setup, Study]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_values_of_a_link_are_text(page: str, studies: dict[Setup, Study]) -> None:
+def test_values_of_a_link_are_shown_as_text(page: str, studies: dict[Setup, Study]) -> None:
     texts = dict.fromkeys((*CHOSEN, "layer", "threshold", "run"), HOSTILE)
     app = open_page(page, **texts, **{f"draft_{name}": f"other {HOSTILE}" for name in texts})
     shown = "".join(str(one.proto) for one in elements(app._tree))
@@ -73,7 +73,7 @@ def test_values_of_a_link_are_text(page: str, studies: dict[Setup, Study]) -> No
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_names_and_failures_are_text(page, studies, monkeypatch, hostile):
+def test_names_and_failures_are_shown_as_text(page, studies, monkeypatch, hostile):
     """A measured study of a model of such a name, a layer that failed, and a run that ended with such a sentence."""
     studies[hostile.setup] = hostile
     request, load = PruneRequest(methods=("magnitude",), sparsities=("0.5",)), Mock(side_effect=rose.RoseError(HOSTILE))
@@ -108,11 +108,11 @@ def hostile() -> Study:
         (rose.RoseError("no --text"), "no -\u2060-text"),
     ],
 )
-def test_plain_text_is_markdown_that_shows_it(text: object, shown: str | None) -> None:
+def test_plain_text_is_escaped_for_markdown(text: object, shown: str | None) -> None:
     assert words.plain(text) == (text if shown is None else shown)
 
 
-def test_no_page_has_a_box_of_its_own_for_what_it_was_told() -> None:
+def test_streamlit_boxes_show_constant_texts_only() -> None:
     """Streamlit's own boxes are for constant texts; `components.error` and its like show others."""
     boxes = {f"{place}.{kind}" for place in ("st", "left", "right") for kind in ("error", "warning", "info", "toast")}
     told: list[str] = []
@@ -132,7 +132,7 @@ def is_own(text: ast.expr) -> bool:
     return isinstance(text, ast.Constant) or ast.unparse(text).startswith("words.")
 
 
-def test_names_in_a_figure_are_text() -> None:
+def test_names_in_a_figure_are_escaped() -> None:
     """Wherever they enter: titles, ticks, labels, hover, frames."""
     own = 'a<br><b>b</b> c<sub>d</sub> <span style="color:rgba(1, 2, 3, 0.5)">━</span> 0 < 1 > 0'
     texts = {"text": np.array([HOSTILE, own], object), "customdata": [[HOSTILE, 1.0], [own, 2.0]], "name": HOSTILE}
@@ -168,12 +168,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_link_sends_nothing_out(page: str, asked: list[str], studies: dict[Setup, Study]) -> None:
+def test_a_link_starts_no_request(page: str, asked: list[str], studies: dict[Setup, Study]) -> None:
     open_page(page, model="somebody/repo", calibration="c4", layers="model.layers.0.*", layer=COLUMNAR)
     assert asked == []
 
 
-def test_a_button_asks_the_hub(asked: list[str], studies: dict[Setup, Study]) -> None:
+def test_only_a_button_asks_the_hub(asked: list[str], studies: dict[Setup, Study]) -> None:
     app = open_page("views/start.py", model="somebody/repo")
     assert "somebody/repo is not on this machine" in app.error[0].value
     assert any("sends the name to huggingface.co" in one.value for one in app.caption)

@@ -77,7 +77,7 @@ GGUF = {
 
 
 @pytest.mark.parametrize("name", GGUF)
-def test_a_gguf_file_is_laid_out_as_ggml_requires(name: str, sound: bytes, tmp_path: Path) -> None:
+def test_gguf_tensors_are_aligned_as_ggml_requires(name: str, sound: bytes, tmp_path: Path) -> None:
     change, sentence = GGUF[name]
     path = tmp_path / "changed.gguf"
     path.write_bytes(change(sound))
@@ -85,13 +85,13 @@ def test_a_gguf_file_is_laid_out_as_ggml_requires(name: str, sound: bytes, tmp_p
         rose.load_model(path)
 
 
-def test_the_sound_files_load(tmp_path: Path) -> None:
+def test_unchanged_files_load(tmp_path: Path) -> None:
     rose.load_model(write_folder(tmp_path).parent)
     rose.load_model(write(tmp_path / "tiny.gguf", "llama", dense))
 
 
 @pytest.mark.parametrize("alignment", [0, 3, 2**31])
-def test_a_gguf_file_with_an_alignment_of_no_program(alignment: int, tmp_path: Path) -> None:
+def test_impossible_gguf_alignments_are_refused(alignment: int, tmp_path: Path) -> None:
     path = tmp_path / "aligned.gguf"
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_uint32("general.alignment", alignment)
@@ -101,7 +101,7 @@ def test_a_gguf_file_with_an_alignment_of_no_program(alignment: int, tmp_path: P
         rose.load_model(path)
 
 
-def test_metadata_of_a_gguf_file_that_describe_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gguf_metadata_of_another_model_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "tiny.gguf"
     monkeypatch.setattr("tests.model.formats.test_gguf.INNER", 64)
     matrices = dense(0)
@@ -123,7 +123,7 @@ def refusal(folder: Path, stream: bool) -> str:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_integers_are_no_weights_and_those_beside_weights_are_buffers(folder: Path, stream: bool) -> None:
+def test_integer_weights_are_refused_and_integer_buffers_are_ignored(folder: Path, stream: bool) -> None:
     """Old files hold masks and numbers of positions, which a model computes anew."""
     path, prefix = folder / "model.safetensors", "model.layers.0.self_attn"
     buffers = {f"{prefix}.position_ids": torch.arange(8), f"{prefix}.masked_bias": torch.ones(4).bool()}
@@ -137,7 +137,7 @@ def test_integers_are_no_weights_and_those_beside_weights_are_buffers(folder: Pa
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_headers_of_safetensors_that_lie(folder: Path, stream: bool) -> None:
+def test_wrong_safetensors_headers_are_refused(folder: Path, stream: bool) -> None:
     path = folder / "model.safetensors"
     content = path.read_bytes()
     header, data = parts_of(content)
@@ -173,7 +173,7 @@ def test_headers_of_safetensors_that_lie(folder: Path, stream: bool) -> None:
         ({"vision_config": {"model_type": "siglip_vision_model", "depth": 10**9}}, "depth = 1000000000"),
     ],
 )
-def test_numbers_that_no_model_has(folder: Path, changes: dict[str, Any], sentence: str) -> None:
+def test_impossible_configurations_are_refused(folder: Path, changes: dict[str, Any], sentence: str) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     for load in (load_skeleton, rose.load_model):
@@ -183,14 +183,14 @@ def test_numbers_that_no_model_has(folder: Path, changes: dict[str, Any], senten
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("field", "value"), [("vocab_size", 2**26), ("intermediate_size", 2**22)])
-def test_sizes_are_compared_with_the_tensors_before_memory_is_taken(folder, field, value, stream, monkeypatch):
+def test_sizes_are_compared_with_the_tensors_before_memory_is_allocated(folder, field, value, stream, monkeypatch):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("memory was taken"))
     assert "numbers, but its config.json describes a model of" in refusal(folder, stream)
 
 
-def test_buffers_that_only_the_configuration_describes_are_bounded(tmp_path: Path) -> None:
+def test_buffer_sizes_of_a_configuration_are_bounded(tmp_path: Path) -> None:
     """GPT-J keeps a table of its positions, of which no tensor of its files tells."""
     config = GPTJConfig(vocab_size=257, n_positions=64, n_embd=32, n_layer=1, n_head=2, rotary_dim=8)
     GPTJForCausalLM(config).save_pretrained(tmp_path)
@@ -212,7 +212,7 @@ def test_buffers_that_only_the_configuration_describes_are_bounded(tmp_path: Pat
         (lambda facts: facts[UP].update(shape=[2**31, 2**31]), "too little memory to unpack"),
     ],
 )
-def test_what_a_packed_file_says_of_its_tensors(change, sentence, tmp_path):
+def test_wrong_descriptions_of_packed_tensors_are_refused(change, sentence, tmp_path):
     path = write_packed(tmp_path / "packed")
     header, data = parts_of(path.read_bytes())
     metadata = header["__metadata__"]
@@ -233,7 +233,7 @@ def prune(folder: Path, output: Path) -> int:
 
 @pytest.mark.parametrize("moment", ["first block", "last block", "shards"])
 @pytest.mark.parametrize("how", ["same size", "other size", "configuration"])
-def test_a_model_that_changes_while_it_is_streamed(how, moment, folder, tmp_path, monkeypatch, capsys):
+def test_changes_during_streaming_are_reported(how, moment, folder, tmp_path, monkeypatch, capsys):
     other = save_tiny_llama(tmp_path / "other", blocks=2 if how == "same size" else 3, hidden=32, seed=1)
     changed = "config.json" if how == "configuration" else "model.safetensors"
     visit, visited = streaming.BlockFiles.visit, list[int]()
@@ -255,7 +255,7 @@ def test_a_model_that_changes_while_it_is_streamed(how, moment, folder, tmp_path
     assert not (tmp_path / "pruned").exists()
 
 
-def test_tensors_outside_of_decoder_blocks_share_files(folder, tmp_path, monkeypatch):
+def test_tensors_outside_decoder_blocks_share_files(folder, tmp_path, monkeypatch):
     path = folder / "model.safetensors"
     tensors = load_file(path) | {f"vision.{number}.weight": torch.full((4, 4), 1.0) for number in range(300)}
     save_file(tensors, path, {"format": "pt"})

@@ -25,7 +25,7 @@ def outcomes() -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_a_changed_file_is_refused_or_read_as_before(reader: str, outcomes: dict[str, dict[str, Any]]) -> None:
+def test_a_mutated_file_is_refused_or_read_as_before(reader: str, outcomes: dict[str, dict[str, Any]]) -> None:
     outcome = outcomes[reader]
     assert not outcome["faults"]
     assert sum(outcome["kinds"].values()) == CASES

@@ -67,7 +67,7 @@ PASSES: dict[str, tuple[Callable[..., Any], int]] = {
 
 
 @pytest.mark.parametrize("name", PASSES)
-def test_a_pass_is_stopped_behind_any_decoder_block(name, tiny):
+def test_a_pass_can_be_cancelled_after_any_decoder_block(name, tiny):
     model, tokenizer = tiny
     work, least = PASSES[name]
     tokens = load_tokens("packaged", tokenizer, samples=2, length=16)
@@ -82,7 +82,7 @@ def test_a_pass_is_stopped_behind_any_decoder_block(name, tiny):
 
 
 @pytest.mark.parametrize("method", ["alps", "oats", "dsnot", "rose_admm", "rose_dealt"])
-def test_a_method_that_takes_long_is_stopped_inside_a_layer(method: str) -> None:
+def test_a_slow_method_can_be_cancelled_inside_a_layer(method: str) -> None:
     generator = torch.Generator().manual_seed(0)
     weight, inputs = torch.randn(16, 32, generator=generator), torch.randn(64, 32, generator=generator)
     statistics = rose.InputStatistics(32)
@@ -91,7 +91,7 @@ def test_a_method_that_takes_long_is_stopped_inside_a_layer(method: str) -> None
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_loading_is_stopped_between_tensors(folder: Path, stream: bool) -> None:
+def test_loading_can_be_cancelled_between_tensors(folder: Path, stream: bool) -> None:
     def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         return rose.load_model(str(folder), dtype="bfloat16", stream=stream)
 
@@ -105,7 +105,7 @@ def test_loading_is_stopped_between_tensors(folder: Path, stream: bool) -> None:
         assert logging.set_tqdm_hook(None) is None
 
 
-def test_a_cancelled_job_stops_at_the_next_place() -> None:
+def test_a_cancelled_job_stops_at_the_next_check() -> None:
     def work(job: Job) -> None:
         stop_point()
         job.stop()

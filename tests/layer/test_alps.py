@@ -46,7 +46,7 @@ def literal_admm(weight: np.ndarray, gram: np.ndarray, count: int, of: int) -> n
 
 @pytest.mark.parametrize(("sparsity", "count", "of"), [(0.5, 256, 0), (0.7, 358, 0), ("2:4", 2, 4), ("1:4", 3, 4)])
 @pytest.mark.parametrize("seed", range(3))
-def test_support_is_that_of_a_literal_loop(sparsity, count, of, seed):
+def test_support_matches_a_literal_loop(sparsity, count, of, seed):
     weight, inputs = case(seed)
     matrix = damped_inputs(inputs)
     scale = matrix.diagonal().sqrt()
@@ -59,7 +59,7 @@ def test_support_is_that_of_a_literal_loop(sparsity, count, of, seed):
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.7, 0.9, "2:4", "1:4", "4:8"])
-def test_beats_sparsegpt(sparsity):
+def test_error_is_below_that_of_sparsegpt(sparsity):
     weight, inputs = case(20, rows=64, columns=64, tokens=300)
     hessian = inputs.T @ inputs
     alps = rose.prune_layer(weight, hessian, method="alps", sparsity=sparsity, block_size=16)
@@ -69,7 +69,7 @@ def test_beats_sparsegpt(sparsity):
     assert alps.relative_error < sparsegpt.relative_error
 
 
-def test_is_near_the_best_of_all_masks():
+def test_error_is_near_the_best_of_all_masks():
     ratios = []
     for seed in range(5):
         weight, inputs = case(30 + seed, rows=1, columns=10, tokens=40)
@@ -80,7 +80,7 @@ def test_is_near_the_best_of_all_masks():
     assert sum(ratios) / len(ratios) < 1.15
 
 
-def test_uncorrelated_inputs():
+def test_alps_is_nearly_optimal_for_uncorrelated_inputs():
     """Magnitude is optimal here; the search ends, and next to it."""
     weight, _ = case(41)
     result = rose.prune_layer(weight, torch.eye(32), method="alps", sparsity=0.5)

@@ -33,7 +33,7 @@ def rotations_of(layer: tuple[Tensor, InputStatistics], basis: str, block_size: 
 
 
 @pytest.mark.parametrize("basis", [*BASES, "random:3"])
-def test_every_basis_is_a_rotation_that_keeps_what_the_layer_puts_out(layer, basis):
+def test_every_basis_is_a_rotation_that_keeps_the_output(layer, basis):
     weight, statistics = layer
     rotations = rotations_of(layer, basis)
     assert rotations.shape == (3, 8, 8)

@@ -38,7 +38,7 @@ def test_disagreement_is_judged_by_the_stated_limits(factor, status):
 
 @pytest.mark.parametrize("place", range(3))
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_measure_that_is_not_finite_agrees_with_nothing(place, value):
+def test_measures_that_are_not_finite_disagree(place, value):
     values = [100.0] * 3
     values[place] = value
     found = checks.ErrorMeasures("rose", *values, 1000.0)
@@ -95,7 +95,7 @@ def test_overfitting_is_judged_by_the_stated_limits(calibration, held_out, statu
         ("oats", "2:4", "group", 6 * 7),
     ],
 )
-def test_promises_are_kept_and_counted_in_their_unit(method, sparsity, unit, units):
+def test_realised_sparsity_is_counted_in_its_unit(method, sparsity, unit, units):
     layer = make_layer(columns=28, dead=(5,), loud=3)  # the last block is narrower
     found = checks.realised_sparsity(layer.prune(method=method, sparsity=sparsity), sparsity)
     assert (found.unit, found.units) == (unit, units)

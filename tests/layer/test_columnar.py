@@ -55,7 +55,7 @@ def test_a_flat_layer_has_no_cause():
     assert 0.8 < made.ratio < 1.25
 
 
-def test_heads_are_those_that_stand_out_and_not_all_of_the_block():
+def test_only_outlying_heads_are_named():
     assert found(2, inputs=0.2, heads=5).heads == (2,)  # as wide as blocks
     assert found(2, inputs=0.2, heads=10).heads == (4, 5)
     assert found(2, inputs=0.1, heads=10, columns=8).heads == (4,)
@@ -64,7 +64,7 @@ def test_heads_are_those_that_stand_out_and_not_all_of_the_block():
 
 
 @pytest.mark.parametrize(("second", "heads"), [(2.0, (0,)), (4.0, (0, 1))])
-def test_a_head_less_than_half_as_far_out_is_not_named(second, heads):
+def test_heads_less_than_half_as_far_out_are_not_named(second, heads):
     score = torch.ones(3, 20)  # five blocks of two heads each
     score[:, :2], score[:, 2:4] = 8.0, second
     made = outlier(plan_from_importance(score, sparsity=1.0, block_size=4), score, torch.ones(20), heads=10)

@@ -57,7 +57,7 @@ def refine_row(row: list[float], removed: list[bool], inputs: Tensor, of: int) -
 
 @pytest.mark.parametrize("sparsity", ["0.5", "0.7", "2:4", "1:4", "4:8"])
 @pytest.mark.parametrize("seed", range(4))
-def test_mask_is_that_of_a_literal_loop(sparsity, seed):
+def test_mask_matches_a_literal_loop(sparsity, seed):
     weight, inputs = case(seed)
     pattern = parse_sparsity(sparsity)
     score = weight.abs() * inputs.square().mean(0).sqrt()
@@ -69,7 +69,7 @@ def test_mask_is_that_of_a_literal_loop(sparsity, seed):
 
 
 @pytest.mark.parametrize("start", ["wanda", "magnitude", "sparsegpt"])
-def test_start_masks_are_those_of_their_methods(start):
+def test_start_masks_match_their_methods(start):
     weight, inputs = case(5, scale=1e-4)  # |e| is below the tolerance, so the start mask stays
     hessian = inputs.double().T @ inputs.double()
     damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(32, dtype=torch.float64)
@@ -87,7 +87,7 @@ def test_start_masks_are_those_of_their_methods(start):
     assert torch.equal(result.weight, weight.masked_fill(result.mask, 0))
 
 
-def test_rows_within_the_tolerance_stay():
+def test_rows_within_the_tolerance_are_unchanged():
     weight, inputs = case(9)
     inputs = inputs - inputs.mean(0)
     pattern = parse_sparsity(0.5)
@@ -95,7 +95,7 @@ def test_rows_within_the_tolerance_stay():
     assert torch.equal(refine_mask(weight, statistics_of(inputs), mask, pattern), mask)
 
 
-def test_dead_and_constant_columns_keep_the_count():
+def test_dead_and_constant_columns_keep_the_sparsity():
     weight, inputs = case(11)
     inputs[:, 3] = 0
     inputs[:, 8] = 1.5

@@ -24,7 +24,7 @@ def log_determinant(layer: Layer, added: float) -> float:
 @pytest.mark.parametrize("order", [*ORDERS, "rose", "custom"])
 @pytest.mark.parametrize("sparsity", [0.7, "2:4", "1:4"])
 @given(data=st.data(), seed=st.integers(0, 9))
-def test_every_order_deals_out_the_same_sum_of_log_prices(data, seed, sparsity, order):
+def test_every_order_has_the_same_sum_of_log_prices(data, seed, sparsity, order):
     unit = 1 if sparsity == 0.7 else 4
     layer, block_size = data.draw(layers(unit=unit)), unit * data.draw(st.integers(1, 40 // unit))
     plan = rose.plan_order(layer.weight, layer.statistics, sparsity=sparsity, block_size=block_size, damping=0.1)
@@ -71,7 +71,7 @@ def by_hand(hessian: torch.Tensor, unit: int, least: bool) -> list[int]:
 
 @pytest.mark.parametrize("sparsity", [0.5, "2:4"])
 @pytest.mark.parametrize("name", ["pivot", "min_pivot", "pivot_weighted", "greedy"])
-def test_pivot_orders_pick_by_what_is_left_unexplained(name, sparsity):
+def test_pivot_orders_follow_the_remaining_variance(name, sparsity):
     layer = make_layer(rows=9)
     plan = rose.plan_order(layer.weight, layer.statistics, sparsity=sparsity, block_size=8)
     unit, hessian = plan.pattern.of or 1, damped_by_hand(layer, plan.damped.added)
@@ -87,7 +87,7 @@ def test_pivot_orders_pick_by_what_is_left_unexplained(name, sparsity):
     assert rose.make_order(plan, name).permutation.tolist() == picked
 
 
-def test_the_inverse_order_begins_with_what_all_others_explain():
+def test_the_inverse_order_begins_with_the_best_explained_column():
     layer = make_layer()
     plan = rose.plan_order(layer.weight, layer.statistics, block_size=8)
     diagonal = torch.linalg.inv(damped_by_hand(layer, plan.damped.added)).diagonal()
@@ -95,7 +95,7 @@ def test_the_inverse_order_begins_with_what_all_others_explain():
 
 
 @pytest.mark.parametrize("name", ["inverse", "pivot", "pivot_weighted", "min_pivot", "greedy"])
-def test_orders_by_h_need_h_and_take_dead_columns_first(name):
+def test_pivot_orders_need_h_and_put_dead_columns_first(name):
     layer = make_layer(dead=[3, 20])
     plan = rose.plan_order(layer.weight, layer.statistics, block_size=8)
     visited = rose.make_order(plan, name).permutation.tolist()
@@ -104,7 +104,7 @@ def test_orders_by_h_need_h_and_take_dead_columns_first(name):
     refused("made from importance alone", rose.make_order, plan_from_importance(plan.importance, block_size=8), name)
 
 
-def test_a_registered_order_may_read_h():
+def test_a_registered_order_can_read_h():
     layer = make_layer()
 
     @rose.register_order("by_h")
@@ -183,7 +183,7 @@ def test_a_forecast_of_few_rows_is_their_sweep(layer, ratio, block_size, order, 
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.7, "2:4"])
-def test_a_sample_of_rows_foretells_the_error_of_all(sparsity):
+def test_a_sample_of_rows_forecasts_the_error_of_all(sparsity):
     layer = make_layer(rows=16 * ROWS, columns=96, tokens=400, loud=24)
     basic = {"sparsity": sparsity, "block_size": 16}
     told = rose.forecasts(layer.weight, layer.statistics, PAIRS, **basic)
@@ -227,7 +227,7 @@ def test_the_best_shares_of_independent_blocks_are_those_of_the_threshold():
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 1.0])
-def test_nothing_is_left_to_share_where_all_or_nothing_goes(sparsity):
+def test_shares_at_sparsity_0_and_1_are_equal(sparsity):
     layer = make_layer()
     best = rose.best_shares(layer.weight, layer.statistics, sparsity=sparsity, block_size=8)
     assert best.shares.tolist() == [sparsity / 4] * 4

@@ -57,7 +57,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 @pytest.mark.parametrize("method", ["rose", "sparsegpt"])
-def test_official_program(case, method):
+def test_results_match_the_official_program(case, method):
     result = rose.prune_layer(
         case.weight, case.statistics, method=method, sparsity=case.sparsity, block_size=case.block_size
     )
@@ -78,7 +78,7 @@ def test_official_program(case, method):
 
 
 @pytest.mark.parametrize("case", CASES[:3], indirect=True)  # under N:M their program does not reorder
-def test_official_order(case):
+def test_orders_match_the_official_program(case):
     plan = rose.plan_order(case.weight, case.statistics, sparsity=case.sparsity, block_size=case.block_size)
     assert plan.relative_range == pytest.approx(case.relative_range, abs=1e-6)
     assert plan.is_columnar == (case.relative_range > 0.5)
@@ -94,7 +94,7 @@ def example_plans() -> list[rose.OrderPlan]:
 
 
 @pytest.mark.parametrize("plan", example_plans())
-def test_worked_example_to_the_printed_digit(plan):
+def test_worked_example_matches_to_the_printed_digit(plan):
     assert [round(x, 1) for x in plan.column_loss.tolist()] == EXAMPLE["column_loss"]
     assert [round(x, 1) for x in plan.block_loss.tolist()] == EXAMPLE["block_loss"]
     assert (plan.permutation + 1).tolist() == EXAMPLE["permutation_one_based"]

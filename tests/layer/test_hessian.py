@@ -30,7 +30,7 @@ from tests.refusals import refused
 
 
 @given(layer=layers(), damping=st.sampled_from([0.01, 0.1]), seed=st.integers(0, 99))
-def test_factor_of_the_inverse_in_any_order(layer, damping, seed):
+def test_factor_of_the_inverse_is_right_in_any_order(layer, damping, seed):
     damped = damp(layer.hessian, damping)
     n = len(damped.matrix)
     permutation = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
@@ -44,7 +44,7 @@ def test_factor_of_the_inverse_in_any_order(layer, damping, seed):
 
 @pytest.mark.parametrize("columns", [PANEL, PANEL + 1, 2 * PANEL + 37])
 @pytest.mark.parametrize("natural", [True, False])
-def test_factor_wider_than_a_panel(columns, natural):
+def test_factors_wider_than_a_panel_are_right(columns, natural):
     damped = damp(make_layer(rows=1, columns=columns, tokens=2 * columns).hessian)
     permutation = torch.arange(columns) if natural else torch.arange(columns).flip(0)
     factor = damped.natural_factor if natural else damped.inverse_factor(permutation)
@@ -54,7 +54,7 @@ def test_factor_wider_than_a_panel(columns, natural):
 
 
 @pytest.mark.parametrize("columns", [IN_PANELS - 1, IN_PANELS, IN_PANELS + PANEL + 37])
-def test_cholesky_factor_in_panels(columns):
+def test_cholesky_factor_in_panels_matches_torch(columns):
     inputs = torch.randn(2 * columns, columns, generator=torch.Generator().manual_seed(0))
     matrix = inputs.T @ inputs / len(inputs)
     lower, is_definite = cholesky(matrix.clone())
@@ -64,7 +64,7 @@ def test_cholesky_factor_in_panels(columns):
 
 
 @pytest.mark.parametrize("column", [3, IN_PANELS - 1])
-def test_no_cholesky_factor_in_panels_of_an_indefinite_matrix(column):
+def test_indefinite_matrices_have_no_cholesky_factor(column):
     matrix = torch.eye(IN_PANELS)
     matrix[column, column] = -1
     assert not cholesky(matrix)[1]
@@ -97,14 +97,14 @@ def test_damping_is_raised_tenfold_until_it_suffices():
     assert damp(hessian, 0.06).damping == 0.06
 
 
-def test_pivots_that_are_noise_are_refused_in_every_order():
+def test_pivots_at_rounding_level_are_refused():
     matrix = torch.diag(torch.tensor([1.0, 1.0, 1e-9]))
     lower = torch.linalg.cholesky(matrix.flip(0, 1))
     damped = DampedHessian(matrix, torch.zeros(3, dtype=torch.bool), 0.0, 0.0, float(matrix.diagonal().mean()), lower)
     refused("too close to singular for this column order", damped.inverse_factor, torch.tensor([2, 0, 1]))
 
 
-def test_spectrum_and_condition_number():
+def test_spectrum_and_condition_number_match_the_eigenvalues():
     hessian = torch.diag(torch.tensor([4.0, 0.0, 1.0]))
     assert spectrum(hessian).tolist() == pytest.approx([4, 1, 0])
     # The dead column's 1 on the diagonal is ours and no eigenvalue of H.
@@ -175,7 +175,7 @@ def error_of(result: rose.LayerResult) -> float:
 
 
 @pytest.mark.parametrize("penalty", [0.1, 1e-8])  # the second is lost in float32, where the matrix is singular
-def test_shifted_inverse(penalty):
+def test_shifted_inverse_matches_the_definition(penalty):
     matrix = torch.block_diag(torch.ones(2, 2), torch.ones(3, 3))
     exact = torch.linalg.inv(matrix.double() + penalty * torch.eye(5))
     torch.testing.assert_close(shifted_inverse(matrix, penalty), exact.float(), rtol=1e-5, atol=1e-5)
@@ -213,7 +213,7 @@ def test_refit_is_least_squares(sparsity, dead):
 
 
 @pytest.mark.parametrize("method", ["wanda", "magnitude", "sparsegpt", "dsnot"])
-def test_a_refit_helps_every_method(method):
+def test_a_refit_lowers_the_error_of_every_method(method):
     layer = make_layer(rows=10, seed=2)
     before = layer.prune(method=method, sparsity=0.6)
     after = refit(layer.weight, layer.statistics, before)

@@ -31,7 +31,7 @@ def blocks_of(result: rose.LayerResult) -> list[Tensor]:
 
 @every_method(oats=BOTH_PARTS)
 @given(layer=layers(), ratio=ratios, block_size=block_sizes)
-def test_exact_counts(method, layer, ratio, block_size):
+def test_masks_have_exact_counts(method, layer, ratio, block_size):
     result = layer.prune(method=method, sparsity=ratio, block_size=block_size)
     rows, columns = layer.weight.shape
     removed = int(result.mask.sum())
@@ -65,7 +65,7 @@ def test_order_and_budget_are_independent(method, order, budget):
 
 @pytest.mark.parametrize("pattern", ["2:4", "1:4", "3:4", "4:8", "1:2", "0:4", "4:4"])
 @every_method(oats=f"{FILLED}; of N:M is its sparse part, see test_oats.py")
-def test_at_most_n_of_m(method, pattern):
+def test_at_most_n_of_m_weights_stay(method, pattern):
     keep, of = map(int, pattern.split(":"))
     for layer in (make_layer(rows=5, columns=40), make_layer(rows=5, columns=40, loud=8, dead=[9])):
         result = layer.prune(method=method, sparsity=pattern)
@@ -166,7 +166,7 @@ def test_scaling_h_changes_nothing(layer, ratio, method, power):
 @pytest.mark.parametrize(
     ("rows", "columns", "block_size"), [(1, 1, 8), (1, 17, 8), (6, 1, 8), (3, 9, 8), (3, 5, 128), (2, 6, 1)]
 )
-def test_small_and_uneven_shapes(method, rows, columns, block_size):
+def test_small_and_uneven_shapes_are_pruned(method, rows, columns, block_size):
     for seed in range(5):
         layer = make_layer(rows=rows, columns=columns, seed=seed)
         result = layer.prune(method=method, block_size=block_size, sparsity=0.5, trace=True)
@@ -191,7 +191,7 @@ def test_dead_columns_cost_nothing(method):
 
 
 @every_method()
-def test_all_columns_dead(method):
+def test_a_layer_of_dead_columns_becomes_zero(method):
     layer = Layer(torch.randn(3, 8), torch.zeros(5, 8))
     result = layer.prune(method=method, sparsity=0.5, block_size=4)
     assert result.relative_error == 0.0
@@ -201,7 +201,7 @@ def test_all_columns_dead(method):
 
 @every_method(oats=BOTH_PARTS)
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 1.0, "2:4"])
-def test_all_zero_weight(method, sparsity):
+def test_a_zero_weight_stays_zero(method, sparsity):
     layer = Layer(torch.zeros(3, 16), make_layer(columns=16).inputs)
     result = layer.prune(method=method, sparsity=sparsity, trace=True)
     assert result.weight.eq(0).all()
@@ -213,7 +213,7 @@ def test_all_zero_weight(method, sparsity):
 @pytest.mark.parametrize(
     ("method", "order"), [(m, None) for m in rose.METHODS] + [(m, o) for m in ("rose", "rose_global") for o in ORDERS]
 )
-def test_zero_blocks(method, order):
+def test_blocks_of_zeros_are_pruned(method, order):
     """Whole blocks of zeros: nothing may be divided by what they lose."""
     layer = make_layer()
     layer.weight[:, 8:16] = 0
@@ -260,7 +260,7 @@ def test_inputs_are_not_changed(method, trace):
 
 @every_method()
 @pytest.mark.parametrize("sparsity", ["0.6", "2:4"])
-def test_without_measures_the_weights_are_the_same(method, sparsity):
+def test_weights_are_the_same_without_measures(method, sparsity):
     layer = make_layer(dead=[3], loud=8)
     settings = make_settings(method, sparsity=sparsity, block_size=8)
     measured = prune_with(layer.weight, layer.statistics, settings)
@@ -287,7 +287,7 @@ def test_weight_may_be_a_view(method):
     ("method", "order"), [(m, None) for m in rose.METHODS] + [(m, o) for m in SWEEPING for o in ORDERS]
 )
 @pytest.mark.parametrize("damping", [0.0, 1e-7, 0.01])
-def test_singular_hessian(method, order, damping):
+def test_a_singular_hessian_raises_the_damping(method, order, damping):
     """Fewer tokens than columns, and two channels that are copies of each other."""
     for seed in range(5):
         layer = make_layer(columns=32, tokens=6, seed=seed)

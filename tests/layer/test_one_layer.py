@@ -35,7 +35,7 @@ def page() -> dict[str, Any]:
         (20, (), 0, 1.0, False),
     ],
 )
-def test_page_equals_engine(page, method, columns, dead, loud, sparsity, is_columnar):
+def test_the_page_matches_the_engine(page, method, columns, dead, loud, sparsity, is_columnar):
     layer = make_layer(rows=24, columns=columns, tokens=200, dead=dead, loud=loud)
     W, H = layer.weight, layer.hessian
     result = rose.prune_layer(W, H, method=method, sparsity=sparsity, block_size=8, threshold=0.6)
@@ -50,7 +50,7 @@ def test_page_equals_engine(page, method, columns, dead, loud, sparsity, is_colu
     torch.testing.assert_close(pruned, result.weight, rtol=1e-4, atol=1e-5)
 
 
-def test_page_runs_and_prints_what_it_shows(capsys):
+def test_the_page_prints_the_output_it_shows(capsys):
     exec(CODE, {"__name__": "__main__"})
     assert capsys.readouterr().out == OUTPUT
     lines = CODE.splitlines()

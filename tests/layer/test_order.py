@@ -31,7 +31,7 @@ def block_numbers(order: rose.Order, block_size: int) -> list[Tensor]:
 
 
 @given(layer=layers(), ratio=ratios, block_size=block_sizes)
-def test_losses_by_hand(layer, ratio, block_size):
+def test_losses_match_the_definition(layer, ratio, block_size):
     plan = rose.plan_order(layer.weight, layer.statistics, sparsity=ratio, block_size=block_size)
     norm = layer.inputs.square().mean(0).sqrt()
     torch.testing.assert_close(plan.importance, layer.weight.abs() * norm)
@@ -225,7 +225,7 @@ def test_bad_orders_are_refused(order, message):
 
 
 @given(count=st.integers(1, 5), last=st.integers(1, 4), data=st.data())
-def test_move_block(count, last, data):
+def test_a_block_is_moved_with_its_width(count, last, data):
     plan = plan_with_block_losses([float(i) for i in range(1, count + 1)], last=last)
     step, to = data.draw(st.integers(0, count - 1)), data.draw(st.integers(0, count - 1))
     order = rose.make_order(plan, "two_level")
@@ -265,7 +265,7 @@ def test_bad_plans_moves_and_scores_are_refused(work, message):
     refused(message, work, plan_with_block_losses([1.0, 2.0]))
 
 
-def test_range_without_dead_columns():
+def test_dead_columns_are_left_out_of_the_range():
     weight = torch.ones(6, 12)
     weight[:, :4] = torch.arange(1.0, 5.0)
     inputs = torch.randn(50, 12, generator=torch.Generator().manual_seed(0))
@@ -281,7 +281,7 @@ def test_range_without_dead_columns():
     assert live_range(rose.plan_order(weight, torch.zeros(12, 12), block_size=4)) == 0
 
 
-def test_blocks_visited_by_whole_and_by_mixed_orders():
+def test_steps_across_blocks_visit_no_block():
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(6, 10, generator=generator)
     weight[:, 8:] *= 5  # the narrow block would lose most

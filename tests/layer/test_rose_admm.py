@@ -27,7 +27,7 @@ def literal_admm(weight: np.ndarray, gram: np.ndarray, count: int, of: int, sche
 
 @pytest.mark.parametrize(("sparsity", "count", "of"), [(0.5, 256, 0), (0.7, 358, 0), ("2:4", 2, 4), ("1:4", 3, 4)])
 @pytest.mark.parametrize("effort", [1, 3])
-def test_mask_is_that_of_a_literal_loop(sparsity, count, of, effort):
+def test_mask_matches_a_literal_loop(sparsity, count, of, effort):
     layer = make_layer(rows=16, columns=32, tokens=120, loud=6)
     gram = shrunk_correlations(layer.hessian, 120)
     mask, kept = find_mask(layer.weight, gram, parse_sparsity(sparsity), penalties(effort))
@@ -50,7 +50,7 @@ def test_search_in_bfloat16_ends_as_low(sparsity):
     assert rounded.relative_error == pytest.approx(exact.relative_error, rel=0.03)
 
 
-def test_penalties_rise_in_few_runs():
+def test_penalties_take_few_values():
     for effort in (1, 2, 3, 10):
         schedule = penalties(effort)
         assert len(schedule) == 20 * effort
@@ -72,7 +72,7 @@ def test_shrinkage_is_columns_per_token():
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.7, 0.9, "2:4", "1:4", "4:8"])
-def test_beats_sparsegpt_on_other_tokens(sparsity):
+def test_held_out_error_is_below_that_of_sparsegpt(sparsity):
     weight, inputs = case(20, rows=64, columns=64, tokens=1600)
     layer, others = Layer(weight, inputs[:400]), inputs[400:]
     errors = {}
@@ -82,7 +82,7 @@ def test_beats_sparsegpt_on_other_tokens(sparsity):
     assert errors["rose_admm"] < 0.97 * errors["sparsegpt"]
 
 
-def test_is_near_the_best_of_all_masks():
+def test_error_is_near_the_best_of_all_masks():
     ratios: dict[int, list[float]] = {1: [], 3: []}
     for seed in range(4):
         layer = make_layer(rows=2, columns=6, tokens=4000, seed=30 + seed)
@@ -94,7 +94,7 @@ def test_is_near_the_best_of_all_masks():
         assert sum(found) / len(found) < 1.15
 
 
-def test_exact_count_where_thresholds_come_from_a_sample():
+def test_counts_are_exact_with_sampled_thresholds():
     layer = make_layer(rows=2 * SAMPLE // 48 + 200, columns=48)
     assert layer.weight.numel() > 2 * SAMPLE
     for sparsity in (0.5, 0.999):
@@ -102,7 +102,7 @@ def test_exact_count_where_thresholds_come_from_a_sample():
         assert int(mask.sum()) == round(sparsity * mask.numel())
 
 
-def test_a_sample_of_a_layer_is_not_of_a_few_columns_alone():
+def test_a_sample_of_weights_covers_all_columns():
     """Every 48th of the weights would be those of one column."""
     state = torch.randn(48 * SAMPLE // 48, 48, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 49)
     kept = _keep_largest(state, parse_sparsity(0.7))
@@ -110,7 +110,7 @@ def test_a_sample_of_a_layer_is_not_of_a_few_columns_alone():
     assert torch.equal(kept[kept != 0], state[kept != 0])
 
 
-def test_more_effort_finds_no_worse():
+def test_more_effort_never_raises_the_error():
     layer = make_layer(rows=32, columns=64, tokens=5000, loud=8)
     errors = [error_of(layer.prune(method="rose_admm", options={"effort": effort})) for effort in (1, 3)]
     assert errors[1] < errors[0]

@@ -41,7 +41,7 @@ def test_rounded_weights_carry_their_grid(dtype):
         assert find_grid(weight, bits, group) is None
 
 
-def test_a_multiple_of_a_scale_that_float16_does_not_hold_is_split():
+def test_scales_that_float16_cannot_hold_are_split():
     # 7 · 1031 has 13 bits, so the common divisor of the group is no scale.
     weight = torch.zeros(1, 32)
     weight[0, 3] = 7 * 1031 / 2**16
@@ -50,7 +50,7 @@ def test_a_multiple_of_a_scale_that_float16_does_not_hold_is_split():
     assert int(found.codes.sum()) == 7
 
 
-def test_the_side_with_the_largest_weight_has_one_code_more():
+def test_the_sign_of_the_largest_weight_has_the_extra_code():
     weight = torch.arange(-7.0, 9.0).repeat(2)[None] / 16
     found = find_grid(weight, 4, 32)
     assert float(found.scales) == -1 / 16
@@ -83,7 +83,7 @@ def test_the_coarsest_grid_is_named_first():
     assert find_grid(rounded[:, :100], 4, 64) is None
 
 
-def test_bits_per_weight():
+def test_bits_per_weight_count_mask_codes_and_scales():
     weight = torch.zeros(2, 64)
     assert bits_a_weight(weight, None) == 1
     weight[:, :16] = 1
@@ -92,7 +92,7 @@ def test_bits_per_weight():
     assert bits_a_weight(weight + 1, Grid(3, "row")) == 3 + 16 / 64  # no bitmask where nothing is 0
 
 
-def test_grids_are_read_from_words():
+def test_grids_are_parsed():
     assert parse_grid(None) is None
     assert parse_grid("4", "row") == Grid(4, "row")
     assert str(parse_grid(3)) == "3 bits, groups of 64"

@@ -18,7 +18,7 @@ def layer_of(rows: int = 48, columns: int = 64) -> tuple[torch.Tensor, rose.Inpu
 
 @pytest.mark.parametrize("sparsity", [0.7, "2:4"])
 @pytest.mark.parametrize("name", list(METHODS))
-def test_the_last_state_is_what_the_method_returns(name, sparsity):
+def test_the_last_state_equals_the_result(name, sparsity):
     weight, statistics = layer_of()
     method, order = METHODS[name]
     *_, last = watch_solver(name, weight, statistics, sparsity=sparsity, order=order, block_size=16)

@@ -92,7 +92,7 @@ def test_other_types_than_tensors_are_refused(other):
         refused(says, wrong)
 
 
-def test_statistics_of_a_given_hessian_grow_and_leave_it_alone():
+def test_updates_leave_a_given_hessian_unchanged():
     given_hessian = torch.diag(torch.tensor([4.0, 9.0]))
     statistics = rose.InputStatistics.from_hessian(given_hessian)
     assert statistics.mean_square.tolist() == [4.0, 9.0]
@@ -111,7 +111,7 @@ def test_statistics_move_to_another_device():
     refused("W is on cpu and H on meta", as_statistics, moved, torch.zeros(3, 4))
 
 
-def test_weights_scale_what_inputs_count():
+def test_weights_scale_inputs():
     """A weight of 3 is the same as seeing the inputs three times; half a weight, as √½ of them."""
     inputs = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
     other = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
@@ -168,7 +168,7 @@ def planted_inputs(columns: int = 400, windows: int = 8, length: int = 64) -> Te
         (dict.fromkeys(range(400), 0.0), ()),
     ],
 )
-def test_channels_that_carry_nearly_all_of_the_input(large, expected):
+def test_massive_channels_carry_nearly_all_of_the_input(large, expected):
     diagonal = torch.ones(400)
     diagonal[list(large)] = torch.tensor(list(large.values()))
     assert massive_channels(diagonal) == expected
@@ -198,7 +198,7 @@ def test_result_has_the_error_without_massive_channels():
     assert massive.error > 100 * result.relative_error
 
 
-def test_positions_are_known_of_windows_alone():
+def test_the_first_position_is_known_for_windows_only():
     inputs = planted_inputs()
     windows, flat = rose.InputStatistics(400), rose.InputStatistics(400)
     windows.update(inputs, weight=2.0)

@@ -75,7 +75,7 @@ def test_reference_chooses_the_same_groups(keep_of, order):
 
 @pytest.mark.parametrize("method", SWEEPERS)
 @given(layer=layers(), ratio=ratios, block_size=block_sizes, order=st.sampled_from([None, *ORDERS]))
-def test_any_sweep_is_optimal_brain_surgeon(layer, ratio, block_size, method, order):
+def test_any_sweep_matches_optimal_brain_surgeon(layer, ratio, block_size, method, order):
     result = layer.prune(method=method, sparsity=ratio, block_size=block_size, order=order)
     slow = reference_sweep(layer, result, counts_of(result), force=True)
     weight = result.weight.double()
@@ -85,7 +85,7 @@ def test_any_sweep_is_optimal_brain_surgeon(layer, ratio, block_size, method, or
 
 
 @given(layer=layers(unit=4), keep_of=st.sampled_from(PATTERNS), order=st.sampled_from(["natural", *ORDERS]))
-def test_any_grouped_sweep_is_optimal_brain_surgeon(layer, keep_of, order):
+def test_any_grouped_sweep_matches_optimal_brain_surgeon(layer, keep_of, order):
     result = layer.prune(sparsity=f"{keep_of[0]}:{keep_of[1]}", order=order)
     slow = reference_sweep(layer, result, keep_of=keep_of, force=True)
     weight = result.weight.double()
@@ -184,13 +184,13 @@ def test_relative_error_of_a_silent_layer():
     block_size=block_sizes,
     order=st.sampled_from(ORDERS),
 )
-def test_trace(layer, pattern, block_size, method, order):
+def test_a_trace_matches_its_definition(layer, pattern, block_size, method, order):
     result = layer.prune(method=method, sparsity=pattern, block_size=block_size, order=order, trace=True)
     check_trace(layer, result)
 
 
 @given(layer=layers(unit=4, max_dead=2), keep_of=st.sampled_from(PATTERNS), order=st.sampled_from(ORDERS))
-def test_trace_of_groups(layer, keep_of, order):
+def test_a_trace_of_groups_matches_its_definition(layer, keep_of, order):
     check_trace(layer, layer.prune(sparsity=f"{keep_of[0]}:{keep_of[1]}", order=order, trace=True))
 
 
@@ -355,7 +355,7 @@ def test_compensation_within_a_block_lies_between_none_and_all(order, sparsity):
     assert (inside < trace.lost).all()
 
 
-def test_the_first_block_is_a_layer_of_its_own():
+def test_error_inside_the_first_block_is_that_of_its_columns():
     """By the definition of U, in float64, from H of these columns alone."""
     layer = make_layer(rows=12)
     result = layer.prune(order="natural", sparsity=0.5, trace=True)

@@ -110,7 +110,7 @@ def test_damping_shrinks_the_correction_to_nothing(case):
     assert sizes[-1] < 1e-4 * sizes[0]
 
 
-def test_dead_columns_and_a_weight_without_a_gap_stay(case):
+def test_dead_columns_and_weights_without_a_gap_are_unchanged(case):
     for name in ("pruned", "dense"):
         case[name][:, 3] = 0
     statistics = statistics_of(case["pruned"])
@@ -162,7 +162,7 @@ def test_decoder_blocks_count_as_tokens_do():
     assert correction_damping(576, 2048, 30) > 5 * correction_damping(576, 2048, 6)
 
 
-def test_sums_over_processes_forget_what_was_solved_before_them(case):
+def test_sums_over_processes_discard_earlier_solutions(case):
     gap = InputGap(COLUMNS)
     gap.update(case["pruned"], case["pruned"] + 1)
     hessian = statistics_of(case["pruned"]).hessian

@@ -14,7 +14,7 @@ BLOCK = 32 * 32 * 2 + 16 * 32 * 2 + 3 * 56 * 32 + 2 * 32  # q, o; k, v of half a
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])
-def test_parts_of_a_tiny_llama(dtype, size):
+def test_memory_of_a_tiny_llama_matches_the_formula(dtype, size):
     memory = estimate_memory(make_model("llama"), samples=500, length=24, dtype=dtype)
     assert memory.block == size * BLOCK
     assert memory.embedding == size * (VOCABULARY * 32 + 32)
@@ -25,7 +25,7 @@ def test_parts_of_a_tiny_llama(dtype, size):
     assert memory.peak == memory.block + memory.activations + memory.hessians + memory.batch
 
 
-def test_hidden_states_on_disk_and_held_out_samples():
+def test_hidden_states_on_disk_and_held_out_samples_are_counted():
     kept, on_disk = (estimate_memory(make_model("llama"), samples=500, length=24, on_disk=x) for x in (False, True))
     assert on_disk.activations == 4 * 170 * 24 * 32
     assert kept.peak - on_disk.peak == 4 * (500 - 170) * 24 * 32
@@ -35,7 +35,7 @@ def test_hidden_states_on_disk_and_held_out_samples():
     assert held_out.work == few.work + 4 * 56**2
 
 
-def test_only_the_layers_named_count():
+def test_only_chosen_layers_are_counted():
     memory = estimate_memory(make_model("llama"), samples=3, length=24, layers=["*o_proj"])
     assert memory.hessians == 4 * 32**2
     assert memory.work == 4 * (4 + 6) * 32**2
@@ -63,7 +63,7 @@ def test_experts_have_hessians_of_their_own_and_few_tokens_each(dense_targets):
     assert memory.batch == 4 * 3 * 24 * (4 * 32 if dense_targets else read)
 
 
-def test_output_layers_are_known_whatever_they_are_called():
+def test_output_layers_are_recognized_by_any_name():
     def work(config: transformers.PretrainedConfig) -> float:
         model = transformers.AutoModelForCausalLM.from_config(config)
         return gap_work(rose.prunable_layers(model), 1000)

@@ -69,7 +69,7 @@ def test_the_numbers_of_a_tensor_are_those_of_torch(tmp_path):
     assert np.isnan(table.loc["ids", "zeros"])
 
 
-def test_what_differs_is_named_by_row_and_column(tmp_path):
+def test_differences_are_named_by_row_and_column(tmp_path):
     first = tensors()
     second = {name: weight.clone() for name, weight in first.items()}
     second[UP(1)][5] *= -1
@@ -203,7 +203,7 @@ def test_the_command_prints_and_writes_what_was_found(tmp_path, capsys):
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff" * 100], ids=["none", "empty", "noise"])
 @pytest.mark.parametrize("name", ["a.safetensors", "a.gguf", "a.bin"])
-def test_other_files_than_tensors_are_refused(name, content, tmp_path):
+def test_files_without_tensors_are_refused(name, content, tmp_path):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     refused(".", TensorFiles, tmp_path / name)

@@ -61,7 +61,7 @@ NUMBERS = {"errors", "held_out", "drift"}
         *[("statistics", "llama"), ("rotated", "llama"), ("analyzed", "gemma3")],
     ],
 )
-def test_several_processes_find_what_one_finds(kind, run, several, alone):
+def test_several_processes_match_one(kind, run, several, alone):
     found, expected = several[0][kind][run], alone[kind][run]
     assert found.keys() == expected.keys()
     assert found.pop("same", True)
@@ -76,7 +76,7 @@ def test_several_processes_find_what_one_finds(kind, run, several, alone):
             assert value == expected[name], name
 
 
-def test_gpus_send_only_their_own_tensors(several):
+def test_gpus_send_only_tensors_of_their_own(several):
     assert several[0]["pruned"]["pretended"]["sent"] == ["all_reduce", "broadcast"]
 
 
@@ -94,7 +94,7 @@ def test_every_process_joins_over_nccl_on_a_gpu_of_its_own(monkeypatch):
     assert chosen == [1, "nccl", "left"]
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(several):
+def test_a_stopped_run_resumes_to_the_same_bits(several):
     gone_on, undisturbed = several[0]["gone_on"]
     assert gone_on == undisturbed
     names = {path.name for path in (several[1] / "kept").iterdir() if not path.name.startswith("block")}
@@ -110,7 +110,7 @@ def test_errors_reach_every_process(several):
     assert found["broken_slim"].startswith("model.layers.1.mlp.down_proj: ")
 
 
-def test_the_command_line_writes_and_prints_once(several, tmp_path):
+def test_only_one_process_writes_and_prints(several, tmp_path):
     _, folder, printed = several
     assert printed.count("14 layers, 50.00 % of their weights removed") == 1
     assert printed.count("of the decoder blocks taken out") == 1
@@ -150,7 +150,7 @@ def test_samples_are_divided_without_loss():
     assert [len(part) for part in parts] == [2, 2, 2, 1]
 
 
-def test_half_of_a_hessian_is_sent():
+def test_processes_send_half_of_each_hessian():
     statistics = rose.InputStatistics(600)
     statistics.update(torch.randn(40, 600, generator=torch.Generator().manual_seed(0)))
     hessian, mean, sent = statistics.hessian.clone(), statistics.mean.clone(), []

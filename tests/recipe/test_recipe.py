@@ -105,7 +105,7 @@ def test_every_field_is_an_option(spec: type[Spec]) -> None:
     assert asked.model_fields_set - {"text"} == {name for name, field in spec.fields().items() if field.is_required}
 
 
-def test_steps_use_the_output_of_the_step_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_steps_use_the_output_of_the_previous_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = str(save_tiny_llama(tmp_path / "model"))
     sizes = "".join(f"  {name}: {value}\n" for name, value in SMALL.items())
     (tmp_path / "recipe.yaml").write_text(
@@ -148,7 +148,7 @@ def test_a_recipe_gives_the_same_weights_elsewhere_and_after_a_stop(tmp_path, mo
 
 
 @pytest.mark.parametrize("given", [["--help"], ["run", "--help"], ["prune", "--output", "x", "--samples", "0"]])
-def test_help_and_refusals_need_no_torch(given: list[str], tmp_path: Path) -> None:
+def test_help_and_refusals_import_no_torch(given: list[str], tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from rose.cli import main; sys.exit(main({given!r}))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

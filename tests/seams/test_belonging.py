@@ -35,14 +35,14 @@ def test_the_damages_of_another_model_share_nothing(shop: Workshop, other: Path)
     run(shop, *HALF, *asked, shop.new("shared"), "--dtype", "bfloat16", "--evaluate", "{text}")
 
 
-def test_every_report_says_by_which_embeddings_its_model_is_known(shop: Workshop) -> None:
+def test_every_report_has_the_embedding_norms_of_its_model(shop: Workshop) -> None:
     norms = embedding_norms(rose.load_model(str(shop.folder("dense")))[0])
     assert len(norms) == 8
     for name in ("prune, target dense", "slim, cost", "slim and prune, depth"):
         assert shop.report(name)["embedding_norms"] == norms
 
 
-def test_a_report_names_the_decoder_blocks_that_went(shop: Workshop) -> None:
+def test_a_report_names_the_dropped_decoder_blocks(shop: Workshop) -> None:
     dense, slim = (AutoModelForCausalLM.from_pretrained(shop.folder(name)) for name in ("dense", "slim, depth"))
     gone = shop.report("slim, depth")["dropped_blocks"]
     assert len(gone) == 1
@@ -61,7 +61,7 @@ def test_slimming_without_least_squares_keeps_zeros(shop: Workshop) -> None:
         assert kept <= set(map(tuple, old.mlp.down_proj.weight.T.tolist()))
 
 
-def test_zeros_that_were_there_are_told(shop: Workshop, tmp_path: Path) -> None:
+def test_earlier_zeros_are_reported(shop: Workshop, tmp_path: Path) -> None:
     model, tokenizer = rose.load_model(str(shop.folder("dense")))
     model.model.layers[1].mlp.up_proj.weight.zero_()
     rose.save_model(model, tokenizer, tmp_path / "hollow")

@@ -101,7 +101,7 @@ def test_the_table_is_kept_where_measuring_is_cancelled(checkpoint, tmp_path, mo
     assert rows[-1].times_low < rows[-1].times < rows[-1].times_high
 
 
-def test_what_is_not_measured_in_time_stays_an_estimate(checkpoint: str, tmp_path: Path) -> None:
+def test_unmeasured_ways_stay_estimates(checkpoint: str, tmp_path: Path) -> None:
     assert cli.main(["smaller", checkpoint, *DRAW, "--minutes", "0.0001", "--output", str(tmp_path / "out")]) == 0
     rows = read_rows(tmp_path / "out")
     assert len(rows) == len(RULES)
@@ -118,7 +118,7 @@ def test_recommended_are_the_smallest_that_is_as_good_and_the_best_of_half_the_b
     assert recommend([*rows, alike])[1].key == "f"
 
 
-def test_nothing_pays_where_no_row_reaches_a_goal_or_all_lose_too_much() -> None:
+def test_nothing_is_recommended_if_no_row_reaches_a_goal() -> None:
     found = recommend([row("as-is", 100, 1.0), row("a", 80, 1.2), row("b", 40, 2.5)])
     assert [one.key for one in found] == ["", "", ""]
     assert all("nothing pays here" in one.text for one in found)
@@ -146,7 +146,7 @@ def test_ways_that_a_model_does_not_allow_are_left_out(tmp_path: Path) -> None:
         (["--write", "bits-5"], "There is no row 'bits-5'; choose one of as-is, "),
     ],
 )
-def test_what_cannot_be_done_is_refused(more, says, checkpoint, tmp_path, capsys):
+def test_impossible_requests_are_refused(more, says, checkpoint, tmp_path, capsys):
     assert cli.main(["smaller", checkpoint, *DRAW, *more, "--output", str(tmp_path / "out")]) == 2
     assert says in capsys.readouterr().err.replace("\n", " ")
 

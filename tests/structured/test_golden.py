@@ -35,7 +35,7 @@ def tokens_of(golden: dict[str, np.ndarray]) -> Tensor:
     return torch.from_numpy(golden["tokens"]).long()
 
 
-def test_scores_are_those_of_their_program(golden, dense):
+def test_scores_match_the_published_program(golden, dense):
     heads, _ = find_parts(dense)[0]
     statistics = collect_statistics(dense, tokens_of(golden), layers=[heads.output.name])[heads.output.name]
     problem = make_problem(heads, statistics, True, 0.01)
@@ -43,7 +43,7 @@ def test_scores_are_those_of_their_program(golden, dense):
     np.testing.assert_allclose(ours.numpy(), golden["0/head_scores"], rtol=1e-4)
 
 
-def test_the_whole_run_keeps_what_theirs_keeps_and_puts_out_the_same(golden, dense, monkeypatch):
+def test_a_whole_run_matches_the_published_program(golden, dense, monkeypatch):
     seen: list[Tensor] = []
     plain = channel_scores
     monkeypatch.setattr(

@@ -83,7 +83,7 @@ def test_dead_units_cost_nothing_and_are_removed_first(width, with_bias):
 
 
 @pytest.mark.parametrize("width", [1, WIDTH])
-def test_greedy_takes_the_cheapest_of_what_is_left_and_its_costs_add_up(width):
+def test_greedy_removes_the_cheapest_unit_and_its_costs_add_up(width):
     problem, _ = make_problem(width)
     order, costs = greedy(problem, 4, [torch.arange(UNITS)], torch.zeros(UNITS, dtype=torch.bool))
     gone: list[int] = []
@@ -94,7 +94,7 @@ def test_greedy_takes_the_cheapest_of_what_is_left_and_its_costs_add_up(width):
         assert float(costs[: step + 1].sum()) == pytest.approx(set_cost(problem, without(*gone)), rel=1e-3)
 
 
-def test_many_columns_are_taken_as_one_by_one_past_the_lazy_updates():
+def test_greedy_costs_of_many_columns_add_up():
     problem, _ = make_problem(width=1, units=150)
     pool, none = torch.arange(150), torch.zeros(150, dtype=torch.bool)
     order, costs = greedy(problem, 100, [pool], none)
@@ -104,13 +104,13 @@ def test_many_columns_are_taken_as_one_by_one_past_the_lazy_updates():
     assert float(costs.sum()) == pytest.approx(set_cost(problem, ~gone), rel=5e-3)
 
 
-def test_greedy_takes_as_many_out_of_every_pool():
+def test_greedy_removes_equally_many_from_every_pool():
     problem, _ = make_problem()
     order, _ = greedy(problem, 2, [torch.arange(3), torch.arange(3, 6)], torch.zeros(UNITS, dtype=torch.bool))
     assert sorted(int(unit) // 3 for unit in order) == [0, 0, 1, 1]
 
 
-def test_each_recovery_is_better_than_the_one_before():
+def test_each_recovery_lowers_the_error_further():
     problem, x = make_problem()
     kept = without(1, 4)
     y = x @ problem.weight.T

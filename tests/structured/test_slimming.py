@@ -42,7 +42,7 @@ def reload(model: Any, folder: Path, plain: bool = True) -> Any:
 
 
 @pytest.mark.parametrize("family", DENSE)
-def test_every_family_shrinks_loads_again_and_generates_or_says_why_not(family, tmp_path):
+def test_every_family_is_slimmed_or_refused(family, tmp_path):
     model = make_model(family)
     assert kinds_of(model) == OFFERED[family]
     allocation, dense = "cost" if family in UNSAID else "uniform", block_parameters(model)
@@ -95,7 +95,7 @@ def test_shapes_that_differ_are_read_by_rose(family, method, allocation, tmp_pat
 
 @pytest.mark.parametrize("shape", [Shape(1, 2), Shape(2, 1)], ids=["a group", "a query of every group"])
 @pytest.mark.parametrize("family", ["llama", "phi3"])
-def test_the_cut_model_puts_out_what_zeroed_columns_do(family, shape):
+def test_a_cut_model_matches_zeroed_columns(family, shape):
     """Heads alone; the same columns of the dense model's output projections zeroed must give the same logits."""
     model = make_model(family)
     zeroed, parts = copy.deepcopy(model), find_parts(model, [HEADS])
@@ -147,7 +147,7 @@ def test_the_unrecovered_error_is_that_of_the_columns_as_they_were():
     assert found["layer"]["target_error"].isna().all()
 
 
-def test_the_survey_sees_what_the_model_does():
+def test_survey_statistics_match_the_model():
     """Similarity and mean square by decoder block, against hooks in the model's own forward pass."""
     model, seen = make_model("llama"), []
 
@@ -205,7 +205,7 @@ def test_similarity_gives_the_published_ratios():
     assert ratios[6:] == pytest.approx(expected.tolist(), rel=0.01)
 
 
-def test_prices_come_out_at_the_ratio_and_cost_least():
+def test_prices_reach_the_ratio_at_the_least_cost():
     model, costs = make_model("llama"), dict.fromkeys(("uniform", "cost"), 0.0)
     surveys = list(survey(model, make_tokens(), find_parts(model), biases=[HEADS, CHANNELS]))
     for allocation in costs:
@@ -219,7 +219,7 @@ def test_prices_come_out_at_the_ratio_and_cost_least():
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "cost"])
-def test_the_ratio_that_is_offered_instead_of_too_large_a_one_is_possible(allocation):
+def test_the_ratio_suggested_by_a_refusal_is_possible(allocation):
     model, options = make_model("llama"), {"allocation": allocation, "parts": [HEADS]}
     offered = float(refused("ask for a ratio of at most", slim, model, ratio=0.6, **options).split()[-1].rstrip("."))
     report = slim(model, ratio=offered, recovery="none", **options)
@@ -227,7 +227,7 @@ def test_the_ratio_that_is_offered_instead_of_too_large_a_one_is_possible(alloca
     assert report.summary["remarks"] == []
 
 
-def test_a_bias_that_no_part_can_take_is_not_claimed():
+def test_bias_recovery_is_reported_only_for_parts_with_a_bias():
     model = make_model("mistral")
     refused("can take a bias", slim, model, recovery="bias")
     report = slim(model, method="wanda")
@@ -245,7 +245,7 @@ def test_a_bias_that_no_part_can_take_is_not_claimed():
         *((DENSE["llama"](), {"ratio": ratio, "multiple": 8, "target": "layer"}) for ratio in (0.2, 0.3)),
     ],
 )
-def test_shapes_that_save_less_are_not_chosen_for_costing_less(config, options):
+def test_the_requested_ratio_is_reached_for_uneven_shapes(config, options):
     model = make_from(config)
     assert kinds_of(model) == (HEADS, CHANNELS)
     report = slim(model, recovery="linear", **options)
@@ -318,7 +318,7 @@ DEPENDENT: dict[str, tuple[transformers.PretrainedConfig, tuple[str, ...], str]]
 
 
 @pytest.mark.parametrize("case", DEPENDENT)
-def test_parts_that_other_tensors_belong_to_are_not_offered(case, tmp_path):
+def test_parts_tied_to_other_tensors_are_not_offered(case, tmp_path):
     config, offered, message = DEPENDENT[case]
     model = make_from(config)
     assert kinds_of(model) == offered
@@ -350,7 +350,7 @@ PLACED: dict[str, tuple[transformers.PretrainedConfig, list[int]]] = {
 
 
 @pytest.mark.parametrize("case", PLACED)
-def test_what_a_decoder_block_is_by_its_place_stays_true(case, tmp_path):
+def test_types_of_decoder_blocks_stay_true_after_dropping(case, tmp_path):
     """The first decoder block changes least, so that it would go."""
     config, free = PLACED[case]
     model = make_from(config)

@@ -28,7 +28,7 @@ def slim(model: nn.Module, **options: Any) -> rose.RunReport:
 
 
 @pytest.mark.parametrize("family", DENSE)
-def test_every_family_as_in_memory_to_the_bit(family, tmp_path):
+def test_every_family_matches_the_run_in_memory_to_the_bit(family, tmp_path):
     folder = save(family, tmp_path / "dense")
     uniform = family not in UNSAID
     streamed = read_both_ways(folder, tmp_path, partial(slim, allocation="uniform" if uniform else "cost"))
@@ -47,12 +47,12 @@ def test_every_family_as_in_memory_to_the_bit(family, tmp_path):
         ("float32", {"method": "wanda", "target": "layer", "parts": ["channels"]}),
     ],
 )
-def test_every_way_as_in_memory_to_the_bit(dtype, options, tmp_path):
+def test_every_method_matches_the_run_in_memory_to_the_bit(dtype, options, tmp_path):
     folder = save("llama", tmp_path / "dense", max_shard_size="20KB")
     read_both_ways(folder, tmp_path, partial(slim, **options), dtype=dtype)
 
 
-def test_one_change_after_another_as_in_memory_to_the_bit(tmp_path):
+def test_successive_changes_match_the_run_in_memory_to_the_bit(tmp_path):
     def prune(model: nn.Module) -> rose.RunReport:
         report = rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
         assert (report.layers["sparsity"] - 0.5).abs().max() < 0.01
@@ -64,7 +64,7 @@ def test_one_change_after_another_as_in_memory_to_the_bit(tmp_path):
     read_both_ways(folder, tmp_path / "pruned", slim, prune)
 
 
-def test_memory_by_the_formula():
+def test_memory_estimates_match_the_formula():
     """Hidden size 32, 56 channels, float32; see docs/large-models.md."""
     model, tokens = make_model("llama"), {"samples": 4, "length": 24}
     memory = estimate_slim_memory(model, SlimSettings(target="dense"), **tokens)
@@ -122,7 +122,7 @@ def interrupt(folder: Path, family: str = "gemma3", **options: Any) -> None:
         ("llama", {"dtype": torch.bfloat16}),
     ],
 )
-def test_going_on_gives_the_same_weights_and_report(family, options, tmp_path):
+def test_resumed_runs_give_the_same_weights_and_report(family, options, tmp_path):
     expected = run(family, None, **options)
     interrupt(tmp_path, family, **options)
     assert run(family, tmp_path, **options) == expected
@@ -177,6 +177,6 @@ def prune(folder: Path) -> None:
         (prune, partial(run, "gemma3"), "that of prune, not of slim"),
     ],
 )
-def test_another_run_is_refused(begun, other, message, tmp_path):
+def test_a_checkpoint_of_another_run_is_refused(begun, other, message, tmp_path):
     begun(tmp_path)
     refused(message, other, tmp_path)

@@ -144,7 +144,7 @@ def test_every_public_figure_is_drawn_here():
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_every_figure(name, lab, records, layers):
+def test_figures_keep_their_contract(name, lab, records, layers):
     FIGURES[name](SimpleNamespace(**vars(lab), records=records, layers=layers))
 
 

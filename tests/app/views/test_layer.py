@@ -112,7 +112,7 @@ def test_model_made_smaller_has_the_heads_that_are_left():
     assert f"dotted: {heads[fewer]} attention" in titles(open_page(PAGE, study, layer=names[fewer]))[0]
 
 
-def test_where_nothing_is_removed_no_number_is_nonsense():
+def test_numbers_are_finite_at_sparsity_0():
     app = open_page(PAGE, measured_study(sparsity="0"), section="Losses", layer_more="true", more="Blocks")
     assert "SparseGPT **0**, ROSE **0**, the same by construction." in texts(app)
     assert "∞" not in json.dumps(figures(app), ensure_ascii=False)

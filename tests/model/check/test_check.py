@@ -123,7 +123,7 @@ def test_zeros_lost_to_quantization_are_reported(dense, pruned, quantize, verdic
         assert found.layers["reason"].str.contains("a grid of 16 values for each 32 columns").all()
 
 
-def test_another_model_and_a_torn_tie_are_named(dense, pruned):
+def test_other_models_and_torn_ties_are_named(dense, pruned):
     other = copy.deepcopy(pruned)
     for layer in rose.prunable_layers(other):
         layer.write(torch.randn(layer.weight.shape) * layer.weight.std())
@@ -139,7 +139,7 @@ def tokens(packaged: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
-def test_methods_are_known_by_their_masks_and_by_their_errors(dense, tokens, method):
+def test_methods_are_recognized_by_masks_and_errors(dense, tokens, method):
     model = copy.deepcopy(dense)
     layers = ["*.0.self_attn.*", "*.0.mlp.gate_proj", "*.1.*o_proj"]
     rose.prune_model(model, tokens[:4], method=method, sparsity=0.6, target="layer", layers=layers)
@@ -179,7 +179,7 @@ def test_methods_are_known_by_their_masks_and_by_their_errors(dense, tokens, met
     assert found.summary["perplexity_after"] == pytest.approx(rose.perplexity(model, tokens[4:]))
 
 
-def test_methods_have_the_target_of_the_checkpoint_and_no_share_is_above_all(dense, tokens):
+def test_tried_methods_have_the_target_of_the_checkpoint(dense, tokens):
     model, layers = copy.deepcopy(dense), ["*.0.self_attn.*", "*.1.self_attn.o_proj"]
     rose.prune_model(model, tokens[:4], method="sparsegpt", sparsity=0.6, target="dense", layers=layers)
     found = check_checkpoint(dense, model, tokens[:4], held_out=tokens[4:], methods=("wanda", "sparsegpt"))
@@ -223,7 +223,7 @@ def with_opposite(errors: Any, opposite: Any, to_mask: Any = None, to_opposite: 
         (with_opposite((0.40, 0.41), (0.25, 0.36)), verdicts.NO_FAULT),  # the opposite helps these alone
     ],
 )
-def test_costs_are_a_fault_only_where_every_measure_says_so(costs, verdict):
+def test_high_errors_are_faults_only_by_every_measure(costs, verdict):
     fine = LayerVerdict(verdicts.NO_FAULT, "", False)
     change = weight_change(torch.ones(4, 4), compensate(torch.ones(4, 4)))
     assert judge_costs(fine, costs, change).verdict == verdict
@@ -231,7 +231,7 @@ def test_costs_are_a_fault_only_where_every_measure_says_so(costs, verdict):
         assert not judge_costs(fine, replace(costs, has_few_tokens=True), change).is_wrong
 
 
-def test_the_error_is_that_of_the_outputs(dense, tokens):
+def test_errors_match_the_outputs(dense, tokens):
     """Against plain forward hooks: ‖out_d − out_p‖² / ‖out_d‖² of one layer."""
     name, pruned = NAME(1, "mlp.gate_proj"), copy.deepcopy(dense)
     for one in (NAME(0, "self_attn.o_proj"), name):
@@ -315,7 +315,7 @@ def test_models_on_disk_are_checked_as_those_in_memory(tmp_path):
     assert drifts == pytest.approx(streamed, rel=1e-4)
 
 
-def test_the_command_says_what_is_wrong_and_by_its_status(tmp_path, capsys):
+def test_the_command_prints_faults_and_sets_its_status(tmp_path, capsys):
     dense, broken = save_tiny_llama(tmp_path / "dense"), tmp_path / "broken"
     model, tokenizer = rose.load_model(str(dense))
     rose.save_model(model, tokenizer, tmp_path / "same")

@@ -99,7 +99,7 @@ def test_the_authors_own_results_are_recognized(case):
         assert found_for(torch.from_numpy(known[pruned])) == (expected, pytest.approx(1, abs=0.01))
 
 
-def test_a_few_zeros_follow_no_pattern():
+def test_few_zeros_have_no_pattern():
     """One zero is one zero in its row too, and in its block of columns."""
     few, rows = torch.zeros(4, 256, dtype=torch.bool), torch.zeros(4, 256, dtype=torch.bool)
     few[2, 70] = True

@@ -38,7 +38,7 @@ def others_of(found: CheckpointCheck) -> dict[str, tuple[str, str, bool]]:
     return {name: (row["kind"], row["verdict"], row["is_wrong"]) for name, row in table.iterrows()}
 
 
-def test_heads_rows_and_columns_that_are_gone_are_counted():
+def test_empty_heads_rows_and_columns_are_counted():
     dense = make_model("llama")  # 4 heads of 8
     pruned = halved(dense)
     pruned.model.layers[1].self_attn.o_proj.weight.data[:, 16:24] = 0
@@ -69,7 +69,7 @@ def test_single_numbers_are_compared_too():
     assert others_of(check_checkpoint(dense, pruned)) == expected
 
 
-def test_a_removed_expert_is_told_from_a_removed_layer():
+def test_removed_experts_and_removed_layers_are_distinguished():
     dense = make_model("mixtral")
     pruned = halved(dense)
     lost = "model.layers.1.mlp.experts.1"

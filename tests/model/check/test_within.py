@@ -141,7 +141,7 @@ def test_a_run_of_weights_and_a_single_weight_are_found(dense, bases, kind, base
     assert says_part(found).startswith(said)
 
 
-def test_the_fate_of_a_whole_layer_is_named(dense, bases):
+def test_faults_of_whole_layers_are_named(dense, bases):
     weight = bases["sparsegpt"]
     square = dense[:, : SIZE[0]]
     fates = {
@@ -224,7 +224,7 @@ def test_most_rows_of_a_layer_may_be_wrong(dense, bases):
         assert found[0].source == found[0].rows[0] + source
 
 
-def test_a_row_that_moved_much_is_no_fault_of_a_tile():
+def test_rows_that_moved_much_are_not_faults_of_tiles():
     """As the row of a massive channel in a sane layer: most in one run of columns, and much in all of them."""
     generator = torch.Generator().manual_seed(0)
     weight, change = (torch.randn(1024, 256, generator=generator) for _ in range(2))

@@ -73,7 +73,7 @@ def load(path: Path, dtype: torch.dtype) -> Any:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("architecture", "mlp"), [("llama", dense), ("qwen2", dense), ("qwen3moe", experts)])
-def test_the_model_is_the_one_that_transformers_loads(architecture, mlp, dtype, tmp_path, monkeypatch):
+def test_the_model_matches_that_of_transformers(architecture, mlp, dtype, tmp_path, monkeypatch):
     monkeypatch.setattr(gguf_file, "PIECE", 1000)  # so that matrices are dequantized in pieces
     path = write(tmp_path / "tiny.gguf", architecture, mlp)
     expected = load(path, dtype)
@@ -98,7 +98,7 @@ def test_a_tensor_without_a_place_is_refused_unless_it_is_derived(tmp_path, capl
         refused(r"2 tensors that LlamaForCausalLM has no place for, such as blk\.0\.attn", load, path, torch.float32)
 
 
-def test_numbers_beside_the_model_take_the_memory_of_one_tensor(tmp_path, monkeypatch):
+def test_loading_needs_the_memory_of_one_tensor_more(tmp_path, monkeypatch):
     monkeypatch.setattr(f"{__name__}.VOCABULARY", 20_000)  # one matrix so large that the rest does not count
     monkeypatch.setattr(gguf_file, "PIECE", 10_000)
     path = write(tmp_path / "tiny.gguf", "llama", dense)
@@ -113,7 +113,7 @@ def test_numbers_beside_the_model_take_the_memory_of_one_tensor(tmp_path, monkey
     assert peak < 1.3 * 4 * 20_000 * WIDTH
 
 
-def test_fields_are_those_that_the_library_reads(tmp_path):
+def test_fields_match_those_of_the_gguf_library(tmp_path):
     path = tmp_path / "fields.gguf"
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_token_types([1, 3, 2**31 - 1])

@@ -105,7 +105,7 @@ def site(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_cancel_stops_a_download_and_leaves_no_half_of_it(site, tmp_path, stream):
+def test_a_cancelled_download_leaves_no_partial_files(site, tmp_path, stream):
     def check() -> None:
         if site.sends.is_set():
             raise Cancelled
@@ -129,7 +129,7 @@ def test_a_cancel_stops_a_download_and_leaves_no_half_of_it(site, tmp_path, stre
     assert models.identify(NAME)
 
 
-def test_weights_that_a_repository_holds_twice_come_once(site, tmp_path):
+def test_duplicate_weights_are_downloaded_once(site, tmp_path):
     (site.folder / "consolidated.safetensors").write_bytes(b"the same again")
     rose.load_model(NAME, stream=True)
     found = {path.name for path in (tmp_path / "cache").rglob("*.safetensors")}

@@ -55,7 +55,7 @@ def checkpoint(saved: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_model_that_sees_keeps_its_image_processor(stream, tmp_path):
+def test_a_vision_model_keeps_its_image_processor(stream, tmp_path):
     """Code that its settings name does not come along."""
     text = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
@@ -72,7 +72,7 @@ def test_a_model_that_sees_keeps_its_image_processor(stream, tmp_path):
         assert json.loads((tmp_path / "copy" / name).read_text()) == {"name": name, "image_processor": {"size": 8}}
 
 
-def test_a_model_whose_language_part_alone_is_read_says_so(tmp_path, caplog):
+def test_reading_only_the_language_part_is_reported(tmp_path, caplog):
     text = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "layer_types": ["full_attention"]}
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
@@ -178,7 +178,7 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("case", SPOILT)
-def test_a_spoilt_checkpoint_is_refused_in_a_sentence(case, checkpoint):
+def test_broken_checkpoints_are_refused_in_one_sentence(case, checkpoint):
     spoil, message = SPOILT[case]
     spoil(checkpoint)
     refused(message, rose.load_model, str(checkpoint))
@@ -279,7 +279,7 @@ def test_packages_are_located_not_imported(monkeypatch, tmp_path):
     assert PackagedModel("absent_package", "absent", "model.gguf", "").path() is None
 
 
-def test_packaged_model_works_is_pruned_and_comes_back(packaged, tmp_path):
+def test_the_packaged_model_is_pruned_saved_and_loaded(packaged, tmp_path):
     """Loads, generates, is pruned, saved, and loaded by transformers alone with identical logits."""
     model, tokenizer = packaged
     assert type(model).__name__ == "LlamaForCausalLM"
@@ -300,7 +300,7 @@ def test_packaged_model_works_is_pruned_and_comes_back(packaged, tmp_path):
     shutil.rmtree(tmp_path / "pruned")  # half a gigabyte
 
 
-def test_saving_into_new_empty_linked_and_working_folders(tmp_path, tokenizer, monkeypatch):
+def test_models_are_saved_into_new_empty_linked_and_working_folders(tmp_path, tokenizer, monkeypatch):
     """Links, mount points and the working folder cannot be replaced by another folder."""
     for name in ("empty", "plain", "here", "there"):
         (tmp_path / name).mkdir()
@@ -338,7 +338,7 @@ def test_failed_writing_leaves_no_file(problem, expected, exists, tmp_path, toke
     assert [path.name for path in tmp_path.rglob("*")] == (["out"] if exists else [])
 
 
-def test_loading_is_quiet_and_puts_the_logger_back(saved, capfd):
+def test_loading_is_quiet_and_restores_the_logger(saved, capfd):
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
     rose.load_model(str(saved))
     assert capfd.readouterr() == ("", "")

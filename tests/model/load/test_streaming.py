@@ -41,7 +41,7 @@ OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "held_out": make_t
         ("llama", "float16", "20KB"),
     ],
 )
-def test_pruned_as_in_memory_to_the_bit(family, dtype, shard, tmp_path):
+def test_streamed_pruning_matches_memory_to_the_bit(family, dtype, shard, tmp_path):
     folder = save(family, tmp_path / "dense", max_shard_size=shard)
     assert (len(list(folder.glob("*.safetensors"))) > 2) == (shard == "20KB")
     layers = ["*.1.*"] if family in EXPERTS else None
@@ -57,7 +57,7 @@ def test_pruned_as_in_memory_to_the_bit(family, dtype, shard, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
-def test_analyzed_as_in_memory(family, tmp_path):
+def test_streamed_analysis_matches_memory(family, tmp_path):
     folder = str(save(family, tmp_path))
     whole, streamed = (rose.load_model(folder, stream=stream)[0] for stream in (False, True))
     records = [list(rose.analyze_model(model, make_tokens(), **OPTIONS)) for model in (whole, streamed)]
@@ -68,7 +68,7 @@ def test_analyzed_as_in_memory(family, tmp_path):
     assert on_meta(streamed)
 
 
-def test_a_checkpoint_goes_on(tmp_path):
+def test_a_streamed_run_resumes_from_its_checkpoint(tmp_path):
     folder = save("gemma3", tmp_path / "dense")
     whole, _ = rose.load_model(str(folder))
     rose.prune_model(whole, make_tokens(), allocation="owl", **OPTIONS)
@@ -164,7 +164,7 @@ def test_a_file_is_opened_once_for_many_small_tensors(tmp_path, monkeypatch):
     assert all(any(torch.equal(file.get(name, tensor + 1), tensor) for file in files) for name, tensor in more.items())
 
 
-def test_a_refused_or_stopped_run_can_begin_again(tmp_path):
+def test_refused_and_stopped_runs_can_start_again(tmp_path):
     model, _ = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True)
     refused("outside the model's vocabulary", rose.prune_model, model, torch.full((2, 4), 10**6), **OPTIONS)
     with pytest.raises(rose.Cancelled):
@@ -205,7 +205,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_more_decoder_blocks_than_the_configuration_names(folder, stream):
+def test_undeclared_decoder_blocks_are_refused(folder, stream):
     edit_config(folder, num_hidden_layers=2)
     not_read(folder, r"9 weights .* does not name, such as model\.layers\.2\.input_layernorm", stream)
 
@@ -297,7 +297,7 @@ class Program:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
-def test_a_pickle_is_not_read(folder, tmp_path, name, stream):
+def test_pickles_are_not_read(folder, tmp_path, name, stream):
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(tensors | {"more": Program(tmp_path / "ran")}, folder / name)
@@ -306,7 +306,7 @@ def test_a_pickle_is_not_read(folder, tmp_path, name, stream):
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_weight_that_is_no_number_is_named(folder, value):
+def test_weights_that_are_not_numbers_are_named(folder, value):
     name, path = "model.layers.1.mlp.up_proj.weight", folder / "model.safetensors"
     tensors = load_file(path)
     tensors[name][3, 4] = value

@@ -117,7 +117,7 @@ FIRST = WORDS + 1
         ("[BOS] $A [EOS]", "never", False),
     ],
 )
-def test_windows_begin_as_asked(text, template, bos, begins):
+def test_windows_begin_with_the_requested_tokens(text, template, bos, begins):
     special = {"[BOS]": FIRST, "[EOS]": FIRST + 1}
     core = word_level(special)
     core.post_processor = processors.TemplateProcessing(single=template, special_tokens=list(special.items()))
@@ -171,7 +171,7 @@ def test_a_file_is_read_as_its_texts_with_empty_lines_between(name, content, tex
         ("c4", "validation", ["w1 w2", "w3"], "w1 w2\n\nw3", ("allenai/c4", None)),
     ],
 )
-def test_datasets_are_asked_for_and_joined(source, split, rows, text, asked, monkeypatch):
+def test_dataset_rows_are_joined(source, split, rows, text, asked, monkeypatch):
     calls: list[tuple[tuple, dict[str, Any]]] = []
     column = "sentence" if source == "ptb" else "text"
 
@@ -191,7 +191,7 @@ def test_datasets_are_asked_for_and_joined(source, split, rows, text, asked, mon
 
 
 @pytest.mark.parametrize(("source", "is_kept"), [("wikitext2", True), ("ptb", True), ("c4", False)])
-def test_a_dataset_is_known_to_be_here_by_its_repository(source, is_kept, tmp_path, monkeypatch):
+def test_cached_datasets_are_recognized_by_repository(source, is_kept, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert not is_downloaded(source)
     (tmp_path / f"datasets--{DATASETS[source].repository.replace('/', '--')}").mkdir()

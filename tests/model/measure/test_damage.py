@@ -88,7 +88,7 @@ def test_output_error_is_that_of_the_layer_s_own_outputs():
     assert record.output_error == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_no_method_chooses_on_the_windows_that_damage_is_measured_on(monkeypatch):
+def test_methods_do_not_see_the_held_out_windows_of_damage(monkeypatch):
     spy = Mock(side_effect=rose.METHODS["wanda"].prune)
     monkeypatch.setitem(rose.METHODS, "spy", Method("spy", "Spy", "", function=spy))
     visit(make_model("llama"), method="spy", layers=["*.0.*.o_proj"])
@@ -97,7 +97,7 @@ def test_no_method_chooses_on_the_windows_that_damage_is_measured_on(monkeypatch
 
 
 @pytest.mark.parametrize("units", ["layers", "blocks"])
-def test_restoring_gives_what_the_dense_weights_would(units):
+def test_restoring_matches_the_dense_weights(units):
     dense = make_model("llama")
     weights = {layer.name: layer.weight.clone() for layer in rose.prunable_layers(dense)}
     pruned = copy.deepcopy(dense)
@@ -173,7 +173,7 @@ def test_without_held_out_tokens_the_last_quarter_measures():
         ({"tokens": make_tokens(1), "held_out": None}, "One sample cannot"),
     ],
 )
-def test_bad_input_is_told_before_any_work(more, message):
+def test_bad_input_is_refused_before_any_work(more, message):
     told: list[rose.Progress] = []
     options = {"tokens": TOKENS, "held_out": WINDOWS, "progress": told.append} | more
     refused(message, rose.damage, make_model("llama"), **options)
@@ -219,7 +219,7 @@ def test_outliers_have_small_errors_and_large_damages_beyond_chance():
     assert damage.DamageReport.from_records([]).summary["outliers"] == []
 
 
-def test_a_summary_holds_no_number_that_json_has_not(tmp_path):
+def test_summaries_hold_only_json_numbers(tmp_path):
     known = damage.DamageRecord("a", 0, "", 9, 0.5, 0.1, 0.1, 0.1, 0.1, 1.0, math.inf, math.inf, 0.1, math.inf, 0)
     damage.DamageFolder(tmp_path, {}).add(known)
     summary = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)

@@ -36,13 +36,13 @@ def test_batches_do_not_matter(elements, monkeypatch):
     assert rose.perplexity(model, tokens) == pytest.approx(expected, rel=1e-5)
 
 
-def test_hopeless_predictions_are_infinite_and_not_an_error():
+def test_hopeless_predictions_have_infinite_perplexity():
     model = make_model("llama")
     model.lm_head.weight.data.mul_(1e5)
     assert rose.perplexity(model, make_tokens()) == math.inf
 
 
-def test_progress_and_stopping(monkeypatch):
+def test_perplexity_reports_progress_and_can_be_cancelled(monkeypatch):
     monkeypatch.setattr(evaluation, "LOGIT_ELEMENTS", 2 * 24 * VOCABULARY)
     model, shares = make_model("llama").train(), list[float]()
     rose.perplexity(model, make_tokens(), progress=shares.append)

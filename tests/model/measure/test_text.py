@@ -48,7 +48,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple:
     return rose.load_model(str(save_tiny_llama(tmp_path_factory.mktemp("tiny"))))
 
 
-def test_what_a_model_would_change_of_the_likeliest_tokens_is_left_out(tiny, monkeypatch):
+def test_sampling_settings_of_a_model_are_ignored(tiny, monkeypatch):
     model, tokenizer = tiny
     expected = continue_prompt(model, tokenizer, "Hello", new_tokens=8)
     own = GenerationConfig(repetition_penalty=1.8, temperature=0.3, do_sample=True, eos_token_id=tokenizer.eos_token_id)

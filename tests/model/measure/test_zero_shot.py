@@ -84,7 +84,7 @@ def test_accuracy_is_that_of_the_likeliest_answer(loaded, folder, questions):
     assert zero_shot(model, tokenizer, tasks=["sums"], task_folder=folder, limit=5)["questions"].item() == 5
 
 
-def test_a_task_without_accuracy_costs_the_others_nothing(loaded, questions, tmp_path):
+def test_tasks_without_accuracy_do_not_affect_others(loaded, questions, tmp_path):
     write_task(tmp_path, questions, metrics=("acc", "acc_norm"))
     write_task(tmp_path, questions, "norms", metrics=("acc_norm",))
     table = zero_shot(*loaded, tasks=["sums", "norms"], task_folder=tmp_path).set_index("task")

@@ -46,7 +46,7 @@ def inputs_by_hand(model: nn.Module, tokens: Tensor) -> dict[str, list[Tensor]]:
 
 
 @every_family
-def test_experts_one_by_one_put_out_the_same(family):
+def test_single_experts_have_the_same_outputs(family):
     model = make_model(family)
     before = logits(model)
     with experts_apart(model):
@@ -95,7 +95,7 @@ def test_statistics_are_those_of_the_tokens_routed_there(family):
 
 @every_family
 @pytest.mark.parametrize(("target", "sparsity"), [("dense", 0.5), ("layer", "2:4")])
-def test_half_is_half_in_every_expert(family, target, sparsity):
+def test_every_expert_has_the_requested_sparsity(family, target, sparsity):
     model = make_model(family)
     held_out = make_tokens(2, seed=3)
     report = rose.prune_model(model, make_tokens(), sparsity=sparsity, target=target, held_out=held_out, **OPTIONS)
@@ -127,7 +127,7 @@ def test_experts_without_tokens_stay_dense(target, allocation):
     assert rose.RunReport.from_json(report.to_json()).layers["tokens"].tolist() == table["tokens"].tolist()
 
 
-def test_few_tokens_mislead_less_where_they_are_damped():
+def test_damping_helps_experts_with_few_tokens():
     """Inputs of which half can be told from the others: held-out errors by the rule, and by the usual damping."""
     generator = torch.Generator().manual_seed(0)
     mixing = torch.randn(8, 64, generator=generator)

@@ -85,7 +85,7 @@ def test_perplexity_is_that_of_adapters_and_masks_but_needs_weights():
     refused("not in memory", rose.perplexity, changed(WRONG["offloaded"][0]), TOKENS)
 
 
-def test_weights_that_two_layers_share_are_seen_also_through_data():
+def test_shared_weights_are_recognized_through_data():
     model = make_model("llama")
     layers = rose.prunable_layers(model)
     check_not_shared(layers, layers)
@@ -99,7 +99,7 @@ def test_weights_that_two_layers_share_are_seen_also_through_data():
     assert torch.equal(blocks[0].mlp.up_proj.weight, before["model.layers.0.mlp.up_proj.weight"])
 
 
-def test_a_model_that_has_no_room_on_the_device_is_what_it_was(monkeypatch):
+def test_models_too_large_for_the_device_are_unchanged(monkeypatch):
     module = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.Linear(2, 2)).train()
     module[1].eval()
     move = Mock(side_effect=[torch.OutOfMemoryError("CUDA out of memory"), module])
@@ -114,7 +114,7 @@ OATS = {"method": "oats", "sparsity": 0.5, "block_size": 16, "options": {"iterat
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])  # GPT-2 stores its weights transposed
-def test_saved_factors_leave_a_sparse_part_and_an_ordinary_checkpoint(family, tmp_path):
+def test_saved_factors_stand_beside_an_ordinary_checkpoint(family, tmp_path):
     model = make_model(family)
     report = rose.prune_model(model, make_tokens(), **OATS)
     rose.save_model(model, byte_tokenizer(), tmp_path / "out", report=report)

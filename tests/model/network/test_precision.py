@@ -37,7 +37,7 @@ def test_auto_is_what_the_processor_has_instructions_for(monkeypatch):
     refused("ROSE_COMPUTE must be one of float32, bfloat16, not 'float64'", passes)
 
 
-def test_several_processes_take_the_word_of_the_first(monkeypatch):
+def test_processes_use_the_precision_of_the_first(monkeypatch):
     monkeypatch.delenv(precision.VARIABLE)
     monkeypatch.setattr(precision, "has_bfloat16", lambda: False)
     rounded = Precision(torch.bfloat16, torch.bfloat16, rounds=True)
@@ -56,7 +56,7 @@ def test_several_processes_take_the_word_of_the_first(monkeypatch):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "mixtral"])
 @pytest.mark.parametrize("target", ["dense", "layer"])
-def test_pruned_nearly_as_in_float32(family, target):
+def test_pruning_in_bfloat16_is_close_to_float32(family, target):
     tables, models = [], []
     for compute in ("float32", "bfloat16"):
         model = make_model(family)
@@ -125,7 +125,7 @@ def test_a_search_multiplies_in_the_format_that_pays(stored, compute, known, exp
     assert {call.kwargs["dtype"] for call in find.call_args_list} == {expected}
 
 
-def test_weights_are_not_remembered_as_they_were_before_pruning():
+def test_autocast_keeps_no_weights_from_before_pruning():
     """Autocast would keep the cast weights of a model that can be trained, and batches go on with pruned ones."""
     found = []
     for trained in (False, True):

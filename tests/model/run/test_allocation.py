@@ -51,7 +51,7 @@ layer_lists = st.lists(st.tuples(st.floats(-0.5, 1.5), st.integers(1, 5000)), mi
 
 
 @given(layer_lists, st.floats(0, 1))
-def test_total_is_exact_and_no_layer_leaves_its_limits_for_it(layers, ratio):
+def test_the_total_is_exact_and_layers_stay_within_limits(layers, ratio):
     """As a large layer at one limit would push all others over the other one."""
     wanted, sizes = [want for want, _ in layers], [size for _, size in layers]
     for reach in (DAMAGE_SPREAD, 1.0):
@@ -67,20 +67,20 @@ def test_total_is_exact_and_no_layer_leaves_its_limits_for_it(layers, ratio):
         assert all(abs(shift - other) <= 2 * (grain + other_grain) for other, other_grain in shifts)
 
 
-def test_equal_layers_keep_what_they_want():
+def test_feasible_ratios_are_kept():
     exact = allocations.exact_ratios
     assert exact([0.4, 0.5, 0.6], [1000] * 3, 0.5) == [0.4, 0.5, 0.6]
     assert [exact([0.5, 0.9], [300, 100], ratio) for ratio in (1, 0)] == [[1, 1], [0, 0]]
     refused("from 0 to 1", exact, [0.5], [10], 1.5)
 
 
-def test_outlier_share():
+def test_outlier_share_matches_the_definition():
     scores = [torch.rand(7, 9).pow(8), torch.rand(5, 9).pow(8) * 3]
     together = np.concatenate([score.numpy().ravel() for score in scores]).astype(float)
     assert allocations.outlier_share(scores) == (together > 5 * together.mean()).mean() > 0
 
 
-def test_owl_ratios():
+def test_owl_ratios_match_the_definition():
     shares = [0.01, 0.05, 0.03, 0.02]
     ratios = allocations.owl_ratios(shares, 0.7)
     assert max(ratios) - min(ratios) == pytest.approx(0.16)  # 2λ
@@ -89,13 +89,13 @@ def test_owl_ratios():
     assert allocations.owl_ratios([0.02, 0.02], 0.6) == [0.6, 0.6]
 
 
-def test_sensitivity_ratios():
+def test_sensitivity_ratios_match_the_definition():
     assert allocations.sensitivity_ratios([3.0, -1.0, 2.0], 0.5) == pytest.approx([0.4, 0.6, 0.5])
     assert allocations.sensitivity_ratios([3.0, 1.0, 2.0], 0.5, spread=0.25) == pytest.approx([0.25, 0.75, 0.5])
     assert allocations.sensitivity_ratios([7.0], 0.5) == [0.5]
 
 
-def test_a_layer_with_a_negative_trace_keeps_more(monkeypatch):
+def test_layers_with_a_large_negative_trace_keep_more(monkeypatch):
     """The paper ranks layers by |mean trace| / size."""
     monkeypatch.setattr("rose.model.run.allocation.hessian_traces", lambda *_args, **_options: [1.0, -9.0, 2.0])
     model = tiny_llama()
@@ -142,7 +142,7 @@ def test_the_trace_has_gradients_inside_inference_mode():
     refused(r"made in torch\.inference_mode", allocations.hessian_traces, Network(twin), tokens, prunable_layers(twin))
 
 
-def test_trace_leaves_the_model_alone():
+def test_trace_leaves_the_model_unchanged():
     model = tiny_llama().train()
     model.lm_head.weight.requires_grad_(True)
     before = copy.deepcopy(model.state_dict())
@@ -155,7 +155,7 @@ def test_trace_leaves_the_model_alone():
 
 @pytest.mark.parametrize("allocation", ["owl", "sensitivity"])
 @pytest.mark.parametrize("sparsity", [0.5, 0.93])
-def test_a_model_is_pruned_exactly(allocation, sparsity):
+def test_allocated_ratios_are_exact(allocation, sparsity):
     model, tokens = tiny_llama(), some_tokens(8)
     sizes = sum(layer.weight.numel() for layer in prunable_layers(model))
     # Towards the dense model, layers behind a fully pruned one read zeros only, and lose more than they were asked to.
@@ -182,7 +182,7 @@ def test_owl_protects_the_block_with_outliers():
     assert ratios.idxmin() == 2
 
 
-def test_owl_goes_on_where_no_token_came_to_any_layer_of_a_block():
+def test_owl_handles_blocks_without_tokens():
     model, tokens = make_model("sparse_experts"), make_tokens()
     records = rose.analyze_model(model, tokens, methods=["wanda"], block_size=8)
     unreached = next(one.layer for one in records if one.block_index == 0 and not one.tokens)

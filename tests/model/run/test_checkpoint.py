@@ -81,7 +81,7 @@ def begun(stopped: Path, tmp_path: Path) -> Path:
         ("gpt_oss", {"method": "oats"}),
     ],
 )
-def test_going_on_gives_the_same_weights_and_report(family, options, tmp_path):
+def test_resumed_runs_give_the_same_weights_and_report(family, options, tmp_path):
     options = OPTIONS | options
     dtype = options.pop("dtype", torch.float32)
     plain = make_model(family).to(dtype)
@@ -140,7 +140,7 @@ def flip(path: Path) -> None:
         ("lock", 2),
     ],
 )
-def test_damaged_files_cost_time_and_nothing_else(harm, name, restarts_at, begun, undisturbed, caplog):
+def test_damaged_checkpoint_files_are_computed_again(harm, name, restarts_at, begun, undisturbed, caplog):
     if name != "lock" or harm is Path.unlink:
         harm(begun / name)
     events: list[rose.Progress] = []
@@ -181,7 +181,7 @@ def with_another_norm() -> nn.Module:
         ({}, "another version of this program began it"),
     ],
 )
-def test_other_settings_are_refused(options, message, begun, monkeypatch):
+def test_a_checkpoint_of_other_settings_is_refused(options, message, begun, monkeypatch):
     monkeypatch.setattr(checkpoint_module, "FORMAT", checkpoint_module.FORMAT + (not options))
     refused(message, run, begun, **options)
     assert (begun / "block-00001.safetensors").exists()
@@ -216,7 +216,7 @@ def test_a_folder_of_another_program_is_refused_and_unchanged(name, content, mes
     assert texts == {name: content, "a.tmp": "unfinished"}
 
 
-def test_one_run_at_a_time(tmp_path):
+def test_two_runs_cannot_share_a_checkpoint(tmp_path):
     with open_checkpoint(Network(make_model("llama")), tmp_path, dict):
         refused("Another run is using the checkpoint", run, tmp_path)
 

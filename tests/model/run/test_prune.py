@@ -85,7 +85,7 @@ def test_only_the_chosen_layers_change(patterns, expected):
     assert set(rose.collect_statistics(model, make_tokens(), layers=patterns)) == expected
 
 
-def test_the_list_with_most_linear_weights_is_the_decoder():
+def test_the_largest_list_of_linear_layers_is_the_decoder():
     """A small list before it (an encoder of images) and lists within a block (experts) are not."""
 
     class Block(nn.Module):
@@ -151,7 +151,7 @@ def test_tokens_that_do_not_fit_are_refused(tokens, message):
         refused(message, call, model, tokens)
 
 
-def test_other_things_than_models_are_refused():
+def test_objects_other_than_models_are_refused():
     for call in (rose.prune_model, rose.collect_statistics, rose.perplexity, rose.visit_blocks):
         refused("model is needed, with its configuration, not a str", call, "smollm2-135m", make_tokens())
     refused("A transformers model is needed, not a str", rose.prunable_layers, "a")
@@ -167,7 +167,7 @@ def test_broken_weights_and_inputs_name_their_layer():
         model.model.layers[1].input_layernorm.weight.data.fill_(float("inf"))
 
 
-def test_report_tells_the_run():
+def test_the_report_describes_the_run():
     model, name, settings = make_model("llama"), "model.layers.0.self_attn.q_proj", {"sparsity": 0.6, "block_size": 16}
     statistics, weight = rose.collect_statistics(model, make_tokens(), layers=[name])[name], weights_of(model)
     settings |= {"damping": 0.02, "threshold": 0.05, "method": "rose"}
@@ -287,7 +287,7 @@ def test_analysis_changes_nothing_and_measures_each_method_as_if_alone(sparsity)
         assert record.held_out_error == pytest.approx(expected, rel=1e-4)
 
 
-def test_progress_of_a_pruning():
+def test_pruning_reports_progress():
     events: list[rose.Progress] = []
     settings: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "held_out": make_tokens(3)}
     report = prune_model(make_model("llama"), make_tokens(), progress=events.append, **settings)
@@ -343,7 +343,7 @@ def test_cancelling_leaves_nothing_half_done(stage, which, train):
 
 
 @pytest.mark.parametrize("run", [prune_model, lambda *args, **options: list(rose.analyze_model(*args, **options))])
-def test_factors_go_before_a_block_runs_again(run, monkeypatch):
+def test_factors_are_freed_before_a_block_runs_again(run, monkeypatch):
     made: list[weakref.ref] = []
 
     def watched(*args: Any) -> DampedHessian:
@@ -429,7 +429,7 @@ def test_a_layer_called_twice_on_one_tensor_has_read_it_twice():
         assert twice[name].tokens == times * once[name].tokens
 
 
-def test_inputs_of_one_layer():
+def test_inputs_of_one_layer_are_visited():
     model, tokens, name = make_model("llama"), make_tokens(), "model.layers.1.mlp.down_proj"
     seen: list[Tensor] = []
     visit_inputs(model, tokens, name, seen.append)
@@ -438,7 +438,7 @@ def test_inputs_of_one_layer():
     refused("names 2 layers; name exactly one", visit_inputs, model, tokens, "*.down_proj", seen.append)
 
 
-def test_time_left_is_told_from_what_this_process_has_done(monkeypatch):
+def test_time_left_counts_work_of_this_process(monkeypatch):
     """A run with an allocation that goes on from a checkpoint begins in the middle of the whole."""
     monkeypatch.setattr("rose.model.progress.time.perf_counter", Mock(side_effect=[0.0, 10.0, 20.0]))
     events: list[rose.Progress] = []
@@ -479,7 +479,7 @@ def test_a_layer_that_is_never_called_is_named_before_any_work(target, allocatio
 
 
 @pytest.mark.parametrize("method", ["oats", "sparsegpt"])
-def test_factors_are_there_when_a_callback_stops_the_run(method):
+def test_a_cancelled_run_keeps_the_factors_of_its_layer(method):
     model = make_model("llama")
     before, first = weights_of(model), rose.prunable_layers(model)[0]
     with pytest.raises(rose.Cancelled):

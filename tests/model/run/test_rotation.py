@@ -47,7 +47,7 @@ def difference(after: Tensor, before: Tensor) -> float:
 
 
 @pytest.mark.parametrize("family", [*DENSE, *EXPERTS, "diff_llama"])  # of a pair of heads both read the same values
-def test_the_model_of_every_family_computes_what_it_did(family):
+def test_rotation_keeps_the_outputs_of_every_family(family):
     model = with_biases(make_model(family))
     before = logits(model)
     table = rose.rotate_heads(model, make_tokens(), basis="random")
@@ -61,7 +61,7 @@ def test_the_model_of_every_family_computes_what_it_did(family):
 
 
 @pytest.mark.parametrize("family", LAYOUTS)
-def test_heads_are_found_where_they_are(family):
+def test_heads_of_every_family_are_found(family):
     network = Network(make_model(family))
     first = value_heads(network)[0]
     assert (first.values.projection, first.output.projection, first.rows) == LAYOUTS[family]
@@ -77,7 +77,7 @@ BETWEEN = {  # the values and what reads them
 
 
 @pytest.mark.parametrize("what", [*BETWEEN, "keys"])
-def test_a_family_with_something_between_is_refused(what):
+def test_attention_with_an_operation_between_is_refused(what):
     model = make_model("llama")
     for attention in (layer.self_attn for layer in model.model.layers):
         if what == "keys":  # they read the values too
@@ -113,7 +113,7 @@ def test_a_method_that_judges_has_only_its_gains_rotated():
             assert row.rotated_error == pytest.approx(records["rotated_error"][row.layer], rel=1e-3)
 
 
-def test_on_a_gpu_as_on_the_processor():
+def test_rotation_on_a_gpu_matches_the_processor():
     models = []
     for place in (nullcontext, pretend_cuda):
         models.append(make_model("falcon_grouped"))
@@ -156,7 +156,7 @@ def test_a_run_that_is_stopped_leaves_a_model_that_computes_the_same():
 
 
 @pytest.mark.parametrize(("family", "dtype"), [("gemma3", "float32"), ("gpt2", "bfloat16")])
-def test_a_streamed_model_as_in_memory_to_the_bit(family, dtype, tmp_path):
+def test_rotation_of_a_streamed_model_matches_memory_to_the_bit(family, dtype, tmp_path):
     options: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "checkpoint": tmp_path / "kept"}
 
     def rotate_and_prune(model: nn.Module) -> rose.RunReport:

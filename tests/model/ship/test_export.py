@@ -82,7 +82,7 @@ def logits(model: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", CONFIGURATIONS)
 @pytest.mark.parametrize(("kind", "bits"), [("f16", None), ("q4_0", 4), ("q8_0", 8)])
-def test_the_file_computes_what_the_model_does(kind, bits, family, tmp_path):
+def test_the_exported_file_computes_what_the_model_does(kind, bits, family, tmp_path):
     model = save(CONFIGURATIONS[family](), tmp_path / "model", bits)
     made = export_gguf(str(tmp_path / "model"), tmp_path / "model.gguf", kind, embeddings="f32")
     loaded, tokenizer = rose.load_model(str(tmp_path / "model.gguf"))
@@ -138,7 +138,7 @@ def test_embeddings_have_the_types_that_llama_cpp_gives_them(family, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["f16", "q4_0"])
-def test_all_is_written_where_the_file_will_be(kind, tmp_path, monkeypatch):
+def test_exports_write_only_beside_the_output(kind, tmp_path, monkeypatch):
     """Room is asked for there, for gathered tensors and for the file; what a killed export has left goes."""
     (tmp_path / f"{PARTIAL}dead").mkdir()
     save(CONFIGURATIONS["llama"](), tmp_path / "model", 4)
@@ -227,7 +227,7 @@ def test_a_changed_tokenizer_wins_over_that_of_the_source_file(changed, tmp_path
     assert again("A rose, 1234 roses.").input_ids == tokenizer("A rose, 1234 roses.").input_ids
 
 
-def test_templates_by_name_and_tokens_without_a_row(tmp_path):
+def test_named_templates_and_tokens_without_a_row_are_exported(tmp_path):
     save(CONFIGURATIONS["llama"](), tmp_path / "model", None)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "model")
     tokenizer.chat_template = {"default": "all", "tool_use": "tools"}
@@ -240,7 +240,7 @@ def test_templates_by_name_and_tokens_without_a_row(tmp_path):
     assert "Left out, as the model has no row for them: tokens <300>." in made.remarks("f16")
 
 
-def test_pieces_with_byte_fallback(tmp_path):
+def test_byte_fallback_tokenizers_are_exported(tmp_path):
     """As of LLaMA 2 and Gemma: scores stand for the order of merges."""
     core = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     core.normalizer = normalizers.Replace(" ", "▁")

@@ -86,7 +86,7 @@ def test_a_tensor_comes_back_to_the_bit(case):
     assert digest({"": decode(facts, packed.parts)}) == digest({"": tensor})
 
 
-def test_a_small_file_does_not_open_to_more_than_it_should():
+def test_small_files_cannot_unpack_to_large_tensors():
     packed = encode(without(random(64, 96), 0.5))
     with pytest.raises(rose.RoseError, match="too little memory to unpack a tensor of shape"):
         decode(packed.facts | {"shape": [2**40, 96]}, packed.parts)
@@ -165,7 +165,7 @@ def test_what_a_model_needs_besides_its_weights_comes_along(tmp_path):
     assert (tmp_path / "unpacked" / needed[0]).read_text() == needed[0]
 
 
-def test_types_that_are_written(tmp_path):
+def test_every_known_type_is_written(tmp_path):
     """MLX keeps codes as uint32; what safetensors or this program does not know is refused in a sentence."""
     kinds = [kind for kind in TYPES if kind != torch.bool]
     with TensorWriter(tmp_path / "a.safetensors") as writer:
@@ -192,7 +192,7 @@ def test_a_wrong_byte_is_refused_in_a_sentence(tmp_path):
     assert sorted(one.name for one in tmp_path.iterdir()) == ["packed", "plain"]
 
 
-def test_the_commands(tmp_path, capsys):
+def test_pack_and_unpack_commands_round_trip(tmp_path, capsys):
     folder = save_pruned("llama", tmp_path / "plain")
     (folder / "mtp.safetensors").touch()
     assert cli.main(["pack", str(folder)]) == 0
@@ -208,7 +208,7 @@ def test_the_commands(tmp_path, capsys):
     assert not (tmp_path / "twice").exists()
 
 
-def test_the_reader_in_the_documents(tmp_path):
+def test_the_reader_in_the_documents_reads_packed_files(tmp_path):
     """It needs nothing of rose."""
     text = (Path(__file__).parents[3] / "docs" / "lab-notes" / "shipping.md").read_text()
     (code,) = re.findall(r"```python\n(.*?def read_packed.*?)```", text, re.DOTALL)

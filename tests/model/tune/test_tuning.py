@@ -263,7 +263,7 @@ def test_gradients_of_the_caller_are_ignored_and_restored():
     assert all(parameter.grad is gradient for parameter, gradient in zip(other.parameters(), brought, strict=True))
 
 
-def test_a_process_may_have_no_window(monkeypatch):
+def test_a_process_without_windows_joins_the_sums(monkeypatch):
     monkeypatch.setattr(Workers, "here", lambda: Workers(8, 7))
     for name in ("from_first", "gather", "sum_tensor"):  # what the other seven would send
         monkeypatch.setattr(Workers, name, lambda _workers, one: one() if callable(one) else [one])
@@ -345,7 +345,7 @@ def test_parts_of_blocks_are_tuned_one_after_another(tmp_path):
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_a_run_goes_on_with_its_parts_and_its_format(tmp_path, monkeypatch, parts):
+def test_a_resumed_run_keeps_its_parts_and_its_format(tmp_path, monkeypatch, parts):
     dense, model = pruned_pair()
     task, auto, stop_at_once = TuneTask(model, dense, TOKENS[:4]), {"epochs": 1.0}, Mock(side_effect=rose.Cancelled)
     with pytest.raises(rose.Cancelled):
@@ -373,7 +373,7 @@ def test_the_part_with_the_fewest_steps_is_named():
     assert report.caution.startswith("Only four steps of a part fitted into 5 min")
 
 
-def test_the_divergence_has_the_gradient_that_autograd_finds():
+def test_the_divergence_has_the_gradient_of_autograd():
     torch.manual_seed(0)
     pruned, dense = (torch.randn(2, 5, 11, requires_grad=True) for _ in range(2))
     by_hand = divergence(pruned, dense)
@@ -565,7 +565,7 @@ def test_a_copy_is_written_and_marked_if_tuning_was_cancelled(tmp_path, monkeypa
         assert report.summary["mean_relative_error"] == report.stages[0].layers["relative_error"].mean()
 
 
-def test_the_commands_tune(tmp_path, monkeypatch, capsys):
+def test_commands_tune_and_evaluate(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(terminal, "MINUTE", 0)
     _, tiny, *windows = tiny_task(tmp_path)
     other = tmp_path / "other.txt"

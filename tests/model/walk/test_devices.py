@@ -48,7 +48,7 @@ def test_devices_do_not_mix_on_a_pretended_one_either():
 
 @pytest.mark.parametrize("sparsity", ["0.6", "2:4"])
 @pytest.mark.parametrize("method", list(rose.METHODS))
-def test_layers_by_every_method(method, sparsity):
+def test_every_method_prunes_layers_on_a_device(method, sparsity):
     layer = make_layer(rows=32, columns=64, tokens=256)
     expected = layer.prune(method=method, sparsity=sparsity)
     with pretend_cuda() as cuda:
@@ -75,7 +75,7 @@ def test_layers_by_every_method(method, sparsity):
     ],
     ids=lambda settings: " ".join(map(str, settings.values())),
 )
-def test_models_are_pruned_there_and_come_home(settings, resident, checkpoint, monkeypatch):
+def test_models_are_pruned_on_a_device_and_moved_back(settings, resident, checkpoint, monkeypatch):
     solved = []
     monkeypatch.setattr("rose.layer.sweep._tile_at_once", lambda *tile: (solved.append(1), _tile_at_once(*tile)))
     expected = rose.prune_model(load(checkpoint), CALIBRATION, held_out=HELD_OUT, block_size=16, **settings)
@@ -92,7 +92,7 @@ def test_models_are_pruned_there_and_come_home(settings, resident, checkpoint, m
         assert found.layers[column].to_numpy() == pytest.approx(expected.layers[column].to_numpy(), rel=0.02)
 
 
-def test_a_streamed_model_is_written_from_there(checkpoint, tmp_path):
+def test_a_streamed_model_is_written_from_a_device(checkpoint, tmp_path):
     for name, place in (("here", nullcontext), ("there", pretend_cuda)):
         model = load(checkpoint, stream=True)
         with place():
@@ -103,7 +103,7 @@ def test_a_streamed_model_is_written_from_there(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("resident", [False, True], ids=["visiting", "resident"])
-def test_measurements_of_a_model(resident, checkpoint):
+def test_measurements_on_a_device_match_the_processor(resident, checkpoint):
     model, tokenizer = load(checkpoint), byte_tokenizer()
     perplexity = rose.perplexity(model, CALIBRATION)
     hessians = {name: one.hessian for name, one in rose.collect_statistics(model, CALIBRATION).items()}

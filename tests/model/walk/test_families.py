@@ -110,7 +110,7 @@ def assert_half(model: Any, report: rose.RunReport, sparsity: float | str) -> No
 
 @every_family
 @pytest.mark.parametrize(("method", "sparsity"), [("rose", 0.5), ("rose_global", 0.5), ("rose", "2:4")])
-def test_half_is_half_in_every_layer(family, method, sparsity):
+def test_every_layer_has_the_requested_sparsity(family, method, sparsity):
     model = make_model(family)
     before = logits(model)
     report = rose.prune_model(model, make_tokens(), method=method, sparsity=sparsity, **OPTIONS)
@@ -230,7 +230,7 @@ def test_blocks_that_are_not_a_chain_are_refused(how):
 
 
 @pytest.mark.parametrize("how", ["keyword", "same argument"])
-def test_chains_are_accepted_however_they_are_called(how):
+def test_chains_are_accepted_under_any_name(how):
     toy = Toy(how)
     statistics = rose.collect_statistics(toy, make_tokens())
     for name, inputs in hooked_inputs(toy, list(statistics), make_tokens(), run=toy).items():

@@ -137,7 +137,7 @@ def lost_by_the_stream(family: str, dense: nn.Module, model: nn.Module, layer: A
     return (before(dense) - before(model)).float() / scale
 
 
-def test_corrections_in_front_of_a_norm_have_the_wanted_effect_behind_it():
+def test_corrections_before_a_norm_act_as_intended_after_it():
     """As in Gemma, where a norm stands between layers and stream; channels that it nearly mutes are asked for less."""
     torch.manual_seed(0)
     norm = nn.RMSNorm(32)
@@ -233,7 +233,7 @@ def test_target_damping_depends_on_the_width_of_the_residual_stream(family):
         assert of_layers["target_damping"].to_numpy() == pytest.approx(correction_damping(32, int(tokens), 2))
 
 
-def test_reports_tell_targets_and_errors_against_them():
+def test_reports_have_targets_and_errors_against_them():
     model = make_model("llama")
     report = rose.prune_model(model, make_tokens(), **OPTIONS, held_out=make_tokens(4, seed=3))
     for column in ("relative_error", "held_out_error", "target_error", "held_out_target_error"):
@@ -276,7 +276,7 @@ def _parallel(attention_first: bool) -> Callable[..., Tensor]:
     return forward
 
 
-def test_the_order_of_a_sum_does_not_matter(monkeypatch):
+def test_targets_do_not_depend_on_the_order_of_a_sum(monkeypatch):
     errors = []
     for attention_first in (True, False):
         monkeypatch.setattr(LlamaDecoderLayer, "forward", _parallel(attention_first))
