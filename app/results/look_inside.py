@@ -99,6 +99,8 @@ def _picture(files: TensorFiles) -> None:
         components.show(figures.histogram(look.counts, look.edges, theme=theme), "inspect-histogram")
     with right:
         norms = {"row": look.facts.row_norms, "column": look.facts.column_norms}
+        if st.toggle("Spectrum", key="inspect-spectrum", help="Singular values; a large matrix takes a minute."):
+            norms["singular value"] = tensors.spectrum(files, name)
         components.show(figures.norms(norms, theme=theme), "inspect-norms")
 
 

@@ -23,17 +23,14 @@ from app.study.setup import Setup, check_memory
 from app.study.study import LoadedModel
 from rose.model.estimate import Cost, estimate_cost, estimate_evaluation
 from rose.model.load.models import parse_dtype
-from rose.model.network.layers import count_parameters, text_config
+from rose.model.network.layers import count_parameters
 from rose.recipe.parts import SlimSettings
 from rose.recipe.steps import Smaller
 from rose.smaller import Bench, Row
+from rose.smaller.measure import PROMPT, in_turns
 from rose.structured.plan import estimate_slim_memory, estimate_slimming
 from rose.structured.slimming import check_slimming
 from rose.verdicts import Interval, paired_ratio, says_perplexity
-
-TOKENS = 128  # of the prompt that speed is measured with
-FEWEST_TURNS, MOST_TURNS = 5, 50
-TIMING = 5.0  # seconds that both models take turns for, where a pass is short
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class Speedup:
 
     def says(self) -> str:
         """A sentence, which tells no ratio that chance or other work on the machine may have made."""
-        prompt = f"a prompt of {TOKENS} tokens"
+        prompt = f"a prompt of {PROMPT} tokens"
         if not self.ratio.is_clear or self.ratio.low > self.bound:
             return f"The speed at {prompt} is unclear: this machine is too noisy, or the model is too small."
         times, turns = words.number(self.ratio.value), words.count(self.turns, "turn")
@@ -111,10 +108,11 @@ class Slimming(CopyRun):
         slim = replace(report, called=label).with_summary(**measured, **before, **setup.origin, text_cautions=cautions)
         self._say("Measuring the speed of both models")
         with holding(loaded.lock, job):
-            seconds = _seconds(loaded.model, model, job)
+            dense_turns, turns = in_turns(loaded.model, model)
+        seconds = [turn[0] for turn in dense_turns], [turn[0] for turn in turns]
         self._say("Writing the checkpoint")
         self.dense, slim = (  # tokens a second; their ratio equals the ratio of `Speedup`
-            record.with_summary(tokens_per_second=TOKENS / statistics.geometric_mean(times))
+            record.with_summary(tokens_per_second=PROMPT / statistics.geometric_mean(times))
             for record, times in zip((dense, slim), seconds, strict=True)
         )
         self.add(self.write(model, loaded.tokenizer, slim))
@@ -127,30 +125,6 @@ class Slimming(CopyRun):
             (copy, says_perplexity(copy.summary)) for copy in self.copies if "perplexity_after" in copy.summary
         ]
         return [[f"{copy.name} takes perplexity on held-out windows {move}.", *odd] for copy, (move, *odd) in sentences]
-
-
-def _seconds(dense: Any, slim: Any, job: Job) -> tuple[list[float], list[float]]:
-    """Of reading a prompt, by turn: in pairs, so that other work disturbs both alike, each first in every other one.
-
-    The first passes of a model are slow and do not count; how long the second ones take says how many turns there are.
-    """
-    ids = torch.randint(3, text_config(dense).vocab_size, (1, TOKENS), generator=torch.Generator().manual_seed(0))
-    ids = ids.to(next(dense.parameters()).device)
-    for _ in range(2):
-        pair = _timed(dense, ids) + _timed(slim, ids)
-    seconds: tuple[list[float], list[float]] = [], []
-    for turn in range(min(MOST_TURNS, max(FEWEST_TURNS, round(TIMING / pair)))):
-        job.check()
-        for which in (0, 1) if turn % 2 else (1, 0):
-            seconds[which].append(_timed((dense, slim)[which], ids))
-    return seconds
-
-
-@torch.no_grad()
-def _timed(model: Any, ids: Tensor) -> float:
-    start = time.perf_counter()
-    model(input_ids=ids, use_cache=False)
-    return time.perf_counter() - start
 
 
 class SmallerRun(Run):
@@ -168,23 +142,18 @@ class SmallerRun(Run):
         model = self._copy(loaded.model, loaded.lock)
         self._say("Estimating every way")
         bench = Bench(self.spec, model, loaded.tokenizer, self._temporary())
-        self.rows, seconds = bench.rows, 60 * self.spec.minutes
-        end = time.monotonic() + seconds
-        while (way := bench.best_next(end - time.monotonic())) is not None:
+        self.rows, self.left_out, seconds = bench.rows, bench.left_out, 60 * self.spec.minutes
+        start = time.monotonic()
 
-            def follow(_share: float, doing: str, name: str = way.name) -> None:
-                self.fraction = min(0.999, 1 - (end - time.monotonic()) / seconds)
-                if (text := f"{name}: {doing}") != self.job.message:
-                    self._say(text)
-                self.job.check()
+        def follow(name: str, _share: float, doing: str) -> None:
+            self.fraction = min(0.999, (time.monotonic() - start) / seconds)
+            if (text := f"{name}: {doing}") != self.job.message:
+                self._say(text)
+            self.job.check()
 
-            try:
-                bench.measure(way, follow)
-            except rose.RoseError as problem:
-                self.left_out.append(f"{way.name} cannot be made: {problem}")
-                bench.leave_out(way)
+        for _ in bench.measured_rows(seconds, follow):
             self.rows = bench.rows
-        self.fraction = 1.0
+        self.rows, self.fraction = bench.rows, 1.0
 
     def kept(self, key: str) -> Path | None:
         """The folder of a copy; only recommended copies are kept."""

@@ -1,7 +1,6 @@
 """Make it smaller: what does each way give?"""
 
 import math
-from collections.abc import Mapping
 from functools import partial
 
 import pandas as pd
@@ -17,7 +16,7 @@ from app.runs.slimming import SmallerRun
 from rose.recipe.steps import Smaller
 from rose.rows import records_table
 from rose.smaller import Row
-from rose.smaller.table import FILES, runtimes
+from rose.smaller.table import FILES, runtimes, says_llama
 from rose.verdicts.smaller import Recommendation, recommend, says_stored
 
 FIELDS = Smaller.fields()
@@ -61,10 +60,10 @@ def _offer(run: SmallerRun | None) -> None:
 
 def _results(run: SmallerRun) -> None:
     advice, spec = recommend(run.rows), run.spec
-    if note := says_stored(run.rows[0]):
+    for note in filter(None, (says_stored(run.rows[0]), says_llama(run.rows))):
         st.caption(words.plain(note))
     for place, answer in zip(st.columns(len(advice) or 1), advice, strict=False):
-        _advise(place.container(border=True, height="stretch"), answer, {row.key: row for row in run.rows})
+        _advise(place.container(border=True, height="stretch"), answer)
     measured = [row for row in run.rows if row.is_measured]
     components.table([_cells(row) for row in measured], "Ways that were measured", key="smaller-table")
     st.caption(
@@ -89,16 +88,12 @@ def _results(run: SmallerRun) -> None:
                 checkpoint_button(folder, key=f"smaller-{key}")
 
 
-def _advise(place: DeltaGenerator, answer: Recommendation, rows: Mapping[str, Row]) -> None:
-    """A goal, the way that reaches it, and why; and the smallest file that other programs read."""
+def _advise(place: DeltaGenerator, answer: Recommendation) -> None:
+    """A goal, the way that reaches it, and why."""
     goal, nothing = words.sentence(answer.goal), "Nothing pays here" if answer.is_complete else "Not known yet"
     why = answer.text.removeprefix(f"{goal}: ").removeprefix(f"{answer.name}, ").removeprefix("nothing pays here; ")
     place.markdown(f"{goal}: **{words.plain(answer.name or nothing)}**")
     place.caption(words.plain(words.sentence(why)))
-    if answer.key and rows[answer.key].smallest == "packed":
-        row = rows[answer.key]
-        form = min((name for name in row.exact if name != "packed"), key=lambda name: getattr(row, name))
-        place.caption(f"For other programs: {words.size(getattr(row, form))} as {form}.")
 
 
 def _cells(row: Row) -> dict[str, str]:
@@ -123,12 +118,13 @@ def _minutes(row: Row) -> str:
 
 def _facts(row: Row) -> dict[str, str]:
     """A row of the table of all ways; the range of an estimate is what other models had."""
-    bounds = " to ".join(words.number(bound or math.nan) for bound in (row.times_low, row.times_high))
+    bounds = {"Perplexity, times": (row.times_low, row.times_high), "elsewhere": (row.second_low, row.second_high)}
     return {
         "Way": row.name,
         "Numbers": row.basis,
-        "Perplexity, times": bounds,
+        **{name: " to ".join(words.number(bound) for bound in each if bound) or "–" for name, each in bounds.items()},
         "Minutes": _minutes(row),
+        "Memory": words.size(row.memory),
         **{name: words.size(getattr(row, name)) if name in row.exact else "–" for name in FILES},
         "Loads in": row.loads,
     }

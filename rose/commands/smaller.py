@@ -21,7 +21,7 @@ from rose.model.network.residence import pick_device
 from rose.recipe.file import Recipe
 from rose.recipe.steps import Smaller
 from rose.smaller.measure import Bench
-from rose.smaller.table import Row, SmallerFolder, runtimes
+from rose.smaller.table import Row, SmallerFolder, runtimes, says_llama
 from rose.verdicts.smaller import GOALS, Recommendation, recommend, says_stored
 from rose.wording import number, size
 
@@ -58,7 +58,8 @@ def smaller(spec: Smaller, console: Console) -> int:
         console.print("rose: cancelled; rows so far are kept")
     _print(bench.rows)
     recommendations = recommend(bench.rows)
-    terminal.say(says_stored(bench.rows[0]), *(recommendation.text for recommendation in recommendations))
+    advice = [recommendation.text for recommendation in recommendations]
+    terminal.say(*bench.left_out, says_stored(bench.rows[0]), says_llama(bench.rows), *advice)
     _write(spec, bench, recommendations, console)
     programs = runtimes()
     usable = [f"{row.name} ({row.uses}): {row.gain}" for row in programs[programs["here"] == "yes"].itertuples()]
@@ -69,24 +70,13 @@ def smaller(spec: Smaller, console: Console) -> int:
 
 def _measure(bench: Bench, folder: SmallerFolder, seconds: float, console: Console) -> None:
     """Measures rows, the most promising first, until no further row fits into the time."""
-    end = time.perf_counter() + seconds
-    with terminal.bar(console, "Measuring") as follow:
-        while way := bench.best_next(end - time.perf_counter()):
-            name = way.name
-
-            def tell(share: float, doing: str, name: str = name) -> None:
-                follow(share, f"{name}: {doing}")
-
-            try:
-                row = bench.measure(way, tell)
-            except rose.RoseError as problem:
-                console.print(f"{name} cannot be made: {problem}", soft_wrap=True)
-                bench.leave_out(way)
-                continue
+    with terminal.bar(console, "Measuring") as bar:
+        follow = lambda name, share, doing: bar(share, f"{name}: {doing}")  # noqa: E731
+        for row in bench.measured_rows(seconds, follow):
             folder.estimated = bench.rows
             folder.add(row)
-            perplexities = f"{row.perplexity:.2f}, {row.second_perplexity:.2f}"
-            console.print(f"{name}: {size(row.bytes)} as {row.smallest}, perplexity {perplexities}")
+            perplexities = f"perplexity {row.perplexity:.2f}, and {row.second_perplexity:.2f} on the second text"
+            console.print(f"{row.name}: {size(row.bytes)} as {row.smallest}, {perplexities}", soft_wrap=True)
 
 
 def _write(spec: Smaller, bench: Bench, recommendations: Sequence[Recommendation], console: Console) -> None:

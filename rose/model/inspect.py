@@ -39,6 +39,7 @@ from rose.wording import count, listing, number, out_of, percent, sentence, size
 
 Tell = Callable[[float, str], object]  # the share done, and the name of the current tensor
 RUN = 2**21  # numbers that are read at once
+SPECTRAL = 4096  # of the shorter side of a matrix whose spectrum is computed
 WHOLE = 2**25  # numbers of the largest tensor that is searched for parts that differ
 LONGEST_TEXT = 10**5  # characters of a text that are shown
 TEXTS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -289,6 +290,13 @@ def look_at(files: TensorFiles, name: str, cells: int = 512, bins: int = 101) ->
     for run in files.runs(name):
         counts += np.histogram(run.numpy(), edges)[0]
     return Look(facts, largest.numpy(), (high, wide), counts, edges)
+
+
+def spectrum(files: TensorFiles, name: str) -> Tensor:
+    """Singular values of a matrix, the largest first. Raises RoseError where both sides are above `SPECTRAL`."""
+    if min(files.tensors[name].matrix) > SPECTRAL:
+        raise RoseError(f"{name} is too large for a spectrum; choose a matrix with a side of at most {SPECTRAL}.")
+    return torch.linalg.svdvals(torch.nan_to_num(files.matrix(name), 0, 0, 0))
 
 
 def compare_files(before: TensorFiles, after: TensorFiles, tell: Tell = lambda _share, _name: None) -> pd.DataFrame:

@@ -10,8 +10,9 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from transformers import DynamicCache
 
 from rose.errors import RoseError
 from rose.interrupt import stop_point
+from rose.model.estimate import estimate_evaluation
 from rose.model.load.models import save_model, stored_bytes
 from rose.model.load.tokens import load_apart, load_tokens, tuning_draw
 from rose.model.measure.perplexity import perplexity_of, plain_english, window_losses
+from rose.model.network.layers import text_config
 from rose.model.network.network import Network
 from rose.model.run.prune import prune_model
 from rose.model.ship.export import export_gguf
@@ -33,7 +36,7 @@ from rose.recipe.parts import PruneSettings, SlimSettings
 from rose.recipe.steps import Slim, Smaller
 from rose.report import RunReport
 from rose.smaller.table import MEASURED, Row
-from rose.smaller.ways import AS_IS, Way, corrected, estimated_rows, file_sizes, ways_of
+from rose.smaller.ways import AS_IS, Way, corrected, estimated_rows, file_sizes, says_left_out, ways_of
 from rose.spec import Spec
 from rose.structured.slimming import prune_structured
 from rose.verdicts import Interval, paired_ratio
@@ -43,6 +46,10 @@ Follow = Callable[[float, str], Any]  # told the share that is done, and what is
 PROMPT, NEW_TOKENS = 128, 16
 TURNS = (5, 15)  # of each model, fewest and most
 TIMING = 8.0  # seconds for turns
+
+
+class OutOfTime(RoseError):
+    """A copy was not made in the time that was left for it."""
 
 
 class Bench:
@@ -62,22 +69,17 @@ class Bench:
             second = load_tokens(spec.second, tokenizer, seed=None, split="test", **sizes)
         self.texts = {"": held_out, "second": second}
         self.dense_sizes = file_sizes(model, tokenizer, spec.model, Path(spec.model).name)
-        self.ways = ways_of(spec, model)
+        self.ways, self.left_out = ways_of(spec, model)  # and sentences on ways that cannot be made
         dense, *copies = estimated_rows(spec, model, self.ways, self.dense_sizes)
         self.estimates = [replace(dense, stored=stored_bytes(spec.model)), *copies]
         self.rows, self.measured = self.estimates, dict[str, Row]()
-        self.pace = 1.0  # seconds a row has taken, over its estimate
+        # Seconds to measure a copy: estimated, then those of the last one.
+        self.judging = 2 * estimate_evaluation(model, tokens=spec.held_out * spec.length)
 
     def know(self, rows: Sequence[Row]) -> None:
         """Puts rows that were measured in place of their estimates, and corrects the estimates that are left."""
         self.measured |= {row.key: row for row in rows}
-        self.rows = corrected(self.estimates, self.measured)
-
-    def leave_out(self, way: Way) -> None:
-        """Drops a way that has turned out to be impossible."""
-        self.ways = [other for other in self.ways if other.key != way.key]
-        self.estimates = [row for row in self.estimates if row.key != way.key]
-        self.know([])
+        self.rows = corrected(self.estimates, self.measured, self.spec.tune)
 
     def way(self, key: str) -> Way:
         """Raises RoseError for a key that no way of this model has."""
@@ -86,11 +88,25 @@ class Bench:
             raise RoseError(f"There is no row {key!r}; choose one of {', '.join(way.key for way in self.ways)}.")
         return way
 
+    def measured_rows(self, seconds: float, follow: Callable[[str, float, str], Any]) -> Iterator[Row]:
+        """Measures the most promising ways that fit into the time, as `measure`; `follow` is told a way's name, too."""
+        end = time.monotonic() + seconds
+        while way := self.best_next(end - time.monotonic()):
+            try:
+                yield self.measure(way, partial(follow, way.name), end - time.monotonic())
+            except RoseError as problem:
+                self.left_out.append(says_left_out([way], problem))
+                if isinstance(problem, OutOfTime):  # its estimate stays
+                    return
+                self.ways = [other for other in self.ways if other.key != way.key]
+                self.estimates = [row for row in self.estimates if row.key != way.key]
+                self.know([])
+
     def best_next(self, seconds: float) -> Way | None:
         """The most promising way that is not measured and fits into the time, the model as it is first; else None."""
         open_rows = [row for row in self.rows if not row.is_measured]
         for row in sorted(open_rows, key=self._promise, reverse=True):
-            if row.key == AS_IS or 60 * row.minutes * self.pace <= seconds:
+            if row.key == AS_IS or 60 * row.minutes + self.judging <= seconds:
                 return self.way(row.key)
         return None
 
@@ -102,21 +118,29 @@ class Bench:
         saved = math.log(self.rows[0].bytes / row.bytes) + math.log(row.prefill_gain or 1.0)
         return saved / (0.02 + math.log(times)) if times < MUCH_WORSE else -times
 
-    def measure(self, way: Way, follow: Follow) -> Row:
+    def measure(self, way: Way, follow: Follow, seconds: float = math.inf) -> Row:
         """Makes the copy, measures it beside the dense model, and keeps it where it is recommended now. Raises
-        RoseError where it cannot be made. Whatever `follow` raises passes; nothing is left half-done."""
+        RoseError where it cannot be made, or not in `seconds`. Whatever `follow` raises passes; nothing is left
+        half-done."""
         start = time.perf_counter()
-        estimate = next(row for row in self.rows if row.key == way.key)
-        model, report = (self.model, None) if way.recipe is None else self.make(way, follow)
-        seconds = time.perf_counter() - start
+
+        def follow_in_time(share: float, doing: str) -> None:
+            if time.perf_counter() - start > seconds - self.judging:
+                raise OutOfTime("Its copy was not made in the minutes that were left.")
+            follow(share, doing)
+
+        model, report = (self.model, None) if way.recipe is None else self.make(way, follow_in_time)
+        made = time.perf_counter()
         sizes: Any = file_sizes(model, self.tokenizer, self.spec.model, way.key) if way.recipe else self.dense_sizes
-        row = replace(estimate, basis=MEASURED, minutes=seconds / 60, prefill_gain=None, **sizes)
+        row = replace(self.row(way.key), basis=MEASURED, minutes=(made - start) / 60, prefill_gain=None, **sizes)
         row = replace(row, **self._quality(model, follow), **self._speed(model, way, follow))
         self.know([row])
-        if report is not None:
-            self.pace = (time.perf_counter() - start) / (60 * estimate.minutes)
+        self.judging = time.perf_counter() - made
+        if report is None:
+            self.know([replace(row, **_llama_speed(self.spec.model, row))])
+        else:
             self._keep(way, model, report)
-        return row
+        return self.row(way.key)
 
     def make(self, way: Way, follow: Follow) -> tuple[Any, RunReport]:
         """A copy of the model made by the steps of the way's recipe, with the record of the last one."""
@@ -175,7 +199,7 @@ class Bench:
         follow(0.0, "Measuring speed")
         if way.recipe is not None and not way.slim:
             return facts | {"prefill": self.rows[0].prefill, "decoding": self.rows[0].decoding}
-        dense, other = _in_turns(self.model, None if model is self.model else model)
+        dense, other = in_turns(self.model, None if model is self.model else model)
         for at, name, tokens in ((0, "prefill", PROMPT), (1, "decoding", NEW_TOKENS)):
             logs = [[math.log(turn[at]) for turn in each] for each in (dense, other)]
             facts[name] = tokens / math.exp(math.fsum(logs[1] or logs[0]) / len(logs[1] or logs[0]))
@@ -193,7 +217,7 @@ class Bench:
             if other.key not in keys:
                 shutil.rmtree(self.folder / other.key, ignore_errors=True)
         if (self.folder / way.key).exists():
-            self.know([replace(self.row(way.key), **_llama_speed(self.folder / way.key, self.row(way.key)))])
+            self.know([replace(self.row(way.key), **_llama_speed(str(self.folder / way.key), self.row(way.key)))])
 
     def row(self, key: str) -> Row:
         return next(row for row in self.rows if row.key == key)
@@ -210,9 +234,9 @@ class Bench:
 
 
 @torch.no_grad()
-def _in_turns(dense: Any, other: Any | None) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+def in_turns(dense: Any, other: Any | None) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
     """Seconds to read a prompt and to write tokens after it, in turns; each model is first in every second turn."""
-    ids = torch.randint(3, dense.config.vocab_size, (1, PROMPT), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(3, text_config(dense).vocab_size, (1, PROMPT), generator=torch.Generator().manual_seed(0))
     ids = ids.to(next(dense.parameters()).device)
     models = [model for model in (dense, other) if model is not None]
     warm = [_timed(model, ids) for model in models]  # the first passes are slow
@@ -226,26 +250,29 @@ def _in_turns(dense: Any, other: Any | None) -> tuple[list[tuple[float, float]],
 
 
 def _timed(model: Any, ids: Tensor) -> tuple[float, float]:
-    name = next(name for name in ("cache", "past_key_values") if name in inspect.signature(model.forward).parameters)
-    cache = DynamicCache(config=model.config)
+    parameters = inspect.signature(model.forward).parameters
+    names = [name for name in ("cache", "past_key_values") if name in parameters]  # none in OpenAI GPT
+    options: dict[str, Any] = {"logits_to_keep": 1} | {name: DynamicCache(config=model.config) for name in names[:1]}
     start = time.perf_counter()
-    output = model(input_ids=ids, logits_to_keep=1, **{name: cache})
+    output = model(input_ids=ids, **options)
     middle = time.perf_counter()
     for _ in range(NEW_TOKENS):
-        output = model(input_ids=output.logits[:, -1:].argmax(-1), logits_to_keep=1, **{name: cache})
+        token = output.logits[:, -1:].argmax(-1)
+        ids = token if names else torch.cat([ids, token], 1)
+        output = model(input_ids=ids, **options)
     return middle - start, time.perf_counter() - middle
 
 
-def _llama_speed(folder: Path, row: Row) -> dict[str, Any]:
+def _llama_speed(name: str, row: Row) -> dict[str, Any]:
     """Tokens a second in llama.cpp, of the smallest GGUF file that holds the layers exactly; {} where its program
-    that measures speed is not installed, or fails."""
-    kinds = [name for name in ("q4_0", "q8_0", "f16") if name in row.exact]
+    that measures speed is not installed, or fails. `name`: of the checkpoint."""
+    kinds = [kind for kind in ("q4_0", "q8_0", "f16") if kind in row.exact]
     program = shutil.which("llama-bench")
     if not kinds or program is None:
         return {}
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "model.gguf"
-        export_gguf(str(folder), file, kinds[0])
+        export_gguf(name, file, kinds[0])
         command = [program, "-m", str(file), "-p", str(PROMPT), "-n", str(NEW_TOKENS), "-o", "json"]
         done = subprocess.run(command, capture_output=True, text=True)
     try:

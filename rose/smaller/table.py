@@ -92,6 +92,11 @@ class Row:
     def smallest(self) -> str:
         return min(self.exact, key=lambda name: getattr(self, name))
 
+    @property
+    def portable(self) -> str:
+        """The smallest of these files that programs besides rose read."""
+        return min((name for name in self.exact if name != "packed"), key=lambda name: getattr(self, name))
+
     def result(self, text: str = "") -> Result:
         """Perplexity on the calibration text, or on the "second" one, as verdicts compare it."""
         prefix = f"{text}_" if text else ""
@@ -130,6 +135,13 @@ def read_rows(folder: str | Path) -> list[Row]:
     if not path.is_file():
         raise RoseError(f"There is no {TABLE} in {folder}; give a folder that `rose smaller` has written.")
     return read_records(path, Row, "smaller copies")
+
+
+def says_llama(rows: Sequence[Row]) -> str:
+    """A sentence on speed in llama.cpp; "" where that was not measured."""
+    timed = [row for row in rows if row.llama_decoding]
+    rates = [f"{row.name} reads {row.llama_prefill:.0f} and writes {row.llama_decoding:.0f}" for row in timed]
+    return f"Tokens a second in llama.cpp: {'; '.join(rates)}." if rates else ""
 
 
 def runtimes() -> pd.DataFrame:

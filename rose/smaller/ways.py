@@ -14,11 +14,13 @@ from torch import nn
 
 from rose.errors import RoseError
 from rose.layer.pattern import parse_grid, parse_sparsity
-from rose.model.estimate import Memory, estimate_cost, estimate_evaluation, estimate_memory, sweeps_of
-from rose.model.formats.packed import encode
+from rose.model.estimate import estimate_cost, estimate_memory, sweeps_of, tuning_memory
+from rose.model.load.tokens import tuning_draw
 from rose.model.network.network import Network
 from rose.model.ship.export import gguf_size
-from rose.model.ship.packing import packed_size
+from rose.model.ship.packing import TYPES as DTYPES
+from rose.model.ship.packing import packed_bytes, packed_size
+from rose.model.tune.task import check_memory
 from rose.recipe.file import BETWEEN, PREVIOUS, Recipe
 from rose.recipe.parts import SlimSettings, TextPart
 from rose.recipe.steps import Prune, Slim, Smaller
@@ -73,19 +75,28 @@ RULES: dict[str, tuple[float, float]] = {
 }
 
 
-def ways_of(spec: Smaller, model: nn.Module) -> list[Way]:
-    """The ways that this model allows by its shapes, the model as it is first."""
-    network, ways = Network(model), []
+def ways_of(spec: Smaller, model: nn.Module) -> tuple[list[Way], list[str]]:
+    """The ways that this model and the free memory allow, the model as it is first; and sentences on the other ways."""
+    network, ways, left_out = Network(model), list[Way](), dict[str, list[Way]]()
+    copy = sum(parameter.nbytes for parameter in model.parameters())
     for key, times in RULES.items():
         way = _way(key, times, spec)
         pattern = parse_sparsity(way.sparsity)
-        with suppress(RoseError):
+        try:
             if way.slim:
                 check_slimming(model, SlimSettings(ratio=way.slim))
             elif pattern.ratio or way.bits:
                 network.to_prune(None, pattern, Prune.fields()["block_size"].default, parse_grid(way.bits, None))
+            if way.is_tuned:
+                check_memory(network, tuning_draw(spec.length).length, besides=copy)
             ways.append(way)
-    return ways
+        except RoseError as problem:
+            left_out.setdefault(str(problem), []).append(way)
+    return ways, [says_left_out(of_problem, problem) for problem, of_problem in left_out.items()]
+
+
+def says_left_out(ways: Sequence[Way], problem: object) -> str:
+    return f"Left out: {'; '.join(way.name for way in ways)}. {problem}"
 
 
 def _way(key: str, times: tuple[float, float], spec: Smaller) -> Way:
@@ -146,9 +157,8 @@ def safetensors_size(model: nn.Module) -> int:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for key, weight in sorted(model.named_parameters()):
-        names = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
         offsets = [end, end + weight.nbytes]
-        header[key] = {"dtype": names[str(weight.dtype)], "shape": list(weight.shape), "data_offsets": offsets}
+        header[key] = {"dtype": DTYPES[weight.dtype], "shape": list(weight.shape), "data_offsets": offsets}
         end = offsets[1]
     length = len(json.dumps(header, separators=(",", ":")))
     return 8 + -(-length // 8) * 8 + end
@@ -160,29 +170,38 @@ def estimated_rows(spec: Smaller, model: nn.Module, ways: Sequence[Way], dense: 
     every = [parameter.detach() for parameter in model.parameters()]
     rest = [tensor for tensor in every if tensor.untyped_storage().data_ptr() not in layers]
     # Packed bytes of tensors that no way changes: embeddings, norms and biases.
-    untouched = sum(tensor.nbytes if (packed := encode(tensor)) is None else packed.size for tensor in rest)
+    untouched = sum(tensor.nbytes if (packed := packed_bytes(tensor)) is None else packed for tensor in rest)
     rows = []
     for way in ways:
         seconds, memory = _cost(spec, model, way)
         low, high = way.times
         quality = {"times": math.sqrt(low * high), "times_low": low, "times_high": high}
-        cost = {"minutes": seconds / 60, "memory": 0 if memory is None else memory.besides_weights}
+        cost = {"minutes": seconds / 60, "memory": memory}
         facts: Any = _sizes(model, way, dense, untouched) | cost | quality
         gain = 1 / (1 - way.slim) if way.slim else None
         rows.append(Row(way.key, way.name, ESTIMATE, way.bits, loads=programs(way.bits), prefill_gain=gain, **facts))
     return rows
 
 
-def corrected(estimates: Sequence[Row], measured: Mapping[str, Row]) -> list[Row]:
+def corrected(estimates: Sequence[Row], measured: Mapping[str, Row], tune: float) -> list[Row]:
     """Measured rows in place of their estimates. The others follow measured copies of the same kind of removal: their
-    log perplexity and their bytes are scaled by the factors by which the rules of those copies missed."""
-    rows = []
+    log perplexity and their bytes are scaled by the factors by which the rules of those copies missed. Minutes follow
+    copies that were slimmed, too, or were not; `tune` of them are those of a tuned copy."""
+    pairs, rows = [(rule, measured[rule.key]) for rule in estimates if rule.key in measured], []
     for row in estimates:
-        if row.key not in measured:
-            kin = [rule for rule in estimates if rule.key in measured and _removal(rule.key)[0] == _removal(row.key)[0]]
-            row = _corrected(row, [(rule, measured[rule.key]) for rule in kin])
-        rows.append(measured.get(row.key, row))
+        kin = [pair for pair in pairs if _removal(pair[0].key)[0] == _removal(row.key)[0]]
+        rows.append(measured.get(row.key) or replace(_corrected(row, kin), minutes=_minutes(row, pairs, tune)))
     return rows
+
+
+def _minutes(row: Row, pairs: Sequence[tuple[Row, Row]], tune: float) -> float:
+    def work(other: Row) -> float:
+        return max(0.0, other.minutes - tune * (TUNED in other.key))
+
+    alike = [pair for pair in pairs if ("slim" in pair[0].key) == ("slim" in row.key) and work(pair[0])]
+    expected = math.fsum(work(rule) for rule, _ in alike or pairs)
+    actual = math.fsum(work(result) for _, result in alike or pairs)
+    return row.minutes + work(row) * (actual / expected - 1) if expected else row.minutes
 
 
 def _removal(key: str) -> list[str]:
@@ -200,16 +219,13 @@ def _corrected(row: Row, kin: Sequence[tuple[Row, Row]]) -> Row:
     if missed:
         power = min(MISSES[1], max(MISSES[0], math.fsum(missed) / len(missed)))
         facts = {name: getattr(row, name) ** power for name in ("times", "times_low", "times_high")}
+    # Copies of the same shapes and kind of weights, whose rules miss alike.
+    alike = [pair for pair in kin if pair[0].bits == row.bits and _removal(pair[0].key) == _removal(row.key)]
     for name in FILES:
-        sizes = [(getattr(rule, name), getattr(result, name)) for rule, result in kin if _alike(rule, row)]
+        sizes = [(getattr(rule, name), getattr(result, name)) for rule, result in alike]
         if sizes and None not in (getattr(row, name), *sizes[0]):
             facts[name] = round(getattr(row, name) * sizes[0][1] / sizes[0][0])
     return replace(row, **facts)
-
-
-def _alike(first: Row, second: Row) -> bool:
-    """Whether two copies have the same shapes and the same kind of weights, so that their rules miss alike."""
-    return first.bits == second.bits and _removal(first.key) == _removal(second.key)
 
 
 def _sizes(model: nn.Module, way: Way, dense: Mapping[str, int | None], untouched: int) -> dict[str, Any]:
@@ -226,20 +242,22 @@ def _sizes(model: nn.Module, way: Way, dense: Mapping[str, int | None], untouche
     return sizes
 
 
-def _cost(spec: Smaller, model: nn.Module, way: Way) -> tuple[float, Memory | None]:
-    """Seconds to make a copy and to measure it, and the largest memory of its steps."""
+def _cost(spec: Smaller, model: nn.Module, way: Way) -> tuple[float, int]:
+    """Seconds to make a copy, and the most bytes that a step takes besides the models."""
     drawn: dict[str, Any] = spec.extent
-    seconds = 2 * estimate_evaluation(model, tokens=spec.held_out * spec.length)
-    memories: list[Memory] = []
+    seconds, memories = 0.0, [0]
     if way.slim:
         settings = SlimSettings(ratio=way.slim)
         seconds += estimate_slimming(model, settings, **drawn)
-        memories.append(estimate_slim_memory(model, settings, **drawn))
+        memories.append(estimate_slim_memory(model, settings, **drawn).besides_weights)
     for step in way.recipe.steps if way.recipe else ():
         if isinstance(step, Prune):
             sweeps = sweeps_of([step.method], step.bits)
             seconds += estimate_cost(model, sweeps=sweeps, passes=2, target=step.target, **drawn).seconds
-            memories.append(estimate_memory(model, method=step.method, dense_targets=step.target == "dense", **drawn))
+            options: dict[str, Any] = {"method": step.method, "dense_targets": step.target == "dense"} | drawn
+            memories.append(estimate_memory(model, **options).besides_weights)
     if way.is_tuned:
+        weights = sum(layer.weight.numel() for layer in Network(model).layers)
+        memories.append(tuning_memory(Network(model), tuning_draw(spec.length).length, weights))
         seconds += 60 * spec.tune
-    return seconds, max(memories, key=lambda memory: memory.peak, default=None)
+    return seconds, max(memories)

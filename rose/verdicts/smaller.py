@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rose.verdicts.comparison import rank
-from rose.wording import listing, number, percent, sentence, size
+from rose.wording import count, listing, number, percent, sentence, size
 
 if TYPE_CHECKING:
     from rose.smaller.table import Row
@@ -65,6 +65,8 @@ def _recommend(goal: str, dense: Row, rows: Sequence[Row]) -> Recommendation:
     paying = [row for row in reaching if (row.times or math.inf) <= limit and (row.second_times or math.inf) <= limit]
     if not paying:
         why = "no way reaches it" if not reaching else f"{listing([row.name for row in reaching])} lose too much"
+        if estimates := len(rows) - len(measured):
+            why += f" (by estimates for {count(estimates, 'way')})"
         so_far = f"{sentence(goal)}: no way that was measured so far reaches it."
         text = f"{sentence(goal)}: nothing pays here; {why}." if is_complete else so_far
         return Recommendation(goal, "", "", text, is_complete)
@@ -106,6 +108,8 @@ def _lowest(rows: Sequence[Row]) -> list[Row]:
 
 def _facts(row: Row, dense: Row) -> str:
     share = f"{size(row.bytes)} as {row.smallest}, {percent(row.bytes / dense.bytes, 0)} of {size(dense.bytes)}"
+    if row.smallest == "packed":
+        share += f" ({size(getattr(row, row.portable))} as {row.portable} for other programs)"
     if dense.stored and dense.stored < row.bytes:
         share += f" but more than the file itself, {size(dense.stored)}"
     first, second = number(row.times or math.nan), number(row.second_times or math.nan)

@@ -175,6 +175,7 @@ def test_pictures_of_a_tensor_show_all_of_it(tmp_path):
     weights = tensors()
     with TensorFiles(saved(tmp_path / "a.safetensors", weights)) as files:
         look = look_at(files, UP(0), cells=50, bins=11)
+        assert torch.allclose(inspect.spectrum(files, UP(0))[0], torch.linalg.matrix_norm(weights[UP(0)], 2))
     weight = weights[UP(0)]
     assert look.block == (4, 2)
     assert np.allclose(look.map, weight.abs().reshape(50, 4, 48, 2).amax((1, 3)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pandas as pd
+import psutil
 import pytest
 from rich.console import Console
 
@@ -101,6 +102,15 @@ def test_the_table_is_kept_where_measuring_is_cancelled(checkpoint, tmp_path, mo
     assert rows[-1].times_low < rows[-1].times < rows[-1].times_high
 
 
+def test_a_copy_that_is_not_made_in_time_stays_an_estimate(checkpoint, tmp_path, monkeypatch, capsys):
+    only(monkeypatch, "as-is", "bits-4")
+    ways = iter(["as-is", "bits-4"])
+    monkeypatch.setattr(Bench, "best_next", lambda bench, _seconds: next((bench.way(key) for key in ways), None))
+    assert cli.main(["smaller", checkpoint, *DRAW, "--minutes", "0.0001", "--output", str(tmp_path / "out")]) == 0
+    assert "Left out: 4 bits. Its copy was not made in the minutes that were left." in capsys.readouterr().out
+    assert [each.is_measured for each in read_rows(tmp_path / "out")] == [True, False]
+
+
 def test_unmeasured_ways_stay_estimates(checkpoint: str, tmp_path: Path) -> None:
     assert cli.main(["smaller", checkpoint, *DRAW, "--minutes", "0.0001", "--output", str(tmp_path / "out")]) == 0
     rows = read_rows(tmp_path / "out")
@@ -128,13 +138,19 @@ def test_nothing_is_recommended_if_no_row_reaches_a_goal() -> None:
     assert recommend([left]) == []
 
 
-def test_ways_that_a_model_does_not_allow_are_left_out(tmp_path: Path) -> None:
+def test_ways_that_a_model_does_not_allow_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = rose.load_model(str(save_tiny_llama(tmp_path / "narrow", hidden=48)))
     asked = Smaller(model="x", output=tmp_path)
-    keys = [way.key for way in ways_of(asked, model)]
+    ways, left_out = ways_of(asked, model)
+    keys = [way.key for way in ways]
     assert keys[0] == "as-is"
-    assert "bits-4" not in keys  # groups of 64 do not divide 48 columns
+    assert "bits-4" not in keys
+    assert any(text.startswith("Left out: 8 bits; 4 bits; ") and "48" in text for text in left_out)
     assert "2:4" in keys
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Mock(available=1000))
+    ways, left_out = ways_of(asked, model)
+    assert not any(way.is_tuned for way in ways)
+    assert any("half zero, tuned; 2:4, tuned" in text and "free" in text for text in left_out)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +171,7 @@ def test_estimates_follow_measured_copies_with_the_same_removal() -> None:
     keys = {"as-is": 1.0, "bits-4": 1.05, "slim-fifth": 1.3, "slim-third": 1.47, "slim-fifth-tuned": 1.15, "half": 1.25}
     estimates = [replace(row(key, 100, times), basis="estimate") for key, times in keys.items()]
     measured = row("slim-fifth", 90, 1.48)
-    rows = {each.key: each for each in ways.corrected(estimates, {"slim-fifth": measured})}
+    rows = {each.key: each for each in ways.corrected(estimates, {"slim-fifth": measured}, tune=2.0)}
     assert rows["slim-fifth"] is measured
     assert 1.15 < rows["slim-fifth-tuned"].times < 1.48 < rows["slim-third"].times
     assert (rows["slim-fifth-tuned"].safetensors, rows["slim-third"].safetensors) == (90, 100)
@@ -186,8 +202,9 @@ def test_llama_cpp_is_timed_where_it_is_installed(tmp_path: Path, monkeypatch: p
     program.write_text(f"#!/bin/sh\ntest -f \"$2\" && echo '{json.dumps(answer)}'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    found = measure._llama_speed(Path(exportable(tmp_path)), replace(row("x", 9, 1.0), f16=5))
-    assert found == {"llama_prefill": 80.0, "llama_decoding": 20.0}
+    speed = measure._llama_speed(exportable(tmp_path), replace(row("x", 9, 1.0), f16=5))
+    assert speed == {"llama_prefill": 80.0, "llama_decoding": 20.0}
+    assert "as-is reads 80 and writes 20" in table.says_llama([row("as-is", 9, 1.0, **speed)])
 
 
 def test_runtimes_say_what_this_machine_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ TYPES = {dtype: name for name, dtype in _TYPES.items() if dtype and not dtype.is
 if hasattr(torch, "float8_e8m0fnu"):  # from torch 2.7 on
     TYPES[torch.float8_e8m0fnu] = "F8_E8M0"
 ALIGNMENT = 8
+_SIZES: dict[str, int | None] = {}  # copies of a model share most of its tensors
 
 
 class TensorWriter(ExitStack):
@@ -125,9 +126,17 @@ def packed_size(model: nn.Module) -> PackedSize:
     sizes = PackedSize()
     for name, tensor in model.named_parameters():
         stop_point()
-        packed_tensor = encode(tensor)
-        sizes.add(name, tensor, packed_tensor.size if packed_tensor else None, digest({name: tensor}))
+        sizes.add(name, tensor, packed_bytes(tensor), digest({name: tensor}))
     return sizes
+
+
+def packed_bytes(tensor: Tensor) -> int | None:
+    """Bytes of a tensor in a packed file, None for one that is stored plain; remembered by the tensor's digest."""
+    key = digest({"": tensor})
+    if key not in _SIZES:
+        packed_tensor = encode(tensor)
+        _SIZES[key] = packed_tensor.size if packed_tensor else None
+    return _SIZES[key]
 
 
 def pack_folder(folder: str | Path, output: str | Path, follow: Follow | None = None) -> PackedSize:

@@ -161,6 +161,7 @@ def test_two_files_are_compared_inside(setup, folder, pruned_folder):
     assert "Nothing stands out: 30 tensors" in texts(one)
     assert len(figures(one)) == 3
     assert one.main.dataframe[0].value.set_index("Tensor")["Zeros"].max() > 1
+    assert "singular values" in figures(one.toggle(key="inspect-spectrum").set_value(True).run())[2]
 
 
 def test_page_opens_on_a_finished_check():
