@@ -57,8 +57,8 @@ class Way:
 RULES: dict[str, tuple[float, float]] = {
     AS_IS: (1.0, 1.0),
     "bits-8": (1.0, 1.01),
-    "bits-4": (1.05, 1.06),
-    "bits-3": (1.2, 1.25),
+    "bits-4": (1.03, 1.06),
+    "bits-3": (1.1, 1.25),
     "slim-fifth": (1.12, 1.5),
     "slim-fifth-tuned": (1.1, 1.2),
     "slim-third": (1.2, 1.81),
