@@ -99,16 +99,17 @@ def _load(spec: Any, console: Console) -> tuple[Any, PreTrainedModel, Any]:
 def _print_pruned(report: rose.RunReport) -> None:
     """Prints every pruned layer, with errors on held-out tokens if there are any, and a summary."""
     table, summary = report.layers, report.summary
-    errors = ["relative_error", "held_out_error"]
+    errors, is_held_out = ["relative_error", "held_out_error"], summary["mean_held_out_error"] is not None
     if summary["target"] == "dense":
-        held_out = table["held_out_target_error"].notna().any()
-        errors = ["held_out_error", "held_out_target_error"] if held_out else ["relative_error", "target_error"]
+        errors = ["held_out_error", "held_out_target_error"] if is_held_out else ["relative_error", "target_error"]
     rounded = "bits" in summary  # 80 columns cannot show all
     shown = [*errors, "pruning_error", "rounding_error"] if rounded else ["relative_range", *errors]
     terminal.print_table(table[["layer", "sparsity", *shown]], "Layers")
-    mean = f"Mean relative error on calibration tokens: {summary['mean_relative_error']:.4f} of layers' own outputs"
-    if summary["mean_target_error"] is not None:
-        mean += f", {summary['mean_target_error']:.4f} of the dense model's, which were the target"
+    kind, tokens = ("held_out", "held-out") if is_held_out else ("relative", "calibration")
+    mean = f"Mean relative error on {tokens} tokens: {summary[f'mean_{kind}_error']:.4f} of layers' own outputs"
+    to_target = summary["mean_held_out_target_error" if is_held_out else "mean_target_error"]
+    if to_target is not None:
+        mean += f", {to_target:.4f} of the dense model's, which were the target"
     terminal.say(
         f"{summary['layers']} layers, {100 * summary['removed_fraction']:.2f} % of their weights removed, "
         f"{summary['seconds']:.0f} s",
