@@ -16,7 +16,7 @@ import rose
 from app.figures.orders import trace_of
 from app.study.study import Study, error_on
 from rose.layer.error import relative_error
-from rose.layer.methods import Known, make_settings, prune_with
+from rose.layer.methods import Cache, make_settings, prune_with
 from rose.layer.sweep import error_inside
 
 BASELINE = ("natural", "block")  # SparseGPT, which every other error is compared with
@@ -59,7 +59,7 @@ def outcome(study: Study, layer: str, sweep: PlannedSweep) -> SweepResult:
         weight, held_out, shared = study.weight(layer), study.held_out_statistics(layer), _shared(study, layer)
         stages = held_out is not None and trace_bytes(study, layer) <= LARGEST_TRACE
         options = study.layer_options() | {"order": sweep.order, "budget": sweep.budget, "trace": stages or "errors"}
-        result = prune_with(weight, study.statistics(layer), replace(make_settings(**options), known=shared))
+        result = prune_with(weight, study.statistics(layer), replace(make_settings(**options), cache=shared))
         trace = trace_of(result)
         if held_out is not None and stages:
             hessian, energy = held_out.hessian, shared.energy(weight, held_out)
@@ -80,9 +80,9 @@ def dense_energy(study: Study, layer: str) -> float:
     return _shared(study, layer).energy(study.weight(layer), study.statistics(layer))
 
 
-def _shared(study: Study, layer: str) -> Known:
+def _shared(study: Study, layer: str) -> Cache:
     """Values that all sweeps of this layer share: its plan, and the energies that errors are relative to."""
-    return study.remember(("shared", layer), lambda: Known(study.weight(layer), study.plan(layer)))
+    return study.remember(("shared", layer), lambda: Cache(study.weight(layer), study.plan(layer)))
 
 
 def frame(outcomes: Sequence[SweepResult]) -> pd.DataFrame:

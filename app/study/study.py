@@ -25,7 +25,7 @@ from app.study import cache
 from app.study.setup import FORETOLD, MEASURED, Setup
 from rose.layer.error import relative_error
 from rose.layer.hessian import condition_number, spectrum
-from rose.layer.methods import Known
+from rose.layer.methods import Cache
 from rose.layer.order import live_range
 from rose.layer.pattern import METHOD, THRESHOLD
 from rose.model.network.heads import ATTENTION_OUTPUTS, head_width
@@ -284,7 +284,7 @@ class Study(Run):
     def _measure_layer(
         self, layer: PrunableLayer, statistics: rose.InputStatistics, held_out: rose.InputStatistics | None, job: Job
     ) -> list[rose.LayerRecord]:
-        options = self.layer_options() | {"known": Known(layer.weight)}
+        options = self.layer_options() | {"cache": Cache(layer.weight)}
         records = []
         for name, how in MEASURED.items():
             job.check()  # each may take seconds

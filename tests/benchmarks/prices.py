@@ -29,7 +29,7 @@ from torch import Tensor
 import rose
 from rose.layer import error
 from rose.layer.forecast import AnyBudget, _Factored, _Sample
-from rose.layer.methods import Known, make_settings, prune_with
+from rose.layer.methods import Cache, make_settings, prune_with
 from rose.layer.order import by_weighted_pivot
 from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import sweep, visited_budget
@@ -109,12 +109,12 @@ def _errors(layer: Layer, setting: str, pairs: Sequence[str]) -> dict[str, Any]:
     module, inputs, held_out = layer
     sparsity, size = setting.split("/")
     weight = module.weight.detach().float()
-    known, errors = Known(weight), {}
+    cache, errors = Cache(weight), {}
     energies = [error.quadratic_form(weight, statistics.hessian) for statistics in (inputs, held_out)]
     for pair in pairs:
         order, budget = pair.split("/")
         settings = make_settings("sparsegpt", sparsity=sparsity, block_size=int(size), order=order, budget=budget)
-        result = prune_with(weight, inputs, replace(settings, known=known, measures=False))
+        result = prune_with(weight, inputs, replace(settings, cache=cache, measures=False))
         damped = float(result.column_error.sum(dtype=torch.float64)) / energies[0]
         errors[f"c {pair}"] = f"{damped:.5g}"
         errors[pair] = f"{error.relative_error(weight, result.weight, held_out.hessian, energies[1]):.5g}"

@@ -33,7 +33,7 @@ from rose.layer.sweep import SweepTrace, check_budget
 
 
 @dataclass
-class Known:
+class Cache:
     """Values that methods compared on one layer share; the first method that needs a value stores it."""
 
     weight: Tensor  # W, (out, in), the model's tensor; all other values are of this tensor alone
@@ -70,7 +70,7 @@ class Settings:
         options: all options of the method, checked; see `Method.options`.
         held_out: inputs that calibration has not seen, for methods that choose by measuring.
         products: number format of ADMM's products in `rose_admm`; everything else is float32.
-        known: values shared by methods that prune the same layer.
+        cache: values shared by methods that prune the same layer.
         measures: False leaves errors NaN, for callers that measure against other targets.
         grid: kept weights are rounded to it.
         zeros: weights that are 0 and stay 0, (out, in) bool; see `zeros_to_keep`.
@@ -87,7 +87,7 @@ class Settings:
     options: Mapping[str, Value] = field(default_factory=dict)
     held_out: InputStatistics | None = None
     products: torch.dtype = torch.float32
-    known: Known | None = field(default=None, repr=False, compare=False)
+    cache: Cache | None = field(default=None, repr=False, compare=False)
     measures: bool = True
     grid: Grid | None = None
     zeros: Tensor | None = field(default=None, repr=False, compare=False)

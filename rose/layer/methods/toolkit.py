@@ -22,7 +22,7 @@ from rose.layer.sweep import TILE, sweep, visited_budget
 
 
 def _plan(weight: Tensor, statistics: InputStatistics, settings: Settings) -> OrderPlan:
-    same = settings.known if settings.known and settings.known.is_of(weight) else None
+    same = settings.cache if settings.cache and settings.cache.is_of(weight) else None
     if same and same.plan and (same.plan.pattern, same.plan.block_size) == (settings.pattern, settings.block_size):
         return replace(same.plan, threshold=settings.threshold, damping=settings.damping)
     plan = plan_order(
@@ -54,7 +54,7 @@ def errors_in_order(
 def _relative_error(weight: Tensor, pruned: Tensor, statistics: InputStatistics, settings: Settings) -> float:
     if not settings.measures:
         return nan
-    dense = settings.known.energy(weight, statistics) if settings.known else None
+    dense = settings.cache.energy(weight, statistics) if settings.cache else None
     return error.relative_error(weight, pruned, statistics.hessian, dense)
 
 

@@ -19,7 +19,7 @@ from rose.layer.agreement import Misfit
 from rose.layer.change import Removal, WeightChange, same_removed
 from rose.layer.error import MassiveActivation, difference, quadratic_form, ratio
 from rose.layer.hessian import damped_hessian, solve_on_support
-from rose.layer.methods import Known, LayerResult, make_settings, prune_with
+from rose.layer.methods import Cache, LayerResult, make_settings, prune_with
 from rose.layer.pattern import DAMPING, RECOMMENDED, Pattern
 from rose.layer.target import InputGap, OutputGap, corrected_weight, target_error
 from rose.model.check.inputs import LayerInputs
@@ -243,15 +243,15 @@ class _Trial:
     tried: dict[tuple[str, str], Removal] = field(default_factory=dict)
     done: dict[tuple[str, str], Rival] = field(default_factory=dict)  # by method and aim
     swept: dict[str, LayerResult] = field(default_factory=dict)  # SparseGPT's by aim
-    shared: dict[str, Known] = field(default_factory=dict)  # by aim
+    shared: dict[str, Cache] = field(default_factory=dict)  # by aim
 
     def prune(self, method: str, aim: str) -> Rival:
         """Errors of a method on W, or on W*, with an aim of `TARGET`; notes how near its mask is."""
         if (method, aim) in self.done:
             return self.done[method, aim]
-        cache = self.shared.get(aim) or self.shared.setdefault(aim, Known(self._weight_for(aim)))
+        cache = self.shared.get(aim) or self.shared.setdefault(aim, Cache(self._weight_for(aim)))
         settings = make_settings(method, sparsity=self.pattern, block_size=self.yardsticks.block_size)
-        settings = replace(settings, measures=False, known=cache, products=self.yardsticks.products)
+        settings = replace(settings, measures=False, cache=cache, products=self.yardsticks.products)
         result = self.swept.get(aim)
         if method != "rose" or result is None or result.plan.is_columnar:  # else ROSE sweeps as SparseGPT does
             statistics = self.inputs.unpruned if aim == UNPRUNED else self.inputs.statistics

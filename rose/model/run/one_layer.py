@@ -10,7 +10,7 @@ from typing import Any, Unpack
 from rose.layer import error
 from rose.layer.error import MassiveActivation
 from rose.layer.hessian import sampling_damping
-from rose.layer.methods import Known, LayerResult, Settings, SettingsOptions, make_settings, prune_with, zeros_to_keep
+from rose.layer.methods import Cache, LayerResult, Settings, SettingsOptions, make_settings, prune_with, zeros_to_keep
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import InputGap, OutputGap, corrected_weight, target_error
 from rose.model.network.layers import PrunableLayer, naming
@@ -24,14 +24,14 @@ def measure_layer(
     statistics: InputStatistics,
     held_out: InputStatistics | None = None,
     *,
-    known: Known | None = None,
+    cache: Cache | None = None,
     **options: Unpack[SettingsOptions],
 ) -> LayerRecord:
     """The record of pruning one layer, which is not changed. Arguments as for `rose.prune_layer`; methods that are
-    compared on this layer share `known`."""
+    compared on this layer share a `cache`."""
     second = {} if held_out is None else {layer.name: held_out}
     block = BlockStatistics(layer.block_index, [layer], {layer.name: statistics}, second)
-    return prune_in(block, layer, replace(make_settings(**options), known=known))[1]
+    return prune_in(block, layer, replace(make_settings(**options), cache=cache))[1]
 
 
 def prune_in(
@@ -60,10 +60,10 @@ def prune_in(
             corrected, used_mu = corrected_weight(weight, statistics, gap, mu)
             target = corrected.to(weight.dtype)
         result = prune_with(target, statistics, settings)
-    errors = _errors(layer, result, statistics, gap, settings.known)
+    errors = _errors(layer, result, statistics, gap, settings.cache)
     fields: dict[str, Any] = dict(zip(("relative_error", "target_error"), errors, strict=True))
     if held_out is not None:
-        errors = _errors(layer, result, held_out, gaps.get("held_out"), settings.known)
+        errors = _errors(layer, result, held_out, gaps.get("held_out"), settings.cache)
         fields |= dict(zip(("held_out_error", "held_out_target_error"), errors, strict=True))
     if gap is not None:
         fields["target"] = "dense and stream" if isinstance(gap, OutputGap) else "dense"
@@ -79,7 +79,7 @@ def _errors(
     result: LayerResult,
     inputs: InputStatistics,
     gap: InputGap | OutputGap | None,
-    shared: Known | None,
+    shared: Cache | None,
 ) -> tuple[float, float | None]:
     """Relative errors against the layer's own dense output and, if there is a gap, against its dense target."""
     weight = layer.weight

@@ -17,7 +17,7 @@ from typing import Any, Unpack
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.layer.methods import BasicOptions, Known, make_settings
+from rose.layer.methods import BasicOptions, Cache, make_settings
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import correction_damping
@@ -249,8 +249,8 @@ def analyze_model(
         layer = block.layers[number]
         if is_left_dense(layer, block.calibration):
             return [dense_record(layer, None, each) for each in settings]
-        shared = Known(layer.weight)
-        records = [prune_in(block, layer, replace(each, known=shared))[1] for each in settings]
+        shared = Cache(layer.weight)
+        records = [prune_in(block, layer, replace(each, cache=shared))[1] for each in settings]
         seen(layer, statistics_of(layer, block.calibration), records[0])
         return records
 
