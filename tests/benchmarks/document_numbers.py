@@ -122,7 +122,7 @@ def layer_target() -> str:
     lines = [
         [f"`{method}`", *(mean_of_draws(drawn.get((method, s), pd.Series(dtype=float))) for s in shown)]
         for method in read("rows.csv")["method"].unique()
-        if method != "rose_admm"  # measured on another machine
+        if method not in ("rose_admm", "measured")  # the first was measured on another machine
     ]
     return table(["method", *shown], lines)
 
@@ -221,6 +221,7 @@ PRICED = {  # of prices-measured.csv
 }
 
 
+UNSHOWN = ("two_level/layer", "random:0/layer", "hessian/layer", "greedy/layer")  # greedy is pivot; none wins
 RANKED = ("two_level/block", "dealt/block", "global/layer", "pivot/layer")
 
 
@@ -244,7 +245,7 @@ def orders_by_price() -> str:
         f"{MODELS[model]}, {counts[model, is_output]} {'outputs' if is_output else 'others'}"
         for model, is_output in columns
     ]
-    shown = {pair: label for pair, label in PRICED.items() if pair != "greedy/layer"}  # as pivot/layer
+    shown = {pair: label for pair, label in PRICED.items() if pair not in UNSHOWN}
     lines = [[label, *(f"{means.loc[column, pair]:.3f}" for column in columns)] for pair, label in shown.items()]
     return table(["order / budget", *head], lines)
 
@@ -256,15 +257,6 @@ def pivot_against_global() -> str:
         for model, rows in priced().groupby("model", sort=False)
     ]
     return " and ".join(each)
-
-
-def outputs_by_draw() -> str:
-    """Mean ratios to SparseGPT's error of the output projections that were measured in several draws."""
-    rows = read("prices-measured.csv").query("model == 'smollm2-135m' and sparsity == '0.7' and block_size == 128")
-    rows = rows[rows["layer"].str.endswith("o_proj")]
-    pairs = {"global": "global/layer", "pivot": "pivot/layer", "weighted pivot": "pivot_weighted/layer"}
-    means = rows[list(pairs.values())].div(rows["natural/block"], axis=0).groupby(rows["seed"]).mean()
-    return "; ".join(f"{name} {', '.join(f'{value:.3f}' for value in means[pair])}" for name, pair in pairs.items())
 
 
 def forecast_ranks() -> str:
@@ -541,9 +533,8 @@ def four_bits() -> str:
     for key, text in ways.items():
         part = rows.loc[[key]]
         assert list(part["seed"]) == [0, 1, 2]
-        values = [f"{value:.2f}" for value in part["perplexity"]]
-        lines.append([text, f"{part['bits_a_weight'].iloc[0]:.2f}", *values])
-    return table(["50 % zeros", "bits a weight", "draw 0", "draw 1", "draw 2"], lines)
+        lines.append([text, f"{part['bits_a_weight'].iloc[0]:.2f}", mean_of_draws(part["perplexity"])])
+    return table(["50 % zeros", "bits a weight", "perplexity"], lines)
 
 
 def zeros_and_bits() -> str:
@@ -686,10 +677,11 @@ def diffusion() -> str:
 
 def programs_that_use_zeros() -> str:
     lines = [
-        [f"[{row.name}]({row.source})", row.uses, f"{row.hardware}; {row.needs}", row.gain, row.state]
+        [f"[{row.name}]({row.source})", row.uses, row.hardware, row.gain, row.state]
         for row in pd.read_csv(ROOT / "rose/smaller/runtimes.csv").itertuples(index=False)
+        if row.requires != "ended"
     ]
-    return table(["program", "uses", "needs", "published gain", "state"], lines)
+    return table(["program", "uses", "hardware", "published gain", "state"], lines)
 
 
 def _headlines() -> dict[str, pd.DataFrame]:
@@ -757,12 +749,10 @@ REGIONS: dict[str, Callable[[], str]] = {
     "law_of_prices": law_of_prices,
     "forecast_times": forecast_times,
     "pivot_by_budget": pivot_by_budget,
-    "whole_by_pivot": partial(whole_by, {"rose_global": "global order", "pivot/layer": "the pivot order"}),
     "whole_by_threshold": partial(
         whole_by, {"sparsegpt": "SparseGPT", "rose": "ROSE's rule", "rose, threshold 0": "its order"}
     ),
     "orders_by_price": orders_by_price,
-    "outputs_by_draw": outputs_by_draw,
     "pivot_against_global": pivot_against_global,
     "own_model": own_model,
     "packed": packed,
