@@ -52,7 +52,7 @@ def of_another_setup(run: PruningRun) -> None:
     components.info(
         f"Below is a run of {setup.model} in {setup.dtype}, calibrated on {setup.samples} × {setup.length} tokens of "
         f"{words.text_name(setup.calibration)}, seed {setup.seed}, with block size {setup.block_size} and damping "
-        f"{setup.damping:g}; not of the set-up that is chosen now.",
+        f"{setup.damping:g}. The set-up chosen now is another one.",
         ":material/history:",
     )
 
@@ -126,9 +126,9 @@ def _take_away(run: PruningRun, models: list[RunReport]) -> None:
             csv_button("All copies, CSV", model_table(models), "models.csv", "all-models")
             report_button(lambda: copies, "pruned", "prune-report")
         types = [form for form in forms(copy.bits) if form != PACKED]
-        st.caption(f"Loads in transformers; rose packed; llama.cpp as {' or '.join(types)}.")
+        st.caption(f"Loads in transformers, packed in rose, and in llama.cpp as {' or '.join(types)}.")
         if place is None:
-            again = "choose that under Checkpoints and prune again"
+            again = "choose to keep copies under Checkpoints, and prune again"
             is_example = run is example.pruning()
             st.caption("This is the example: prune your own." if is_example else f"It was not kept; {again}.")
             return
@@ -173,10 +173,10 @@ def _says(model: RunReport, form: str, whole: bool) -> str:
     """Which programs read the file, and which precision it loses; `whole`: all layers were pruned."""
     if form == PACKED:
         return (
-            "To the bit: `rose.load_model` reads the folder, `rose unpack` makes a plain folder of it. Other programs "
+            "Exact to the bit: `rose.load_model` reads the folder, `rose unpack` makes it a plain one. Other programs "
             "do not read it."
         )
-    reads = "llama.cpp and what is built on it read the file."
+    reads = "llama.cpp and programs built on it read the file."
     if model.bits is not None:
         if form == "f16":
             return f"{reads} It holds the pruned layers exactly, and embeddings as f16 numbers."
@@ -184,7 +184,7 @@ def _says(model: RunReport, form: str, whole: bool) -> str:
             return f"{reads} It holds all weights exactly."
         return f"{reads} It holds the pruned layers exactly; the others are rounded too, without compensation."
     weights = "weights to f16 numbers" if form == "f16" else "kept weights, without compensation"
-    return f"{reads} It rounds {weights}: perplexity was measured before that."
+    return f"{reads} It rounds {weights}; perplexity was measured before rounding."
 
 
 def _file(file: FileRun, key: str) -> None:
@@ -219,7 +219,7 @@ def layers(run: PruningRun, models: list[RunReport]) -> None:
     components.show(drawing, "layer-errors")
     if copy.method == "rose":
         changed = words.count(int(copy.summary["columnar_layers"]), "columnar layer")
-        st.caption(f"ROSE changes the order of {changed}. The other layers differ by the inputs that they get alone.")
+        st.caption(f"ROSE changes the order of {changed}. The other layers differ only by their inputs.")
 
 
 def texts(run: PruningRun, models: list[RunReport]) -> None:
@@ -250,7 +250,7 @@ def tune(run: CopyRun, model: Callable[[], nn.Module]) -> None:
         if rounded:
             st.caption(
                 f"Not offered: {words.plain(words.listing(rounded))}. Tuning would move rounded weights off their "
-                "grid; tune a copy without bits, and round that one then: `rose prune --sparsity 0 --bits 4` keeps "
+                "grid; tune a copy without bits, and round it then: `rose prune --sparsity 0 --bits 4` keeps "
                 "its zeros."
             )
         if copies:
