@@ -17,7 +17,7 @@ from rose.layer.statistics import PANEL, InputStatistics
 
 
 def quadratic_form(change: Tensor, hessian: Tensor) -> float:
-    """tr(ΔW H ΔWᵀ), the squared error of the layer's outputs; ΔW (out, in), H (in, in) symmetric, so that each panel
+    """tr(ΔW H ΔWᵀ), the squared error of the layer's outputs; ΔW (out, in), H (in, in). H is symmetric, so each panel
     below the diagonal is multiplied once and counted twice."""
     change, hessian = change.float(), hessian.to(change.device, torch.float32)
     total = torch.zeros((), dtype=torch.float64, device=change.device)

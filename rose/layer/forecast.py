@@ -1,9 +1,9 @@
 """The price of a column, and forecasts of a sweep's error for any order and budget, from one factorization for each
 order.
 
-Removing the weights of column j costs w² d_j with d_j = 1/U_jj²: the part of input j, squared and summed over tokens,
-that the columns still free cannot explain (docs/orders.md). Rows share H, the order and its prices. They depend on each
-other only by how many weights each gives up. So a sweep of 64 rows forecasts the error of all rows.
+Removing a weight w of column j costs w² d_j. The price d_j = 1/U_jj² is the part of input j that the free columns
+cannot explain, squared and summed over tokens (docs/orders.md). Rows share H, the order and its prices. They depend on
+each other only by how many weights each gives up. So a sweep of 64 rows forecasts the error of all rows.
 """
 
 from __future__ import annotations

@@ -183,8 +183,8 @@ class InputStatistics:
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor, weight: float = 1.0) -> None:
-    """Adds the weighted leftᵀ right, tokens as rows, to a float32 `total`. bfloat16 factors take half the time;
-    their rounding averages out over tokens and is below the sampling noise."""
+    """Adds the weighted leftᵀ right, tokens as rows, to a float32 `total`. bfloat16 factors take half the time. Their
+    rounding averages out over tokens, below the sampling noise."""
     if left.dtype == total.dtype:
         total.addmm_(left.T, right, alpha=weight)
     else:

@@ -74,9 +74,9 @@ class Sweep:
 def visited_budget(
     budget: str | Sequence[float], weight: Tensor, divisor: Tensor, pattern: Pattern, order: Order
 ) -> list[int]:
-    """How many weights each visited block gives up: for "block" the same ratio of each (SparseGPT, ROSE), for "layer"
-    those below one threshold on the saliency of the whole layer, set before the sweep, otherwise its share. W, (out,
-    in), is in original column order; `divisor` as in `sweep`."""
+    """How many weights each visited block gives up. "block": the same ratio of each (SparseGPT, ROSE). "layer": those
+    below one threshold on the saliency of the whole layer, set before the sweep. Shares: each its share. W, (out, in),
+    is in original column order; `divisor` as in `sweep`."""
     if not isinstance(budget, str):
         return own_budget(budget, weight.shape[0], order.widths, pattern)
     if budget == "block" or pattern.is_grouped:  # N:M fixes how many weights each group gives up

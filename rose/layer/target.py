@@ -1,8 +1,8 @@
 """Targets: the dense model's output that a layer should reproduce, and the weight that does.
 
 One-shot programs make a layer keep its own output on the pruned inputs X_p, so the errors of the layers below remain.
-The corrected target T is the dense model's output X_d Wᵀ, plus R where the layer writes into the residual stream and
-can repair what the stream lost earlier. (Quantization: GPTAQ, arXiv 2504.02692; Qronos, arXiv 2505.11695.)
+The corrected target T is the dense model's output X_d Wᵀ. A layer that writes into the residual stream has X_d Wᵀ + R,
+and so repairs the earlier loss R of the stream. (Quantization: GPTAQ, arXiv 2504.02692; Qronos, arXiv 2505.11695.)
 
 Let G = T − X_p Wᵀ be the gap, tokens as rows, and H = X_pᵀX_p. Then W* = W + Gᵀ X_p (H + λI)⁻¹ solves min ‖T − X_p Ŵᵀ‖²
 without a mask, and ‖T − X_p Ŵᵀ‖² = constant + tr((W* − Ŵ) H (W* − Ŵ)ᵀ) for λ = 0. So any method prunes W* in place
@@ -52,8 +52,8 @@ def input_difference(dense: Tensor, pruned: Tensor, dtype: torch.dtype) -> Tenso
 
 
 class InputGap:
-    """The difference of a layer's inputs in the dense and the pruned model, D = X_d − X_p, streamed; layers that
-    read the same tensor share one object, as G = D Wᵀ. Products are in `dtype`, see `add_product`."""
+    """The difference of a layer's inputs in the dense and the pruned model, D = X_d − X_p, streamed. Layers that read
+    the same tensor share one object, because G = D Wᵀ. Products are in `dtype`, see `add_product`."""
 
     def __init__(self, columns: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.dtype = dtype

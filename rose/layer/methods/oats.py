@@ -70,8 +70,8 @@ def _next_low_rank(matrix: Tensor, rank: int, basis: Tensor | None) -> tuple[Ten
 
 
 def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Factors (out, rank) and (rank, in) of the best approximation of this rank in the Frobenius norm, from the leading
-    eigenvectors of the smaller Gram matrix; several times faster than a full SVD."""
+    """Factors (out, rank) and (rank, in) of the best approximation of this rank in the Frobenius norm. Eigenvectors of
+    the smaller Gram matrix give them several times faster than a full SVD."""
     if matrix.shape[0] > matrix.shape[1]:
         left, right = truncated_svd(matrix.T, rank)
         return right.T, left.T

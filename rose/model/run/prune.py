@@ -69,8 +69,8 @@ def prune_model(
         layers: names to prune, `*` allowed; None means every prunable layer.
         held_out: further tokens to measure errors and drift on. Method "measured" chooses by them.
         progress: called with a `Progress` after every batch and every layer; may raise to stop the run.
-        checkpoint: a folder from which the same call with the dense model resumes a stopped run; on the same machine
-            to the same bits.
+        checkpoint: a folder from which the same call with the dense model resumes a stopped run. On the same machine
+            the result has the same bits.
 
     Returns:
         A `RunReport`; its `layers` is a DataFrame with one row per layer.

@@ -89,8 +89,8 @@ def rotate_heads(
         One row per output projection whose heads can be rotated, columns as in `RotationRecord`.
 
     Raises:
-        RoseError: bad input, or a model in which nothing can be rotated: with a norm, a gate or a mixture of heads
-            between values and output projection, or unknown layers.
+        RoseError: bad input, unknown layers, or a model in which nothing can be rotated, because a norm, a gate or a
+            mixture of heads lies between values and output projection.
     """
     network = Network(model)
     judges = [make_settings(**judge | {"method": name}) for name in several(judge.pop("method", ()))]
@@ -165,9 +165,9 @@ def value_heads(network: Network, layers: Sequence[str] | None = None) -> list[V
     if not every:
         chosen = "" if layers is None else "that were chosen "
         raise RoseError(
-            f"In the layers of {network.family} {chosen}no output projection reads values as other layers put them "
-            "out, head by head, so no heads can be rotated: a norm, a gate or something else lies between, or no "
-            "output projection was chosen; leave rotation out."
+            f"In the layers of {network.family} {chosen}no output projection reads values unchanged, so no heads can "
+            "be rotated: a norm, a gate or another operation lies between, or no output projection was chosen; leave "
+            "rotation out."
         )
     check_not_shared([layer for heads in every for layer in (heads.output, heads.values)], network.layers)
     return every

@@ -63,7 +63,7 @@ class _Group:
 class Collector:
     """Forward hooks that gather layers' inputs.
 
-    Inputs are counted at the end of each batch, when all readers of a tensor are known: routed experts may read the
+    Inputs are counted at the end of each batch, when all readers of a tensor are known. Routed experts may read the
     router's own tensor in one batch and not in the next. A group is split once its layers read different tensors. The
     caller removes the `hooks`. `weight` is the weight of the next inputs, see `InputStatistics.update`.
     """
@@ -387,8 +387,8 @@ def visit_blocks(
     """Statistics of the dense model's layers, one decoder block after another; the model is not changed.
 
     Memory holds one decoder block's statistics at a time. Arguments as for `prune_model`, checked at once; work begins
-    with the first block. Between two blocks the current one is on the device and in evaluation mode: a loop that ends
-    early and keeps the iterator calls its `close()`, which puts that block back.
+    with the first block. Between two steps the current block is on the device and in evaluation mode. A loop that ends
+    early and keeps the iterator calls its `close()`, which puts the block back.
     """
     network = Network(model)
     streams, selected = check_streams(network, tokens, held_out), network.select(layers)
