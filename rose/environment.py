@@ -18,7 +18,7 @@ ROUNDING = ("torch", "transformers")  # programs that round numbers their own wa
 
 
 def versions() -> dict[str, str]:
-    """Of the programs that results depend on, for reports; of rose in a checkout, "checkout"."""
+    """Versions of programs that affect results, for reports; "checkout" for rose in a checkout."""
     installed = {"python": platform.python_version()}
     for name in (*ROUNDING, "rose-explorer"):
         try:

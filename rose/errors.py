@@ -77,7 +77,7 @@ def check_choice(subject: str, value: object, choices: Collection[str]) -> None:
 
 
 def check_named(noun: str, name: object, names: Collection[str]) -> None:
-    """Raises RoseError unless this name exists; `what` is what is named, such as "order"."""
+    """Raises RoseError unless this name exists; `what` is the kind of name, such as "order"."""
     if name not in names:
         raise RoseError(f"There is no {noun} named {name!r}; choose one of {', '.join(names)}.")
 

@@ -58,7 +58,7 @@ def reachable(name: str | Path) -> Path:
 
 
 def check_foreign(folder: Path, ours: Sequence[str], holds: str) -> None:
-    """Raises RoseError if the folder has an item whose name matches none of our patterns; `holds`: what ours are."""
+    """Raises RoseError if a name in the folder matches no pattern of ours; `holds`: what ours are."""
     if any(not any(map(item.match, ours)) for item in folder.iterdir()):
         raise RoseError(f"{folder} is not empty and holds no {holds}; choose another folder.")
 

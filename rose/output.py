@@ -20,7 +20,7 @@ from rose.files import reachable, sync
 from rose.wording import size
 
 LAST = ("config.json", "model_index.json")  # what makes a folder a checkpoint
-PARTIAL = ".rose-partial-"  # begins names of unfinished folders; the next run clears those of killed runs
+PARTIAL = ".rose-partial-"  # begins names of unfinished folders; the next run clears folders of killed runs
 
 
 def check_output(folder: str | Path) -> None:

@@ -256,8 +256,8 @@ def records_table(records: Sequence[Any], kind: type = LayerRecord) -> pd.DataFr
 def read_records(
     source: str | Path | bytes, kind: type[Record], holds: str, absent: Mapping[str, Any] | None = None
 ) -> list[Record]:
-    """Reads a CSV file of `records_table` from its path or content; fields with a default may be missing, and those in
-    `absent`, with their values. `holds` is a noun for the rows, such as "damages". Raises RoseError: another file, or a
+    """Reads a CSV file of `records_table` from its path or content. Fields with a default may be missing; fields in
+    `absent` get its values. `holds` is a noun for the rows, such as "damages". Raises RoseError: another file, or a
     line that is cut off or holds a wrong value, with its number."""
     name = "the file" if isinstance(source, bytes) else str(source)
     try:

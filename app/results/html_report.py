@@ -122,7 +122,7 @@ def write_report(folders: Sequence[str], output: str | Path) -> list[str]:
 
 
 def report_of(runs: Sequence[RunReport]) -> ReportPage:
-    """Of one run, of a study's methods, or of several runs; two are put side by side.
+    """The content for one run, for a study's methods, or for several runs; two runs stand side by side.
 
     Raises RoseError for none, and for two whose layers have different shapes.
     """
@@ -295,7 +295,7 @@ def _figures(runs: Sequence[RunReport], *, errors: bool) -> list[Drawing]:
 
 
 def _versions_of(run: RunReport) -> str:
-    """Of the programs that made it, as its report says; a run of this server was made by those here."""
+    """Versions of the programs that made a run, by its report, or by this server for its own runs."""
     noted = run.summary.get("made_with", None if run.place else versions())
     if isinstance(noted, dict):
         return ", ".join(f"{str(name)[:40]} {str(version)[:40]}" for name, version in list(noted.items())[:20])

@@ -56,7 +56,7 @@ def case_name(method: str, sparsity: str, target: str = DENSE, bits: int | None 
 
 
 def file_name(copy: rose.RunReport) -> str:
-    """For the folder and the files of a copy, and for keys of its widgets."""
+    """A name for the folder and the files of a copy, and for keys of its widgets."""
     if copy.kind == "slim":
         return f"slim-{copy.method}-{copy.summary['ratio']:g}" + ("-tuned" if copy.is_tuned else "")
     name = case_name(copy.method, str(copy.summary["sparsity"]), copy.target, copy.bits)
@@ -193,7 +193,7 @@ def kept_checkpoints(runs: Sequence[CopyRun], model: str) -> dict[str, Path]:
 
 
 class Tuning(Run):
-    """One tuning of one checkpoint. Where it is cancelled, the best step so far is evaluated and kept."""
+    """One tuning of one checkpoint. After a cancel the best step so far is evaluated and kept."""
 
     CANCEL = "Stop here, keep the best"
     UNIT = " steps"
@@ -269,7 +269,7 @@ class Tuning(Run):
         return lambda _share: self.job.check()
 
     def says(self) -> str:
-        """What tuning did to the copy, in sentences."""
+        """The effect of tuning on the copy, in sentences."""
         assert self.report is not None
         summary, copy, source = self.report.summary, self.copy, self.source
         steps = words.count(summary["steps"], "step")

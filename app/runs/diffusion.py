@@ -20,7 +20,7 @@ DRAWN, PRUNED = 0.1, 0.9
 
 
 def recipe(**chosen: Any) -> DiffusePrune:
-    """How to prune the packaged diffusion model; raises RoseError for what is impossible, before any work."""
+    """How to prune the packaged diffusion model. Raises RoseError for impossible settings, before any work."""
     return DiffusePrune.of(**{"samples": 2 * PICTURES, "seed": 1, "output": "pruned-garments"} | chosen)
 
 

@@ -19,7 +19,7 @@ from rose.structured.survey import PartSurvey, make_problem, price_part
 class Structures:
     """Heads and channels of a finished study. Costs are relative to the projection's own output.
 
-    `kinds` can go from this model; the output projections of `parts` were measured, those in `missing` were not.
+    `kinds` can go from this model; output projections of `parts` were measured, projections in `missing` were not.
     """
 
     def __init__(self, study: Study) -> None:

@@ -1,8 +1,8 @@
 """A diffusion transformer with fewer heads and channels, package by package (OBS-Diff, arXiv 2510.06751); its files.
 
 `rose.structured` chooses units and compensates for them. Removed units are zero until the end, so a stopped run leaves
-the model as it was; the final cut changes no output. Configurations of diffusers have no number for these shapes, so
-that of a reshaped model has a record, `rose_shapes`, which `rose.load_diffusion` reads; diffusers refuses such a file.
+the model as it was; the final cut changes no output. Configurations of diffusers have no number for these shapes, so a
+reshaped model's has a record, `rose_shapes`, which `rose.load_diffusion` reads; diffusers refuses such a file.
 """
 
 from __future__ import annotations

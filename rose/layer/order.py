@@ -318,7 +318,7 @@ def by_hessian(plan: OrderPlan, ascending: bool) -> Tensor:
 
 @register_order("inverse")
 def by_inverse(plan: OrderPlan, ascending: bool) -> Tensor:
-    """All columns by diag(H⁻¹), by which Hassibi and Stork (1992) divide w²: those that all others explain first."""
+    """All columns by diag(H⁻¹), the divisor of w² in Hassibi and Stork (1992): columns that others explain go first."""
     return sort_columns(plan, _inverse(plan).diagonal(), ascending)
 
 

@@ -60,8 +60,8 @@ class InputStatistics:
         return statistics
 
     def update(self, inputs: Tensor, weight: float = 1.0) -> None:
-        """Adds inputs of shape (..., in) to H = Σ α xᵀx with weight α, such as that of a denoising step (arXiv
-        2510.06751). Raises RoseError if the last dimension is not `columns`, or the weight is not a positive number."""
+        """Adds inputs of shape (..., in) to H = Σ α xᵀx with weight α, such as a denoising step's (arXiv 2510.06751).
+        Raises RoseError if the last dimension is not `columns`, or the weight is not a positive number."""
         check_tensor("Inputs", inputs)
         if not is_number(weight) or not 0 < weight < float("inf"):
             raise RoseError(f"The weight of inputs must be a positive number, not {weight!r}.")

@@ -118,7 +118,7 @@ def estimate_cost(
 
 
 def pruning_cost(spec: Any, model: nn.Module, method: str, target: str) -> Cost:
-    """Of pruning by this method, with this target and what else a recipe such as `Prune` asks."""
+    """The cost of pruning by this method, with this target and the other settings of a recipe such as `Prune`."""
     sizes: dict[str, Any] = spec.extent | {"layers": spec.layers}
     passes = 1 if spec.true_sequential and target != "dense" else 2
     sweeps = sweeps_of([method], spec.bits)

@@ -73,7 +73,7 @@ class Bench:
         dense, *copies = estimated_rows(spec, model, self.ways, self.dense_sizes)
         self.estimates = [replace(dense, stored=stored_bytes(spec.model)), *copies]
         self.rows, self.measured = self.estimates, dict[str, Row]()
-        # Seconds to measure a copy: estimated, then those of the last one.
+        # Seconds to measure a copy: first estimated, then the last copy's.
         self.judging = 2 * estimate_evaluation(model, tokens=spec.held_out * spec.length)
 
     def know(self, rows: Sequence[Row]) -> None:
@@ -89,7 +89,7 @@ class Bench:
         return way
 
     def measured_rows(self, seconds: float, follow: Callable[[str, float, str], Any]) -> Iterator[Row]:
-        """Measures the most promising ways that fit into the time, as `measure`; `follow` is told a way's name, too."""
+        """Measures the most promising ways that fit into the time, as `measure`; `follow` also gets a way's name."""
         end = time.monotonic() + seconds
         while way := self.best_next(end - time.monotonic()):
             try:

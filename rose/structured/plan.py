@@ -165,7 +165,7 @@ def cost_shapes(surveys: Sequence[BlockSurvey], target: float, multiple: int) ->
     saved = 0.0
     for _, key, step in sorted(pieces):
         gain = hulls[key][step + 1][0] - hulls[key][step][0]
-        # Where a piece is too long for the rest, a shorter piece may fit.
+        # If a piece is too long for the rest, a shorter piece may fit.
         if at[key] == step and saved < target and saved + gain - target <= target - saved:
             at[key], saved = step + 1, saved + gain
     while saved < NEAR * target:  # pieces are large, so the next piece exceeds the rest
@@ -340,8 +340,8 @@ def _uniform_candidates(
     multiple: int,
     allowed: Callable[[Mapping[str, Shape]], bool],
 ) -> list[Candidate]:
-    """Shapes of every decoder block that together save about `target` parameters, the nearest first; raises RoseError
-    if none of them is allowed."""
+    """Shapes of every decoder block that together save about `target` parameters, the nearest first. Raises RoseError
+    if no shapes are allowed."""
     every = parts_of_any(model)
     if len({(part.kind, part.shape) for part in every}) > len({part.kind for part in every}):
         raise RoseError(

@@ -1,8 +1,8 @@
 """Removal of columns of one output projection: exact cost, greedy choice, compensation, error.
 
 y = W x, with x in units of `width` consecutive columns, which stay or go whole. Tokens enter by the second moment S =
-mean of x xᵀ = H/T and the mean μ. Where the projection may have a bias, a constant costs nothing, so the covariance C =
-S − μμᵀ counts, otherwise S. Call it A.
+mean of x xᵀ = H/T and the mean μ. If the projection may have a bias, a constant costs nothing, so the covariance C = S
+− μμᵀ counts, otherwise S. Call it A.
 
 With the columns K kept, least squares gives Ŵ = W A_:K (A_KK)⁻¹. With P = A⁻¹ the error of removing the columns R is
 tr(W_R (P_RR)⁻¹ W_Rᵀ): Optimal Brain Surgeon (Hassibi and Stork 1992) for sets of columns of all rows. Without R, P

@@ -146,7 +146,7 @@ class Verdict:
     kind: Kind  # "undecided": the difference may be chance
     better: str = ""  # name of the better result, or of the lower one if undecided; else ""
     ratio: Interval | None = None  # second over first; None if nothing was paired
-    reason: str = ""  # the basis of the verdict, or why there is none
+    reason: str = ""  # the basis of the verdict, or the reason for a missing verdict
 
 
 def compare(first: Result, second: Result) -> Verdict:

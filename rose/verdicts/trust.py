@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SPARSE = 0.05  # a layer with this share of zeros was pruned before
 SOME = 0.01  # a smaller share of zeros is chance, as in models read from 4 bits
-SHORT = 0.01  # share of the weights, besides one a row, by which sparsity may be below the requested one
+SHORT = 0.01  # tolerated shortfall of the sparsity, besides one weight a row
 FEW_METHODS = 4  # most methods that a caution names
 MAINLY = 0.5  # share of the squares above which the first position of windows is mentioned
 
@@ -166,7 +166,7 @@ def cautions(table: pd.DataFrame, noun: str = "layer") -> list[str]:
             if len(some):
                 where = f"in {out_of(len(some), every, noun)} " if every > 1 else ""
                 methods = ""
-                if (table[noun].isin(some) & ~holds).any():  # a study, in which the caution holds for some methods
+                if (table[noun].isin(some) & ~holds).any():  # a study: the caution holds for some of its methods
                     grouped = table[holds].groupby("method", sort=False) if "method" in table else []
                     counts = {label_of(str(name)): word(rows[noun].nunique()) for name, rows in grouped}
                     parts = [label + (f" in {number}" if every > 1 else "") for label, number in counts.items()]

@@ -156,7 +156,7 @@ class Gone:
             numbers = [number for number, size in sizes.items() if size == width]
             if numbers and change.zeros < change.size:
                 heads[name] = numbers
-        left: dict[str, bool] = {}  # experts, up to their number, of which not all layers are zero
+        left: dict[str, bool] = {}  # experts, up to their number, that have a nonzero layer
         for name, (layer, change) in changes.items():
             parts = layer.projection.split(".")
             place = next((place for place, part in enumerate(parts) if part.isdigit()), None)
@@ -187,7 +187,7 @@ class Gone:
         return self._says_misfits(layer, change) + (f" Nothing is left of {', '.join(parts)}." if parts else "")
 
     def _says_misfits(self, layer: str, change: WeightChange) -> str:
-        """Of an output projection its columns are of heads, of the layers beside it the rows."""
+        """Heads own columns of an output projection, and rows of the layers beside it."""
         module = layer.rpartition(".")[0]
         beside = next((width for name, width in self.outputs.items() if name.rpartition(".")[0] == module), 0)
         axis, width = (COLUMN, self.outputs[layer]) if layer in self.outputs else (ROW, beside)

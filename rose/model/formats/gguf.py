@@ -34,7 +34,7 @@ from rose.wording import whole
 Parsed = dict[str, dict[str, Any]]  # "config", "tokenizer", ..., as transformers has them; "tensors" where asked for
 logger = logging.getLogger(__name__)
 PIECE = 2**20  # numbers dequantized at once
-# At most, in a header; each takes a hundred times its bytes once it is read. ggml has the length of a name.
+# Limits of a header, whose entries take a hundred times their bytes once read. ggml limits the length of a name.
 MOST_FIELDS, MOST_ITEMS, MOST_TENSORS, MOST_ALIGNMENT, LONGEST_NAME = 2**16, 2**22, 2**20, 2**16, 64
 
 # Options of configurations that a file says by its tensors alone, with the layers that then have biases.

@@ -167,7 +167,7 @@ def load_tokens(
 ) -> Tensor:
     """Windows of a text as token ids, (samples, length) int64.
 
-    With a seed, windows are random and disjoint where the text is long enough. With `seed=None` they follow one another
+    With a seed, windows are random, and disjoint if the text is long enough. With `seed=None` they follow one another
     from the start, as for perplexity.
 
     Args:

@@ -86,7 +86,7 @@ def zero_shot(
     length. Data sets come from the Hub, or from files that a local task names.
 
     Args:
-        task_folder: a folder of tasks as YAML files; then only these are known.
+        task_folder: a folder of tasks as YAML files, which replaces all other tasks.
         trust_remote_code: run Python code that files in that folder name, such as by `!function`.
         limit: only the first questions of each task.
         bos: whether every question begins with a beginning-of-sequence token, see `rose.model.load.tokens.first_token`.

@@ -133,7 +133,7 @@ class _Trace(TorchDispatchMode):
         self._note(output, replace(value, terms=terms))
         if value.base is None:
             return
-        # What ran later may be added first, and so those written before may turn out to have had more before them.
+        # A layer that ran later may be added first, so an earlier layer may turn out to have more terms before it.
         ran = {term: self.order.index(self.layer_of[term.module]) for term in terms}
         for term in terms:
             earlier = tuple(other for other in terms if ran[other] < ran[term])

@@ -253,7 +253,7 @@ def encode(weight: Tensor, kind: Type) -> np.ndarray:
 
 def _add_vocabulary(writer: GGUFWriter, name: str, model: Any, tokenizer: Any, exported: Exported) -> None:
     """Copies the vocabulary of the GGUF file that the model came from, by its report, where it is the same and has a
-    token for each row. Where the folder's tokenizer or chat template differs, the folder's is written."""
+    token for each row. If the folder's tokenizer or chat template differs, the folder's is written."""
     rows, report = model.get_input_embeddings().weight.shape[0], report_beside(reachable(name))
     origin = str(report.summary.get("model", name)) if report else name
     path = PACKAGED[origin].path() if origin in PACKAGED else reachable(origin)

@@ -40,7 +40,7 @@ class TensorWriter(ExitStack):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
-        # By bytes of a number: the gathered data, and by name what the header says and how many bytes.
+        # By bytes of a number: the gathered data, and by name the header's entry and the count of bytes.
         self._gathered: dict[int, tuple[IO[bytes], dict[str, tuple[dict[str, Any], int]]]] = {}
 
     def add(self, name: str, tensor: Tensor) -> None:
@@ -131,7 +131,7 @@ def packed_size(model: nn.Module) -> PackedSize:
 
 
 def packed_bytes(tensor: Tensor) -> int | None:
-    """Bytes of a tensor in a packed file, None for one that is stored plain; remembered by the tensor's digest."""
+    """Bytes of a tensor in a packed file, None for a plain tensor; remembered by the tensor's digest."""
     key = digest({"": tensor})
     if key not in _SIZES:
         packed_tensor = encode(tensor)
