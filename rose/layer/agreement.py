@@ -7,8 +7,8 @@ compared with W by weighted least squares:
     cosine = Σ v w / s² / sqrt(Σ v²/s² · Σ w²/s²)      slope = Σ v w / s² / Σ w²/s²
 
 The tangent of its angle is compared with the layer's median tangent. Columns have no such variances, and the column of
-a massive activation may reverse lawfully, because only its sum with another column is determined. So a column is wrong
-only if other weights explain it. All limits come from sane copies: see docs/check.md.
+a massive activation may reverse lawfully, because only its joint output with another column is determined. So a column
+is wrong only if other weights explain it. All limits come from sane copies: see docs/check.md.
 """
 
 from __future__ import annotations
