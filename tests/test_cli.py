@@ -1,4 +1,4 @@
-"""The command line on a tiny checkpoint: what it hands to the engine, prints, writes, and refuses before any work."""
+"""The command line on a tiny checkpoint: calls of the engine, printed lines, files, and refusals."""
 
 import errno
 import json

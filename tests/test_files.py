@@ -1,4 +1,4 @@
-"""Paths that the system will not look at are refused in a sentence; files are written whole, and as any other file."""
+"""Impossible paths are refused in one sentence; files are written whole, with the usual mode."""
 
 import os
 from collections.abc import Callable

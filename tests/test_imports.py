@@ -1,4 +1,4 @@
-"""What a fresh process imports and how it ends, rooms of the app, and groups of tests on one worker."""
+"""Imports and ends of fresh processes, layers of the app, and groups of tests."""
 
 import ast
 import os

@@ -1,4 +1,4 @@
-"""The wheel holds what it must and nothing else; `make wheel` runs the tests against it."""
+"""The wheel holds the files of the packages alone; `make wheel` runs the tests against it."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""A method and an order from one file of one's own: on the command line, in comparisons, and in the app."""
+"""A method and an order from a plugin: on the command line, in comparisons, and in the app."""
 
 import importlib
 import sys

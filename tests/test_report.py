@@ -1,4 +1,4 @@
-"""Reports survive JSON, CSV and parquet to the last bit."""
+"""Reports round-trip through JSON, CSV and parquet to the last bit."""
 
 import json
 import math

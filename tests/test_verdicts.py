@@ -1,4 +1,4 @@
-"""Better is only what a paired interval says, of results that may be compared; cautions are told by one function."""
+"""A paired interval decides which run is better; cautions have one source."""
 
 import math
 from collections.abc import Sequence

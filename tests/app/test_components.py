@@ -1,4 +1,4 @@
-"""Pieces that several pages draw."""
+"""Widgets that several pages share."""
 
 import json
 import math

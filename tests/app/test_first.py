@@ -1,4 +1,4 @@
-"""The pictures that a starting server shows are those of the example, and need neither torch nor a model."""
+"""The first pictures of a starting server match the example and need neither torch nor a model."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Background jobs: how they end, who may end them, and that nothing runs on when nobody looks."""
+"""Background jobs: how they end, who may cancel them, and when abandoned jobs end."""
 
 import gc
 import threading

@@ -1,4 +1,4 @@
-"""The study that comes with the app: its numbers stay, whatever becomes of the run that collects inputs for pages."""
+"""The packaged example study keeps its numbers while a run collects inputs, fails or is abandoned."""
 
 import threading
 from unittest.mock import Mock

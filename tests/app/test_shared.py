@@ -1,4 +1,4 @@
-"""What all sessions share: which studies are kept."""
+"""State that all sessions share: which studies stay in memory."""
 
 import gc
 import weakref

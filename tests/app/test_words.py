@@ -1,4 +1,4 @@
-"""Numbers and names as people read them."""
+"""Numbers and lists in words."""
 
 import pytest
 

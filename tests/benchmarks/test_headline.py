@@ -1,4 +1,4 @@
-"""What `make results` promises of the headline table: it goes on where it was stopped, and mixes no environments."""
+"""The headline table resumes and never mixes environments."""
 
 from pathlib import Path
 

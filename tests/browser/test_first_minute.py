@@ -1,4 +1,4 @@
-"""The first minute and what a person would trip over: the example, Back, reloads, downloads, narrow screens."""
+"""The first minute in a browser: the example, Back, reloads, downloads, and narrow screens."""
 
 import re
 from pathlib import Path

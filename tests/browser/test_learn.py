@@ -1,4 +1,4 @@
-"""The lessons in a browser: turned by keyboard, and a board whose columns move by pointer and by arrow keys."""
+"""The lessons in a browser: keyboard, and a board whose columns move by pointer and arrow keys."""
 
 import itertools
 from urllib.parse import urlencode

@@ -1,4 +1,4 @@
-"""A first visit by keyboard and pointer: start, measure, look at all layers, choose one, look into it."""
+"""A first visit in a browser: start, measure, look at all layers, and choose one."""
 
 import re
 

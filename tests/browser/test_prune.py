@@ -1,4 +1,4 @@
-"""The Prune page in a browser: files are downloaded, and a run outlives its page until somebody cancels it."""
+"""The page Prune in a browser: files are downloaded, and a run outlives its page until it is cancelled."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Links and other pages are not to be trusted: what a browser shows and asks for, page by page."""
+"""Links and foreign pages in a browser: each page shows plain text and loads only its own files."""
 
 import base64
 import http.client

@@ -1,4 +1,4 @@
-"""The walk in every family: step weights, weighted statistics along trajectories, packages one after another."""
+"""Pruning of every diffusion family: step weights, weighted statistics of trajectories, and packages."""
 
 import copy
 import math

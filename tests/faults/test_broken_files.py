@@ -1,4 +1,4 @@
-"""Files and links that a disk, a kill or a person has left in a state in which no command leaves them."""
+"""Files and links that a full disk, a kill or a person has damaged."""
 
 import io
 import json

@@ -1,5 +1,4 @@
-"""Commands that are killed end as undisturbed ones do, and clear what they have left; `python -m tests.faults` kills
-more often."""
+"""Killed commands resume to the same result and clear their leftovers; `python -m tests.faults` kills more often."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A link, a file and an exception may come from anybody: pages show them as text, and ask nobody because of them."""
+"""Texts of links, files and exceptions are shown as plain text and start no request."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""Model files that lie about themselves: each is refused in a sentence, before memory is taken by what it says."""
+"""Model files with wrong headers or sizes are refused in one sentence before memory is allocated."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Work in a thread can be stopped inside its long steps, where it has no progress to tell, and leaves all as it was."""
+"""Work in a thread can be cancelled inside long steps, and leaves everything unchanged."""
 
 import itertools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Rotations of heads: what they keep, what they gather, and the way to them."""
+"""Rotations of heads: outputs they keep, columns they gather, and how they are found."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Checks find what was broken on purpose, and pass what is sound."""
+"""Checks fail on planted errors and pass on sound layers."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Which of the two ways a layer is columnar, on layers where the cause is planted."""
+"""The cause of a columnar layer, weights or inputs, is found where it is planted."""
 
 import pytest
 import torch

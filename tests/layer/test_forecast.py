@@ -1,4 +1,4 @@
-"""The law of prices, budgets of one's own, and forecasts against the sweeps that they foretell."""
+"""Prices of columns, custom budgets, and forecasts against the sweeps that they predict."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Against numbers that are not ours: the paper's worked example, and what the authors' programs return."""
+"""Results match the paper's worked example and the authors' programs."""
 
 import json
 from dataclasses import dataclass

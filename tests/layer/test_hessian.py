@@ -1,4 +1,4 @@
-"""Damping, dead columns, the factor of the inverse; and the kept weights of a mask against least squares row by row."""
+"""Damping, dead columns, factors of the inverse, and refits against least squares row by row."""
 
 import itertools
 import weakref

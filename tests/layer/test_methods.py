@@ -1,4 +1,4 @@
-"""What every method must do, through the one entry point: counts, edges, dtypes, bad input."""
+"""Requirements on every method: counts, edge cases, dtypes, and bad input."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The page for readers, docs/one-layer.md, does what the engine does."""
+"""The page docs/one-layer.md matches the engine."""
 
 import re
 from pathlib import Path

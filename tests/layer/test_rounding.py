@@ -1,4 +1,4 @@
-"""Grids that weights alone tell; rounding in the sweep against GPTQ done the slow way, in every method, and revised."""
+"""Grids found from weights alone, and rounding in the sweep against a slow GPTQ."""
 
 import itertools
 

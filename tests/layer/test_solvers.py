@@ -1,4 +1,4 @@
-"""Solvers watched: their last states are what the methods return, and no state breaks its promise."""
+"""Recorded solvers: last states equal the results, and every state has the requested sparsity."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Corrected targets: each identity against the same thing computed on tokens."""
+"""Corrected targets: each identity against the same quantity computed on tokens."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Torch's default dtype belongs to the whole process, and transformers changes it while it loads: results must not."""
+"""Results do not depend on torch's default dtype, which transformers changes while it loads."""
 
 import copy
 from collections.abc import Callable

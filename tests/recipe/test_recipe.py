@@ -1,4 +1,4 @@
-"""Recipes: what they refuse and in which sentence, that they come back as they were, and that they run."""
+"""Recipes are refused in one sentence, round-trip, and run."""
 
 import argparse
 import json
@@ -106,7 +106,7 @@ def test_every_field_is_an_option(spec: type[Spec]) -> None:
 
 
 def test_steps_use_the_output_of_the_previous_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = str(save_tiny_llama(tmp_path / "model"))
+    model = str(save_tiny_llama(tmp_path / "model", blocks=1))
     sizes = "".join(f"  {name}: {value}\n" for name, value in SMALL.items())
     (tmp_path / "recipe.yaml").write_text(
         f"recipe: 1\nsteps:\n- run: slim\n  model: {model}\n  ratio: 0.2\n  multiple: 8\n{sizes}"

@@ -1,4 +1,4 @@
-"""Results know which model they belong to; what does not belong together is refused in a sentence."""
+"""Results name their model, and results of different models are refused together."""
 
 from pathlib import Path
 

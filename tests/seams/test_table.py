@@ -1,4 +1,4 @@
-"""The output folder of every command given to every consumer: it works, or one sentence says why not."""
+"""The output of every command is accepted by every consumer or refused in one sentence."""
 
 import re
 

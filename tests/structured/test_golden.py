@@ -1,4 +1,4 @@
-"""Against the numbers of the SlimLLM authors' own program; tests/structured/golden.py has run it."""
+"""Results match the SlimLLM authors' program; tests/structured/golden.py has run it."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Whole models made smaller: every family, what is written, what configurations say, and what is refused."""
+"""Slimming of whole models: every family, saved files, configurations, and refusals."""
 
 import copy
 import subprocess

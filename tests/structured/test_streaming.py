@@ -1,4 +1,4 @@
-"""Models made smaller whose weights stay in files: the same bits as in memory; and runs that were stopped go on."""
+"""Slimming a streamed model gives the same bits as in memory; stopped runs resume."""
 
 from functools import partial
 from pathlib import Path
@@ -78,7 +78,7 @@ def test_memory_estimates_match_the_formula():
 
 
 def test_the_same_slimming_gives_the_same_model(tmp_path):
-    """Whatever time it took: another run on it, with a checkpoint, goes on."""
+    """The fingerprint ignores the time of a run, so a later run resumes its checkpoint."""
     folder = save("llama", tmp_path / "dense")
     models = [rose.load_model(folder, stream=True)[0] for _ in range(2)]
     for model in models:
@@ -141,7 +141,7 @@ def test_finished_blocks_are_not_reduced_again_and_prices_not_computed_again(tmp
     assert {event.stage for event in events} == {"done"}
 
 
-def test_a_streamed_run_goes_on(tmp_path):
+def test_a_streamed_run_resumes(tmp_path):
     folder, kept = str(save("gemma3", tmp_path / "dense")), tmp_path / "kept"
     expected, report = run("gemma3", None)
     model, _ = rose.load_model(folder, stream=True)

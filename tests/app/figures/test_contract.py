@@ -1,4 +1,4 @@
-"""What every figure promises, whatever it shows. Each call in this folder's tests is held to it, see conftest."""
+"""Every figure keeps the same contract; the conftest of this folder checks it for each figure that a test draws."""
 
 import importlib
 import inspect
@@ -174,8 +174,8 @@ def hold(drawing: Drawing, theme: palette.Theme) -> None:
 
 @pytest.fixture(scope="module")
 def large() -> SimpleNamespace:
-    """A layer of 2048 × 5504, as pre-pruning would leave it; put together by hand, as only drawing is tested."""
-    score = torch.rand(2048, 5504, generator=torch.Generator().manual_seed(0))
+    """A layer of 1024 × 5504, as pre-pruning would leave it; put together by hand, as only drawing is tested."""
+    score = torch.rand(1024, 5504, generator=torch.Generator().manual_seed(0))
     lost = score * (score < 0.7)
     by_block = {"block_loss": lost.sum(0).view(43, 128).sum(1), "block_width": (128,) * 43, "block_size": 128}
     maps = {"importance": score, "potential_loss": lost, "column_loss": lost.sum(0), "hessian_diagonal": score[0]}

@@ -1,4 +1,4 @@
-"""Numbers in maps of layers, of one run or two, and in the scatter that says where order matters."""
+"""Numbers in maps of layers, for one run or two, and in the scatter plot of gains."""
 
 import numpy as np
 import pandas as pd

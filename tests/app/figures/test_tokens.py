@@ -1,4 +1,4 @@
-"""Coloured text can be read on every colour, says its numbers, and is text and nothing else."""
+"""Coloured tokens: readable on every colour, with their numbers, and escaped."""
 
 import numpy as np
 import pytest

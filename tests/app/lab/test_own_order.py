@@ -1,4 +1,4 @@
-"""An order and shares of one's own: what is read, what is refused, and what undo brings back."""
+"""User orders and shares: parsed, refused, and restored by undo."""
 
 import re
 

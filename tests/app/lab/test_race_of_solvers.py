@@ -1,4 +1,4 @@
-"""The race of solvers on the page Prune: the ways end where the methods do, and can be scrubbed by work."""
+"""The race of solvers on the page Prune ends at the errors of the methods and can be scrubbed by work."""
 
 import json
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The HTML report says what the runs say, fits in a mail, and lets nothing of a foreign run act."""
+"""The HTML report repeats the findings of runs, stays small, and escapes foreign text."""
 
 import base64
 import copy

@@ -1,4 +1,4 @@
-"""Records beside each other: names, what corresponds is compared, and what may not be compared is told."""
+"""Runs beside each other: names, pairs that are compared, and pairs that are refused."""
 
 import re
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Trust, on Layer and on Layers: what it says is what the engine gives, and trouble is called by its name."""
+"""The section Trust of Layer and Layers repeats the checks of the engine and names failures."""
 
 import pandas as pd
 import pytest

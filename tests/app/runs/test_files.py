@@ -1,4 +1,4 @@
-"""Kept copies as files to take away: what is written is the copy, and its sentences say what became of the weights."""
+"""Kept copies as files: a file holds the copy, and unfinished files are removed."""
 
 import zipfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Pruning runs: the numbers are those of the engine, the shared model stays as it was, and nothing is left behind."""
+"""Pruning runs match the engine, leave the shared model unchanged, and leave no files behind."""
 
 import gc
 import itertools

@@ -1,4 +1,4 @@
-"""A text is read by the dense model and by checkpoints, and the tables say what the models said."""
+"""The dense model and checkpoints read one text, and the tables show their losses."""
 
 import threading
 from pathlib import Path

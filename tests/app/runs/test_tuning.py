@@ -1,4 +1,4 @@
-"""Tuning of a kept copy: its zeros stay, it is kept and judged as the others are, and it learns nothing by heart."""
+"""Tuning of a kept copy: zeros stay, the copy is stored and judged as others, and no judged text is trained on."""
 
 import random
 import shutil

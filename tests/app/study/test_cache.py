@@ -1,4 +1,4 @@
-"""Results that are kept on disk: found again to the bit, only for what they belong to, and never in the way."""
+"""Results on disk: read back to the bit, only for their own settings, and replaced if damaged."""
 
 import inspect
 import os

@@ -1,4 +1,4 @@
-"""The checks of one layer: what they measure is what the engine gives, and the model is free again afterwards."""
+"""The checks of one layer match the engine, and waiting for the model is not counted."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The study that comes with the app is what a measurement gives, and gives way to one on another text."""
+"""The packaged example study matches a measurement, and another text replaces it."""
 
 import math
 from dataclasses import replace

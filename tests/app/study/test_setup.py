@@ -1,4 +1,4 @@
-"""A set-up: in links and out of them, and what no run could use."""
+"""Setups are written to links, read from links, and checked."""
 
 import hypothesis.strategies as some
 import pytest

@@ -1,4 +1,4 @@
-"""A study: what it measures is what the engine gives, it can be cancelled and begun anew, and studies share work."""
+"""A study matches the engine, can be cancelled and restarted, and shares work with other studies."""
 
 import threading
 from collections.abc import Callable

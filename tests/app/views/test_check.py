@@ -1,4 +1,4 @@
-"""Check a checkpoint: what is planted is named with its layer, shown, and can be taken to other pages."""
+"""Check a checkpoint: planted faults are named with their layer, and results open on other pages."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The Damage page: it says what it will take, fills, can be stopped and go on, and shows what was measured."""
+"""The page Layer sensitivity: estimates, progress, cancel and resume, and results."""
 
 import json
 import math

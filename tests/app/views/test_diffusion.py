@@ -1,4 +1,4 @@
-"""The page Diffusion: pictures at once, pruned ones beside them, and every part of it from the same run."""
+"""The page Diffusion opens on finished pictures, and every view shows the same run."""
 
 import pytest
 from streamlit.testing.v1 import AppTest

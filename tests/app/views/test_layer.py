@@ -1,4 +1,4 @@
-"""The Layer page: every picture draws, the marked block is marked everywhere, and the numbers are the engine's."""
+"""The page Layer: every picture is drawn, marks the chosen block, and has the numbers of the engine."""
 
 import json
 from dataclasses import replace

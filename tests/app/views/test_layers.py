@@ -1,4 +1,4 @@
-"""The Layers page: numbers are the study's, the threshold decides at once, results arrive while a run goes on."""
+"""The page Layers: numbers of the study, the threshold, and results during a run."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The page Learn: its lessons turn, guesses come before answers, and the board follows the hand."""
+"""The page Learn: an answer is shown after a guess, and edits of the board can be undone."""
 
 import pytest
 from streamlit.testing.v1 import AppTest

@@ -1,4 +1,4 @@
-"""Prune: the way from choices to results, what stands on the page, and what is refused."""
+"""The page Prune: choices, runs, results, and refusals."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""Compare runs: folders of the command line beside runs of the server, and what is drawn of them."""
+"""Compare runs: saved folders beside runs of the server, and figures of both."""
 
 import re
 from collections import deque

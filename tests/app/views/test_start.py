@@ -1,4 +1,4 @@
-"""The Start page: defaults that run at once, honest estimates, errors with a way out, and a run with its results."""
+"""The page Start: defaults that run, estimates that match the engine, errors that say what to do, and results."""
 
 from pathlib import Path
 from types import SimpleNamespace

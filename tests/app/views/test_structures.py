@@ -1,4 +1,4 @@
-"""Heads and channels: the numbers are the engine's, and a smaller copy is made, compared and handed out."""
+"""Heads and channels: numbers of the engine, and a smaller copy that is made, compared and downloaded."""
 
 import re
 import threading

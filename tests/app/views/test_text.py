@@ -1,4 +1,4 @@
-"""Your text: a saved model reads the user's text, and what is coloured and listed is what was read."""
+"""The page Your text: a saved model reads the text, and colours and tables show its losses."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def read(app: AppTest, status: str = "done") -> TextReading:
 
 
 def token_box(app: AppTest) -> Selectbox:
-    """Its browser begins with `default` where the server's word of its value is lost."""
+    """The list of tokens; a browser shows `default` until the server sends a value, so both are equal."""
     (box,) = (box for box in app.selectbox if box.label == "Token")
     assert box.proto.default == box.value - 1
     return box

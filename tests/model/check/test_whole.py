@@ -1,4 +1,4 @@
-"""What was taken out whole, what changed besides layers, and several checkpoints of one model."""
+"""Removed parts, changes outside of layers, and several checkpoints of one model."""
 
 import copy
 import json

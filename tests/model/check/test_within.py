@@ -1,4 +1,4 @@
-"""Faults within a layer, planted in plain torch into pruned layers: each is named by its place and by what happened."""
+"""Faults planted within pruned layers are named by place and kind."""
 
 import copy
 from typing import Any

@@ -1,4 +1,4 @@
-"""A download from the Hub is stopped by a cancel and leaves nothing that counts as a model; the Hub is one of ours."""
+"""A cancelled download leaves no partial model; the Hub is a local imitation."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Models whose weights stay in files: the same numbers as in memory; files that hold what no model has are refused."""
+"""Streamed models match models in memory; files with wrong tensors are refused."""
 
 import errno
 import gc

@@ -1,4 +1,4 @@
-"""Token windows from the packaged text, from files, and from datasets that are not really there."""
+"""Token windows from the packaged text, from files, and from imitated datasets."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The table of checks over a model, on a tiny one that is sound and on ones that are not."""
+"""The table of checks, on a sound tiny model and on broken ones."""
 
 import pandas as pd
 import pytest

@@ -1,4 +1,4 @@
-"""A token's surprise is the loss that perplexity averages; greedy continuation is that of plain forward passes."""
+"""Losses of tokens average to the perplexity; greedy continuations match plain forward passes."""
 
 import math
 

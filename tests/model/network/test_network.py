@@ -1,4 +1,4 @@
-"""Models that are not what they seem are refused before any work; OATS saves its factors beside the sum."""
+"""Models with adapters, masks or missing weights are refused; OATS saves its factors beside the sum."""
 
 import copy
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Forward passes in bfloat16: only their matrix products are rounded, and only where that was asked for or pays."""
+"""Forward passes in bfloat16 round matrix products alone, if the user or the processor asks for it."""
 
 from typing import Any
 from unittest.mock import Mock

@@ -1,4 +1,4 @@
-"""Runs that are killed, disks that are full, files that are damaged: nothing is lost, and the bits stay the same."""
+"""Killed runs, full disks and damaged files: finished blocks are kept, and results are equal to the bit."""
 
 import errno
 import logging

@@ -1,4 +1,4 @@
-"""A layer with massive activations is told of wherever the numbers of layers stand."""
+"""Reports and checks name layers with massive activations."""
 
 import copy
 import json

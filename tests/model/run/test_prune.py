@@ -1,4 +1,4 @@
-"""Choosing layers, held-out tokens, progress, cancelling: what a run promises besides its numbers."""
+"""Choosing layers, held-out tokens, progress, and cancelling."""
 
 import copy
 import weakref

@@ -1,4 +1,4 @@
-"""Heads rotated in models of many families: the output stays, columns change, and the rule keeps what gains."""
+"""Rotated heads of many families: outputs stay equal, and only gains are kept."""
 
 import copy
 from contextlib import nullcontext

@@ -1,4 +1,4 @@
-"""Packed folders: equal to the bit, smaller by what zeros and grids allow, refused where a byte is wrong."""
+"""Packed folders: equal to the bit, smaller, and refused if a byte is wrong."""
 
 import json
 import re

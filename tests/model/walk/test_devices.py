@@ -1,4 +1,4 @@
-"""The paths for a GPU, taken on a device that is only pretended: nothing mixes devices, results are the processor's."""
+"""The paths for a GPU on an imitated device: results match the processor, and devices never mix."""
 
 from contextlib import nullcontext
 from pathlib import Path

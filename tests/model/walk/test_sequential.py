@@ -1,4 +1,4 @@
-"""One pass for each decoder block: every layer is pruned on what the pruned layers before it put out."""
+"""True-sequential pruning: every layer reads outputs of the pruned layers before it."""
 
 import gc
 import weakref
