@@ -19,7 +19,11 @@ import pandas as pd
 from rose import verdicts
 from rose.layer.target import correction_damping
 from rose.model.measure.comparison import mean_and_spread, results_at
-from rose.wording import listing, percent
+from rose.rows import read_records
+from rose.smaller import Row
+from rose.smaller.ways import AS_IS
+from rose.verdicts.smaller import recommend
+from rose.wording import listing, percent, size
 from tests.benchmarks import methods as costs_of_methods
 from tests.benchmarks.bits import first_draw
 from tests.benchmarks.tuning import costs_and_worths
@@ -537,15 +541,26 @@ def four_bits() -> str:
     return table(["50 % zeros", "bits a weight", "perplexity"], lines)
 
 
-def zeros_and_bits() -> str:
-    """Perplexity by zeros and bits, most bits first."""
-    zeros = {"0": "none", "0.5": "50 %", "0.7": "70 %", "2:4": "2:4"}
-    rows = first_draw(read("bits-budget.csv")).sort_values(["bits_a_weight", "perplexity"], ascending=[False, True])
-    lines = [
-        [f"{row.bits_a_weight:.2f}", zeros[row.sparsity], str(row.bits or 16), f"{row.perplexity:.2f}"]
-        for row in rows.itertuples()
-    ]
-    return table(["bits a weight", "zeros", "bits of the others", "perplexity"], lines)
+def three_bits_or_half_zeros() -> str:
+    """Perplexity of 3 bits for all weights, and of 4 bits for half of them: as many bits a weight."""
+    rows = first_draw(read("bits-budget.csv")).set_index(["sparsity", "bits"])["perplexity"]
+    return f"{rows['0', 3]:.1f} and {rows['0.5', 4]:.1f}"
+
+
+def smaller_copies() -> str:
+    """The measured rows of two tables of `rose smaller`, and what each is recommended for."""
+    lines = []
+    for model, name in (("smollm2", "SmolLM2"), ("qwen", "Qwen")):
+        rows = read_records(RESULTS / f"smaller-{model}.csv", Row, "smaller copies")
+        advice = recommend(rows)
+        for row in (row for row in rows if row.is_measured):
+            kinds = dict.fromkeys((row.smallest, row.portable))
+            files = ", ".join(f"{size(getattr(row, kind))} {kind}" for kind in kinds)
+            way = row.name if row.key != AS_IS else f"**{name}**, {row.name}"
+            numbers = [f"{row.times:.3f}", f"{row.second_times:.3f}", f"{row.minutes:.1f}"]
+            goals = listing([each.goal for each in advice if each.key == row.key]) or "–"
+            lines.append([way, files, *numbers, goals])
+    return table(["way", "smallest files", "perplexity", "plain English", "minutes", "best for"], lines)
 
 
 def packed() -> str:
@@ -676,12 +691,12 @@ def diffusion() -> str:
 
 
 def programs_that_use_zeros() -> str:
+    programs = pd.read_csv(ROOT / "rose/smaller/runtimes.csv").query("requires != 'ended'")
     lines = [
         [f"[{row.name}]({row.source})", row.uses, row.hardware, row.gain, row.state]
-        for row in pd.read_csv(ROOT / "rose/smaller/runtimes.csv").itertuples(index=False)
-        if row.requires != "ended"
+        for row in programs.itertuples(index=False)
     ]
-    return table(["program", "uses", "hardware", "published gain", "state"], lines)
+    return table(["program", "uses", "hardware", "published gain", f"state on {programs['checked'].max()}"], lines)
 
 
 def _headlines() -> dict[str, pd.DataFrame]:
@@ -761,6 +776,8 @@ REGIONS: dict[str, Callable[[], str]] = {
     "pruned_2_4": partial(headline_of_default, "2:4"),
     "pruned_50": partial(headline_of_default, "0.5"),
     "slim_speed": slim_speed,
+    "smaller_copies": smaller_copies,
+    "three_bits_or_half_zeros": three_bits_or_half_zeros,
     "slimmed_by_a_fifth": slimmed_by_a_fifth,
     "solvers": solvers,
     "solvers_by_tokens": partial(solver_table, "solvers-samples.csv"),
@@ -770,7 +787,6 @@ REGIONS: dict[str, Callable[[], str]] = {
     "tuned": partial(tuned, "smollm2-135m"),
     "tuned_equal_time": equal_time,
     "tuned_qwen": partial(tuned, "qwen.gguf"),
-    "zeros_and_bits": zeros_and_bits,
 }
 
 
