@@ -22,6 +22,7 @@ FILE = Path(__file__).with_name("first.json.gz")
 SIDE_BY_SIDE = [1.3, 1.0]
 PAGES = {"": (164, [5.0, 1.6]), "layers": (136, SIDE_BY_SIDE), "layer": (98, [1.0]), "order_lab": (98, SIDE_BY_SIDE)}
 drawn = threading.Event()  # set once a page is sent; then the server imports its modules
+PAUSE = 0.5  # seconds before it does: imports would keep the browser from what was sent
 ready = threading.Event()  # set once they are imported
 
 
@@ -45,6 +46,7 @@ def draw(page: str, query: dict[str, str]) -> None:
             st.container(height=PAGES[page][0], border=False)
             place(page, drawings if page else drawings[:1])
     drawn.set()
+    ready.wait(PAUSE)
 
 
 def of_layer(page: str, layer: str, theme: str) -> bool:

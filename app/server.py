@@ -8,6 +8,7 @@ import importlib
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 MODULES = ("app.session", "app.sidebar", "app.figures.maps")
@@ -18,7 +19,8 @@ WAIT = 5.0  # seconds: the first page of who comes with the server has the proce
 def read_modules() -> None:
     """Once somebody sees a first picture, or nobody comes; also looks after memory from then on."""
     first = importlib.import_module("app.first")
-    first.drawn.wait(WAIT)
+    if first.drawn.wait(WAIT):
+        time.sleep(first.PAUSE)
     for name in MODULES:
         importlib.import_module(name)
     first.ready.set()

@@ -1,6 +1,6 @@
 """The figures of the lessons: small layers with all numbers printed, and the effect of an order in other layers.
 
-Columns and blocks are counted from 1 on screen, from 0 in arguments.
+Weights, columns, blocks and outputs are counted from 0, as on all pages; steps of a sweep from 1.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def removal(
     grid |= {"row_heights": [0.44, 0.56], "column_widths": [0.6, 0.4], "vertical_spacing": 0.13}
     chart = Chart(height=HEIGHT, headroom=24, theme=theme, subplot_titles=titles, **grid)
     _pairs(chart, hessian, column)
-    names = [f"w<sub>{j + 1}</sub>" for j in range(3)]
+    names = [f"w<sub>{j}</sub>" for j in range(3)]
     looks = {"before": Style(chart.ink.muted, "before"), "after": Style(palette.ORANGE, "after")}
     for name, values in weights.items():
         chart.bars(names, values, looks[name], "", text=list(map(signed, values)), row=2, col=1)
@@ -69,8 +69,8 @@ def removal(
     chart.y(row=2, col=1, range=[min(0.0, lowest) * 1.2, max(2.2, highest * 1.15)])
     chart.y(row=2, col=2, range=[0, 1.2])
     left = costs["others help"] / costs["nobody helps"]
-    finding = f"The others make good {percent(1 - left, 0)} of what weight {column + 1} did"
-    subtitle = f"Grey: before, or without help; orange: after weight {column + 1} is removed"
+    finding = f"The others make good {percent(1 - left, 0)} of what weight {column} did"
+    subtitle = f"Grey: before, or without help; orange: after weight {column} is removed"
     table = pd.DataFrame({"weight": names} | dict(weights))
     return chart.done(finding, subtitle, "Computed from H⁻¹; nothing is damped.", "Circles and two bar charts", table)
 
@@ -94,8 +94,8 @@ def _pairs(chart: Chart, hessian: Sequence[Sequence[float]], column: int) -> Non
             centre = middle + side * apart
             box = {"x0": centre - radius, "x1": centre + radius, "y0": -radius, "y1": radius, "fillcolor": fill}
             chart.figure.add_shape(type="circle", **box, line={"color": colour, "width": 3, "dash": dash}, **at)
-            chart.note(f"<b>{j + 1}</b>", x=centre + 0.35 * side, y=0, bgcolor=CLEAR, **at)
-        entry = f"H<sub>{pair[0] + 1}{pair[1] + 1}</sub> = {overlap:.1f}"
+            chart.note(f"<b>{j}</b>", x=centre + 0.35 * side, y=0, bgcolor=CLEAR, **at)
+        entry = f"H<sub>{pair[0]}{pair[1]}</sub> = {overlap:.1f}"
         chart.note(entry, x=middle, y=-radius, yanchor="top", bgcolor=CLEAR, **at)
     # The domain gives way to the scale: a range that gave way would stay when the window grows.
     chart.x(range=[-1.15, 5.95], visible=False, constrain="domain", **at)
@@ -131,14 +131,14 @@ def number_matrix(
         line = {"color": MARK, "width": 4} if block == marked else {"color": chart.ink.text, "width": 2}
         chart.outline(block * size - 0.5, (block + 1) * size - 0.5, -0.5, rows - 0.5, line=line)
     bare = BARE | {"showline": False, "ticks": "", "fixedrange": True, "automargin": False}
-    headings = [str(j + 1) for j in columns or range(width)]
+    headings = [str(j) for j in columns or range(width)]
     chart.x(**bare, side="top", range=[-0.6, width - 0.4], tickvals=list(range(width)), ticktext=headings)
     places = [*range(rows), *(rows + 0.3 + at for at in range(len(below)))]
-    names = [*(f"output {row + 1}" for row in range(rows)), *below]
+    names = [*(f"output {row}" for row in range(rows)), *below]
     chart.y(**bare, tickvals=places, ticktext=names, range=[rows - 0.4 + (0.3 + 2 if below else 0), -0.6])
     chart.margins = {"l": 88, "b": 12}
     table = pd.DataFrame(matrix, columns=[f"column {heading}" for heading in headings])
-    table.insert(0, "output", np.arange(rows) + 1)
+    table.insert(0, "output", np.arange(rows))
     return chart.done(finding, subtitle, "", "Matrix with all numbers printed", table)
 
 
@@ -171,7 +171,7 @@ def _print(chart: Chart, x: float, y: float, text: str, colour: str) -> None:
 def early_late(
     results: Mapping[str, LayerResult], energy: float, shares: Sequence[float], *, answered: bool, theme: Theme
 ) -> Drawing:
-    """The cost of every block without compensation, and once answered the error that remains, if block 3 moves.
+    """The cost of every block without compensation, and once answered the error that remains, if block 2 moves.
 
     `results`: traced sweeps, by its turn; `energy`: the denominator of errors; `shares` of its loss, made good in each.
     """
@@ -185,20 +185,20 @@ def early_late(
         assert result.trace is not None
         blocks = [int(columns[0]) // 3 for columns in result.order.permutation.split(3)]
         lost, error = (to_numpy(part) / energy for part in (result.trace.lost, result.trace.error))
-        x, at = [f"block<br>{number + 1}" for number in blocks], {"row": 1, "col": col}
+        x, at = [f"block<br>{number}" for number in blocks], {"row": 1, "col": col}
         chart.bars(x, lost, alone, "", showlegend=col == 1, width=0.7, **at)
         if answered:
             chart.bars(x, error, stays, "", showlegend=col == 1, width=0.7, **at)
             for place, top, left in zip(x, lost, error, strict=True):
                 chart.note(percent(1 - left / top, 0), x=place, y=top, yanchor="bottom", bgcolor=CLEAR, **at)
-        frames.append(pd.DataFrame({"turn": name, "block": np.array(blocks) + 1, "alone": lost, "stays": error}))
+        frames.append(pd.DataFrame({"turn": name, "block": blocks, "alone": lost, "stays": error}))
     table = pd.concat(frames, ignore_index=True)
     chart.figure.update_layout(barmode="overlay")
     chart.y(range=[0, 1.25 * float(table["alone"].max())])
     chart.y(title_text="relative error", row=1, col=1)
-    finding = "Block 3 would lose most, wherever it stands"
+    finding = "Block 2 would lose most, wherever it stands"
     if answered:
-        finding = f"Of block 3's loss {percent(shares[0], 0)} is made good first, {percent(shares[1], 0)} last"
+        finding = f"Of block 2's loss {percent(shares[0], 0)} is made good first, {percent(shares[1], 0)} last"
     subtitle = "Blocks as they are pruned; error of the layer's output" + ("; made good" if answered else "")
     return chart.done(finding, subtitle, "", "Two bar charts side by side", table)
 
@@ -209,14 +209,14 @@ def early_late(
 def price_lines(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], step: int, *, theme: Theme) -> Drawing:
     """log d over the steps of several orders. `lines`: order -> its columns and prices, as visited.
 
-    `step`: the first of the two columns that the order "custom" has swapped, counted from 1; 0 without that order.
+    `step`: the order "custom" has swapped this column and the one before; 0 without that order.
     """
     chart, frames = Chart(x="step", y="log d", height=HEIGHT, legend=True, theme=theme), []
     for name, (columns, price) in lines.items():
         steps, logs = np.arange(1, len(price) + 1), np.log(price)
         hover = f"{look_of(name).label}<br>step %{{x}}: column %{{customdata}}<br>log d %{{y:.3f}}"
-        chart.line(steps, logs, look_of(name), hover, size=10, customdata=np.array(columns) + 1)
-        frames.append(pd.DataFrame({"order": name, "step": steps, "column": np.array(columns) + 1, "price": price}))
+        chart.line(steps, logs, look_of(name), hover, size=10, customdata=columns)
+        frames.append(pd.DataFrame({"order": name, "step": steps, "column": columns, "price": price}))
     table = pd.concat(frames, ignore_index=True)
     logs = np.log(table["price"])
     chart.level(float(logs.mean()), (0.7, 9.3), f"mean of every line: {number(logs.mean())}".replace("-", "−"))
@@ -226,7 +226,7 @@ def price_lines(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], step
     finding = "Every line has the same mean"
     if step:
         factor = lines["custom"][1][step] / lines["natural"][1][step - 1]
-        finding = f"Price of column {step} × {factor:.2f}, of column {step + 1} ÷ {factor:.2f}; all others stay"
+        finding = f"Price of column {step - 1} × {factor:.2f}, of column {step} ÷ {factor:.2f}; all others stay"
     return chart.done(finding, subtitle, "", "Line chart of log prices over steps", table)
 
 
@@ -330,10 +330,10 @@ def importance_bars(
 ) -> Drawing:
     """Importance of every column in a basis, with lines between heads of `head` columns; the axis ends at `top`."""
     chart = Chart(x="column of W<sub>o</sub>; lines part heads", y="importance", height=HEIGHT, theme=theme)
-    place = np.arange(1, len(importance) + 1)
+    place = np.arange(len(importance))
     chart.bars(place, importance, Style(palette.BLUE, "importance"), "column %{x}")
     for edge in range(head, len(importance), head):
-        chart.figure.add_vline(x=edge + 0.5, line={"color": chart.ink.muted, "width": 1})
+        chart.figure.add_vline(x=edge - 0.5, line={"color": chart.ink.muted, "width": 1})
     chart.y(top=top)
     kind = "columnar" if relative_range > THRESHOLD else "not columnar"
     finding = f"Basis {basis.lower()}: relative range {number(relative_range)}, {kind}"

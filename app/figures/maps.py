@@ -80,6 +80,10 @@ METRICS = {
     "drift": Metric("Drift after the decoder block", "‖Δh‖² / ‖h‖²", "log"),
 }
 ERRORS = {"held_out_": "Held-out error", "error_": "Calibration error"}
+SIGNS = {  # of layers that have something in this column
+    "dead_columns": ("×", Style(palette.MARK, "dead columns", symbol="x")),
+    "massive": ("◆", Style(palette.MARK, "massive activations", symbol="diamond")),
+}
 
 
 def metric(name: str) -> Metric:
@@ -135,10 +139,10 @@ def model_map(
             where, size = (ringed["block_index"], ringed["projection"]), 11 if grid.shape[1] <= 20 else 6
             chart.rings(*where, "columnar", size=size, showlegend=False)
         subtitle += f"; ringed: columnar, above {threshold:g}"
-    if "dead_columns" in table and len(dead := table.assign(projection=row_of.tolist()).query("dead_columns > 0")):
-        cross = Style(palette.MARK, "dead columns", symbol="x")
-        chart.signs(dead.drop_duplicates(["block_index", "projection"]), cross, 7)
-        subtitle += "; ×: dead columns"
+    for column, (sign, look) in SIGNS.items():
+        if column in table and len(marked := placed[(table[column].notna() & table[column].astype(bool)).to_numpy()]):
+            chart.signs(marked.drop_duplicates(["block_index", "projection"]), look, 7)
+            subtitle += f"; {sign}: {look.label}"
     chart.outline_layer(grid, placed, marked_layer)
     waiting, without = max(0, len(set(layers) - set(left_out)) - len(every)), len(set(layers) & set(left_out))
     blanks = [f"not yet ({waiting} of {waiting + len(every)})"] if waiting else []

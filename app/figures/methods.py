@@ -84,7 +84,8 @@ def layer_map(
     base = table[table["method"] == BASELINE].drop_duplicates("layer").set_index("layer")[column]
     if method != BASELINE and len(base):
         name, values = f"saved_{method}", 1 - values / base.where(base > 0)
-    layers = rows[["layer", "block_index", "projection"]].assign(**{name: values.reindex(rows["layer"]).to_numpy()})
+    columns = ["layer", "block_index", "projection", "massive"]
+    layers = rows.filter(columns).assign(**{name: values.reindex(rows["layer"]).to_numpy()})
     drawing = maps.model_map(layers, name, marked_layer=marked_layer, theme=theme)
     tokens = f" Errors {ERROR_OF[column]} tokens."
     return replace(drawing, caption=drawing.caption + tokens, alt=drawing.alt + tokens)

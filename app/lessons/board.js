@@ -20,9 +20,9 @@ export default ({data, parentElement, setTriggerValue}) => {
   const head = row("thead", "column");
   data.order.forEach((column, at) => {
     const button = cell(head, at, "th").appendChild(document.createElement("button"));
-    button.textContent = column + 1;
+    button.textContent = column;
     button.dataset.column = column;
-    button.ariaLabel = `Column ${column + 1}, step ${at + 1}: arrow keys move it`;
+    button.ariaLabel = `Column ${column}, step ${at + 1}: arrow keys move it`;
     button.onkeydown = (event) => {
       const by = {ArrowLeft: -1, ArrowRight: 1}[event.key];
       if (by) { event.preventDefault(); move(column, at + by); }
@@ -38,13 +38,13 @@ export default ({data, parentElement, setTriggerValue}) => {
     if (String(column) === focused) button.focus();
   });
   data.weights.forEach((weights, output) => {
-    const line = row("tbody", `output ${output + 1}`);
+    const line = row("tbody", `output ${output}`);
     data.order.forEach((column, at) => {
       const shown = cell(line, at), gone = data.removed[output][column];
       if (gone) shown.classList.add("gone");
       const input = shown.appendChild(document.createElement("input"));
       Object.assign(input, {inputMode: "decimal", value: text(weights[column])});
-      input.ariaLabel = `Weight of output ${output + 1}, column ${column + 1}`;
+      input.ariaLabel = `Weight of output ${output}, column ${column}`;
       input.onchange = () => {
         const value = Number(input.value.replace("−", "-").replace(",", "."));
         if (Number.isFinite(value)) setTriggerValue("weight", [output, column, value]);

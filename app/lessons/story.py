@@ -1,7 +1,7 @@
 """The eleven lessons: stage and controls of each; `story.md.jinja` has the texts. The engine computes every number.
 
 A lesson has a text on the left, a stage on the right, controls, and a question for the class. Each answers the question
-with which the one before ends. Columns and blocks are counted from 1, as in the paper.
+with which the one before ends. Columns and blocks are counted from 0, as on all pages; the paper counts from 1.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from app.words import apart, number, percent, word
 from rose.layer.methods.rose_admm import ITERATIONS
 
 Values = Mapping[str, Any]
-BLOCK_3_FIRST = (6, 7, 8, 0, 1, 2, 3, 4, 5)
+LAST_BLOCK_FIRST = (6, 7, 8, 0, 1, 2, 3, 4, 5)
 JINJA = Environment(
     undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     variable_start_string="<<", variable_end_string=">>", block_start_string="<%", block_end_string="%>",
@@ -89,10 +89,10 @@ class Lesson:
 
 
 def one_weight(values: Values, answered: bool) -> Screen:
-    removal = example.remove_one(values["alike"], values["removed"] - 1)
+    removal = example.remove_one(values["alike"], values["removed"])
     weights = {"before": removal.before.tolist(), "after": removal.after.tolist()}
     costs = {"nobody helps": removal.alone, "others help": removal.cost}
-    stage = partial(figures.removal, removal.hessian.tolist(), weights, costs, values["removed"] - 1)
+    stage = partial(figures.removal, removal.hessian.tolist(), weights, costs, values["removed"])
     return Screen("One weight goes, others make up for it", TEXT.one_weight(values["removed"], removal), stage)
 
 
@@ -113,7 +113,8 @@ def column_by_column(values: Values, answered: bool) -> Screen:
 
 
 def early_and_late(values: Values, answered: bool) -> Screen:
-    results = {"Block 3 goes first": example.prune(BLOCK_3_FIRST), "Block 3 goes last": example.prune(example.NATURAL)}
+    orders = {"Block 2 goes first": LAST_BLOCK_FIRST, "Block 2 goes last": example.NATURAL}
+    results = {name: example.prune(order) for name, order in orders.items()}
     traces = [result.trace for result in results.values() if result.trace is not None]
     shares = [float(trace.compensated[place] / trace.lost[place]) for trace, place in zip(traces, (0, 2), strict=True)]
     text = TEXT.early_and_late(answered, shares, [result.relative_error for result in results.values()])
@@ -138,7 +139,7 @@ def columnar(values: Values, answered: bool) -> Screen:
     findings = {
         "importance": f"Importance runs from {float(scores.min()):.1f} to {float(scores.max()):.1f}",
         "pre-pruning": f"{int((plan.potential_loss > 0).sum())} of {scores.numel()} weights would go",
-        "losses": f"Block {losses.index(high) + 1} would lose most: {high:.1f}",
+        "losses": f"Block {losses.index(high)} would lose most: {high:.1f}",
     }
     subtitle, marks = "Importance S, three blocks of three columns", dict[str, Any]()
     if shown != "importance":
@@ -154,7 +155,7 @@ def the_order(values: Values, answered: bool) -> Screen:
     columns = plan.permutation.tolist() if answered else list(example.NATURAL)
     losses = [float(plan.block_loss[column // 3]) for column in columns[::3]]
     natural, ordered = (example.prune(order).relative_error for order in ("natural", "two_level"))
-    listed = ", ".join(str(column + 1) for column in columns)
+    listed = ", ".join(map(str, columns))
     claim, finding, below = "Which block goes first?", "Which first?", {}
     if answered:
         claim, finding = "ROSE's order: the block that loses most first", f"Pruned in the order {listed}"
@@ -186,10 +187,10 @@ def the_budget(values: Values, answered: bool) -> Screen:
     shown, subtitle = table.iloc[: None if answered else len(orders)], "The 4 × 9 layer, a third of its weights removed"
     stage = partial(figures.bars, shown, finding, subtitle, axis="error, SparseGPT = 1")
     if answered and values["budget_view"] == "shares":
-        finding = "Under one threshold columns 7, 8 and 9 keep most weights"
+        finding = "Under one threshold columns 6, 7 and 8 keep most weights"
         subtitle = "Bold: weights that a block gives up, of 12; below: its columns"
         stage = partial(figures.bars, shares_by_block(), finding, subtitle, axis="weights removed", equal=4)
-    columns = ", ".join(str(column + 1) for column in example.order("global"))
+    columns = ", ".join(map(str, example.order("global")))
     outputs = [example.mean_of("orders-outputs.csv", f"global/{budget}") for budget in ("block", "layer")]
     return Screen("The budget decides", TEXT.the_budget(answered, ratio, columns, outputs), stage)
 
@@ -200,7 +201,7 @@ def shares_by_block() -> pd.DataFrame:
     for order in ("natural", "two_level", "global"):
         result = example.prune(order, "layer")
         for turn, block in zip(("pruned first", "second", "last"), result.order.permutation.split(3), strict=True):
-            columns = " ".join(map(str, (block + 1).tolist()))
+            columns = " ".join(map(str, block.tolist()))
             rows.append((turn, order, int(result.mask[:, block].sum()), columns))
     return pd.DataFrame(rows, columns=["name", "group", "value", "columns"])
 
@@ -261,8 +262,8 @@ LESSONS = (
         "One weight goes",
         one_weight,
         (
-            Slider("alike", "Overlap H₁₂", tuple(k / 10 for k in range(10)), 0.6),
-            Slider("removed", "Remove weight", (1, 2, 3), 1),
+            Slider("alike", "Overlap H₀₁", tuple(k / 10 for k in range(10)), 0.6),
+            Slider("removed", "Remove weight", (0, 1, 2), 0),
         ),
         proof=("Where does the formula come from?", TEXT.derivation()),
     ),
@@ -277,12 +278,12 @@ LESSONS = (
     Lesson(
         "Early and late",
         early_and_late,
-        question=Question("How much is made good if block 3 goes last?", ("most", "half", "hardly any"), 2),
+        question=Question("How much is made good if block 2 goes last?", ("most", "half", "hardly any"), 2),
     ),
     Lesson(
         "The law",
         the_law,
-        (Slider("trade", "Swap two neighbours", tuple(range(9)), 0, lambda k: f"{k} and {k + 1}" if k else "none"),),
+        (Slider("trade", "Swap two neighbours", tuple(range(9)), 0, lambda k: f"{k - 1} and {k}" if k else "none"),),
         proof=("Why is that so?", TEXT.proof_of_the_law()),
     ),
     Lesson(
@@ -294,7 +295,7 @@ LESSONS = (
         "ROSE's order",
         the_order,
         question=Question(
-            "Which block should go first?", ("block 2, which loses least", "block 3, which loses most"), 1
+            "Which block should go first?", ("block 1, which loses least", "block 2, which loses most"), 1
         ),
     ),
     Lesson("Your turn", your_turn),

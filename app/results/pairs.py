@@ -34,7 +34,11 @@ SHOWN = 4  # runs that are shown by default
 MOST = 12  # runs that can be chosen: marks of further lines would repeat
 PLACE = ["layer", "block_index", "projection"]
 STUDIED = ("sparsegpt", "rose", "rose_global")  # methods whose errors a study has
-DRIFT_SCALE = "Drift 0: the hidden states are the dense model's. Drift 1: the difference is as large as these states."
+DRIFT_SCALE = (
+    "Drift 0: the hidden states are the dense model's. Drift 1: the difference is as large as these states. A run "
+    "records the mean over tokens alone, so drift has no interval."
+)
+MISSING = "not recorded"
 FACTS = {"environment": "Environment", "bos_token": "Beginning-of-sequence token", "minutes": "Minutes of tuning"}
 
 
@@ -143,6 +147,7 @@ NUMBERS: dict[str, Callable[[RunReport], float | None]] = {
     "Perplexity": lambda run: run.number("perplexity_after"),
     "Perplexity on plain English": lambda run: run.number("perplexity_second"),
     "Perplexity of the dense model": lambda run: run.number("perplexity_before"),
+    "The same on plain English": lambda run: run.number("perplexity_second_before"),
     ACCURACY: lambda run: None if run.zero_shot is None else run.zero_shot["accuracy"].mean(),
     "Drift after the last decoder block": lambda run: run.drift[-1]["drift"] if run.drift else None,
     "Mean held-out error": lambda run: run.pruned["held_out_error"].mean(),
@@ -171,7 +176,7 @@ def numbers(runs: Sequence[RunReport]) -> pd.DataFrame:
 
 
 def in_words(table: pd.DataFrame) -> pd.DataFrame:
-    """The same table with texts in place of numbers."""
+    """The same table with texts in place of numbers; a number that a run lacks is named as such."""
 
     def texts(name: str, *values: float) -> list[str]:
         if name == REMOVED:
@@ -181,7 +186,7 @@ def in_words(table: pd.DataFrame) -> pd.DataFrame:
         return words.apart(*values)
 
     rows = [[name, *texts(name, *values)] for name, *values in table.itertuples(index=False)]
-    return pd.DataFrame(rows, columns=table.columns)
+    return pd.DataFrame(rows, columns=table.columns).replace("–", MISSING)
 
 
 def result_of(run: RunReport) -> Result | None:

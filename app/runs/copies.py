@@ -44,9 +44,10 @@ def dense_record(results: dict[str, Any]) -> rose.RunReport:
 
 
 def as_before(record: rose.RunReport) -> dict[str, Any]:
-    """A model's perplexity as the "before" of another record; {} where it was not measured."""
-    numbers = ("perplexity", "losses") if "perplexity_after" in record.summary else ()
-    return {f"{number}_before": record.summary[f"{number}_after"] for number in numbers}
+    """A model's perplexities as the "before" of another record, without those that were not measured."""
+    names = {"perplexity_after": "perplexity_before", "losses_after": "losses_before"}
+    names["perplexity_second"] = "perplexity_second_before"
+    return {later: record.summary[name] for name, later in names.items() if name in record.summary}
 
 
 def case_name(method: str, sparsity: str, target: str = DENSE, bits: int | None = None) -> str:

@@ -21,7 +21,7 @@ import torch
 import rose
 from app.figures.trust import MaskExcerpt
 from app.runs.checked import CheckpointRun, request_of
-from app.runs.copies import dense_record
+from app.runs.copies import as_before, dense_record
 from app.runs.damage import DamageRequest, DamageRun
 from app.runs.diffusion import PICTURES, DiffusionRun
 from app.runs.diffusion import recipe as diffusion_recipe
@@ -79,7 +79,9 @@ def _finished(run: Any, stored: dict[str, Any] | None = None) -> Any:
     if stored is not None:
         run.dense = dense_record(stored["dense"])
         run.copies = [
-            replace(rose.RunReport.from_json(json.dumps(copy["record"]), "The example"), called=copy["called"])
+            replace(
+                rose.RunReport.from_json(json.dumps(copy["record"]), "The example"), called=copy["called"]
+            ).with_summary(**as_before(run.dense))
             for copy in stored["copies"]
         ]
     run.job.status, run.fraction = "done", 1.0

@@ -357,7 +357,7 @@ class Study(Run):
     def _overview(self, threshold: float) -> pd.DataFrame:
         table = self.records()
         keys = ["layer", "block_index", "projection", "rows", "columns", "relative_range", "dead_columns", "damping"]
-        keys += ["column_variation", "tokens", "is_damping_raised"]
+        keys += ["column_variation", "tokens", "is_damping_raised", "massive"]
         wide = table[table["method"] == "sparsegpt"][keys].set_index("layer")
         for name in MEASURED:
             rows = table[table["method"] == name].set_index("layer")

@@ -1,10 +1,13 @@
 """Pages of the app, timed and counted: `python -m tests.benchmarks.pages [--root CHECKOUT] [--output pages.csv]`.
 
 For each page, opened from the finished example: seconds from a cold server to the first drawn figure (`cold`), from a
-click in the sidebar to the settled page (`click`, median of rounds), and controls, words and figures in its main part.
-`--root` serves another checkout, for a comparison in one run; its pages may differ.
+click in the sidebar to the settled page (`click`, median of rounds), the server's processor seconds for a click
+(`processor`), and controls, words and figures in its main part. `--root` serves another checkout, for a comparison in
+one run; its pages may differ. `--large` opens pages on a study of 224 layers of a 7B model, made of the example's
+numbers, without weights.
 """
 
+import dataclasses
 import os
 import re
 import statistics
@@ -15,10 +18,15 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pandas as pd
+import psutil
 from playwright.sync_api import Browser, Page, sync_playwright
+from transformers import LlamaConfig
 
+from app.study import cache as disk
+from app.study.setup import Setup
 from tests.benchmarks.common import arguments
 
 ROOT = Path(__file__).parents[2]
@@ -28,17 +36,20 @@ PATIENCE = 120_000  # milliseconds
 SETTLED = '[data-testid="stApp"][data-test-script-state="notRunning"]'
 COUNTS = """() => {
   const main = document.querySelector('[data-testid=stMain]');
-  const shown = (selector) => [...main.querySelectorAll(selector)].filter((node) => node.offsetParent).length;
+  const shown = (selector) => [...main.querySelectorAll(selector)].filter((node) => node.checkVisibility()).length;
+  const icons = [...main.querySelectorAll('[data-testid=stIconMaterial]')].map((icon) => icon.innerText).join(' ');
+  const count = (text) => text.split(/\\s+/).filter(Boolean).length;
   return {
     controls: shown('button:not(.modebar-btn), input, select, textarea, [role=slider], [role=combobox]'),
-    words: main.innerText.split(/\\s+/).filter(Boolean).length,
+    words: count(main.innerText) - count(icons),
     figures: shown('.js-plotly-plot, svg.main-svg, canvas, iframe, table'),
   };
 }"""
 
 
 @contextmanager
-def served(root: Path, cache: Path) -> Iterator[str]:
+def served(root: Path, cache: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """The app's address and its process."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     environment |= {"ROSE_CACHE": str(cache)}
     command = [sys.executable, "app/server.py", f"--server.port={PORT}", "--server.headless=true"]
@@ -57,7 +68,7 @@ def served(root: Path, cache: Path) -> Iterator[str]:
                 break
             except OSError:
                 time.sleep(0.1)
-        yield address
+        yield address, psutil.Process(process.pid)
     finally:
         process.terminate()
         process.wait(60)
@@ -82,7 +93,7 @@ def pages_of(browser: Browser, address: str) -> list[str]:
 
 def cold(browser: Browser, root: Path, path: str, cache: Path) -> float:
     """Seconds from the first request to a server that has drawn nothing to the first figure."""
-    with served(root, cache) as address:
+    with served(root, cache) as (address, _):
         page = browser.new_page(viewport={"width": 1280, "height": 800})
         began = time.perf_counter()
         page.goto(f"{address}/{path}")
@@ -92,16 +103,42 @@ def cold(browser: Browser, root: Path, path: str, cache: Path) -> float:
     return took
 
 
-def click(page: Page, path: str) -> float:
-    """Seconds from a click in the sidebar to the settled page."""
+def click(page: Page, path: str, server: psutil.Process) -> tuple[float, float]:
+    """Seconds from a click in the sidebar to the settled page, and processor seconds of the server."""
     links = page.locator('[data-testid="stSidebarNavLink"]').all()
     (link,) = [link for link in links if _path(str(link.get_attribute("href"))) == path]
-    began = time.perf_counter()
+    began, used = time.perf_counter(), sum(server.cpu_times()[:2])
     link.click()
     page.wait_for_function("(path) => location.pathname === '/' + path", arg=path, timeout=PATIENCE)
     page.wait_for_timeout(50)  # the address changes before the script begins
     drawn(page)
-    return time.perf_counter() - began
+    return time.perf_counter() - began, sum(server.cpu_times()[:2]) - used
+
+
+def large_study(folder: Path, cache: Path) -> str:
+    """Keeps a study of a model of LLaMA-7B's shapes on disk, whose numbers are the example's; returns its link."""
+    folder.mkdir(parents=True, exist_ok=True)
+    LlamaConfig(architectures=["LlamaForCausalLM"]).save_pretrained(folder)  # 32 decoder blocks of 4096 channels
+    os.environ["ROSE_CACHE"] = str(cache)
+    setup, example = Setup(model=str(folder)), disk.read_example(Setup())
+    assert example is not None
+    blocks = 1 + max(record.block_index for record in example.records)
+    names = {f"model.layers.{block}.": f"model.layers.{block % blocks}." for block in range(32)}
+    shapes = {"mlp.down_proj": (4096, 11008), "mlp.up_proj": (11008, 4096), "mlp.gate_proj": (11008, 4096)}
+    records = []
+    for block, (name, former) in enumerate(names.items()):
+        for record in (record for record in example.records if record.layer.startswith(former)):
+            rows, columns = shapes.get(record.projection, (4096, 4096))
+            place = {"layer": name + record.projection, "block_index": block, "rows": rows, "columns": columns}
+            records.append(dataclasses.replace(record, **place))
+    like = {record.layer: names[f"model.layers.{record.block_index}."] + record.projection for record in records}
+    condition, forecast = (
+        {layer: numbers[other] for layer, other in like.items()} for numbers in (example.condition, example.forecast)
+    )
+    place = disk.folder_of(setup, disk.files_of(setup))
+    assert place is not None
+    disk.keep_study(place, setup, disk.Kept(records, condition, forecast))
+    return f"?{urlencode(setup.to_texts())}"
 
 
 def _path(address: str) -> str:
@@ -110,27 +147,30 @@ def _path(address: str) -> str:
 
 def main() -> None:
     options = arguments(
-        __doc__, root=str(ROOT), output="pages.csv", rounds=3, cold=["", "layers", "layer", "order_lab"]
+        __doc__, root=str(ROOT), output="pages.csv", rounds=3, cold=["", "layers", "layer", "order_lab"], large=False
     )
-    root, cache, rows = Path(options.root).resolve(), Path(options.output).with_suffix(".cache").resolve(), []
+    root, cache, rows, link = Path(options.root).resolve(), Path(options.output).with_suffix(".cache").resolve(), [], ""
+    if options.large:
+        link = large_study(cache / "7b", cache)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        with served(root, cache) as address:
+        with served(root, cache) as (address, server):
             paths = pages_of(browser, address)
             page = browser.new_page(viewport={"width": 1280, "height": 800})
-            page.goto(address)
+            page.goto(f"{address}/{link}")
             drawn(page)
-            times: dict[str, list[float]] = {path: [] for path in paths}
+            times: dict[str, list[tuple[float, float]]] = {path: [] for path in paths}
             counts = {}
             for _ in range(options.rounds + 1):
                 for path in paths:
-                    times[path].append(click(page, path))
+                    times[path].append(click(page, path, server))
                     page.wait_for_timeout(700)
                     counts[path] = page.evaluate(COUNTS)
         for path in paths:
-            first, *rest = times[path]
-            row = {"page": path or "start", "first": first, "click": statistics.median(rest), **counts[path]}
-            if path in options.cold:
+            (first, _), *rest = times[path]
+            seconds, processor = (statistics.median(part) for part in zip(*rest, strict=True))
+            row = {"page": path or "start", "first": first, "click": seconds, "processor": processor, **counts[path]}
+            if path in options.cold and not link:
                 row["cold"] = cold(browser, root, path, cache)
             rows.append(row)
             pd.DataFrame(rows).to_csv(options.output, index=False)

@@ -39,23 +39,23 @@ def test_columns_move_by_pointer_and_by_arrow_keys_and_weights_are_typed(open_pa
     page.mouse.down()
     page.mouse.move(first["x"] + 5, first["y"] + 5, steps=4)
     page.mouse.up()
-    expect(heads.first).to_have_text("9")
+    expect(heads.first).to_have_text("8")
     settle(page)
     heads.first.focus()
     page.keyboard.press("ArrowRight")
-    expect(heads.nth(1)).to_have_text("9")
+    expect(heads.nth(1)).to_have_text("8")
     settle(page)
     page.keyboard.press("ArrowRight")  # the moved column has kept the focus
-    expect(heads.nth(2)).to_have_text("9")
+    expect(heads.nth(2)).to_have_text("8")
     settle(page)
     page.get_by_role("button", name="Undo").click()
-    expect(heads.nth(1)).to_have_text("9")
+    expect(heads.nth(1)).to_have_text("8")
     settle(page)
-    weight = page.get_by_role("textbox", name="Weight of output 1, column 9")
+    weight = page.get_by_role("textbox", name="Weight of output 0, column 8")
     weight.fill("-0.1")
     weight.press("Enter")
     expect(page.locator(".board .gone").filter(has=weight)).to_be_visible()
-    assert heads.all_inner_texts() == ["1", "9", "2", "3", "4", "5", "6", "7", "8"]
+    assert heads.all_inner_texts() == ["0", "8", "1", "2", "3", "4", "5", "6", "7"]
 
 
 def test_a_phone_shows_text_stage_and_buttons_one_below_the_other(open_page: OpenPage) -> None:

@@ -24,7 +24,7 @@ def test_a_clicker_turns_lessons_wherever_the_focus_is(open_page: OpenPage) -> N
     slider = page.locator(".st-key-lesson_trade").get_by_role("slider")
     slider.focus()
     page.keyboard.press("ArrowRight")  # a swap, not a lesson
-    expect(page.get_by_text("Price of column 1 ×").first).to_be_visible()
+    expect(page.get_by_text("Price of column 0 ×").first).to_be_visible()
     settle(page)
     page.keyboard.press("PageUp")
     expect(page.locator(SHOWN)).to_have_value(LABELS[2])

@@ -59,6 +59,7 @@ def test_experts_share_a_row_by_their_largest_value_and_a_colour():
     assert cells(rings) == [(b, "mlp.experts.*.gate_proj") for b in (0, 1)]
     assert "of experts the largest" in below(drawing)
     assert "not yet (1 of 9)" in below(drawing)
+    assert "; ◆: massive" in below(maps.model_map(table.assign(massive=["channel 3"] + [""] * (len(table) - 1))))
     (frame,) = [shape for shape in drawing.figure.layout.shapes if shape.type == "rect"]
     assert (frame.x0, frame.y0, frame.y1) == (-0.5, 0.5, 1.5)
     assert len(drawing.data) == 8  # the download has every expert

@@ -48,7 +48,7 @@ def test_one_removal_is_the_least_squares_solution(alike, column):
     rest = [k for k in range(3) if k != column]
     best = torch.linalg.solve(removal.hessian[rest][:, rest], removal.hessian[rest, column] * removal.before[column])
     assert change[rest].tolist() == pytest.approx(best.tolist())
-    text = story.one_weight({"alike": alike, "removed": column + 1}, False).text
+    text = story.one_weight({"alike": alike, "removed": column}, False).text
     assert f"with help {removal.cost:.2f} stays" in text
 
 
@@ -62,7 +62,7 @@ def test_swapping_neighbours_keeps_the_product_of_prices(step):
     assert after[rest] == pytest.approx(before[rest], rel=1e-4)
     assert after[pair].prod() == pytest.approx(before[pair].prod(), rel=1e-4)
     finding = story.the_law({"trade": step}, False).stage(theme="light").figure.layout.meta["finding"]
-    assert f"column {step} × {after[step - 1] / before[step - 1]:.2f}, of column {step + 1} ÷" in finding
+    assert f"column {step - 1} × {after[step - 1] / before[step - 1]:.2f}, of column {step} ÷" in finding
 
 
 def test_answers_match_computed_errors():

@@ -109,7 +109,7 @@ def test_two_runs_are_put_side_by_side():
     assert [ratio and ratio.value for ratio in ratios] == pytest.approx([0.8, 1 / 0.8])
     assert verdicts.sides(both.rows("relative_range")) == (0, 0)
     table = pd.DataFrame({"number": ["Perplexity", pairs.COUNT], "A": [23.08, 4.0], "B": [23.12, float("nan")]})
-    assert pairs.in_words(table)[["A", "B"]].to_numpy().tolist() == [["23.08", "23.12"], ["4", "–"]]
+    assert pairs.in_words(table)[["A", "B"]].to_numpy().tolist() == [["23.08", "23.12"], ["4", pairs.MISSING]]
     numbers = pairs.numbers([one, two]).set_index("number")
     assert numbers.loc["Perplexity"].tolist() == [30.0, 28.0]
     assert numbers.loc["Drift after the last decoder block"].tolist() == pytest.approx([0.3, 0.24])

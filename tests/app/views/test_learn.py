@@ -33,7 +33,7 @@ def test_answer_is_shown_after_a_guess(number):
 
 
 def test_link_restores_choices():
-    app = lesson(1, lesson_alike="0.9", lesson_removed="2")
+    app = lesson(1, lesson_alike="0.9", lesson_removed="1")
     removal = example.remove_one(0.9, 1)
     assert f"with help {removal.cost:.2f} stays" in texts(app)
     app.select_slider(key="lesson_alike").set_value(0.0).run()
