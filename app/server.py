@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+FIRST = ("numpy", "PIL.ImageFile", "streamlit.material_icon_names")  # which every first picture needs
 MODULES = ("app.session", "app.sidebar", "app.figures.maps")
 HOME = Path(__file__).parent
 WAIT = 5.0  # seconds: the first page of who comes with the server has the processor for itself
@@ -46,6 +47,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while it is read; it has its own handler later
     from streamlit.web import cli  # at first: Plotly, which it reads, trips over a pandas that a thread has half read
 
+    for name in FIRST:
+        importlib.import_module(name)
+    importlib.import_module("app.first").pictures()
     accept_own_pages_only()
     threading.Thread(target=read_modules, daemon=True).start()
     sys.argv = ["streamlit", "run", str(HOME / "main.py"), *sys.argv[1:]]

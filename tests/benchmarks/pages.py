@@ -42,7 +42,7 @@ COUNTS = """() => {
   return {
     controls: shown('button:not(.modebar-btn), input, select, textarea, [role=slider], [role=combobox]'),
     words: count(main.innerText) - count(icons),
-    figures: shown('.js-plotly-plot, svg.main-svg, canvas, iframe, table'),
+    figures: shown('.js-plotly-plot, table, [data-testid=stDataFrame]'),
   };
 }"""
 
@@ -123,18 +123,14 @@ def large_study(folder: Path, cache: Path) -> str:
     setup, example = Setup(model=str(folder)), disk.read_example(Setup())
     assert example is not None
     blocks = 1 + max(record.block_index for record in example.records)
-    names = {f"model.layers.{block}.": f"model.layers.{block % blocks}." for block in range(32)}
     shapes = {"mlp.down_proj": (4096, 11008), "mlp.up_proj": (11008, 4096), "mlp.gate_proj": (11008, 4096)}
-    records = []
-    for block, (name, former) in enumerate(names.items()):
-        for record in (record for record in example.records if record.layer.startswith(former)):
+    records, condition, forecast = [], {}, {}
+    for block in range(32):
+        for record in (record for record in example.records if record.block_index == block % blocks):
+            layer = f"model.layers.{block}.{record.projection}"
             rows, columns = shapes.get(record.projection, (4096, 4096))
-            place = {"layer": name + record.projection, "block_index": block, "rows": rows, "columns": columns}
-            records.append(dataclasses.replace(record, **place))
-    like = {record.layer: names[f"model.layers.{record.block_index}."] + record.projection for record in records}
-    condition, forecast = (
-        {layer: numbers[other] for layer, other in like.items()} for numbers in (example.condition, example.forecast)
-    )
+            records.append(dataclasses.replace(record, layer=layer, block_index=block, rows=rows, columns=columns))
+            condition[layer], forecast[layer] = example.condition[record.layer], example.forecast[record.layer]
     place = disk.folder_of(setup, disk.files_of(setup))
     assert place is not None
     disk.keep_study(place, setup, disk.Kept(records, condition, forecast))
