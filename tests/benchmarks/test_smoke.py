@@ -11,8 +11,8 @@ from tests.benchmarks import targets
 from tests.tiny import save_tiny_llama
 
 WITHOUT_OPTIONS = {"document_numbers", "example_runs", "screenshots"}
-HELPERS = {"__init__", "common", "reference", "shapes", "test_smoke"}
-NAMES = {path.stem for path in Path(__file__).parent.glob("*.py")}
+HELPERS = {"__init__", "common", "reference", "shapes"}
+NAMES = {path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("test_")}
 
 
 @pytest.mark.parametrize("name", sorted(NAMES - WITHOUT_OPTIONS - HELPERS))

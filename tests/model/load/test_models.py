@@ -1,4 +1,4 @@
-"""Loading and saving: what works, and one clear line for each way in which it can fail."""
+"""Models are loaded and saved, and every failure is one clear sentence."""
 
 import copy
 import json
@@ -289,6 +289,7 @@ def test_the_packaged_model_is_pruned_saved_and_loaded(packaged, tmp_path):
     written = model.generate(**prompt, max_new_tokens=6, do_sample=False)
     assert "Paris" in tokenizer.decode(written[0])
     pruned = copy.deepcopy(model)
+    pruned.model.layers, pruned.config.num_hidden_layers = pruned.model.layers[:2], 2
     tokens = rose.load_tokens("packaged", tokenizer, samples=2, length=32)
     report = rose.prune_model(pruned, tokens, sparsity=0.5, layers=["*.layers.1.self_attn.o_proj"])
     rose.save_model(pruned, tokenizer, tmp_path / "pruned", report=report)
@@ -297,7 +298,6 @@ def test_the_packaged_model_is_pruned_saved_and_loaded(packaged, tmp_path):
     assert float(again.model.layers[1].self_attn.o_proj.weight.eq(0).float().mean()) == pytest.approx(0.5, abs=1e-4)
     same = transformers.AutoTokenizer.from_pretrained(tmp_path / "pruned")
     assert same("Hello world")["input_ids"] == tokenizer("Hello world")["input_ids"]
-    shutil.rmtree(tmp_path / "pruned")  # half a gigabyte
 
 
 def test_models_are_saved_into_new_empty_linked_and_working_folders(tmp_path, tokenizer, monkeypatch):
