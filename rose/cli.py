@@ -37,18 +37,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # its encoding may lack "…" or bytes of a folder's name
         sys.stdout.reconfigure(errors="backslashreplace")
     name = "rose" if processes == 1 else f"rose, process {rank + 1} of {processes}"
-    spec = None
+    asked_for: Any = None
     try:
         interrupt.unguard()
         load_plugins()  # first, because they add methods and orders
         spec, unknown = _read(list(sys.argv[1:] if arguments is None else arguments))
-        return _run(spec, unknown, console, rank) or 0
+        asked_for = spec
+        if isinstance(spec, RunRecipe):
+            asked_for = Recipe.read(spec.recipe, *spec.changes, is_placed=True)
+        return _run(spec, asked_for, unknown, console, rank) or 0
     except RoseError as problem:
         return _refuse(name, str(problem))
     except KeyboardInterrupt:
-        folder = getattr(spec, "checkpoint", None)
-        if folder is None and spec is not None and spec.run in ("compare", "damage"):
-            folder = getattr(spec, "output", None)
+        step: Any = asked_for.steps[-1] if isinstance(asked_for, Recipe) else asked_for
+        folder = getattr(step, "checkpoint", None)
+        if folder is None and step is not None and step.run in ("compare", "damage"):
+            folder = step.output
         resumes = folder and Path(folder).exists()
         left = f"the same command resumes from {folder}" if resumes else "nothing was written"
         console.print(f"rose: cancelled; {left}", soft_wrap=True)
@@ -61,11 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(name, f"There was not enough memory; {less}.")
 
 
-def _run(spec: Spec, unknown: Sequence[str], console: Output, rank: int) -> int | None:
+def _run(spec: Spec, asked_for: Any, unknown: Sequence[str], console: Output, rank: int) -> int | None:
     """Imports the command and does its work; of several processes only the first prints results."""
-    asked_for: Any = spec
-    if isinstance(spec, RunRecipe):
-        asked_for = Recipe.read(spec.recipe, *spec.changes, is_placed=True)
     work = command(spec.run)
     from rose.model.workers import choose_gpu, process_group
 

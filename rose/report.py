@@ -17,9 +17,10 @@ import pandas as pd
 from rose.environment import versions
 from rose.errors import RoseError
 from rose.files import check_small, expand, reachable, write_atomically
+from rose.layer.pattern import BITS, GROUP, GROUPS, Grid
 from rose.layer.registry import label_of
 from rose.output import check_folder, new_folder
-from rose.recipe.file import BETWEEN, Recipe
+from rose.recipe.parts import BETWEEN
 from rose.recipe.tools import SPECS
 from rose.rows import (
     ERRORS,
@@ -133,14 +134,14 @@ class RunReport:
         recipe = {"run": spec.run, **fields, **self.recipe}
         return replace(self, recipe=recipe, results={**self.results, **results, "made_with": versions()})
 
-    def as_recipe(self) -> Recipe | None:
-        """The recipe that repeats the run; None if the record has no valid recipe."""
+    def as_step(self) -> Spec | None:
+        """The step of a recipe that repeats the run; None if the record has no valid recipe."""
         spec = SPECS.get(str(self.recipe.get("run")))
         if spec is None or not self.recipe.keys() & {"model", "dense"}:  # a run from Python
             return None
         fields = {name: value for name, value in self.recipe.items() if name in spec.fields()}
         try:
-            return Recipe((spec.of(**{"output": BETWEEN} | fields if "output" in spec.fields() else fields),))
+            return spec.of(**{"output": BETWEEN} | fields if "output" in spec.fields() else fields)
         except RoseError:
             return None
 
@@ -169,10 +170,10 @@ class RunReport:
         return str(self.summary.get("method"))
 
     @property
-    def bits(self) -> int | None:
-        """Bits of kept weights; None where they were not rounded."""
-        bits = self.summary.get("bits")
-        return bits if isinstance(bits, int) else None
+    def grid(self) -> Grid | None:
+        """The grid of kept weights; None where they were not rounded."""
+        bits, group = self.summary.get("bits"), self.summary.get("group") or GROUP
+        return Grid(bits, group) if bits in BITS and group in GROUPS else None
 
     @property
     def target(self) -> str:
@@ -185,7 +186,7 @@ class RunReport:
         """What the run removes: "0.7", "0.7, 4 bits", "20 % out"."""
         if self.kind == "slim":
             return f"{100 * float(self.summary['ratio']):g} % out"
-        return short_text(self.summary.get("sparsity")) + ("" if self.bits is None else f", {self.bits} bits")
+        return short_text(self.summary.get("sparsity")) + (f", {self.grid.brief}" if self.grid else "")
 
     @property
     def is_tuned(self) -> bool:

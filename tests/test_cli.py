@@ -80,14 +80,14 @@ def test_prune_measures_perplexity_before_and_after(checkpoint, text, tmp_path, 
 
 
 def test_a_model_is_saved_if_its_evaluation_fails(checkpoint, text, tmp_path, monkeypatch):
-    measure = shared.Outcome.measure
+    measure = shared.Evaluation.measure
 
-    def fails(outcome, model, stage, of=""):
+    def fails(evaluation, model, stage, of=""):
         if stage == "after":
             raise rose.RoseError("no memory left")
-        return measure(outcome, model, stage, of)
+        return measure(evaluation, model, stage, of)
 
-    monkeypatch.setattr(shared.Outcome, "measure", fails)
+    monkeypatch.setattr(shared.Evaluation, "measure", fails)
     assert prune(checkpoint, tmp_path / "out", "--evaluate", str(text), "--windows", "3") == 2
     rose.load_model(str(tmp_path / "out"))
     summary = rose.RunReport.load(tmp_path / "out").summary

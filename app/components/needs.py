@@ -12,7 +12,7 @@ from app.jobs import Job
 from app.runs import example as packaged
 from app.study.preflight import asked_of_hub, collecting
 from app.study.setup import Setup
-from app.study.study import LayerInputs, Study
+from app.study.study import InputsRun, Study
 from app.words import count, duration, sentence, short_layer, text_name
 from rose import RoseError
 
@@ -59,7 +59,7 @@ def example(subject: str, of: str = "") -> None:
 
 def _collect(study: Study, layer: str) -> None:
     """Collects the inputs of one layer of a study from disk; asks first where that takes long or asks the Hub."""
-    run: LayerInputs | None = st.session_state.get("layer_inputs")
+    run: InputsRun | None = st.session_state.get("layer_inputs")
     if run is None or (run.study, run.layer) != (study, layer) or run.job.abandoned:
         try:
             model = shared.skeleton(study.setup.model)
@@ -75,7 +75,7 @@ def _collect(study: Study, layer: str) -> None:
             return
         if run is not None:
             session.leave(run.job)
-        run = st.session_state["layer_inputs"] = LayerInputs(study, layer)
+        run = st.session_state["layer_inputs"] = InputsRun(study, layer)
         run.job.watch(session.viewer())
         run.job.start().wait(1.0)  # what is read in a moment is shown at once
     if study.has(layer):

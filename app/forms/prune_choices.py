@@ -9,11 +9,12 @@ import rose
 from app import session, shared
 from app.forms.widgets import linked, spec_number, text_input
 from app.runs.pruning import HELD_OUT, PROMPT, WINDOWS, Keep, PruneRequest
-from app.study.setup import Setup
+from app.study.setup import CHOSEN, Setup, patterns_of
 from rose.layer.pattern import BITS as GRID_BITS
-from rose.layer.pattern import GROUPS, RECOMMENDED, THRESHOLD
+from rose.layer.pattern import GROUP, GROUPS, RECOMMENDED, THRESHOLD, Grid, parse_grid
 from rose.model.defaults import SOURCES
 from rose.model.measure import zero_shot
+from rose.recipe.parts import PruneSettings
 from rose.recipe.steps import Prune
 
 FILE = "a file"
@@ -52,15 +53,32 @@ def choose(setup: Setup) -> PruneRequest:
     sparsities = text_input("Sparsities", "prune_sparsities", setup.sparsity, help_text, sparsities_place)
     layers = text_input("Layers", "prune_layers", setup.layers_text, None, layers_place)
     with st.expander("More", icon=":material/more_horiz:", key="prune-more"):
-        settings = {**_evaluation(setup), **_weights(), **_tasks()}
+        settings = _evaluation(setup)
+        settings["grids"], settings["targets"], walk = _weights()
+        settings |= _tasks()
     return PruneRequest(
         methods=tuple(dict.fromkeys(methods)),
         sparsities=_names(sparsities) or (setup.sparsity,),
-        layers=layers or setup.layers,
-        threshold=threshold,
+        shared=PruneSettings.of(layers=patterns_of(layers or setup.layers), threshold=threshold, **walk),
         window_length=setup.length,
         **settings,
     )
+
+
+def fill(step: Prune) -> list[str]:
+    """Fills these choices from a recipe; returns its changed fields that this page does not offer."""
+    weights = {"bits": [str(step.bits or AS_STORED)], "group": str(step.group or GROUP)}
+    walk = step.pick(("target_damping", "true_sequential"))
+    chosen = weights | walk | {"methods": [step.method], "sparsities": step.sparsity, "targets": [step.target]}
+    chosen["layers"] = " ".join(step.layers or ())
+    st.session_state.update({f"prune_{name}": value for name, value in chosen.items()})
+    st.session_state.chosen_threshold = step.threshold
+    offered = {*CHOSEN, *weights, *walk, "method", "target", "threshold"}
+    return [
+        field.name
+        for field in FIELDS.values()
+        if field.extra["changes"] and field.name not in offered and getattr(step, field.name) != field.default
+    ]
 
 
 def _several(place: DeltaGenerator, label: str, options: dict[str, str], usual: str, key: str, help: str) -> list[str]:
@@ -94,34 +112,31 @@ def _evaluation(setup: Setup) -> dict[str, Any]:
     return {"evaluate": text, "prompt": prompt, "windows": windows or WINDOWS, "keep": keep, "folder": folder}
 
 
-def _weights() -> dict[str, Any]:
-    """Choices of the target of each layer, and of the grid of kept weights."""
+def _weights() -> tuple[tuple[Grid | None, ...], tuple[str, ...], dict[str, Any]]:
+    """The grids of kept weights, what each layer is fitted to, and further settings of that."""
     first, second, third, fourth = st.columns([3, 2, 2, 3], vertical_alignment="bottom")
     bits = _several(first, "Bits of kept weights", BITS, AS_STORED, "prune_bits", "Kept weights are rounded to a grid "
                     "with an exact zero, and later columns compensate for that too. Copies of different bits are not "
                     "ranked.")  # fmt: skip
-    group = PruneRequest.group
+    group = str(GROUP)
     if bits not in ([], [AS_STORED]):
         group = second.selectbox("Columns that share a scale", list(map(str, GROUPS)), 1, **linked("prune_group"))
     targets = _several(third, "Target", TARGETS, "dense", "prune_targets", "What each layer is fitted to. Dense: the "
                        "dense model's output, which also makes good what pruned layers before it lost. Layer: the "
                        "output of its own dense weights, as in the papers.")  # fmt: skip
-    damping, sequential = None, False
+    walk = dict[str, Any]()
     if "dense" in targets:
         look = {"value": None, "placeholder": "automatic", "label": "Damping of the correction, μ", "help": None}
-        damping = spec_number(fourth, FIELDS["target_damping"], linked("prune_target_damping"), **look)
+        walk["target_damping"] = spec_number(fourth, FIELDS["target_damping"], linked("prune_target_damping"), **look)
     if "layer" in targets:  # dense targets always are true-sequential
-        sequential = fourth.toggle(
+        walk["true_sequential"] = fourth.toggle(
             "True-sequential",
             **linked("prune_true_sequential"),
             help="Calibrates each layer after those before it in the decoder block are pruned: one forward pass "
             "instead of two, more memory.",
         )
-    stored = tuple(None if name == AS_STORED else int(name) for name in bits)
-    return {
-        "bits": stored, "group": group, "targets": tuple(targets), "target_damping": damping,
-        "true_sequential": sequential,
-    }  # fmt: skip
+    grids = tuple(None if name == AS_STORED else parse_grid(name, group) for name in bits)
+    return grids, tuple(targets), walk
 
 
 def _tasks() -> dict[str, Any]:

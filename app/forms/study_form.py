@@ -7,6 +7,7 @@ from torch import nn
 
 import rose
 from app import session, shared, words
+from app.forms import prune_choices
 from app.forms.widgets import HUB, spec_number
 from app.study import preflight
 from app.study.setup import NUMBERS, Setup, patterns_of
@@ -217,7 +218,7 @@ def _take() -> None:
         st.session_state.pop(RECIPE_USED, None)
         return
     try:
-        recipe = Recipe.parse(file.getvalue().decode(errors="replace"), name=file.name, is_placed=False)
+        recipe = Recipe.parse(file.getvalue(), name=file.name, is_placed=False)
         st.session_state[RECIPE_USED] = _use(file.name, recipe.steps)
     except rose.RoseError as problem:
         st.session_state[RECIPE_USED] = str(problem), ""
@@ -234,15 +235,7 @@ def _use(name: str, steps: tuple[Spec, ...]) -> tuple[str, str]:
     if isinstance(step, Analyze):
         return f"The form above has the settings of {name}. Measure the layers next.", ""
     session.use_draft()
-    chosen = {
-        "prune_methods": [step.method],
-        "prune_sparsities": step.sparsity,
-        "prune_bits": ["stored" if step.bits is None else str(step.bits)],
-        "prune_group": str(step.group or 64),
-        "prune_targets": [step.target],
-        "prune_target_damping": step.target_damping,
-        "prune_true_sequential": step.true_sequential,
-        "prune_layers": "" if step.layers is None else " ".join(step.layers),
-    }
-    st.session_state.update(chosen)
+    if left := prune_choices.fill(step):
+        without = f"The page Prune has the settings of {name} without {words.listing(left)}, which it does not offer."
+        return f"{without} Run all of it in a terminal: rose run {name} output=FOLDER", "prune"
     return f"The page Prune has the settings of {name}.", "prune"

@@ -99,7 +99,7 @@ class Watched:
     """The states of one solver."""
 
     table: pd.DataFrame  # a row for each state; "changed": mask entries that differ from the state before
-    masks: list[np.ndarray]  # of each state, bits packed along columns, (out, ⌈in/8⌉) uint8
+    masks: list[np.ndarray]  # of each state, eight columns a number as `np.packbits` has them, (out, ⌈in/8⌉) uint8
     columns: int  # of the layer
 
     def mask(self, state: int) -> np.ndarray:

@@ -159,7 +159,8 @@ def report_of(runs: Sequence[RunReport]) -> ReportPage:
     layers = pd.concat([run.by_layer.dropna(axis=1, how="all").assign(run=run.name) for run in runs], ignore_index=True)
     made_by: dict[str, list[str]] = {}  # an analysis makes several runs
     for run in runs:
-        made_by.setdefault(str(run.as_recipe() or ""), []).append(run.name)
+        step = run.as_step()
+        made_by.setdefault(str(Recipe((step,))) if step else "", []).append(run.name)
     return ReportPage(
         title=_title(runs),
         subtitle="; ".join(dict.fromkeys(map(_calibration, runs))),
@@ -244,10 +245,10 @@ def _error_findings(run: RunReport) -> list[str]:
         f"({words.number(float(worst[measure]))})."
     )
     apart = run.number("mean_pruning_error"), run.number("mean_rounding_error")
-    if apart[0] is not None and apart[1] is not None:
+    if run.grid and apart[0] is not None and apart[1] is not None:
         finding += (
             f" On the calibration tokens pruning adds {words.number(apart[0])} in the mean, and rounding to "
-            f"{run.summary.get('bits')} bits {words.number(apart[1])}: together {words.number(apart[0] + apart[1])}."
+            f"{run.grid.brief} {words.number(apart[1])}: together {words.number(apart[0] + apart[1])}."
         )
     columnar = run.by_layer["is_columnar"].sum() if "is_columnar" in run.by_layer else None
     if columnar is None or run.kind == "slim":

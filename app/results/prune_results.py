@@ -125,7 +125,7 @@ def _take_away(run: PruningRun, models: list[RunReport]) -> None:
             file_button("Layers, CSV", partial(csv_text, with_cautions(copy.layers)), f"{name}-layers.csv")
             csv_button("All copies, CSV", model_table(models), "models.csv", "all-models")
             report_button(lambda: copies, "pruned", "prune-report")
-        types = [form for form in forms(copy.bits) if form != PACKED]
+        types = [form for form in forms(copy.grid) if form != PACKED]
         st.caption(f"Loads in transformers, packed in rose, and in llama.cpp as {' or '.join(types)}.")
         if place is None:
             again = "choose to keep copies under Checkpoints, and prune again"
@@ -150,7 +150,7 @@ def _files(model: RunReport, run: PruningRun) -> None:
     """A kept copy as a packed folder or a GGUF file, from the choice to the download."""
     title, icon = "As a smaller file: packed, or GGUF for llama.cpp", ":material/folder_zip:"
     with st.expander(title, icon=icon, key="prune-ship", on_change="rerun"):  # kept open when a run beside it ends
-        labels = forms(model.bits)
+        labels = forms(model.grid)
         left, right = st.columns([2, 1], vertical_alignment="bottom")
         with left:
             form = components.choose("Written as", labels, f"ship_as_{file_name(model)}")
@@ -164,7 +164,7 @@ def _files(model: RunReport, run: PruningRun) -> None:
             disabled=is_writing,
             width="stretch",
         )
-        st.caption(_says(model, form, run.request.layers is None))
+        st.caption(_says(model, form, run.request.shared.layers is None))
         if run.file is not None and run.file.folder == run.kept(model):
             _file(run.file, file_name(model))
 
@@ -177,7 +177,7 @@ def _says(model: RunReport, form: str, whole: bool) -> str:
             "do not read it."
         )
     reads = "llama.cpp and programs built on it read the file."
-    if model.bits is not None:
+    if model.grid is not None:
         if form == "f16":
             return f"{reads} It holds the pruned layers exactly, and embeddings as f16 numbers."
         if whole:
@@ -240,7 +240,7 @@ def tune(run: CopyRun, model: Callable[[], nn.Module]) -> None:
 
     `model` gives the dense model, or its skeleton.
     """
-    copies, rounded = list(run.tunable), [copy.name for copy in run.untuned if copy.bits is not None]
+    copies, rounded = list(run.tunable), [copy.name for copy in run.untuned if copy.grid is not None]
     if run.job.status == "running" or not (copies or rounded or run.tuning):
         return
     prefix = "" if isinstance(run, PruningRun) else "slim_"

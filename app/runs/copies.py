@@ -20,6 +20,7 @@ from app.runs.kept_copies import RESERVE, FileRun, free_space, written_beside
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.files import expand
+from rose.layer.pattern import Grid
 from rose.model.load.tokens import load_apart, tuning_draw
 from rose.model.measure.perplexity import continue_prompt, perplexity_of, plain_english, window_losses
 from rose.model.network.layers import keep_low_rank
@@ -50,9 +51,9 @@ def as_before(record: rose.RunReport) -> dict[str, Any]:
     return {later: record.summary[name] for name, later in names.items() if name in record.summary}
 
 
-def case_name(method: str, sparsity: str, target: str = DENSE, bits: int | None = None) -> str:
+def case_name(method: str, sparsity: str, target: str = DENSE, grid: Grid | None = None) -> str:
     """For files and folders: "rose-0.7", "sparsegpt-2-4", "rose-0.7-4bits", "rose-0.7-layer"."""
-    name = f"{method}-{sparsity.replace(':', '-')}" + ("" if bits is None else f"-{bits}bits")
+    name = f"{method}-{sparsity.replace(':', '-')}" + (f"-{grid.brief.replace(' ', '')}" if grid else "")
     return name if target == DENSE else f"{name}-{target}"
 
 
@@ -60,7 +61,7 @@ def file_name(copy: rose.RunReport) -> str:
     """A name for the folder and the files of a copy, and for keys of its widgets."""
     if copy.kind == "slim":
         return f"slim-{copy.method}-{copy.summary['ratio']:g}" + ("-tuned" if copy.is_tuned else "")
-    name = case_name(copy.method, str(copy.summary["sparsity"]), copy.target, copy.bits)
+    name = case_name(copy.method, str(copy.summary["sparsity"]), copy.target, copy.grid)
     return name + copy.tuned_suffix.replace(", ", "-").replace(" ", "-")
 
 
@@ -164,7 +165,7 @@ class CopyRun(Run):
     @property
     def tunable(self) -> dict[str, rose.RunReport]:
         """Copies that can be tuned, by name, the recommended first; tuned copies begin anew."""
-        copies = [copy for copy in self.untuned if copy.bits is None]  # whose weights would leave their grid
+        copies = [copy for copy in self.untuned if copy.grid is None]  # whose weights would leave their grid
         best = worth_keeping(copies)
         return {copy.name: copy for copy in sorted(copies, key=lambda copy: copy.name not in best)}
 

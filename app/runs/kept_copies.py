@@ -17,6 +17,7 @@ import rose
 from app import words
 from app.jobs import Job, Run
 from rose.files import reachable
+from rose.layer.pattern import Grid
 from rose.model.load.stored import check_merged
 from rose.model.ship.export import export_gguf
 from rose.model.ship.packing import pack_folder
@@ -81,12 +82,12 @@ def zipped(folder: Path) -> BinaryIO:
         return open(os.dup(file.fileno()), "rb")
 
 
-def forms(bits: int | None) -> dict[str, str]:
-    """The forms that a copy can be written in besides its folder, with their labels; `bits` of its kept weights.
+def forms(grid: Grid | None) -> dict[str, str]:
+    """The forms that a copy can be written in besides its folder, with their labels; `grid` of its kept weights.
 
-    q4_0 is offered only where it rounds nothing: otherwise it costs more accuracy than pruning with 4 bits does.
+    q4_0 is offered only where it rounds nothing: otherwise it costs more accuracy than pruning on its grid does.
     """
-    types = ("f16", "q8_0") if bits in (None, 8) else ("f16", "q4_0")
+    types = ("f16", "q4_0") if grid and grid.bits <= 4 else ("f16", "q8_0")
     return {PACKED: "Packed folder"} | {kind: f"GGUF, {kind}" for kind in types}
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -21,18 +21,19 @@ import rose
 from app.jobs import Job
 from app.runs.copies import NEW_TOKENS, CopyRun, Step, as_before, case_name, dense_record, worth_keeping
 from app.runs.kept_copies import RESERVE
-from app.study.setup import CHOSEN, Setup, check_memory, patterns_of, weights_size
+from app.study.setup import CHOSEN, Setup, check_memory, weights_size
 from app.study.study import LoadedModel
 from rose.files import expand, reachable
-from rose.layer.pattern import THRESHOLD, Grid
+from rose.layer.pattern import Grid
 from rose.model.defaults import STUDY
 from rose.model.estimate import Cost, estimate_evaluation, estimate_memory, pruning_cost
 from rose.model.load.models import parse_dtype
 from rose.model.load.tokens import load_apart
 from rose.model.measure.zero_shot import MISSING, check_task_folder, is_installed, zero_shot
 from rose.model.network.network import Network
-from rose.model.run.settings import KEYWORDS, RunSettings
+from rose.model.run.settings import KEYWORDS, RunSettings, describe_grid
 from rose.output import check_output, check_room
+from rose.recipe.parts import PruneSettings
 from rose.recipe.steps import Prune
 from rose.report import name_of_run
 
@@ -46,18 +47,18 @@ Keep = Literal["best", "all", "folder", "none"]
 
 def label_of(case: Prune) -> str:
     """For people: "ROSE at 0.7", "ROSE at 0.7, 4 bits", "ROSE at 0.7, target layer"; dense is the usual target."""
-    return name_of_run(case.method, case.sparsity + ("" if case.bits is None else f", {case.bits} bits"), case.target)
+    return name_of_run(case.method, case.sparsity + (f", {case.grid.brief}" if case.grid else ""), case.target)
 
 
 @dataclass(frozen=True)
 class PruneRequest:
-    """Copies to prune, and how each is evaluated; see `rose.prune_model`."""
+    """Copies to prune, one for each method, sparsity, target and grid, and how each is evaluated."""
 
-    methods: tuple[str, ...]  # each is run with each of the sparsities and targets
+    methods: tuple[str, ...]
     sparsities: tuple[str, ...]
-    layers: Sequence[str] | None = None  # names, `*` allowed, in a text with spaces too; None means every layer
-    threshold: float = THRESHOLD
-    true_sequential: bool = False
+    targets: tuple[str, ...] = ("dense",)
+    grids: tuple[Grid | None, ...] = (None,)  # of kept weights; None leaves them as they are
+    shared: PruneSettings = field(default_factory=PruneSettings)  # the given fields are those of every copy
     evaluate: str = HELD_OUT  # or a text as for `rose.load_tokens`
     windows: int = WINDOWS
     window_length: int = STUDY.length
@@ -65,23 +66,18 @@ class PruneRequest:
     new_tokens: int = NEW_TOKENS
     keep: Keep = "none"
     folder: str = ""  # each checkpoint is a folder in it
-    targets: tuple[str, ...] = ("dense",)
-    target_damping: float | None = None  # None leaves it to the engine
     tasks: tuple[str, ...] = ()  # zero-shot
     task_folder: str = ""  # of further tasks; "" for lm-eval's
     questions: int = 100  # of each task, the first ones
-    bits: tuple[int | None, ...] = (None,)  # that kept weights are rounded to; None leaves them as they are
-    group: str = str(Grid.group)  # input columns that share a scale
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", patterns_of(self.layers))
         spelled = dict.fromkeys(Setup.edited(sparsity=sparsity).sparsity for sparsity in self.sparsities)
         object.__setattr__(self, "sparsities", tuple(spelled))
 
     @property
     def count(self) -> int:
         """Number of copies."""
-        return len(self.sparsities) * len(self.bits) * len(self.methods) * len(self.targets)
+        return len(self.sparsities) * len(self.grids) * len(self.methods) * len(self.targets)
 
     def cases(self, setup: Setup) -> list[Prune]:
         """The recipe of every copy: all methods at one sparsity, then the next. Raises RoseError for impossible values.
@@ -89,19 +85,14 @@ class PruneRequest:
         Perplexity is in it only where the command measures the same: on a text, in windows as long as those that
         calibrate.
         """
-        shared = setup.pick(CHOSEN) | {"threshold": self.threshold, "layers": self.layers}
+        shared = setup.pick(CHOSEN) | self.shared.pick(self.shared.model_fields_set) | self.shared.pick(("layers",))
         if self.evaluate != HELD_OUT and self.window_length == setup.length and not setup.stream:
             shared |= {"evaluate": self.evaluate, "windows": self.windows}
         folder, cases = expand(self.folder) if self.keep == "folder" else Path(), []
-        for sparsity, bits, method, target in product(self.sparsities, self.bits, self.methods, self.targets):
-            is_dense = target == "dense"  # which is always true sequential
-            settings: dict[str, Any] = {"method": method, "sparsity": sparsity, "target": target, "bits": bits}
-            shared |= settings | {
-                "group": None if bits is None else self.group,
-                "output": folder / case_name(**settings),
-            }
-            shared["true_sequential"] = self.true_sequential and not is_dense
-            cases.append(Prune.of(**shared, target_damping=self.target_damping if is_dense else None))
+        for sparsity, grid, method, target in product(self.sparsities, self.grids, self.methods, self.targets):
+            settings = {"method": method, "sparsity": sparsity, **self.shared.towards(target), **describe_grid(grid)}
+            output = folder / case_name(method, sparsity, target, grid)
+            cases.append(Prune.of(**{**shared, **settings, "output": output}))
         return cases
 
     def evaluated(
@@ -133,7 +124,7 @@ class PruneRequest:
         is_folder = self.keep == "folder"
         missing = {
             "Choose at least one method and one sparsity.": not self.methods or not self.sparsities,
-            "Choose how many bits kept weights get, or that they stay as they are.": not self.bits,
+            "Choose how many bits kept weights get, or that they stay as they are.": not self.grids,
             "Choose at least one target: dense, or layer as in the papers.": not self.targets,
             "Give the path of the text that perplexity is measured on.": not self.evaluate.strip(),
             MISSING: self.tasks and not is_installed(),
@@ -148,7 +139,7 @@ class PruneRequest:
         cases = self.cases(setup)
         for case in cases:
             run = RunSettings(**case.pick(KEYWORDS)).layer
-            network.to_prune(self.layers, run.pattern, run.block_size, run.grid)
+            network.to_prune(self.shared.layers, run.pattern, run.block_size, run.grid)
         if self.tasks and self.task_folder.strip():
             check_task_folder(self.task_folder.strip())
         for case in cases if is_folder else ():
@@ -164,17 +155,9 @@ class PruneRequest:
     def estimate_case(self, setup: Setup, case: Prune, model: nn.Module) -> Cost:
         """Pruning one copy; `model` may be a skeleton."""
         cost = pruning_cost(case, model, case.method, case.target)
-        memory = estimate_memory(
-            model,
-            samples=setup.samples + setup.held_out,
-            length=setup.length,
-            layers=self.layers,
-            dtype=parse_dtype(setup.dtype),
-            sequential=self.true_sequential,
-            dense_targets=case.target == "dense",
-            held_out=setup.held_out > 0,
-            method=case.method,
-        )
+        sizes = case.extent | {"dtype": parse_dtype(setup.dtype), "held_out": setup.held_out > 0}
+        walk: dict[str, Any] = {"sequential": case.true_sequential, "dense_targets": case.target == "dense"}
+        memory = estimate_memory(model, **sizes, **walk, layers=case.layers, method=case.method)
         return replace(cost, memory=memory.besides_weights)
 
     def evaluation_seconds(self, model: nn.Module) -> float:
@@ -260,7 +243,7 @@ class PruningRun(CopyRun):
                 model,
                 tokens,
                 **case.pick(KEYWORDS),
-                layers=request.layers,
+                layers=request.shared.layers,
                 held_out=held_out,
                 progress=lambda progress: tell(progress.fraction),  # noqa: B023  called at once
             )
@@ -289,7 +272,7 @@ class PruningRun(CopyRun):
         assert self.dense is not None
         about: dict[str, Any] = {"evaluated_on": request.evaluate, "windows": request.windows}
         about |= {"window_length": request.window_length, "text_cautions": self.cautions, **as_before(self.dense)}
-        about |= {} if request.layers is None else {"chosen_layers": " ".join(request.layers)}
+        about |= {} if request.shared.layers is None else {"chosen_layers": " ".join(request.shared.layers)}
         return report.signed(case, **about)
 
     def _saved(self, model: Any, tokenizer: PreTrainedTokenizerBase, copy: rose.RunReport) -> rose.RunReport:

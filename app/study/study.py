@@ -120,7 +120,7 @@ def _again(blocks: list[BlockStatistics], loaded: LoadedModel, job: Job) -> Iter
                 yield block, block
 
 
-class LayerInputs(Run):
+class InputsRun(Run):
     """Collects the inputs of one layer; see `Study.collect`."""
 
     def __init__(self, study: Study, layer: str) -> None:

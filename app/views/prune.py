@@ -93,7 +93,7 @@ def _disk(request: PruneRequest, weights: int) -> str:
     where = request.folder if request.keep == "folder" else tempfile.gettempdir()
     if request.keep != "folder" and free_space() < weights + RESERVE:
         return f"No checkpoint will be kept: {where} has only {words.size(free_space())} free."
-    copies = len(request.sparsities) * len(request.bits) if request.keep == "best" else request.count
+    copies = len(request.sparsities) * len(request.grids) if request.keep == "best" else request.count
     checkpoints = words.sentence(words.count(copies, "checkpoint"))
     return f"{checkpoints}, {words.size(copies * weights)}, in {words.plain(where)}."
 

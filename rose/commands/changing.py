@@ -24,7 +24,6 @@ from rose.commands import shared, terminal
 from rose.files import expand
 from rose.interrupt import CANCELLED
 from rose.layer.methods import Settings
-from rose.layer.pattern import Grid
 from rose.model.estimate import Memory, estimate_cost, estimate_memory, pruning_cost, sweeps_of
 from rose.model.load.models import has_tokenizer
 from rose.model.load.tokens import load_apart, tuning_draw
@@ -65,14 +64,14 @@ def prune(spec: Prune, console: Console) -> int:
     shared.tell_cost(spec, "Pruning", seconds, estimates, model, console)
     tokens, held_out, cautions = shared.calibration(spec, tokenizer)
     shared.rotate(spec, model, tokens, console)
-    outcome = shared.Outcome(spec, spec.model, tokenizer, console)
-    texts = draw_texts(spec, model, tokenizer, outcome.windows)
-    outcome.before = outcome.measure(model, "before")
+    evaluation = shared.Evaluation(spec, spec.model, tokenizer, console)
+    texts = draw_texts(spec, model, tokenizer, evaluation.windows)
+    evaluation.before = evaluation.measure(model, "before")
     with terminal.bar(console, "Pruning") as follow:
         chosen |= {"layers": spec.layers, "checkpoint": spec.checkpoint}
         pruned = rose.prune_model(model, tokens, held_out=held_out, progress=follow, **chosen)
     tuned = _tune_after(spec, console, model, texts)
-    report = outcome.save(model, tuned.added_to(pruned).signed(spec, text_cautions=cautions))
+    report = evaluation.save(model, tuned.added_to(pruned).signed(spec, text_cautions=cautions))
     _print_pruned(pruned)
     tuned.say()
     shared.say_perplexity(report.summary)
@@ -102,8 +101,8 @@ def _print_pruned(report: rose.RunReport) -> None:
     errors, is_held_out = ["relative_error", "held_out_error"], summary["mean_held_out_error"] is not None
     if summary["target"] == "dense":
         errors = ["held_out_error", "held_out_target_error"] if is_held_out else ["relative_error", "target_error"]
-    rounded = "bits" in summary  # 80 columns cannot show all
-    shown = [*errors, "pruning_error", "rounding_error"] if rounded else ["relative_range", *errors]
+    grid = report.grid  # 80 columns cannot show all
+    shown = [*errors, "pruning_error", "rounding_error"] if grid else ["relative_range", *errors]
     terminal.print_table(table[["layer", "sparsity", *shown]], "Layers")
     kind, tokens = ("held_out", "held-out") if is_held_out else ("relative", "calibration")
     mean = f"Mean relative error on {tokens} tokens: {summary[f'mean_{kind}_error']:.4f} of layers' own outputs"
@@ -115,8 +114,7 @@ def _print_pruned(report: rose.RunReport) -> None:
         f"{summary['seconds']:.0f} s",
         mean,
     )
-    if "bits" in summary:
-        grid = Grid(summary["bits"], summary["group"])
+    if grid:
         terminal.say(
             f"Rounded to {grid}: of the error against what each layer was to put out, pruning made "
             f"{summary['mean_pruning_error']:.4f} and rounding {summary['mean_rounding_error']:.4f}, in the mean"
@@ -131,7 +129,7 @@ def _print_pruned(report: rose.RunReport) -> None:
 
 def slim(spec: Slim, console: Console) -> int:
     """Removes heads, channels or decoder blocks; the rest may then be pruned."""
-    slimming, pruning = _options(spec)
+    slimming, pruning = spec.stages()
     settings = SlimSettings(**slimming)
     rest = RunSettings(**pruning).layer if pruning else None
     spec, model, tokenizer = _load(spec, console)
@@ -152,40 +150,26 @@ def slim(spec: Slim, console: Console) -> int:
         seconds += cost(target=pruning["target"], **sizes).seconds
     shared.tell_cost(spec, "Slimming and pruning" if rest else "Slimming", seconds, estimates, model, console)
     tokens, held_out, cautions = shared.calibration(spec, tokenizer)
-    outcome = shared.Outcome(spec, spec.model, tokenizer, console)
-    texts = draw_texts(spec, model, tokenizer, outcome.windows)
-    outcome.before = outcome.measure(model, "before")
+    evaluation = shared.Evaluation(spec, spec.model, tokenizer, console)
+    texts = draw_texts(spec, model, tokenizer, evaluation.windows)
+    evaluation.before = evaluation.measure(model, "before")
     with terminal.bar(console, "Slimming") as follow:
         options = {"held_out": held_out, "progress": follow, "checkpoint": spec.checkpoint}
         done = slimmed = rose.prune_structured(model, tokens, **slimming | options)
     if rest:
-        between = outcome.measure(model, "slimmed")
+        between = evaluation.measure(model, "slimmed")
         with terminal.bar(console, "Pruning") as follow:
             options |= {"progress": follow, "checkpoint": spec.checkpoint and spec.checkpoint / "pruned"}
             pruned = rose.prune_model(model, tokens, **pruning | options)
         done = replace(slimmed, then=pruned).with_summary(**between)
     tuned = _tune_after(spec, console, model, texts)
-    report = outcome.save(model, tuned.added_to(done).signed(spec, text_cautions=cautions))
+    report = evaluation.save(model, tuned.added_to(done).signed(spec, text_cautions=cautions))
     _print_slimmed(done)
     tuned.say()
     shared.say_perplexity(report.summary)
     kind = "any program that uses transformers" if report.summary["uniform"] else "rose.load_model"
     terminal.say(f"Checkpoint, report.json and layers.csv are in {spec.output}, for {kind}")
     return tuned.status()
-
-
-def _options(spec: Slim) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Keywords of `rose.prune_structured` and of `rose.prune_model`; the latter are empty without --prune.
-
-    With --prune, the target's damping may apply to pruning alone.
-    """
-    target = spec.target or "layer"
-    damping = None if spec.prune and target == "layer" else spec.target_damping
-    slimming = spec.pick(SlimSettings.fields()) | {"target": target, "target_damping": damping}
-    if not spec.prune:
-        return slimming, {}
-    method = {"method": spec.prune_method or rose.RECOMMENDED, "sparsity": spec.prune, "damping": spec.damping}
-    return slimming, method | {"target": spec.target or "dense", "target_damping": spec.target_damping}
 
 
 def _check_rest(model: PreTrainedModel, kinds: Sequence[str], settings: Settings) -> None:
@@ -240,20 +224,20 @@ def tune(spec: Tune, console: Console) -> int:
         model, _ = shared.load(spec, console, spec.pruned, tokenizer=spec.dense)
     shared.check_room(spec, model)
     check_pair(model, dense, by_text_alone=spec.unpruned and spec.loss == "ce")
-    outcome = shared.Outcome(spec, spec.pruned, tokenizer, console)
+    evaluation = shared.Evaluation(spec, spec.pruned, tokenizer, console)
     sizes = spec.pick(("samples", "held_out", "length"))
-    texts = _texts(spec, tokenizer, outcome.windows, **sizes)
+    texts = _texts(spec, tokenizer, evaluation.windows, **sizes)
     report = earlier or _as_found(model)
     keep_low_rank(model, expand(spec.pruned))
     tuner = Parts(TuneTask(model, dense, *texts, spec.layers, spec.unpruned), settings, spec.parts)
-    outcome.before = outcome.measure(dense, "before", "of the dense model")
-    pruned = outcome.measure(model, "before", "of the pruned model")
+    evaluation.before = evaluation.measure(dense, "before", "of the dense model")
+    pruned = evaluation.measure(model, "before", "of the pruned model")
     tuned = Tuned(*tune_until_stopped(lambda: tuner, _bar(console), spec.checkpoint))
     if tuned.stopped and not tuned.found:  # PRUNED is unchanged
         raise tuned.stopped
     tuned.say_stop(console)
     report = tuned.added_to(report, **shared.origin(spec), dense=spec.dense, **pruned)
-    report = outcome.save(model, report)
+    report = evaluation.save(model, report)
     tuned.say()
     shared.say_perplexity(report.summary)
     terminal.say(f"Checkpoint and report.json are in {spec.output}")

@@ -194,7 +194,7 @@ def compare(spec: Compare, console: Console) -> None:
     for where in dict.fromkeys(row.environment for row in folder.rows):  # rows of different ones are not compared
         rows = [row for row in folder.rows if row.environment == where]
         dense = rows[0].dense_perplexity
-        rounded = f", kept weights in {spec.bits} bits" if spec.bits else ""
+        rounded = f", kept weights in {spec.grid.brief}" if spec.grid else ""
         title = f"Perplexity on {spec.evaluate}, {count(len(windows), 'window')}; dense {dense:.2f}{rounded}"
         _print_comparison(rows, title)
         terminal.say(f"Computed with {where or 'an earlier version, which did not say where'}")

@@ -15,7 +15,7 @@ import rose
 from rose import output, verdicts
 from rose.commands import terminal
 from rose.environment import versions
-from rose.layer.methods import SettingsOptions
+from rose.layer.pattern import SettingsOptions
 from rose.model.defaults import STORED
 from rose.model.estimate import Memory, check_free, largest
 from rose.model.load.models import parse_dtype, read_as, stored_dtype
@@ -176,7 +176,7 @@ def check_room(spec: Saved, model: nn.Module, removed: float = 0.0) -> None:
     output.check_room(spec.output, round(stored - removed * parameters[0].itemsize))
 
 
-class Outcome:
+class Evaluation:
     """Evaluates a model on the text of --evaluate, if given, and saves it. `source` names the model to change.
 
     Attributes:

@@ -31,7 +31,8 @@ from rose.model.packaged import PACKAGED
 from rose.model.ship.export import export_gguf
 from rose.model.ship.packing import PackedSize, pack_folder, unpack_folder
 from rose.output import check_file, check_output, write_file
-from rose.recipe.file import PREVIOUS, Recipe
+from rose.recipe.file import Recipe
+from rose.recipe.parts import PREVIOUS
 from rose.recipe.tools import App, Export, Inspect, Models, Pack, Unpack, WriteReport
 from rose.rows import csv_text
 from rose.wording import number, size, whole

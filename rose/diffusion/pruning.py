@@ -18,8 +18,8 @@ from rose.diffusion.steps import PACKAGES, STEPS, WEIGHTS, StepWeights, step_wei
 from rose.diffusion.trajectory import Conditions, DrawOptions, Trajectories, block_of, outermost_lists
 from rose.environment import environment
 from rose.errors import RoseError, is_whole
-from rose.layer.methods import SettingsOptions, make_settings
-from rose.layer.pattern import BLOCK_SIZE
+from rose.layer.methods import make_settings
+from rose.layer.pattern import BLOCK_SIZE, SettingsOptions
 from rose.layer.statistics import InputStatistics
 from rose.model.network.layers import PrunableLayer, check_plain, check_prunable, count_parameters, matching
 from rose.model.network.precision import name_of

@@ -405,16 +405,16 @@ def _share(gap: Tensor, energy: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Removal:
+class Overlap:
     """The overlap of two masks."""
 
     jaccard: float  # |A ∩ B| / |A ∪ B|; 1 where nothing is removed in either
     chance: float  # the same for two random masks of these sizes
 
 
-def same_removed(first: Tensor, second: Tensor) -> Removal:
+def same_removed(first: Tensor, second: Tensor) -> Overlap:
     """Compares two masks of one shape, True = removed."""
     both, either = int((first & second).sum()), int((first | second).sum())
     a, b = float(first.float().mean()), float(second.float().mean())
     joined = a + b - a * b
-    return Removal(both / either if either else 1.0, a * b / joined if joined else 1.0)
+    return Overlap(both / either if either else 1.0, a * b / joined if joined else 1.0)

@@ -19,7 +19,8 @@ from rose.errors import RoseError, check_keywords
 from rose.layer.error import quadratic_form, ratio, sweep_error
 from rose.layer.hessian import DampedHessian
 from rose.layer.loss import block_sums
-from rose.layer.order import Order, OrderPlan, PlanOptions, make_order, plan_order
+from rose.layer.order import Order, OrderPlan, make_order, plan_order
+from rose.layer.pattern import PlanOptions
 from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import check_budget, sweep, visited_budget
 

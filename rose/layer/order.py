@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TypedDict, TypeVar, Unpack
+from typing import TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -20,7 +20,16 @@ from torch import Tensor
 from rose.errors import RoseError, check_keywords, check_word, failing, is_whole
 from rose.layer import loss
 from rose.layer.hessian import DampedHessian, damped_hessian, factorize
-from rose.layer.pattern import BLOCK_SIZE, DAMPING, SPARSITY, THRESHOLD, Pattern, parse_sparsity
+from rose.layer.pattern import (
+    BLOCK_SIZE,
+    DAMPING,
+    SPARSITY,
+    THRESHOLD,
+    ImportanceOptions,
+    Pattern,
+    PlanOptions,
+    parse_sparsity,
+)
 from rose.layer.registry import ORDER_NAMES, check_damping, check_order_name, check_threshold
 from rose.layer.statistics import InputStatistics, as_statistics, check_tensor, is_finite
 
@@ -118,20 +127,6 @@ class OrderPlan:
     def loss_per_column(self) -> Tensor:
         """Block loss divided by the block's width, (blocks,): what blocks are compared by."""
         return self.block_loss / torch.tensor(self.block_width, device=self.block_loss.device)
-
-
-class ImportanceOptions(TypedDict, total=False):
-    """Keywords of a plan from importance."""
-
-    sparsity: float | str | Pattern
-    block_size: int
-    threshold: float
-
-
-class PlanOptions(ImportanceOptions, total=False):
-    """Keywords of a plan."""
-
-    damping: float
 
 
 def plan_order(

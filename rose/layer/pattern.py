@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypedDict
 
 from rose.errors import RoseError, is_number, is_whole
 
@@ -129,8 +131,13 @@ class Grid:
             )
         return width
 
+    @property
+    def brief(self) -> str:
+        """ "4 bits", for names of runs that share a group."""
+        return f"{self.bits} bits"
+
     def __str__(self) -> str:
-        return f"{self.bits} bits, " + ("a scale a row" if self.group == "row" else f"groups of {self.group}")
+        return f"{self.brief}, " + ("a scale a row" if self.group == "row" else f"groups of {self.group}")
 
 
 def parse_grid(bits: int | str | None, group: int | str | None = None) -> Grid | None:
@@ -148,3 +155,33 @@ def parse_grid(bits: int | str | None, group: int | str | None = None) -> Grid |
 def _listed(names: tuple[int | str, ...] | list[str]) -> str:
     *first, last = map(str, names)
     return f"{', '.join(first)} or {last}" if first else last
+
+
+class ImportanceOptions(TypedDict, total=False):
+    """Keywords of a plan from importance."""
+
+    sparsity: float | str | Pattern
+    block_size: int
+    threshold: float
+
+
+class PlanOptions(ImportanceOptions, total=False):
+    """Keywords of a plan."""
+
+    damping: float
+
+
+class BasicOptions(PlanOptions, total=False):
+    """Keywords that compared methods share; see `Settings`."""
+
+    bits: int | str | None
+    group: int | str | None
+
+
+class SettingsOptions(BasicOptions, total=False):
+    """Keywords of functions that prune layers of a model; `make_settings` has their defaults."""
+
+    method: str
+    order: str | None
+    budget: str | None
+    options: Mapping[str, float | str] | None

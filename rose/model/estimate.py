@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from rose.errors import RoseError
+from rose.layer.pattern import Grid
 from rose.layer.registry import get_method
 from rose.model.network.experts import ExpertLinear
 from rose.model.network.layers import PrunableLayer, by_block, count_parameters, text_config
@@ -121,7 +122,7 @@ def pruning_cost(spec: Any, model: nn.Module, method: str, target: str) -> Cost:
     """The cost of pruning by this method, with this target and the other settings of a recipe such as `Prune`."""
     sizes: dict[str, Any] = spec.extent | {"layers": spec.layers}
     passes = 1 if spec.true_sequential and target != "dense" else 2
-    sweeps = sweeps_of([method], spec.bits)
+    sweeps = sweeps_of([method], spec.grid)
     return estimate_cost(model, **sizes, sweeps=sweeps, passes=passes, compute=spec.compute, target=target)
 
 
@@ -185,9 +186,9 @@ def estimate_damage(
     return Cost(seconds, cost.memory + hidden + changed, cost.model_memory, len(chosen))
 
 
-def sweeps_of(methods: Sequence[str], bits: int | None = None) -> float:
-    """The work of these methods in sweeps, for `estimate_cost`; with `bits` they round what they keep."""
-    return sum(each.work + (ROUNDING_WORK[each.sweeps] if bits else 0) for each in map(get_method, methods))
+def sweeps_of(methods: Sequence[str], grid: Grid | None = None) -> float:
+    """The work of these methods in sweeps, for `estimate_cost`; with a grid they round what they keep."""
+    return sum(each.work + (ROUNDING_WORK[each.sweeps] if grid else 0) for each in map(get_method, methods))
 
 
 def statistics_groups(layers: Sequence[PrunableLayer]) -> list[int]:

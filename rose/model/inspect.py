@@ -262,7 +262,7 @@ def tree(table: pd.DataFrame) -> pd.DataFrame:
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class TensorLook:
     """One tensor for pictures."""
 
     facts: WeightFacts  # its numbers, with norms of rows and columns
@@ -273,7 +273,7 @@ class Look:
     edges: np.ndarray
 
 
-def look_at(files: TensorFiles, name: str, cells: int = 512, bins: int = 101) -> Look:
+def look_at(files: TensorFiles, name: str, cells: int = 512, bins: int = 101) -> TensorLook:
     """Map and histogram of one tensor, which is read twice; `cells`: the most a side."""
     rows, columns = files.tensors[name].matrix
     high, wide = -(-rows // cells), -(-columns // cells)
@@ -289,7 +289,7 @@ def look_at(files: TensorFiles, name: str, cells: int = 512, bins: int = 101) ->
     counts, edges = np.zeros(bins, np.int64), np.linspace(-limit, limit, bins + 1)
     for run in files.runs(name):
         counts += np.histogram(run.numpy(), edges)[0]
-    return Look(facts, largest.numpy(), (high, wide), counts, edges)
+    return TensorLook(facts, largest.numpy(), (high, wide), counts, edges)
 
 
 def spectrum(files: TensorFiles, name: str) -> Tensor:

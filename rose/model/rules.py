@@ -6,8 +6,10 @@ import json
 import math
 import os
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from rose.errors import RoseError
 from rose.layer.pattern import Pattern
@@ -20,7 +22,8 @@ WHOLE = "*"  # the unit of the damage of all units at once
 DAMAGE_SPREAD = 0.15  # largest distance from the target: beyond it, the measurement at one sparsity says little
 
 
-class Allocation(NamedTuple):
+@dataclass(frozen=True)
+class Allocation:
     """`text` as written; `rule`, of `ALLOCATIONS` or `BY_DAMAGE`; `spread`, α of "sensitivity"; `folder` of
     measured damages."""
 
@@ -33,8 +36,9 @@ class Allocation(NamedTuple):
     def place(self) -> Path:
         return Path(os.path.expanduser(self.folder))
 
+    @cached_property
     def damages(self) -> list[DamageRecord]:
-        """The records in the folder; raises RoseError without any."""
+        """The records in the folder, read once; raises RoseError without any."""
         from rose.rows import read_damages  # with pandas, which nothing else here needs
 
         return read_damages(self.place / "rows.csv")
@@ -42,7 +46,7 @@ class Allocation(NamedTuple):
     def identity(self) -> str | None:
         from rose.tensor_files import digest
 
-        return digest({}, {"damages": repr(self.damages())}) if self.rule == BY_DAMAGE else None
+        return digest({}, {"damages": repr(self.damages)}) if self.rule == BY_DAMAGE else None
 
     def check(self, pattern: Pattern) -> None:
         """Raises RoseError for missing damages or a far sparsity, and for N:M, which leaves no room."""
@@ -50,7 +54,7 @@ class Allocation(NamedTuple):
             raise RoseError(f'{pattern} fixes the ratio of every layer; use a plain ratio, or allocation "uniform".')
         if self.rule != BY_DAMAGE:
             return
-        records = [record for record in self.damages() if record.unit != WHOLE]
+        records = [record for record in self.damages if record.unit != WHOLE]
         settings: Any = {}
         with suppress(OSError, ValueError, RecursionError):
             settings = json.loads((self.place / "settings.json").read_text())

@@ -6,53 +6,70 @@
     sparsity: '0.7'
     …
 
-Several steps are a list: each takes what the one before it has written.
-
-    recipe: 1
-    steps:
-    - run: slim
-      ratio: 0.2
-    - run: prune
-      sparsity: '0.5'
+A list of `steps` has several; each takes what the one before it has written. See docs/recipes.md.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 import yaml
 
 from rose.errors import RoseError
 from rose.files import reachable, write_atomically
+from rose.recipe.parts import BETWEEN, PREVIOUS, SavingPart
 from rose.recipe.steps import Tune
-from rose.recipe.tools import SPECS
-from rose.spec import Spec
+from rose.recipe.tools import SPECS, PicturesPart
+from rose.spec import SHOWN, Spec
 
 VERSION = 1  # raise it where a field changes its meaning
 NAME = "recipe.yaml"
-LARGEST = 100_000  # bytes of a recipe
+LARGEST, DEEPEST = 100_000, 16  # bytes of a recipe, and PyYAML's states, two a level
 HEAD = "# Again: rose run recipe.yaml output=FOLDER\n# Changed: the same with NAME=VALUE behind it\n"
 CHAINED = {"model", "pruned"}  # fields of a later step that the step before it fills
-PREVIOUS, BETWEEN = "previous", "between"  # stand for the output of the step before, and its folder
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values alone: no anchors, which can unfold to any size, and no name twice in one mapping."""
+    """Plain values alone, as YAML 1.2 reads them: no anchors or tags, shallow, no name twice in one mapping.
+
+    YAML 1.1, which PyYAML reads, takes 2:4 for a number of minutes, 010 for 8 and 2026-12-01 for a date.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            raise yaml.constructor.ConstructorError(None, None, "an alias is not allowed", self.peek_event().start_mark)
+        event = self.peek_event()
+        if getattr(event, "anchor", None) or getattr(event, "tag", None):
+            _refuse("anchors, aliases and tags are not allowed", event)
+        if len(self.states) > DEEPEST:
+            _refuse("values are nested too deeply", event)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        names = [self.construct_object(name, deep=True) for name, _ in node.value]
-        for name in names:
-            if names.count(name) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{name!r} stands twice", node.start_mark)
+        names = set[str]()
+        for key, _ in node.value:
+            name = self.construct_object(key, deep=True)
+            if not isinstance(name, str) or name in names:
+                _refuse(f"{name!r:.{SHOWN}} {'stands twice' if isinstance(name, str) else 'is not a name'}", key)
+            names.add(name)
         return super().construct_mapping(node, deep)
+
+
+def _refuse(problem: str, place: Any) -> NoReturn:
+    raise yaml.constructor.ConstructorError(None, None, problem, place.start_mark)
+
+
+for _kind, _values, _first in (  # longer numbers stay texts, which no field takes
+    ("null", "~|null|", [*"~nN", ""]),
+    ("bool", "true|false", [*"tTfF"]),
+    ("int", "[-+]?(0|[1-9][0-9]{0,19})", [*"-+0123456789"]),
+    ("float", r"[-+]?(\.\d+|\d+\.\d*|\d+(?=e))(e[-+]?\d+)?|[-+]?\.inf|\.nan", [*"-+.0123456789"]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?ai:{_values})$"), _first)
 
 
 @dataclass(frozen=True)
@@ -75,20 +92,21 @@ class Recipe:
             raise RoseError(f"There is no recipe {place}; name a recipe.yaml, or a folder that has one.")
         if place.stat().st_size > LARGEST:
             raise RoseError(f"{place} is larger than {LARGEST} bytes, so it is not a recipe.")
-        text = place.read_text(encoding="utf-8", errors="replace")
-        return cls.parse(text, *changes, name=str(place), is_placed=is_placed)
+        return cls.parse(place.read_bytes(), *changes, name=str(place), is_placed=is_placed)
 
     @classmethod
-    def parse(cls, text: str, *changes: str, name: str = "This text", is_placed: bool = False) -> Recipe:
+    def parse(cls, text: str | bytes, *changes: str, name: str = "This text", is_placed: bool = False) -> Recipe:
         """As `read`, from the text of a file."""
         try:
-            data = yaml.load(text, _Loader)
-        except (yaml.YAMLError, ValueError, RecursionError) as problem:
+            data = yaml.load(text.decode() if isinstance(text, bytes) else text, _Loader)
+        except UnicodeDecodeError:
+            raise RoseError(f"{name} is not a recipe: it is not UTF-8 text.") from None
+        except yaml.YAMLError as problem:
             where = getattr(problem, "problem_mark", None)
             line = f", line {where.line + 1}" if where else ""
-            why = getattr(problem, "problem", None) or str(problem).partition("\n")[0][:100]
+            why = getattr(problem, "problem", None) or str(problem).partition("\n")[0]
             raise RoseError(f"{name} is not a recipe{line}: {why}; write NAME: VALUE lines.") from None
-        if not isinstance(data, dict) or not all(isinstance(field, str) for field in data):
+        if not isinstance(data, dict):
             lines = f"it must have lines NAME: VALUE, the first of them recipe: {VERSION}"
             raise RoseError(f"{name} is not a recipe; {lines}.")
         version = data.pop("recipe", None)
@@ -144,6 +162,8 @@ def _change(steps: Sequence[dict[str, Any]], changes: Sequence[str], *, is_place
         if not isinstance(run, str) or run not in SPECS:
             raise RoseError(f"A recipe needs a run: {', '.join(SPECS)}, not {run!r:.80}.")
         kinds.append(SPECS[run])
+    if len(kinds) > 1:
+        _check_chain(kinds)
     for change in changes:
         name, equals, value = change.partition("=")
         if not (name and equals):
@@ -162,14 +182,25 @@ def _change(steps: Sequence[dict[str, Any]], changes: Sequence[str], *, is_place
         if checked:
             step = {name: PREVIOUS for name in CHAINED if name in kind.fields()} | step
             if kind is Tune:
-                step = {"dense": getattr(checked[0], "model", None)} | step
+                step = {"dense": getattr(checked[0], "dense" if isinstance(checked[0], Tune) else "model")} | step
         if "output" in kind.fields() and "output" not in step:
-            is_needed = kind.fields()["output"].is_required
+            is_needed = kind.fields()["output"].is_required or len(steps) > 1
             if is_last and is_needed and is_placed:
                 raise RoseError("A recipe does not say where the result goes; add output=FOLDER.")
             step |= {"output": BETWEEN} if is_needed else {}
         checked.append(kind(**step))
     return checked
+
+
+def _check_chain(kinds: Sequence[type[Spec]]) -> None:
+    """Raises RoseError where a step does not write what the next one reads, or the last one writes no folder."""
+    *before, last = kinds
+    others = [kind for kind in before if not issubclass(kind, SavingPart | PicturesPart)]
+    if others or "output" not in last.fields() or last.fields()["output"].extra["metavar"] != "FOLDER":
+        place = "each step writes a model for the next one, and the last one a folder"
+        raise RoseError(f"The step {(*others, last)[0].run} does not fit there: {place}.")
+    if len({issubclass(kind, PicturesPart) for kind in kinds}) > 1:
+        raise RoseError("The steps of a recipe change one kind of model; run the diffusion steps alone.")
 
 
 def _value(kind: type[Spec], field: str, text: str) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TypedDict
 
-from rose.layer.methods import SettingsOptions
+from rose.layer.pattern import SettingsOptions
 
 
 class RunOptions(SettingsOptions, total=False):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from unicodedata import category
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -21,10 +22,13 @@ from rose.wording import several
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rose.layer.pattern import Grid
+
 NAMED.update(SOURCES, PACKAGED)
 MOST_TOKENS = 2**31  # of one draw; eight bytes each
 TEXTS = f"{', '.join(SOURCES)}, or a .txt or .jsonl file"
 MAX_SEED = 2**63 - 1
+PREVIOUS, BETWEEN = "previous", "between"  # stand for the output of the step before, and its folder
 
 
 def as_sparsity(value: Any) -> str:
@@ -48,8 +52,8 @@ def _threshold(value: float) -> float:
 
 
 def _not_empty(text: str) -> str:
-    if not text.strip():
-        raise ValueError("an empty name would be the working folder")
+    if not text.strip() or any(category(letter) in ("Cc", "Cs") for letter in text):
+        raise ValueError("an empty name would be the working folder, and no file has control characters in its name")
     return text
 
 
@@ -64,10 +68,12 @@ def names_of(value: Any) -> Any:
         value = [part.strip() for part in value.split(",") if part.strip()]
     if not isinstance(value, list | tuple) or not value:
         raise ValueError("names nothing")
-    return tuple(dict.fromkeys(value))
+    return tuple(name for at, name in enumerate(value) if name not in value[:at])
 
 
 def one_or_several(value: Any) -> Any:
+    if isinstance(value, list | tuple) and not value:
+        raise ValueError("names nothing")
     return tuple(several(value)) if isinstance(value, str | list | tuple) else value
 
 
@@ -272,9 +278,14 @@ class RoundingPart(Spec):
         setting("input columns that share a scale (default: 64)"),
     ] = None
 
+    @property
+    def grid(self) -> Grid | None:
+        """The grid of kept weights, None to leave them as they are."""
+        return parse_grid(self.bits, self.group)
+
     @model_validator(mode="after")
     def _check_grid(self) -> Self:
-        parse_grid(self.bits, self.group)
+        _ = self.grid
         return self
 
 
@@ -289,7 +300,7 @@ class MethodPart(SweepPart):
     @property
     def method_options(self) -> dict[str, Value]:
         """The method's options with all defaults, checked together with the other fields."""
-        orders, rounds = self.order is not None or self.budget is not None, getattr(self, "bits", None) is not None
+        orders, rounds = self.order is not None or self.budget is not None, getattr(self, "grid", None) is not None
         return get_method(self.method).check_request(self.pattern, options=self.options, orders=orders, rounds=rounds)
 
     @model_validator(mode="after")
@@ -322,15 +333,20 @@ class WalkPart(Spec):
     ] = 1
     compute: Compute = "auto"
 
+    def towards(self, target: str) -> dict[str, Any]:
+        """The fields that this target allows, with it: the other target has no correction, or is always sequential."""
+        damping, sequential = (self.target_damping, False) if target == "dense" else (None, self.true_sequential)
+        return {"target": target, "target_damping": damping, "true_sequential": sequential}
+
     @model_validator(mode="after")
     def _check_target(self) -> Self:
-        check_target_damping(self.target, self.target_damping)
+        check_target_damping(self, self.target)
         return self
 
 
-def check_target_damping(target: str, damping: float | None) -> None:
-    """Raises RoseError for a damping of the correction with target layer, which has no correction."""
-    if damping is not None and target != "dense":
+def check_target_damping(spec: Any, target: str) -> None:
+    """Raises RoseError where a recipe damps a correction that its target does not need."""
+    if spec.target_damping is not None and target != "dense":
         raise RoseError("Only target dense has a correction to damp; leave the target's damping out.")
 
 
@@ -425,7 +441,7 @@ class SlimSettings(CutPart):
 
     @model_validator(mode="after")
     def _check_slimming(self) -> Self:
-        check_target_damping(self.target or "dense", self.target_damping)
+        check_target_damping(self, self.target or "dense")
         if self.method == WHOLE_BLOCKS and (self.parts or self.allocation != "uniform" or self.recovery):
             raise RoseError(
                 f"{self.method} drops whole decoder blocks as they are; leave out parts, allocation and recovery."

@@ -20,7 +20,7 @@ Json = Annotated[part.File, setting("write all results to this file", changes=Fa
 
 
 def _seeds(value: Any) -> Any:
-    return tuple(part.names_of(str(value))) if isinstance(value, str | int) and not isinstance(value, bool) else value
+    return part.names_of(str(value) if isinstance(value, int) and not isinstance(value, bool) else value)
 
 
 class Analyze(part.SweepPart, part.TextPart, part.ModelPart):
@@ -68,6 +68,16 @@ class Slim(part.ChangingPart, part.SlimSettings, part.TextPart, part.ModelPart):
     prune: Annotated[part.Sparsity, setting("then prune what is left: a ratio, or N:M")] | None = None
     prune_method: Annotated[part.Method, setting(f"of --prune (default: {RECOMMENDED})")] | None = None
 
+    def stages(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Keywords of `rose.prune_structured`, and of `rose.prune_model` if any: a damping may apply to it alone."""
+        target = self.target or "layer"
+        damping = None if self.prune and target == "layer" else self.target_damping
+        slimming = self.pick(part.SlimSettings.fields()) | {"target": target, "target_damping": damping}
+        if not self.prune:
+            return slimming, {}
+        method = {"method": self.prune_method or RECOMMENDED, "sparsity": self.prune, "damping": self.damping}
+        return slimming, method | {"target": self.target or "dense", "target_damping": self.target_damping}
+
     @model_validator(mode="after")
     def _check_slimming(self) -> Self:
         if self.prune is None and self.prune_method is not None:
@@ -81,7 +91,7 @@ class Slim(part.ChangingPart, part.SlimSettings, part.TextPart, part.ModelPart):
             if pattern.is_grouped and self.multiple % pattern.of:
                 fitting = f"give --multiple {math.lcm(self.multiple, pattern.of)}"
                 raise RoseError(f"--prune {pattern} needs widths divisible by {pattern.of}; {fitting}.")
-        part.check_target_damping(self.target or ("dense" if self.prune else "layer"), self.target_damping)
+        part.check_target_damping(self, self.target or ("dense" if self.prune else "layer"))
         return self
 
 
@@ -232,7 +242,7 @@ class Evaluate(part.ModelPart):
     ] = "auto"
     tasks: Annotated[
         tuple[str, ...] | None,
-        BeforeValidator(part.one_or_several),
+        BeforeValidator(lambda names: part.one_or_several(names) if names else names),
         setting("measure zero-shot accuracy on these tasks of lm-eval; none named: the usual seven", form="words"),
     ] = None
     task_folder: Annotated[

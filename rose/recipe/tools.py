@@ -33,7 +33,6 @@ class RunRecipe(Spec):
     recipe: Annotated[part.Name, setting("a recipe.yaml, or a folder that has one", form="place", metavar="RECIPE")]
     changes: Annotated[
         tuple[str, ...],
-        BeforeValidator(part.one_or_several),
         setting(
             "fields to change, such as sparsity=0.5; of several steps 2.sparsity=0.5 changes the second; output=FOLDER "
             "says where the result goes",

@@ -21,8 +21,8 @@ from rose.model.ship.export import gguf_size
 from rose.model.ship.packing import TYPES as DTYPES
 from rose.model.ship.packing import packed_bytes, packed_size
 from rose.model.tune.task import check_memory
-from rose.recipe.file import BETWEEN, PREVIOUS, Recipe
-from rose.recipe.parts import SlimSettings, TextPart
+from rose.recipe.file import Recipe
+from rose.recipe.parts import BETWEEN, PREVIOUS, SlimSettings, TextPart
 from rose.recipe.steps import Prune, Slim, Smaller
 from rose.smaller.table import ESTIMATE, FILES, Row
 from rose.spec import Spec
@@ -252,7 +252,7 @@ def _cost(spec: Smaller, model: nn.Module, way: Way) -> tuple[float, int]:
         memories.append(estimate_slim_memory(model, settings, **drawn).besides_weights)
     for step in way.recipe.steps if way.recipe else ():
         if isinstance(step, Prune):
-            sweeps = sweeps_of([step.method], step.bits)
+            sweeps = sweeps_of([step.method], step.grid)
             seconds += estimate_cost(model, sweeps=sweeps, passes=2, target=step.target, **drawn).seconds
             options: dict[str, Any] = {"method": step.method, "dense_targets": step.target == "dense"} | drawn
             memories.append(estimate_memory(model, **options).besides_weights)

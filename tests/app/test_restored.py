@@ -10,7 +10,7 @@ import rose
 from app import shared
 from app.components import needs, work
 from app.study.setup import Setup
-from app.study.study import LayerInputs, Study
+from app.study.study import InputsRun, Study
 from rose.layer.checks import OVERFIT
 from tests.app.tiny_study import open_page, texts
 
@@ -29,7 +29,7 @@ def missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "load", Mock(side_effect=rose.RoseError(WHY)))
 
 
-def run_of(app: AppTest) -> LayerInputs:
+def run_of(app: AppTest) -> InputsRun:
     return app.session_state["layer_inputs"]
 
 

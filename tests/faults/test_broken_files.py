@@ -96,7 +96,7 @@ def test_an_incomplete_row_is_named_and_can_be_measured_again(spoil, call, damag
     number = len(broken.splitlines())
     assert f"Line {number} of {folder / 'rows.csv'} is no whole row" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(rose.RoseError, match=f"Line {number} "):
-        parse_allocation(f"damage:{folder}").damages()
+        list(parse_allocation(f"damage:{folder}").damages)
     (folder / "rows.csv").write_text("".join(line + "\n" for line in broken.splitlines()[: number - 1]))
     assert cli.main([*call, str(folder)]) == 0
     kept, whole = (pd.read_csv(rows) for rows in (folder / "rows.csv", io.StringIO(damages["rows.csv"])))
@@ -120,7 +120,7 @@ def test_an_impossible_number_is_reported_with_its_line(name: str, text: str, fo
     rows.to_csv(folder / "rows.csv", index=False)
     refused = rf"Line 3 of .*rows\.csv is no whole row of damages \({name} {re.escape(repr(text[:40]))}\)"
     with pytest.raises(rose.RoseError, match=refused):
-        parse_allocation(f"damage:{folder}").damages()
+        list(parse_allocation(f"damage:{folder}").damages)
 
 
 def test_infinite_and_missing_measurements_round_trip(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import rose.recipe
-from rose.layer.methods import SettingsOptions
+from rose.layer.pattern import SettingsOptions
 from rose.recipe.parts import CutPart, PruneSettings, SlimSettings, TuneSettings
 from rose.spec import Spec
 
@@ -14,7 +14,7 @@ HEAD = '''"""Keywords of functions, written from the recipes by `python -m tests
 from collections.abc import Sequence
 from typing import TypedDict
 
-from rose.layer.methods import SettingsOptions
+from rose.layer.pattern import SettingsOptions
 '''
 CLASSES: tuple[tuple[str, str, type[Spec], set[str]], ...] = (
     ("RunOptions", "SettingsOptions", PruneSettings, {*SettingsOptions.__annotations__, "layers"}),

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import rose
-from rose.model.network.network import embedding_norms
+from rose.model.network.network import Network
 from tests.seams.consumers import Refused, run
 from tests.seams.producers import BLOCKS, HALF, RESTORE, SLIM, Workshop
 from tests.tiny import save_tiny_llama
@@ -36,7 +36,7 @@ def test_the_damages_of_another_model_share_nothing(shop: Workshop, other: Path)
 
 
 def test_every_report_has_the_embedding_norms_of_its_model(shop: Workshop) -> None:
-    norms = embedding_norms(rose.load_model(str(shop.folder("dense")))[0])
+    norms = Network(rose.load_model(str(shop.folder("dense")))[0]).embedding_norms()
     assert len(norms) == 8
     for name in ("prune, target dense", "slim, cost", "slim and prune, depth"):
         assert shop.report(name)["embedding_norms"] == norms

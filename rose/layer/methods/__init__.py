@@ -15,15 +15,18 @@ from rose.errors import RoseError, check_keywords, failing
 from rose.layer.error import MassiveActivation, quadratic_form
 from rose.layer.forecast import Prices
 from rose.layer.loss import block_sums
-from rose.layer.order import Order, OrderPlan, PlanOptions
+from rose.layer.order import Order, OrderPlan
 from rose.layer.pattern import (
     BLOCK_SIZE,
     DAMPING,
     METHOD,
     SPARSITY,
     THRESHOLD,
+    BasicOptions,
     Grid,
     Pattern,
+    PlanOptions,
+    SettingsOptions,
     parse_grid,
     parse_sparsity,
 )
@@ -91,22 +94,6 @@ class Settings:
     measures: bool = True
     grid: Grid | None = None
     zeros: Tensor | None = field(default=None, repr=False, compare=False)
-
-
-class BasicOptions(PlanOptions, total=False):
-    """Keywords that compared methods share; see `Settings`."""
-
-    bits: int | str | None
-    group: int | str | None
-
-
-class SettingsOptions(BasicOptions, total=False):
-    """Keywords of functions that prune layers of a model; `make_settings` has their defaults."""
-
-    method: str
-    order: str | None
-    budget: str | None
-    options: Mapping[str, Value] | None
 
 
 @dataclass(frozen=True, eq=False, repr=False)  # tensors have no one truth value, and are long to print

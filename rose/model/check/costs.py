@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rose.layer.agreement import Misfit
-from rose.layer.change import Removal, WeightChange, same_removed
+from rose.layer.change import Overlap, WeightChange, same_removed
 from rose.layer.error import MassiveActivation, difference, quadratic_form, ratio
 from rose.layer.hessian import damped_hessian, solve_on_support
 from rose.layer.methods import Cache, LayerResult, make_settings, prune_with
@@ -90,8 +90,8 @@ class Recognized:
 
     method: str  # in the registry
     target: str  # "layer" if it pruned W, "dense" if it pruned the corrected W* (see `rose.layer.target`)
-    shared: Removal  # what both masks have in common
-    tried: Mapping[tuple[str, str], Removal]  # the same for every method and target that was tried
+    shared: Overlap  # what both masks have in common
+    tried: Mapping[tuple[str, str], Overlap]  # the same for every method and target that was tried
 
     @property
     def is_same(self) -> bool:
@@ -110,7 +110,7 @@ def maker_of(masks: Sequence[Recognized]) -> dict[str, dict[str, Any] | None]:
         `method`: the same, None where the method has not made nearly all masks.
     """
 
-    def shared_with(mask: Recognized, key: tuple[str, str]) -> tuple[str, Removal | None]:
+    def shared_with(mask: Recognized, key: tuple[str, str]) -> tuple[str, Overlap | None]:
         # A target is tried only until another target has explained the mask.
         target = key[1] if mask.tried.get(key) else LAYER
         return target, mask.tried.get((key[0], target))
@@ -240,7 +240,7 @@ class _Trial:
     pattern: Pattern
     inputs: LayerInputs
     beside: Callable[[Tensor], Rival]
-    tried: dict[tuple[str, str], Removal] = field(default_factory=dict)
+    tried: dict[tuple[str, str], Overlap] = field(default_factory=dict)
     done: dict[tuple[str, str], Rival] = field(default_factory=dict)  # by method and aim
     swept: dict[str, LayerResult] = field(default_factory=dict)  # SparseGPT's by aim
     shared: dict[str, Cache] = field(default_factory=dict)  # by aim

@@ -35,6 +35,7 @@ from rose.model.progress import ProgressCallback
 from rose.model.run.prune import prune_by
 from rose.model.run.settings import RunSettings
 from rose.recipe.keywords import RunOptions
+from rose.recipe.parts import WalkPart
 from rose.rows import NotNegative, NotNegativeOrNan, Share, Within, csv_text, read_records, records_table
 from rose.verdicts import EvaluationSetup, Result
 from rose.wording import several
@@ -64,12 +65,12 @@ def plan_comparison(
     if not methods or not sparsities:
         raise RoseError("Name at least one method and one sparsity to compare.")
     names = dict.fromkeys(method.strip() for method in several(methods))
+    walk = WalkPart.of(**{name: value for name, value in options.items() if name in WalkPart.fields()})
     runs = []
     for pattern, name in product(dict.fromkeys(map(parse_sparsity, sparsities)), names):
         variant = parse_variant(name)
-        if variant.get("target", "dense") != "dense":
-            variant["target_damping"] = None
-        runs.append((name, RunSettings.of(**{**options, "sparsity": pattern, **variant})))
+        target = walk.towards(variant.get("target") or walk.target)
+        runs.append((name, RunSettings.of(**{**options, **target, "sparsity": pattern, **variant})))
     return runs
 
 

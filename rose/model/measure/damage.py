@@ -24,14 +24,15 @@ from torch import Tensor, nn
 from rose import verdicts
 from rose.errors import RoseError, check_choice
 from rose.layer.error import MassiveActivation, difference, quadratic_form, ratio
-from rose.layer.methods import Settings, SettingsOptions, make_settings
+from rose.layer.methods import Settings, make_settings
+from rose.layer.pattern import SettingsOptions
 from rose.layer.statistics import InputStatistics
 from rose.model.defaults import UNITS
 from rose.model.estimate import pass_work
 from rose.model.measure.folder import SETTINGS, MeasurementFolder
 from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.layers import PrunableLayer, by_block, check_not_shared
-from rose.model.network.network import Network, check_same_model, embedding_norms, read_norms
+from rose.model.network.network import Network, check_same_model, read_norms
 from rose.model.network.residence import evaluating
 from rose.model.progress import Meter, Progress, ProgressCallback
 from rose.model.rules import WHOLE
@@ -175,8 +176,7 @@ def damage(
         record: called with every unit's record as it comes, and at the end with one for all units, "*"; meanwhile
             the weights are restored. May raise to stop.
         progress: called with a `Progress` of stage "damage", whose layers are units; may raise to stop.
-        options: `method`, `sparsity`, `block_size`, `damping`, `threshold`, `order`, `budget`, `options`, `bits` and
-            `group`; see `rose.prune_layer`.
+        options: `method` and its settings, as for `rose.prune_layer`.
 
     Returns:
         A `DamageReport`; its `units` is a DataFrame with one row per unit, losses in nats per token.
@@ -219,7 +219,7 @@ def damage(
         windows=held_out.shape[0],
         window_length=held_out.shape[1],
         bos_token=network.bos_in_front(tokens),
-        embedding_norms=embedding_norms(network.model),
+        embedding_norms=network.embedding_norms(),
         environment=network.environment(),
         **describe_grid(settings.grid),
     )
@@ -231,8 +231,8 @@ def dense_weights(dense: nn.Module, pruned: nn.Module, layers: Sequence[str] | N
     Raises RoseError for a model pruned from another one, with fewer decoder blocks, or with nothing pruned in these
     layers, as `Network.select` takes them.
     """
-    check_same_model(pruned, embedding_norms(dense), "The model to restore was not pruned from the dense one")
     full, left = Network(dense), Network(pruned)
+    check_same_model(left, full.embedding_norms(), "The model to restore was not pruned from the dense one")
     before, after = len(full.blocks), len(left.blocks)
     if before != after:
         raise RoseError(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.files import TEMPORARY, check_foreign, reachable, write_atomically
-from rose.model.network.network import NORMS, WEIGHTS, check_same_model, embedding_norms, read_norms, weight_norms
+from rose.model.network.network import NORMS, WEIGHTS, Network, check_same_model, read_norms
 from rose.rows import Record, read_records, records_table
 from rose.tensor_files import digest
 from rose.verdicts import is_same_model
@@ -106,11 +106,12 @@ class MeasurementFolder(Generic[Record]):
         Raises RoseError for rows of another model or text, or a folder that cannot be written any more.
         """
         digests = {name: digest({"tokens": tokens}) for name, tokens in texts.items()}
-        norms, weights = embedding_norms(model), weight_norms(model)
+        network = Network(model)
+        norms, weights = network.embedding_norms(), network.weight_norms()
         with self._writing():
             if self.rows:
                 path, other = self.folder / SETTINGS, f"The rows in {self.folder} are those of another"
-                check_same_model(model, read_norms(path), f"{other} model")
+                check_same_model(network, read_norms(path), f"{other} model")
                 if not is_same_model(weights, read_norms(path, WEIGHTS)):
                     raise RoseError(
                         f"{other} model: its weights differ, as those of a pruned or tuned copy do; give the model "

@@ -155,6 +155,23 @@ class Network:
         with evaluating(self.model), self.residence.embedding():
             yield getattr(self.model, "base_model", self.model)
 
+    def embedding_norms(self) -> list[float]:
+        """Norms of eight parts of the input embeddings, for reports."""
+        body: Any = self.model
+        self.check_weights()
+        with self.residence.embedding():
+            parts = body.get_input_embeddings().weight.detach().chunk(PARTS)
+            return [float(f"{float(part.float().norm()):.6g}") for part in parts]
+
+    def weight_norms(self) -> list[float]:
+        """Norms of the decoder blocks' weights, in up to eight runs of blocks; every weight is read once."""
+        squares = []
+        for index in range(len(self.blocks)):
+            with self.residence.visit(index, torch.device("cpu")) as block:
+                norms = [torch.linalg.vector_norm(each.detach(), dtype=torch.float32) for each in block.parameters()]
+                squares.append(torch.stack(norms).double().square().sum())
+        return [float(f"{float(part.sum().sqrt()):.6g}") for part in torch.stack(squares).chunk(PARTS)]
+
 
 def padding(tokens: Tensor) -> dict[str, int]:
     """For a report: how many windows, (samples, length), begin or end in a run of one token, like padding; nothing
@@ -165,38 +182,15 @@ def padding(tokens: Tensor) -> dict[str, int]:
     return {"padded_windows": padded} if 2 * padded > len(tokens) else {}
 
 
-def embedding_norms(model: nn.Module) -> list[float]:
-    """Norms of eight parts of the input embeddings, for reports."""
-    body: Any = model
-    network = Network(model)
-    network.check_weights()
-    with network.residence.embedding():
-        parts = body.get_input_embeddings().weight.detach().chunk(PARTS)
-        return [float(f"{float(part.float().norm()):.6g}") for part in parts]
-
-
-def weight_norms(model: nn.Module) -> list[float]:
-    """Norms of the decoder blocks' weights, in up to eight runs of blocks; every weight is read once."""
-    network = Network(model)
-    squares = []
-    for index in range(len(network.blocks)):
-        with network.residence.visit(index, torch.device("cpu")) as block:
-            norms = [
-                torch.linalg.vector_norm(parameter.detach(), dtype=torch.float32) for parameter in block.parameters()
-            ]
-            squares.append(torch.stack(norms).double().square().sum())
-    return [float(f"{float(part.sum().sqrt()):.6g}") for part in torch.stack(squares).chunk(PARTS)]
-
-
 def read_norms(path: Path, name: str = NORMS) -> list[float]:
-    """`embedding_norms`, or other norms, from a JSON report; none where it lacks them."""
+    """`Network.embedding_norms`, or other norms, from a JSON report; none where it lacks them."""
     try:
         return [float(norm) for norm in json.loads(path.read_text())[name]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
 
 
-def check_same_model(model: nn.Module, norms: Sequence[float], sentence: str) -> None:
+def check_same_model(network: Network, norms: Sequence[float], sentence: str) -> None:
     """Raises RoseError unless the model has these `embedding_norms`; `sentence` is the beginning of the error."""
-    if not is_same_model(embedding_norms(model), norms):
+    if not is_same_model(network.embedding_norms(), norms):
         raise RoseError(f"{sentence}: their input embeddings differ; give the model that it was made from.")

@@ -20,7 +20,7 @@ from rose.layer.pattern import Pattern
 from rose.model.defaults import BY_DAMAGE, DENSITY_SPREAD
 from rose.model.network.experts import ExpertLinear, experts_apart
 from rose.model.network.layers import PrunableLayer
-from rose.model.network.network import WEIGHTS, Network, check_same_model, read_norms, weight_norms
+from rose.model.network.network import WEIGHTS, Network, check_same_model, read_norms
 from rose.model.network.residence import evaluating, gradients_only_of
 from rose.model.network.stand_ins import hooked
 from rose.model.rules import DAMAGE_SPREAD, Allocation
@@ -61,7 +61,7 @@ def allocate(
         shares = _outlier_shares(dense_blocks())
         ratios = owl_ratios([shares[layer.block_index] for layer in layers], ratio)
     elif allocation.rule == BY_DAMAGE:
-        ratios, reach = damage_ratios(_damage_densities(network.model, allocation, layers), ratio), DAMAGE_SPREAD
+        ratios, reach = damage_ratios(_damage_densities(network, allocation, layers), ratio), DAMAGE_SPREAD
     else:
         traces = hessian_traces(network, tokens[:TRACE_SAMPLES, :TRACE_LENGTH], layers, tick=tick)
         for layer, trace in zip(layers, traces, strict=True):
@@ -194,12 +194,15 @@ def sensitivity_ratios(sensitivities: Sequence[float], ratio: float, spread: flo
     return ratios
 
 
-def _damage_densities(model: nn.Module, allocation: Allocation, layers: Sequence[PrunableLayer]) -> list[float]:
+def _damage_densities(network: Network, allocation: Allocation, layers: Sequence[PrunableLayer]) -> list[float]:
     """Damage per weight of each layer, or of its decoder block, at least its standard error."""
     folder, wrong_model = allocation.place, f"The damages in {allocation.folder} are those of another model"
     if norms := read_norms(folder / "summary.json"):
-        check_same_model(model, norms, wrong_model)
-    records = {record.unit: record for record in allocation.damages()}
+        check_same_model(network, norms, wrong_model)
+    weights = read_norms(folder / "settings.json", WEIGHTS)
+    if weights and not is_same_model(network.weight_norms(), weights):
+        raise RoseError(f"{wrong_model}: its weights differ, as those of a pruned copy do; measure this model.")
+    records = {record.unit: record for record in allocation.damages}
     densities = []
     for layer in layers:
         record = records.get(layer.name) or records.get(layer.name.removesuffix("." + layer.projection))
@@ -214,9 +217,6 @@ def _damage_densities(model: nn.Module, allocation: Allocation, layers: Sequence
             )
         noise = 0.0 if math.isnan(record.standard_error) else record.standard_error
         densities.append(max(record.damage, noise) / record.weights)
-    weights = read_norms(folder / "settings.json", WEIGHTS)
-    if weights and not is_same_model(weight_norms(model), weights):
-        raise RoseError(f"{wrong_model}: its weights differ, as those of a pruned copy do; measure this model.")
     return densities
 
 

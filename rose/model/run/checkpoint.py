@@ -36,7 +36,7 @@ from rose.errors import RoseError
 from rose.files import GOES_ON, TEMPORARY, check_foreign, explained, reachable, write_atomically
 from rose.model.network.heads import rotated_heads
 from rose.model.network.layers import PrunableLayer
-from rose.model.network.network import PART, Network, embedding_norms, padding
+from rose.model.network.network import PART, Network, padding
 from rose.model.network.precision import Precision
 from rose.model.run.settings import RunSettings, describe_layer
 from rose.model.walk.storage import Activations, BlockDrift, Storage, lay_over
@@ -328,7 +328,7 @@ def report_inputs(
         "held_out_samples": 0 if held_out is None else held_out.shape[0],
         "bos_token": network.bos_in_front(tokens),
         **({PART: True} if hasattr(network.model, PART) else {}),
-        "embedding_norms": embedding_norms(network.model),
+        "embedding_norms": network.embedding_norms(),
         "drift": [dataclasses.asdict(storage.drifts[index]) for index in sorted(storage.drifts)],
         "environment": precision.environment(network.device),
     }

@@ -10,7 +10,8 @@ from typing import Any, Unpack
 from rose.layer import error
 from rose.layer.error import MassiveActivation
 from rose.layer.hessian import sampling_damping
-from rose.layer.methods import Cache, LayerResult, Settings, SettingsOptions, make_settings, prune_with, zeros_to_keep
+from rose.layer.methods import Cache, LayerResult, Settings, make_settings, prune_with, zeros_to_keep
+from rose.layer.pattern import SettingsOptions
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import InputGap, OutputGap, corrected_weight, target_error
 from rose.model.network.layers import PrunableLayer, naming

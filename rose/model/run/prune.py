@@ -17,13 +17,13 @@ from typing import Any, Unpack
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.layer.methods import BasicOptions, Cache, make_settings
-from rose.layer.pattern import Pattern
+from rose.layer.methods import Cache, make_settings
+from rose.layer.pattern import BasicOptions, Pattern
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import correction_damping
 from rose.model.defaults import ALLOCATIONS
 from rose.model.network.heads import rotated_heads
-from rose.model.network.layers import LowRank, PrunableLayer, by_block, low_rank_tensors
+from rose.model.network.layers import LowRank, PrunableLayer, low_rank_tensors
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT
 from rose.model.progress import Meter, ProgressCallback, part_callback
@@ -70,7 +70,7 @@ def prune_model(
         held_out: further tokens to measure errors and drift on. Method "measured" chooses by them.
         progress: called with a `Progress` after every batch and every layer; may raise to stop the run.
         checkpoint: a folder from which the same call with the dense model resumes a stopped run. On the same machine
-            the result has the same bits.
+            its weights are equal.
 
     Returns:
         A `RunReport`; its `layers` is a DataFrame with one row per layer.
@@ -103,23 +103,24 @@ def prune_by(
     precision = workers.precision(compute, network)
     streams = check_streams(network, tokens, held_out)
     share = ALLOCATIONS.get(run.sharing.rule, 0.0)
+    part = part_callback(progress, start, 0, share, "allocate")
+    tick = partial(Meter(part, 1, len(selected)).tell, "allocate", 0)
+    walking = part_callback(progress, start, share, 1) if share else progress
 
     def dense_patterns() -> str:
-        part = part_callback(progress, start, 0, share, "allocate")
         calibration = {"calibration": streams["calibration"]}
 
         def visit() -> Iterator[BlockStatistics]:
             return start_walk(network, calibration, selected, part, precision=precision, needs_all=True).visit_dense()
 
-        tick = partial(Meter(part, 1, len(selected)).tell, "allocate", 0)
         patterns = allocate(network, tokens, selected, run.layer.pattern, run.sharing, visit, tick)
         return json.dumps(workers.from_first(lambda: {name: astuple(each) for name, each in patterns.items()}))
 
     described = partial(describe_run, network, tokens, held_out, selected, run, precision)
     with open_checkpoint(network, checkpoint, described) as storage:
         patterns = {name: Pattern(*values) for name, values in json.loads(storage.remember(dense_patterns)).items()}
-        records = [LayerRecord(**record) for record in storage.take_up(list(by_block(selected)))]
-        walking = part_callback(progress, start, share, 1) if share else progress
+        indices = sorted({layer.block_index for layer in selected})
+        records = [LayerRecord(**record) for record in storage.take_up(indices)]
         way = "with target layer" if run.target == "dense" else "without true-sequential"
         if not run.sequential:
             way = "with true-sequential"
@@ -192,10 +193,10 @@ class _Pruner:
         owners = workers.divide(block.layers, block.calibration)
         before = meter.layers_done
         results = workers.exchange(owners, partial(self._prune_layer, block))
+        block.let_go()
         for layer, (_, low_rank) in zip(block.layers, results, strict=True):
             layer.keep_low_rank(low_rank)  # factors from other processes
         workers.send_weights(block.layers, owners)
-        block.let_go()
         meter.layers_done = before + len(results)
         return [record for record, _ in results]
 

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from rose.errors import RoseError
 from rose.layer import error
 from rose.layer.basis import BASES, find_rotations, rotate_columns, rotate_statistics
-from rose.layer.methods import Settings, SettingsOptions, make_settings, prune_with
+from rose.layer.methods import Settings, make_settings, prune_with
 from rose.layer.order import plan_order
+from rose.layer.pattern import SettingsOptions
 from rose.layer.registry import check_name_or_seed
 from rose.layer.statistics import InputStatistics
 from rose.model.network.heads import ROTATED, ValueHeads, find_value_heads, head_width

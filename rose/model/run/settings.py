@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any, Self
 
 from pydantic import model_validator
 
 from rose.layer.methods import Settings
-from rose.layer.pattern import Grid, parse_grid
+from rose.layer.pattern import Grid
 from rose.model.rules import Allocation, parse_allocation
 from rose.recipe.parts import PruneSettings, WalkPart
 
@@ -23,9 +24,7 @@ class RunSettings(PruneSettings):
     def layer(self) -> Settings:
         """The settings of every layer."""
         same = self.pick(("method", *SHARED, "order", "budget"))
-        return Settings(
-            **same, pattern=self.pattern, options=self.method_options, grid=parse_grid(self.bits, self.group)
-        )
+        return Settings(**same, pattern=self.pattern, options=self.method_options, grid=self.grid)
 
     @cached_property
     def sharing(self) -> Allocation:
@@ -48,8 +47,8 @@ class RunSettings(PruneSettings):
 
 
 def describe_grid(grid: Grid | None) -> dict[str, Any]:
-    """Bits and group as JSON values; nothing where weights are not rounded."""
-    return {"bits": grid.bits, "group": grid.group} if grid else {}
+    """The grid's fields as JSON values; nothing where weights are not rounded."""
+    return asdict(grid) if grid else {}
 
 
 def describe_layer(settings: Settings) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from rose.layer.rounding import coarsest_grid
 from rose.model.defaults import PRUNED
 from rose.model.estimate import check_free, tuning_memory
 from rose.model.network.layers import GRIDS_TRIED, count_parameters, count_zeros
-from rose.model.network.network import Network, check_same_model, embedding_norms
+from rose.model.network.network import Network, check_same_model
 from rose.model.network.precision import DEFAULT, Precision
 from rose.model.progress import Progress
 from rose.report import RunReport
@@ -118,7 +118,7 @@ def check_pair(model: nn.Module | Network, dense: nn.Module | Network, *, by_tex
             f"The models have different vocabularies, {whole(pruned.config.vocab_size)} and "
             f"{whole(dense.config.vocab_size)} tokens; give the dense model that was pruned."
         )
-    check_same_model(pruned.model, embedding_norms(dense.model), "The model to tune was not pruned from the dense one")
+    check_same_model(pruned, dense.embedding_norms(), "The model to tune was not pruned from the dense one")
     if by_text_alone or count_parameters(pruned.model) < count_parameters(dense.model):
         return
     (zeros, weights), (before, _) = count_zeros(pruned.layers), count_zeros(dense.layers)

@@ -392,8 +392,8 @@ def tune_model(
             Adam's moments take the memory of one part.
         unpruned: tune a model without zeros, too.
         progress: called with a `TuningProgress` several times a step; may raise to stop: the best step so far is kept.
-        checkpoint: a folder from which the same call resumes, to the same bits with as many processes; load the pruned
-            model again for that, as a stopped tuning has changed it.
+        checkpoint: a folder from which the same call resumes; with as many processes the weights are equal. Load the
+            pruned model again for that, as a stopped tuning has changed it.
 
     Weights and moments are float32. The learning rate rises over a quarter of the steps and falls to 0 linearly; see
     `rose.model.tune.tuning.Tuner.rate`.

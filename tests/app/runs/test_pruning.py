@@ -25,10 +25,12 @@ from app.runs.pruning import PruneRequest, PruningRun
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose import cli
+from rose.layer.pattern import Grid
 from rose.model.load.models import load_skeleton
 from rose.model.measure.perplexity import continue_prompt
 from rose.model.measure.zero_shot import zero_shot
 from rose.recipe import Recipe
+from rose.recipe.parts import PruneSettings
 from rose.tensor_files import digest
 from tests.app.tiny_study import finish
 from tests.tasks import write_task
@@ -171,7 +173,7 @@ def test_perplexity_of_a_user_text(setup, loaded, tmp_path):
         ({"methods": ("magic",)}, "no method named 'magic'"),
         ({"keep": "folder"}, "path of a folder"),
         ({"sparsities": ("0.5", "3:7")}, "3:7 needs a block size divisible by 7"),
-        ({"layers": "*.nothing"}, "nothing"),
+        ({"shared": PruneSettings(layers=("*.nothing",))}, "nothing"),
         ({"evaluate": " "}, "path of the text"),
         ({"tasks": ("sums",), "task_folder": "/nowhere"}, "There is no folder /nowhere"),
         ({"window_length": 257}, "Samples of 257 tokens are longer than the model's 256 positions"),
@@ -187,8 +189,8 @@ def test_bad_requests_are_refused_before_any_work(change, words, setup, monkeypa
 
 def test_recipes_ask_for_the_same_run(setup):
     setup = setup.changed(calibration="my text.txt", seed=3, held_out=1, damping=0.02, dtype="bfloat16")
-    choices = {"layers": "*.o_proj model.layers.0.*", "threshold": 0.4, "evaluate": "ptb", "windows": 7}
-    request = replace(REQUEST, **choices, window_length=32, bits=(4,), group="32")
+    shared = PruneSettings(layers=("*.o_proj", "model.layers.0.*"), threshold=0.4)
+    request = replace(REQUEST, evaluate="ptb", windows=7, window_length=32, shared=shared, grids=(Grid(4, 32),))
     expected = {"model": setup.model, "dtype": "bfloat16", "calibration": "my text.txt", "samples": 4, "length": 32}
     expected |= {"seed": 3, "held_out": 1, "threshold": 0.4, "block_size": 16, "damping": 0.02, "bits": 4, "group": 32}
     expected |= {"layers": ("*.o_proj", "model.layers.0.*"), "evaluate": "ptb", "windows": 7}
@@ -204,7 +206,7 @@ def test_recipes_ask_for_the_same_run(setup):
 
 
 def test_recipe_gives_the_same_weights_on_the_command_line(setup, loaded, tmp_path):
-    request = replace(REQUEST, sparsities=("0.5",), bits=(4,), group="row", keep="folder", folder=str(tmp_path / "app"))
+    request = replace(REQUEST, sparsities=("0.5",), grids=(Grid(4, "row"),), keep="folder", folder=f"{tmp_path}/app")
     finished(setup, request, lambda: loaded)
     with pytest.raises(rose.RoseError, match="already exists"):
         request.check(setup, load_skeleton(setup.model))
