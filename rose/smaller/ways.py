@@ -34,8 +34,8 @@ AS_IS = "as-is"
 NARROW = 32  # input columns that share a scale in a slimmed copy: few heads may be left
 FRACTIONS = {"fifth": 0.2, "third": 0.33}
 TUNED = "-tuned"
-SEEN = 1.02  # times the dense perplexity, from which on a rule can be corrected,
-MISSES = (0.25, 4.0)  # by a factor of its logarithm in these limits
+SEEN = 1.02  # rules of less than this, times the dense perplexity, correct no other
+MISSES = (0.25, 4.0)  # limits of the factor by which the logarithm of a rule is corrected
 
 
 @dataclass(frozen=True)
@@ -184,9 +184,9 @@ def estimated_rows(spec: Smaller, model: nn.Module, ways: Sequence[Way], dense: 
 
 
 def corrected(estimates: Sequence[Row], measured: Mapping[str, Row], tune: float) -> list[Row]:
-    """Measured rows in place of their estimates. The others follow measured copies of the same kind of removal: their
-    log perplexity and their bytes are scaled by the factors by which the rules of those copies missed. Minutes follow
-    copies that were slimmed, too, or were not; `tune` of them are those of a tuned copy."""
+    """Measured rows in place of their estimates. Other rows follow measured copies with the same kind of removal: their
+    log perplexity and bytes are scaled by the factors by which the rules of those copies missed. Minutes are scaled,
+    too, except the `tune` minutes of tuning."""
     pairs, rows = [(rule, measured[rule.key]) for rule in estimates if rule.key in measured], []
     for row in estimates:
         kin = [pair for pair in pairs if _removal(pair[0].key)[0] == _removal(row.key)[0]]
