@@ -50,12 +50,15 @@ def smaller(spec: Smaller, console: Console) -> int:
         model, {"calibration": bench.tokens, **{f"evaluation {name}".strip(): t for name, t in bench.texts.items()}}
     )
     folder.estimated = bench.rows
+    folder.add()  # writes the estimates
     status = 0
     try:
         _measure(bench, folder, 60 * spec.minutes - (time.perf_counter() - start), console)
     except KeyboardInterrupt:
         status = CANCELLED
         console.print("rose: cancelled; rows so far are kept")
+    folder.estimated = bench.rows
+    folder.add()
     _print(bench.rows)
     recommendations = recommend(bench.rows)
     advice = [recommendation.text for recommendation in recommendations]

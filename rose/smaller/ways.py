@@ -78,7 +78,11 @@ RULES: dict[str, tuple[float, float]] = {
 def ways_of(spec: Smaller, model: nn.Module) -> tuple[list[Way], list[str]]:
     """The ways that this model and the free memory allow, the model as it is first; and sentences on the other ways."""
     network, ways, left_out = Network(model), list[Way](), dict[str, list[Way]]()
-    copy = sum(parameter.nbytes for parameter in model.parameters())
+    copy, too_large = sum(parameter.nbytes for parameter in model.parameters()), ""
+    try:
+        check_memory(network, tuning_draw(spec.length).length, besides=copy)
+    except RoseError as problem:
+        too_large = str(problem)
     for key, times in RULES.items():
         way = _way(key, times, spec)
         pattern = parse_sparsity(way.sparsity)
@@ -87,8 +91,8 @@ def ways_of(spec: Smaller, model: nn.Module) -> tuple[list[Way], list[str]]:
                 check_slimming(model, SlimSettings(ratio=way.slim))
             elif pattern.ratio or way.bits:
                 network.to_prune(None, pattern, Prune.fields()["block_size"].default, parse_grid(way.bits, None))
-            if way.is_tuned:
-                check_memory(network, tuning_draw(spec.length).length, besides=copy)
+            if way.is_tuned and too_large:
+                raise RoseError(too_large)
             ways.append(way)
         except RoseError as problem:
             left_out.setdefault(str(problem), []).append(way)

@@ -242,6 +242,7 @@ SQUARES_AT_WORK = 8
 # Floating-point operations a cubed column of an output projection, at the rate of a matrix product, measured: to price
 # one part, which updates an inverse for each of its columns in turn, and to compensate by least squares.
 PRICING, COMPENSATING = 20.0, 2.5
+CACHE, BEYOND = 2**25, 3  # bytes of an inverse above which its updates are so many times slower (at 4864 columns)
 # Float32 matrices of the weight's size: W, its target and its gap, W compensated, reduced, and only masked.
 WEIGHTS_AT_WORK = 6
 
@@ -423,7 +424,8 @@ def estimate_slimming(model: nn.Module, settings: SlimSettings, *, samples: int,
         work, seconds = PRICING, seconds + walk(parts)
     if repair_of(settings) == "exact":
         work += PRICING * settings.ratio + COMPENSATING
-    return seconds + work * sum(part.output.weight.shape[1] ** 3 for part in parts) / matmul_rate()
+    widths = [part.output.weight.shape[1] for part in parts]
+    return seconds + work * sum(width**3 * (BEYOND if 4 * width**2 > CACHE else 1) for width in widths) / matmul_rate()
 
 
 def estimate_slim_memory(model: nn.Module, settings: SlimSettings, *, held_out: bool = False, **sizes: Any) -> Memory:

@@ -89,6 +89,9 @@ def test_only_the_chosen_copy_is_left_and_a_further_call_measures_further_rows(m
     assert (made / "rows.csv").read_text().startswith(before)
     assert [path.name for path in made.iterdir() if path.is_dir()] == ["bits-8"]
     assert Recipe.read(made / "bits-8").steps[0].bits == 8
+    only(monkeypatch, "as-is", "bits-4", "slim-fifth", "half-tuned", "bits-8", "half")
+    assert cli.main(["smaller", checkpoint, *DRAW, "--minutes", "0.0001", "--output", str(made)]) == 0
+    assert (read_rows(made)[-1].key, read_rows(made)[-1].basis) == ("half", "estimate")
 
 
 def test_the_table_is_kept_where_measuring_is_cancelled(checkpoint, tmp_path, monkeypatch):
