@@ -82,7 +82,7 @@ METRICS = {
 ERRORS = {"held_out_": "Held-out error", "error_": "Calibration error"}
 SIGNS = {  # of layers that have something in this column
     "dead_columns": ("×", Style(palette.MARK, "dead columns", symbol="x")),
-    "massive": ("◆", Style(palette.MARK, "massive activations", symbol="diamond")),
+    "massive": ("◆", Style(palette.MARK, "massive inputs", symbol="diamond")),
 }
 
 
@@ -138,7 +138,7 @@ def model_map(
         if len(ringed):
             where, size = (ringed["block_index"], ringed["projection"]), 11 if grid.shape[1] <= 20 else 6
             chart.rings(*where, "columnar", size=size, showlegend=False)
-        subtitle += f"; ringed: columnar, above {threshold:g}"
+        subtitle += f"; ringed: above {threshold:g}"
     for column, (sign, look) in SIGNS.items():
         if column in table and len(marked := placed[(table[column].notna() & table[column].astype(bool)).to_numpy()]):
             chart.signs(marked.drop_duplicates(["block_index", "projection"]), look, 7)

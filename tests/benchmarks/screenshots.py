@@ -1,11 +1,9 @@
-"""Pictures for the README: python -m tests.benchmarks.screenshots [FOLDER [NAME ...]]. All of them take some minutes.
+"""Pictures for the README: python -m tests.benchmarks.screenshots [FOLDER [NAME ...]].
 
-The packaged model on the start page's own settings, all layers measured, in light and dark, at a width of 1280; of
-most pages the figure alone. Names are those of the files: layers, prune, check, pareto, slim, depth, damage,
-your_own_order, ...
+Pages as they open, on finished examples, in light and dark, at 1280 × 800; of most pages the first figure alone. Names
+are those of the files: layers, prune, check, pareto, slim, depth, damage, your_own_order, ...
 """
 
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -16,96 +14,48 @@ from urllib.parse import urlencode
 import nbformat
 import pandas as pd
 import plotly.graph_objects as go
-import torch
 from playwright.sync_api import Browser, Page, expect
 
-import rose
 from app.figures.palette import Theme, method_style
 from app.figures.shapes import Chart
 from app.figures.style import Drawing
 from rose import verdicts
-from rose.model.network.layers import prunable_layers
 from rose.verdicts import Result
 from tests.benchmarks import bits, structured, tuning
 from tests.benchmarks.methods import costs_and_worths
 from tests.browser.conftest import COLUMNAR_LAYER, ROOT, SETUP, chromium, measure, serve, settle
-from tests.browser.test_prune import prune
 
-PAGES: dict[str, dict[str, Any]] = {
-    "start": {},
-    "layers": {},
-    "layer": {},
-    "order_lab": {},
-    "structures": {},
-    "smaller": {},
-    "learn": {},
-    "prune": {
-        "prune_layers": "model.layers.[0-5].*",
-        "prune_methods": ["ROSE ADMM", "SparseGPT", "Wanda"],
-        "prune_sparsities": "0.7",
-    },
-    "text": {},
-    "diffusion": {"diffusion_sparsity": "0.7"},
-}
-WHOLE = ("start", "learn", "smaller", "text")  # pages whose words belong to the picture
-TALL = 1800  # pixels, in which every page shows its first figures
-ALL_LAYERS = 900_000  # milliseconds, for measuring or pruning them on a busy machine
+# Pages, with whether all of what is in sight belongs to the picture; else it is the first figure with its title.
+PAGES = dict.fromkeys(("start", "learn", "smaller", "text", "prune"), True)
+PAGES |= dict.fromkeys(("layers", "layer", "order_lab", "structures", "damage", "check", "diffusion", "depth"), False)
+ADDRESSES = {"start": "", "depth": "runs?runs_view=Drift"}  # where they differ from the page's name
+PATIENCE = 900_000  # milliseconds, for a layer's inputs on a busy machine
 RESULTS = ROOT / "docs/results"
 THEMES: tuple[Theme, ...] = ("light", "dark")
 RENDERING = 1500  # milliseconds, for what plotly draws after the script has ended
-BROKEN = "model.layers.1.mlp.up_proj"
 
 
-def broken_checkpoint(dense: str, folder: Path) -> Path:
-    """2:4 by magnitude, one group of which keeps three weights."""
-    model, tokenizer = rose.load_model(dense)
-    with torch.no_grad():
-        for layer in prunable_layers(model):
-            weight = layer.module.get_parameter("weight")
-            groups = weight.unflatten(1, (-1, 4))
-            groups.scatter_(2, groups.abs().topk(2, largest=False).indices, 0)
-            if layer.name == BROKEN:
-                weight[7, 16:20] = torch.tensor([0.1, 0.2, 0.3, 0.0])
-    rose.save_model(model, tokenizer, folder / "broken")
-    return folder / "broken"
-
-
-def query(page: str = "start") -> str:
-    return urlencode({"layer": COLUMNAR_LAYER} | PAGES[page], doseq=True)
-
-
-def crop(page: Page, path: Path, *parts: str) -> None:
-    """A picture of these parts of the page and of what lies between them; of its first figure unless told otherwise."""
-    boxes = [page.locator(part).first.bounding_box() for part in parts or (".stPlotlyChart",)]
-    known = [box for box in boxes if box is not None]
-    left, top = (min(box[side] for box in known) for side in ("x", "y"))
-    right = max(box["x"] + box["width"] for box in known)
-    bottom = max(box["y"] + box["height"] for box in known)
-    page.add_style_tag(content=".modebar-container { display: none; }")
-    page.screenshot(path=path, clip={"x": left, "y": top, "width": right - left, "height": bottom - top})
+def crop(page: Page, path: Path) -> None:
+    """A picture of the page's first figure with its title."""
+    boxes = [page.locator(part).first.bounding_box() for part in (".figure-title", ".stPlotlyChart")]
+    (title, figure) = [box for box in boxes if box is not None]
+    page.add_style_tag(content="[class*='-downloads'] { visibility: hidden; }")
+    height = figure["y"] + figure["height"] - title["y"]
+    page.screenshot(path=path, clip={"x": figure["x"], "y": title["y"], "width": figure["width"], "height": height})
     print(path, flush=True)
 
 
 def shoot(page: Page, address: str, name: str, path: Path) -> None:
-    page.set_viewport_size({"width": 1280, "height": 800 if name in WHOLE else TALL})
-    page.goto(f"{address}/{name if name != 'start' else ''}?{query(name)}")
+    page.goto(f"{address}/{ADDRESSES.get(name, name)}")
     settle(page)
-    if name == "prune" and page.get_by_role("button", name="Prune", exact=True).is_enabled():
-        prune(page)
-    if name == "text":  # read by the copy that was pruned last
-        page.get_by_role("button", name="Read", exact=True).click()
-        expect(page.get_by_text("surprise itself")).to_be_visible(timeout=ALL_LAYERS)
-    if name == "diffusion":
-        page.get_by_role("button", name="Prune and draw").click()
-        expect(page.locator(".figure-title", has_text="ROSE 0.7: ")).to_be_visible(timeout=ALL_LAYERS)
-    if name in ("layer", "order_lab", "structures"):  # sweeps and costs are computed first
-        expect(page.locator(".figure-title").first).to_be_visible(timeout=ALL_LAYERS)
-    expect(page.get_by_test_id("stSidebar").get_by_role("progressbar")).to_have_count(0, timeout=ALL_LAYERS)
+    expect(page.get_by_role("button", name="Cancel")).to_have_count(0)  # a layer's inputs are collected first
+    settle(page)
     page.wait_for_timeout(RENDERING)
-    if name in WHOLE:
+    if PAGES[name]:
         page.screenshot(path=path)
+        print(path, flush=True)
     else:
-        crop(page, path, *(("[data-testid=stTable]", ".stPlotlyChart") if name == "prune" else ()))
+        crop(page, path)
 
 
 def plugin(folder: Path) -> Path:
@@ -129,52 +79,6 @@ def shoot_plugin(browser: Browser, folder: Path, pictures: Path) -> None:
         settle(page)
         page.wait_for_timeout(RENDERING)
         crop(page, pictures / "your_own_order.png")
-
-
-def shoot_check(browser: Browser, address: str, folder: Path, pictures: Path) -> None:
-    """The packaged model at 2:4 with a group that keeps too many, judged by its weights."""
-    asked = {"check_path": str(broken_checkpoint("smollm2-135m", folder)), "check_on": "Weights alone"}
-    for scheme in THEMES:
-        page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": TALL})
-        page.goto(f"{address}/check?{urlencode(asked)}")
-        settle(page)
-        start = page.get_by_test_id("stMain").get_by_role("button", name="Check", exact=True)
-        if start.count():  # sessions share what was checked
-            start.click()
-        expect(page.get_by_text("pattern broken: 1 of").first).to_be_visible(timeout=ALL_LAYERS)
-        page.wait_for_timeout(RENDERING)
-        crop(page, pictures / f"check-{scheme}.png")
-        page.close()
-
-
-def compare_targets(page: Page) -> None:
-    """The comparison of two targets that Compare runs offers, on a server that has pruned nothing else."""
-    if page.get_by_text("None of these runs has drift").is_visible():  # sessions share reports
-        page.get_by_text("More runs: open saved ones").click()
-        page.get_by_role("button", name="Compare two targets").click()
-        expect(page.get_by_text(re.compile("^Perplexity of the runs shown: .*; "))).to_be_visible(timeout=ALL_LAYERS)
-
-
-def measure_damage(page: Page) -> None:
-    """All decoder blocks of the packaged model, each pruned alone."""
-    start = page.get_by_role("button", name=re.compile("Measure sensitivity"))
-    if start.count():  # sessions share what was measured
-        start.click()
-    expect(page.get_by_text("Changed together")).to_be_visible(timeout=ALL_LAYERS)
-
-
-def shoot_measured(browser: Browser, folder: Path, pictures: Path, name: str, fill: Callable[[Page], None]) -> None:
-    """A page behind a measurement that takes minutes, on a server of its own."""
-    with serve(folder / f"{name}.txt", ROSE_CACHE="") as address:
-        for scheme in THEMES:
-            page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": TALL})
-            page.goto(f"{address}/{name}")
-            settle(page)
-            fill(page)
-            settle(page)
-            page.wait_for_timeout(RENDERING)
-            crop(page, pictures / f"{name}-{scheme}.png")
-            page.close()
 
 
 def time_and_perplexity(results: Sequence[Result], *, dense: float, time: str, theme: Theme) -> Drawing:
@@ -238,34 +142,23 @@ def shoot_figure(browser: Browser, figure: go.Figure, folder: Path, picture: Pat
 
 def main() -> None:
     pictures = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "docs/screenshots")
-    rest = {*FIGURES, "check", "depth", "damage", "your_own_order"}
-    asked = set(sys.argv[2:]) or {*PAGES, *rest}
-    if "text" in asked:
-        asked.add("prune")
-    if unknown := asked - {*PAGES, *rest}:
+    names = {*PAGES, *FIGURES, "your_own_order"}
+    asked = set(sys.argv[2:]) or names
+    if unknown := asked - names:
         sys.exit(f"No picture is named {', '.join(sorted(unknown))}.")
-    expect.set_options(timeout=ALL_LAYERS)
+    expect.set_options(timeout=PATIENCE)
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
-        cache = {"ROSE_CACHE": f"{folder}/cache"}
-        with serve(Path(folder, "log.txt"), **cache) as address:
-            for scheme in THEMES if asked & {*PAGES} else ():
-                page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 800})
-                page.goto(f"{address}/?{query()}")
-                settle(page)
-                page.get_by_role("link", name="Explore").first.click()  # the example; sessions share its inputs
-                measured = page.get_by_test_id("stSidebar").get_by_text("layers measured")
-                expect(measured).to_be_visible(timeout=ALL_LAYERS)
-                for name in (name for name in PAGES if name in asked):
-                    shoot(page, address, name, pictures / f"{name}-{scheme}.png")
-                page.close()
-            if "check" in asked:
-                shoot_check(browser, address, Path(folder), pictures)
+        if asked & PAGES.keys():
+            with serve(Path(folder, "log.txt"), ROSE_CACHE=f"{folder}/cache") as address:
+                for scheme in THEMES:
+                    page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 800})
+                    page.set_default_timeout(PATIENCE)
+                    for name in (name for name in PAGES if name in asked):
+                        shoot(page, address, name, pictures / f"{name}-{scheme}.png")
+                    page.close()
         for name in asked & FIGURES.keys():
             for theme in THEMES:
                 shoot_figure(browser, FIGURES[name](theme), Path(folder), pictures / f"{name}-{theme}.png")
-        for name, fill in {"depth": compare_targets, "damage": measure_damage}.items():
-            if name in asked:
-                shoot_measured(browser, Path(folder), pictures, name, fill)
         if "your_own_order" in asked:
             shoot_plugin(browser, Path(folder), pictures)
 

@@ -14,7 +14,7 @@ from tests.browser.conftest import OpenPage, settle, tiny_setup
 
 
 def prune(page: Page) -> None:
-    """Presses the button and waits for the end of the run; tests.benchmarks.screenshots does so too."""
+    """Presses the button and waits for the end of the run."""
     button, before = page.get_by_role("button", name="Prune", exact=True), page.url
     button.click()
     # A new run changes the link. Other work has a Cancel button too, and an example or an earlier run has a table.
