@@ -44,8 +44,7 @@ METRICS = {
     "relative_range": Metric(
         "Relative range",
         "relative range",
-        meaning="relative range: (max − min) / max of what the blocks of columns would lose if the least important "
-        "weights went. In a columnar layer one block stands out",
+        meaning="(max − min) / max of what the blocks of columns would lose without their least important weights",
     ),
     "column_variation": Metric(
         "Variation of column losses", "std / mean", meaning="standard deviation of the column losses over their mean"

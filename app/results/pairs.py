@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -252,6 +253,16 @@ def says_perplexities(runs: Sequence[RunReport]) -> str:
         if result.amount == other.amount and verdicts.compare(result, other).kind == "no clear difference"
     ]
     return " ".join(filter(None, [f"{verdicts.says_ranking(rankings)}.", *unclear[:3], *sentences]))
+
+
+def says_second(runs: Sequence[RunReport]) -> str:
+    """The perplexity on plain English of the run with the lowest perplexity, after a space; "" where it has none."""
+    best = min(runs, key=lambda run: run.number("perplexity_after") or math.inf)
+    second, dense = (best.number(name) for name in ("perplexity_second", "perplexity_second_before"))
+    if second is None:
+        return ""
+    beside = "" if dense is None else f", the dense model {words.number(dense)}"
+    return f" On plain English {best.name} has {words.number(second)}{beside}."
 
 
 def says_lost(run: RunReport) -> str:

@@ -118,7 +118,7 @@ def _sentence(runs: Sequence[RunReport]) -> str:
     if apart := [text for run in rest if (text := pairs.in_environments(first, run))]:
         return apart[0]
     if text := pairs.says_perplexities(runs):
-        return text
+        return f"{text}{pairs.says_second(runs)}"
     for run in rest:
         both = pairs.pair(first, run)
         if both.problem:

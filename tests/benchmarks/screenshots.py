@@ -26,8 +26,8 @@ from tests.benchmarks.methods import costs_and_worths
 from tests.browser.conftest import COLUMNAR_LAYER, ROOT, SETUP, chromium, measure, serve, settle
 
 # Pages, with whether all of what is in sight belongs to the picture; else it is the first figure with its title.
-PAGES = dict.fromkeys(("start", "learn", "smaller", "text", "prune"), True)
-PAGES |= dict.fromkeys(("layers", "layer", "order_lab", "structures", "damage", "check", "diffusion", "depth"), False)
+PAGES = dict.fromkeys(("start", "learn", "layers", "order_lab", "prune", "smaller", "damage", "text"), True)
+PAGES |= dict.fromkeys(("layer", "structures", "check", "diffusion", "depth"), False)
 ADDRESSES = {"start": "", "depth": "runs?runs_view=Drift"}  # where they differ from the page's name
 PATIENCE = 900_000  # milliseconds, for a layer's inputs on a busy machine
 RESULTS = ROOT / "docs/results"
