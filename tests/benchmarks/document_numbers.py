@@ -1,7 +1,7 @@
 """The measured numbers of README.md and docs/, generated from the files that hold the measurements.
 
 A document marks a region with `<!-- NAME -->…<!-- /NAME -->`, a table or a few words.
-`python -m tests.benchmarks.document_numbers` writes every region again; a test compares. Lab notes are not generated.
+`python -m tests.benchmarks.document_numbers` writes every region again; a test compares.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def render(text: str) -> str:
 
 
 def documents() -> list[Path]:
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @cache
@@ -230,10 +230,16 @@ RANKED = ("two_level/block", "dealt/block", "global/layer", "pivot/layer")
 
 
 @cache
-def priced() -> pd.DataFrame:
-    """Measured errors of draw 0 at 70 %, with forecasts as `PAIR:f`; by layers of both models."""
+def forecasted() -> pd.DataFrame:
+    """Measured errors with forecasts as `PAIR:f`; by layers of both models, draws and settings."""
     key = ["model", "seed", "layer", "sparsity", "block_size"]
-    rows = read("prices-measured.csv").merge(read("prices-forecast.csv"), on=key, suffixes=("", ":f"))
+    return read("prices-measured.csv").merge(read("prices-forecast.csv"), on=key, suffixes=("", ":f"))
+
+
+@cache
+def priced() -> pd.DataFrame:
+    """The rows of draw 0 at 70 % with blocks of 128."""
+    rows = forecasted()
     rows = rows[(rows["seed"] == 0) & (rows["sparsity"] == "0.7") & (rows["block_size"] == 128)]
     return rows.assign(is_output=rows["layer"].str.endswith("o_proj"))
 
@@ -282,10 +288,11 @@ def forecast_ranks() -> str:
 
 def _ranks_within(first: str, second: str, rows: pd.DataFrame) -> str:
     """Median over layers of Spearman's correlation of all pairs, with its interval by resampling layers."""
-    pairs = list(PRICED)
+    pairs = [name[:-2] for name in rows.columns if name.endswith(":f") and "/" in name and rows[name].notna().all()]
     ranks = [rows[[part.format(pair) for pair in pairs]].rank(axis=1).to_numpy() for part in (first, second)]
     centred = [rank - rank.mean(1, keepdims=True) for rank in ranks]
     rho = (centred[0] * centred[1]).sum(1) / np.sqrt((centred[0] ** 2).sum(1) * (centred[1] ** 2).sum(1))
+    rho = pd.Series(rho).groupby(rows["layer"].to_numpy()).mean().to_numpy()  # of a layer's draws
     drawn = np.random.default_rng(0).choice(rho, (2000, len(rho)))
     low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
     return f"{np.median(rho):.3f} ({low:.3f} to {high:.3f})"
@@ -299,6 +306,32 @@ def forecast_within() -> str:
     ]
     heads = ["forecast, calibration", "forecast, held out", "calibration error, held out"]
     return table(["model", *heads], lines)
+
+
+def forecast_by_setting() -> str:
+    """How a forecast ranks the pairs of one layer, by sparsity and width of blocks, over all draws."""
+    lines, columns = [], (("{}:f", "c {}"), ("{}:f", "{}"))
+    for (sparsity, width), part in forecasted().groupby(["sparsity", "block_size"]):
+        assert set(part["seed"]) == {0, 1, 2}
+        assert set(part["model"]) == set(MODELS)
+        label = sparsity if ":" in sparsity else f"{100 * float(sparsity):.0f} %"
+        cells = [_ranks_within(*c, rows) for _, rows in part.groupby("model", sort=False) for c in columns]
+        lines.append([label, f"{width}", *cells])
+    heads = [f"{model}, {which}" for model in MODELS.values() for which in ("calibration", "held out")]
+    return table(["sparsity", "block", *heads], lines)
+
+
+def orders_by_setting() -> str:
+    """Held-out error relative to SparseGPT's by sparsity and width of blocks: geometric means over layers and draws."""
+    lines, pairs = [], ("two_level/block", "dealt/block", "global/layer", "pivot/layer")
+    for (sparsity, width), part in forecasted().groupby(["sparsity", "block_size"]):
+        label = sparsity if ":" in sparsity else f"{100 * float(sparsity):.0f} %"
+        if (sparsity, width) != ("0.7", 128):  # of other layers; in `orders_by_price`
+            logs = np.log(part[list(pairs)].div(part["natural/block"], axis=0)).groupby(part["model"]).mean()
+            cells = [f"{np.exp(logs.loc[model, pair]):.3f}" for model in MODELS for pair in pairs]
+            lines.append([label, f"{width}", *(cell.replace("nan", "") for cell in cells)])
+    names = [PRICED[pair].removesuffix(" (`rose_global`)") for pair in pairs]
+    return table(["sparsity", "block", *(f"{model}, {name}" for model in MODELS.values() for name in names)], lines)
 
 
 def decisions() -> str:
@@ -761,6 +794,8 @@ REGIONS: dict[str, Callable[[], str]] = {
     "decisions": decisions,
     "forecast_ranks": forecast_ranks,
     "forecast_within": forecast_within,
+    "forecast_by_setting": forecast_by_setting,
+    "orders_by_setting": orders_by_setting,
     "law_of_prices": law_of_prices,
     "forecast_times": forecast_times,
     "pivot_by_budget": pivot_by_budget,
