@@ -1,4 +1,4 @@
-"""What several processes find: torchrun -m tests.model.distributed_runs FOLDER; with a number, that many are forked."""
+"""Runs of several processes: torchrun -m tests.model.distributed_runs FOLDER; with a number, that many are forked."""
 
 import json
 import os
@@ -103,48 +103,60 @@ def broken_model() -> Any:
     return model
 
 
-def everything(folder: Path) -> dict[str, Any]:
-    torch.set_num_threads(1)
-    forward.BATCH_TOKENS = 2 * LENGTH + 5
-    workers, given, model = Workers.here(), make_tokens(SAMPLES), make_model("llama")
-    turned = rose.rotate_heads(model, given, basis="gathered", method="sparsegpt", **OPTIONS)
-    same = workers.all_agree((digest(model.state_dict()), turned.drop(columns="seconds").to_csv()))
-    records = list(rose.analyze_model(make_model("gemma3"), given, **OPTIONS))
+def rotated() -> dict[str, Any]:
+    model = make_model("llama")
+    turned = rose.rotate_heads(model, make_tokens(SAMPLES), basis="gathered", method="sparsegpt", **OPTIONS)
+    same = Workers.here().all_agree((digest(model.state_dict()), turned.drop(columns="seconds").to_csv()))
+    return {"same": same, "errors": turned[["error", "rotated_error"]].to_numpy().tolist()}
+
+
+def analyzed() -> dict[str, Any]:
+    records = list(rose.analyze_model(make_model("gemma3"), make_tokens(SAMPLES), **OPTIONS))
+    return {
+        "layers": [[record.layer, record.method] for record in records],
+        "errors": [[record.relative_error, record.held_out_error] for record in records],
+    }
+
+
+# By number of processes; one process does them all.
+RUNS: dict[int, dict[str, Callable[[], dict[str, Any]]]] = {
+    2: {
+        "statistics": statistics,
+        "rotated": rotated,
+        "pruned llama": lambda: prune("llama"),
+        # Of one decoder block the correction is damped so little that it amplifies the rounding of bfloat16.
+        "pruned bfloat16": lambda: prune("llama", torch.bfloat16, layers=["*.0.*"], target_damping=1.0),
+        "pruned experts": lambda: prune("sparse_experts", layers=["*.0.*"]),
+        "pruned on GPUs": pretended,
+        "slimmed llama": lambda: slim("llama"),
+        "slimmed gpt2": lambda: slim("gpt2", allocation="cost", target="layer"),
+    },
+    3: {
+        "analyzed": analyzed,
+        "pruned gpt2": lambda: prune("gpt2"),
+        "pruned in true sequence": lambda: prune("llama", true_sequential=True),
+        "pruned experts": lambda: prune("sparse_experts", layers=["*.1.*"], target="layer"),
+        "slimmed by similarity": lambda: slim("llama", method="slimllm", allocation="similarity"),
+        "slimmed in depth": lambda: slim("gemma3", method="depth", ratio=0.25),
+    },
+}
+
+
+def resumed(folder: Path) -> list[dict[str, Any]]:
+    """A run that was stopped and resumed, and an undisturbed one."""
     kept, stop = {"checkpoint": folder / "kept", "allocation": "owl"}, stop_at("calibrate", 2)
     with suppress(rose.Cancelled):
         prune("gemma3", **kept, progress=stop)
         raise AssertionError("was not stopped")
+    return [prune("gemma3", **kept), prune("gemma3", allocation="owl")]
+
+
+def refusals(folder: Path) -> dict[str, str]:
+    given, workers, seen = make_tokens(SAMPLES), Workers.here(), rose.InputStatistics(4)
     # As where experts are routed: what one process's tokens have reached, another's have not.
-    seen = rose.InputStatistics(4)
     seen.update(torch.ones(2, 4))
     reached = {f"expert{min(workers.place, 1)}": seen}
     return {
-        "processes": workers.count,
-        "statistics": {"llama": statistics()},
-        "pruned": {
-            "llama": prune("llama"),
-            "gpt2": prune("gpt2"),
-            # Of one decoder block the correction is damped so little that it amplifies the rounding of bfloat16.
-            "bfloat16": prune("llama", torch.bfloat16, layers=["*.0.*"], target_damping=1.0),
-            "true_sequential": prune("llama", true_sequential=True),
-            "experts": prune("sparse_experts", layers=["*.0.*"]),
-            "experts_apart": prune("sparse_experts", layers=["*.1.*"], target="layer"),
-            "pretended": pretended(),
-        },
-        "slimmed": {
-            "llama": slim("llama"),
-            "similarity": slim("llama", method="slimllm", allocation="similarity"),
-            "gpt2": slim("gpt2", allocation="cost", target="layer"),
-            "depth": slim("gemma3", method="depth", ratio=0.25),
-        },
-        "rotated": {"llama": {"same": same, "errors": turned[["error", "rotated_error"]].to_numpy().tolist()}},
-        "analyzed": {
-            "gemma3": {
-                "layers": [[record.layer, record.method] for record in records],
-                "errors": [[record.relative_error, record.held_out_error] for record in records],
-            }
-        },
-        "gone_on": [prune("gemma3", **kept), prune("gemma3", allocation="owl")],
         "too_few": refused(lambda: prune("llama", held_out=make_tokens(1))),
         "other_run": refused(lambda: prune("llama", checkpoint=folder / "kept")),
         "broken": refused(lambda: rose.prune_model(broken_model(), given, **OPTIONS)),
@@ -153,10 +165,19 @@ def everything(folder: Path) -> dict[str, Any]:
     }
 
 
+def results(runs: int) -> dict[str, dict[str, Any]]:
+    """What the runs of so many processes come to, here."""
+    torch.set_num_threads(1)
+    forward.BATCH_TOKENS = 2 * LENGTH + 5
+    return {name: run() for name, run in RUNS[runs].items()}
+
+
 def main(folder: Path) -> int:
     with process_group():
-        found = everything(folder)
-        if Workers.here().place == 0:
+        workers = Workers.here()
+        found: dict[str, Any] = {"processes": workers.count, "results": results(workers.count)}
+        found |= {"resumed": resumed(folder)} | refusals(folder)
+        if workers.place == 0:
             (folder / "found.json").write_text(json.dumps(found))
         model = ["--model", str(folder / "model"), "--stream"]
         slimmed = cli.main(["slim", *model, *CALIBRATION[:-4], "--ratio", "0.3", "--output", str(folder / "slim")])

@@ -1,9 +1,11 @@
-"""Two processes under torchrun, and three that were forked, find what one finds, but for rounding."""
+"""Two processes under torchrun, and three forked ones, match one process except for rounding."""
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +19,7 @@ from rose import cli
 from rose.model import workers as distributed
 from rose.model.network.layers import PrunableLayer
 from rose.model.walk import forward
-from tests.model import distributed_runs
-from tests.model.distributed_runs import CALIBRATION, SWEPT
+from tests.model.distributed_runs import CALIBRATION, RUNS, SWEPT, results
 from tests.tiny import save_tiny_llama
 
 pytestmark = pytest.mark.timeout(1800)  # processes that wait for one another take long on a busy machine
@@ -26,58 +27,64 @@ ROOT = Path(__file__).parents[2]
 Found = tuple[dict[str, Any], Path, str]
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
-    """What `tests.model.distributed_runs` found, its folder, and what it printed."""
-    folder = tmp_path_factory.mktemp("several")
-    save_tiny_llama(folder / "model", blocks=2, hidden=32)
-    runs = ["-m", "tests.model.distributed_runs", str(folder)]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, *runs] if request.param == 2 else [*runs, str(request.param)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env=environment)
-    assert done.returncode == 0, done.stderr[-8000:]
-    found = json.loads((folder / "found.json").read_text())
-    assert found["processes"] == request.param
-    return found, folder, done.stdout
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Found]:
+    """What so many processes found, their folder, and what they printed; they run once."""
+
+    @cache
+    def run(count: int) -> Found:
+        folder = tmp_path_factory.mktemp("several")
+        save_tiny_llama(folder / "model", blocks=2, hidden=32)
+        runs = ["-m", "tests.model.distributed_runs", str(folder)]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command = [sys.executable, *torchrun, *runs] if count == 2 else [sys.executable, *runs, str(count)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+        assert done.returncode == 0, done.stderr[-8000:]
+        found = json.loads((folder / "found.json").read_text())
+        assert found["processes"] == count
+        return found, folder, done.stdout
+
+    return run
+
+
+@pytest.fixture(params=[2, 3])
+def several(request: pytest.FixtureRequest, started: Callable[[int], Found]) -> Found:
+    return started(request.param)
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def alone() -> dict[int, dict[str, Any]]:
+    """What one process finds in the runs of two and in those of three."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(forward, "BATCH_TOKENS", forward.BATCH_TOKENS)  # put back afterwards
-        return json.loads(json.dumps(distributed_runs.everything(tmp_path_factory.mktemp("alone"))))
+        return {count: json.loads(json.dumps(results(count))) for count in RUNS}
 
 
-RUNS = ("llama", "gpt2", "bfloat16", "true_sequential", "pretended", "experts", "experts_apart")
 NUMBERS = {"errors", "held_out", "drift"}
 
 
 @pytest.mark.parametrize(
-    ("kind", "run"),
-    [
-        *(("pruned", run) for run in RUNS),
-        *(("slimmed", run) for run in ("llama", "similarity", "gpt2", "depth")),
-        *[("statistics", "llama"), ("rotated", "llama"), ("analyzed", "gemma3")],
-    ],
+    ("several", "run"), [(count, run) for count, runs in RUNS.items() for run in runs], indirect=["several"]
 )
-def test_several_processes_match_one(kind, run, several, alone):
-    found, expected = several[0][kind][run], alone[kind][run]
-    assert found.keys() == expected.keys()
-    assert found.pop("same", True)
-    for name, value in found.items():
+def test_several_processes_match_one(several, run, alone):
+    result, expected = several[0]["results"][run], alone[several[0]["processes"]][run]
+    assert result.keys() == expected.keys()
+    assert result.pop("same", True)
+    for name, value in result.items():
         if name == "masks":
             for layer, mask in value.items():  # rounding breaks near ties
                 assert (torch.tensor(mask) == torch.tensor(expected[name][layer])).float().mean() > 0.98, layer
         elif name in NUMBERS:
-            tolerance = {"rtol": 3e-2 if run == "bfloat16" else 1e-3, "atol": 1e-3 if kind == "statistics" else 0}
+            tolerance = {"rtol": 3e-2 if "bfloat16" in run else 1e-3, "atol": 1e-3 if run == "statistics" else 0}
             torch.testing.assert_close(torch.tensor(value), torch.tensor(expected[name]), **tolerance)
         elif name != "sent":
             assert value == expected[name], name
 
 
+@pytest.mark.parametrize("several", [2], indirect=True)
 def test_gpus_send_only_tensors_of_their_own(several):
-    assert several[0]["pruned"]["pretended"]["sent"] == ["all_reduce", "broadcast"]
+    assert several[0]["results"]["pruned on GPUs"]["sent"] == ["all_reduce", "broadcast"]
 
 
 def test_every_process_joins_over_nccl_on_a_gpu_of_its_own(monkeypatch):
@@ -95,8 +102,8 @@ def test_every_process_joins_over_nccl_on_a_gpu_of_its_own(monkeypatch):
 
 
 def test_a_stopped_run_resumes_to_the_same_bits(several):
-    gone_on, undisturbed = several[0]["gone_on"]
-    assert gone_on == undisturbed
+    resumed, undisturbed = several[0]["resumed"]
+    assert resumed == undisturbed
     names = {path.name for path in (several[1] / "kept").iterdir() if not path.name.startswith("block")}
     assert names == {"allocation.safetensors", "drift.json", "lock", "run.json"}
 
