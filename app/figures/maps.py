@@ -79,10 +79,7 @@ METRICS = {
     "drift": Metric("Drift after the decoder block", "‖Δh‖² / ‖h‖²", "log"),
 }
 ERRORS = {"held_out_": "Held-out error", "error_": "Calibration error"}
-SIGNS = {  # of layers that have something in this column
-    "dead_columns": ("×", Style(palette.MARK, "dead columns", symbol="x")),
-    "massive": ("◆", Style(palette.MARK, "massive inputs", symbol="diamond")),
-}
+SIGNS = {"dead_columns": ("×", "x", "dead columns"), "massive": ("◆", "diamond", "massive inputs")}  # of a column
 
 
 def metric(name: str) -> Metric:
@@ -138,10 +135,11 @@ def model_map(
             where, size = (ringed["block_index"], ringed["projection"]), 11 if grid.shape[1] <= 20 else 6
             chart.rings(*where, "columnar", size=size, showlegend=False)
         subtitle += f"; ringed: above {threshold:g}"
-    for column, (sign, look) in SIGNS.items():
+    for column, (sign, symbol, meaning) in SIGNS.items():
         if column in table and len(marked := placed[(table[column].notna() & table[column].astype(bool)).to_numpy()]):
+            look = Style(palette.MARK, meaning, symbol=symbol)
             chart.signs(marked.drop_duplicates(["block_index", "projection"]), look, 7)
-            subtitle += f"; {sign}: {look.label}"
+            subtitle += f"; {sign}: {meaning}"
     chart.outline_layer(grid, placed, marked_layer)
     waiting, without = max(0, len(set(layers) - set(left_out)) - len(every)), len(set(layers) & set(left_out))
     blanks = [f"not yet ({waiting} of {waiting + len(every)})"] if waiting else []

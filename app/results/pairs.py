@@ -258,11 +258,9 @@ def says_perplexities(runs: Sequence[RunReport]) -> str:
 def says_second(runs: Sequence[RunReport]) -> str:
     """The perplexity on plain English of the run with the lowest perplexity, after a space; "" where it has none."""
     best = min(runs, key=lambda run: run.number("perplexity_after") or math.inf)
-    second, dense = (best.number(name) for name in ("perplexity_second", "perplexity_second_before"))
-    if second is None:
-        return ""
-    beside = "" if dense is None else f", the dense model {words.number(dense)}"
-    return f" On plain English {best.name} has {words.number(second)}{beside}."
+    names = ("perplexity_second", "perplexity_second_before")
+    second, dense = (words.number(best.number(name) or math.nan).replace("–", MISSING) for name in names)
+    return f" On plain English {best.name} has {second}, the dense model {dense}." * (second != MISSING)
 
 
 def says_lost(run: RunReport) -> str:

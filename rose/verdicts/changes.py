@@ -60,14 +60,14 @@ def says_layers(rows: pd.DataFrame, names: tuple[str, str], measure: str) -> str
 
 
 def says_change(value: float, reference: float, reference_name: str, noun: str = "error") -> str:
-    """ "16.9 % less error than SparseGPT", "the same error as SparseGPT"; "16.9 % less than …" without a noun."""
+    """ "17 % less error than SparseGPT", "the same error as SparseGPT"; "7.3 % less than …" without a noun."""
     moved = value / reference - 1 if reference else math.nan
-    noun = noun and f"{noun} "
+    noun, digits = noun and f"{noun} ", int(abs(moved) < 0.0995)
     if math.isnan(moved) and value > 0:
         return f"more {noun}than {reference_name}, which has none"
     if math.isnan(moved) or abs(moved) <= SAME:
         return f"the same {noun}as {reference_name}"
-    return f"{percent(abs(moved))} {'less' if moved < 0 else 'more'} {noun}than {reference_name}"
+    return f"{percent(abs(moved), digits)} {'less' if moved < 0 else 'more'} {noun}than {reference_name}"
 
 
 def says_move(before: float, after: float, reference: str, verdict: Verdict) -> str:

@@ -156,7 +156,7 @@ def test_parts_of_the_damage_add_up(lab):
 def test_position_curve_compares_last_with_first():
     table = pd.DataFrame({"position": [2, 0, 1], "relative_error": [0.33, 0.22, 0.25]})
     drawing = orders.position_curve(table, block=25, base="two_level", place=2)
-    assert title(drawing) == "Pruned last, block 25 leaves 50.0\u202f% more error than pruned first"
+    assert title(drawing) == "Pruned last, block 25 leaves 50\u202f% more error than pruned first"
     curve, ring = drawing.figure.data
     assert curve.x.tolist() == [1, 2, 3]
     assert (list(ring.x), ring.name) == ([3], "its place in two-level order")
@@ -168,7 +168,7 @@ def test_order_bars_compare_with_natural_order():
     rows = [(order, share, error * share) for order, error in errors.items() for share in (0.6, 0.7, 0.8)]
     table = pd.DataFrame(rows, columns=["order", "sparsity", "relative_error"])
     drawing = orders.order_bars(table)
-    assert title(drawing) == "ROSE's order leaves 20.0\u202f% less error than SparseGPT"
+    assert title(drawing) == "ROSE's order leaves 20\u202f% less error than SparseGPT"
     assert [shape.y0 for shape in drawing.figure.layout.shapes] == pytest.approx([0.06, 0.07, 0.08])
     assert list(drawing.figure.layout.xaxis.ticktext) == ["60\u202f%", "70\u202f%", "80\u202f%"]
 
@@ -246,8 +246,8 @@ def test_solvers_are_compared_at_their_last_complete_state():
         "stages": ("Five stages", steps.assign(work=[30.0, 49.5], relative_error=0.4)),
     }
     ended, reached = (sweeps.solver_race(ways, work, held_out=False) for work in (49.5, 27.0))
-    assert title(ended) == "By its end, after 27 products, ADMM has 33.3\u202f% less error than one sweep"
-    assert title(reached) == "After 27 products ADMM has 33.3\u202f% less error than one sweep"
+    assert title(ended) == "By its end, after 27 products, ADMM has 33\u202f% less error than one sweep"
+    assert title(reached) == "After 27 products ADMM has 33\u202f% less error than one sweep"
     ways["stages"][1].loc[0, ["is_complete", "relative_error"]] = False, 0.003  # has removed few weights yet
     caption = sweeps.solver_race(ways, 49.5, held_out=False).caption
     assert caption == "Lowest error at the full sparsity: One sweep 0.300, ADMM 0.200, Five stages 0.400."
