@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -153,6 +154,11 @@ def _gguf_runs(tensor: Any, place: Place) -> Iterator[Tensor]:
     step = max(1, len(tensor.data) * RUN // tensor.n_elements) if len(place.shape) > 1 else len(tensor.data)
     for start in range(0, len(tensor.data), step):
         yield torch.from_numpy(np.array(dequantized(tensor, place.order[start : start + step])))
+    mapping = tensor.data
+    while isinstance(mapping, np.ndarray):
+        mapping = mapping.base
+    if hasattr(mapping, "madvise"):  # pages of the file that were read leave memory
+        mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def _bits(kind: str) -> int:

@@ -21,6 +21,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ INTEGERS: dict[int, tuple[torch.dtype, Any]] = {
     4: (torch.int32, np.dtype("<u4")),
 }  # by bytes of a number
 LEAST_ZEROS = 0.05  # of a tensor that is packed although it is on no grid
+LARGE = 2**20  # numbers of a tensor that is mapped on its own, so that its pages leave memory with it
 FLIPPED = 0.97  # of the size of the other mask: less is no pattern along the columns, but chance
 LEVEL = 3  # of zstd; higher levels save nothing here, because nothing repeats
 # What `decode` raises for damaged facts or parts.
@@ -249,9 +251,11 @@ class TensorFile:
         if self.is_packed or not shape or not rows:
             yield self.tensor(name)
             return
-        view = self._file.get_slice(name)
-        for start in range(0, shape[0], rows):
-            yield view[start : start + rows]
+        own = safe_open(self.path, "pt") if math.prod(shape) > LARGE else nullcontext(self._file)
+        with own as file:
+            view = file.get_slice(name)
+            for start in range(0, shape[0], rows):
+                yield view[start : start + rows]
 
     def packed_bytes(self, name: str) -> int | None:
         """Bytes of a tensor's parts; None where it is stored plainly."""
