@@ -28,7 +28,7 @@ from rose.spec import SHOWN, Spec
 
 VERSION = 1  # raise it where a field changes its meaning
 NAME = "recipe.yaml"
-LARGEST, DEEPEST = 100_000, 16  # bytes of a recipe, and PyYAML's states, two a level
+LARGEST, DEEPEST = 100_000, 16  # bytes of a recipe, and PyYAML's states, one a level
 HEAD = "# Again: rose run recipe.yaml output=FOLDER\n# Changed: the same with NAME=VALUE behind it\n"
 CHAINED = {"model", "pruned"}  # fields of a later step that the step before it fills
 

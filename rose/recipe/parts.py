@@ -334,7 +334,7 @@ class WalkPart(Spec):
     compute: Compute = "auto"
 
     def towards(self, target: str) -> dict[str, Any]:
-        """The fields that this target allows, with it: the other target has no correction, or is always sequential."""
+        """The target with its fields: only dense has a correction, and only layer can walk in one pass or two."""
         damping, sequential = (self.target_damping, False) if target == "dense" else (None, self.true_sequential)
         return {"target": target, "target_damping": damping, "true_sequential": sequential}
 
