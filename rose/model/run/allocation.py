@@ -200,8 +200,6 @@ def _damage_densities(network: Network, allocation: Allocation, layers: Sequence
     if norms := read_norms(folder / "summary.json"):
         check_same_model(network, norms, wrong_model)
     weights = read_norms(folder / "settings.json", WEIGHTS)
-    if weights and not is_same_model(network.weight_norms(), weights):
-        raise RoseError(f"{wrong_model}: its weights differ, as those of a pruned copy do; measure this model.")
     records = {record.unit: record for record in allocation.damages}
     densities = []
     for layer in layers:
@@ -217,6 +215,8 @@ def _damage_densities(network: Network, allocation: Allocation, layers: Sequence
             )
         noise = 0.0 if math.isnan(record.standard_error) else record.standard_error
         densities.append(max(record.damage, noise) / record.weights)
+    if weights and not is_same_model(network.weight_norms(), weights):
+        raise RoseError(f"{wrong_model}: its weights differ, as those of a pruned copy do; measure this model.")
     return densities
 
 
