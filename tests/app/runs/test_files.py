@@ -10,6 +10,7 @@ import torch
 
 import rose
 from app.runs.kept_copies import RESERVE, FileRun, forms, named_apart, size_of, written_beside, zipped
+from rose.layer.pattern import Grid
 from rose.output import PARTIAL, check_output
 from tests.app.tiny_study import ended
 from tests.model.ship.test_export import CONFIGURATIONS, logits, save
@@ -63,7 +64,7 @@ def test_checkpoint_is_replaced_despite_leftovers(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "copy-new"]
 
 
-@pytest.mark.parametrize("form", forms(4))
+@pytest.mark.parametrize("form", forms(Grid(4)))
 def test_file_holds_the_copy(form, tmp_path):
     model = save(CONFIGURATIONS["llama"](), tmp_path / "copy", 4)
     run = FileRun(tmp_path / "copy", form)
