@@ -170,7 +170,7 @@ def _every(run: CheckpointRun, check: CheckpointCheck) -> None:
     names = list(table["layer"])
     components.frame(components.in_percent(shown, SHARES), columns, "check-layers", alt, names, _show_layer)
     if len(check.others):
-        with st.expander(f"Norms, biases, embeddings and ties that differ: {len(check.others)}"):
+        with st.expander(f"Norms, biases, embeddings, ties and fields that differ: {len(check.others)}"):
             st.dataframe(check.others, hide_index=True, key="check-others", alt="Other tensors that differ")
 
 

@@ -30,7 +30,7 @@ CORRECTED = (UNLIKE_DENSE, NEGATED)  # a correction towards the dense model may 
 TELLING, FEW = 16, 4  # fewest kept weights that show a direction: where weights moved, where they stayed
 STILL, MOVED = 2**-7, 0.1  # least relative residuals judged: where weights stayed, where they moved
 ROW_ANGLE, COLUMN_ANGLE = 15.0, 12.0  # least tangents of wrong rows and odd columns, over the layer's median
-ROW_SCALE = 2.0  # logarithm of a slope, by tangent
+ROW_SCALE, COLUMN_SCALE, TOO_LARGE = 2.0, 4.0, 6.0  # logarithm of a slope, by tangent; the last is never lawful
 COLUMNS_LAWFUL = 0.02  # share of a layer's columns that may reverse
 NEGATIVE = {(1, 32): 20.0, (1, 128): 20.0, (32, 32): 20.0, (128, 128): 20.0}  # Σ −v w / s² of a tile
 RESIDUAL = {(32, 32): 8.0, (128, 128): 5.0}  # mean r² / s² of a tile
@@ -161,8 +161,7 @@ class _Layer:
         return layer._fitted(ordinary) if axis == 0 else layer
 
     def _fits(self, axis: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of rows, weighted (axis 1), or columns (axis 0): tangent, slope, Σ v w, and whether enough weights are kept
-        to show a direction."""
+        """Of rows, weighted (axis 1), or columns (axis 0): tangent, slope, Σ v w, and whether enough weights remain."""
         pairs = ((self.dense, self.dense), (self.dense, self.pruned), (self.pruned, self.pruned))
         if axis == 1:
             energy, product, square = ((x * y) @ (1 / self.variance) for x, y in pairs)
@@ -189,14 +188,13 @@ class _Layer:
         return self._whole(odd, 1)
 
     def odd_columns(self) -> Tensor:
-        """Numbers of columns whose direction differs from the layer's, or whose scale differs where kept weights
-        stayed."""
+        """Numbers of columns whose direction or scale differs from the layer's."""
         tangent, slope, _, enough = self._fits(0)
         if not enough.any():
             return self._whole(enough, 0)
         odd = tangent > COLUMN_ANGLE * (tangent[enough].median() + self.floor)
-        if self.is_still:
-            odd |= (slope.abs() / slope.abs()[enough].median()).log().abs() > ROW_SCALE * (tangent + STILL)
+        limit = ROW_SCALE if self.is_still else COLUMN_SCALE
+        odd |= (slope.abs() / slope.abs()[enough].median()).log().abs() > limit * (tangent + self.floor)
         return self._whole(enough & odd, 0)
 
     def _whole(self, odd: Tensor, axis: int) -> Tensor:
@@ -217,8 +215,10 @@ class _Layer:
         negative = -(self.dense * self.pruned) / self.variance
         matrices = ((self.pruned != 0).float(), (negative > 0).float(), negative, self.residual)
         runs = [_runs(matrix) for matrix in matrices]
-        # A whole row may lawfully move more than others: its residuals are relative to its usual residual.
-        runs[3] = runs[3] / (runs[3] / runs[0].clamp_min(1)).median(1, keepdim=True).values.clamp_min(1)
+        # A whole row may lawfully move more than its neighbours: its residuals are relative to its usual residual.
+        usual = (runs[3] / runs[0].clamp_min(1)).median(1, keepdim=True).values.clamp_min(1)
+        nearby = pad(usual, (0, 0, 0, -len(usual) % 32), value=1).unflatten(0, (-1, 32)).median(1).values
+        runs[3] = runs[3] / (usual / nearby.repeat_interleave(32, 0)[: len(usual)]).clamp_min(1)
         odd = torch.zeros_like(runs[0], dtype=torch.bool)
         for (rows, columns), limit in NEGATIVE.items():
             sizes, opposite, backward, residual = (_tile_sums(run, rows, columns // 32) for run in runs)
@@ -313,7 +313,8 @@ def _by_angle(part: Misfit, layer: _Layer, usual: float, may_turn: bool) -> Misf
         is_whole &= part.opposite > SAME_SIGN * part.kept
         return replace(part, kind=NEGATED, may_be_lawful=may_turn and not is_whole)
     if part.cosine > ITS_OWN and tangent < max(LIKE * usual, 2 * layer.floor):
-        return replace(part, kind=SCALED, may_be_lawful=may_turn and tangent > 2 * STILL)
+        is_too_large = abs(log(max(part.factor, 1e-9))) > TOO_LARGE * (tangent + layer.floor)
+        return replace(part, kind=SCALED, may_be_lawful=may_turn and not is_too_large)
     return replace(part, may_be_lawful=may_turn and (not layer.is_still or part.cosine > ITS_OWN))
 
 
@@ -334,8 +335,7 @@ def _explained(part: Misfit, vector: Tensor, least: float, explanations: Mapping
 
 
 def whole_fate(before: Tensor, after: Tensor) -> str | None:
-    """Why a layer V is unlike W, (out, in) each, as the end of a sentence; None if unknown. A sample of rows and
-    columns decides."""
+    """Why a layer V is unlike W, (out, in) each, as the end of a sentence; None if unknown. A sample decides."""
     dense, pruned = before.float(), torch.nan_to_num(after.float(), 0, 0, 0)
     mask = pruned != 0
     if _cosine(pruned, torch.where(mask, dense, 0)) < -EXPLAINED:

@@ -1,5 +1,4 @@
-"""Facts of one weight matrix (zeros, grid, norms), and how V, which somebody pruned, tuned, merged or quantized,
-differs from W before.
+"""Facts of one weight matrix (zeros, grid, norms), and how V, pruned, tuned, merged or quantized, differs from W.
 
 Nothing here depends on how V was made. V may come in runs of rows, so that a large matrix is never whole in memory.
 """
@@ -275,8 +274,7 @@ def _few_values(parts: Tensor) -> int | None:
 
 
 def common_value(weight: Tensor) -> float:
-    """Share of 32 columns that hold their most frequent value, a mean over rows: 1/32 without a grid; 0 if the value is
-    0."""
+    """Mean share of 32 columns that hold their most frequent value: 1/32 without a grid; 0 if that value is 0."""
     if weight.shape[1] % COMMON:
         return 0.0
     groups = some_rows(weight).reshape(-1, COMMON)
@@ -314,8 +312,7 @@ class WeightChange(WeightFacts):
 
 
 def weight_change(before: Tensor, after: Tensor) -> WeightChange:
-    """Compares W, finite, and V, which may hold NaN and infinity, entry by entry; (out, in) each, on one device. Raises
-    RoseError for other shapes."""
+    """Compares W, finite, and V, which may hold NaN and infinity, (out, in) each. Raises RoseError for other shapes."""
     if before.ndim != 2 or before.shape != after.shape:
         raise RoseError(
             f"W is of shape {tuple(before.shape)} and V of {tuple(after.shape)}; they do not belong together."

@@ -1,8 +1,7 @@
 """What is in a file of tensors, and how two differ: safetensors (one file, shards, packed) and GGUF; no model is built.
 
 Tensors of GGUF files have the names and the order of rows of the model that they are loaded into. Tensors are read in
-runs of rows, so that no file and no large tensor is whole in memory. The numbers come from `rose.layer.change`, which
-checks of checkpoints use, too.
+runs of rows, so that no file and no large tensor is whole in memory. The numbers come from `rose.layer.change`.
 """
 
 from __future__ import annotations

@@ -109,8 +109,7 @@ def says_lost(before: float) -> str:
 
 
 def says_odd_windows(before: Sequence[float], after: Sequence[float]) -> str:
-    """A sentence on windows whose loss, in nats a token, rose far more than the median, see docs/lab-notes/models.md;
-    "" without any."""
+    """A sentence on windows whose loss rose far more than the median (docs/lab-notes/models.md), or ""."""
     if not before or len(before) != len(after):
         return ""
     rise = np.subtract(after, before)

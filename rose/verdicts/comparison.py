@@ -1,7 +1,6 @@
 """Which of several results is better, and whether they may be compared.
 
-Two models are compared on the same windows and, if there are several, on the same calibration draws. A result is better
-only if the paired interval says so.
+Two models are compared on the same windows and, if there are several, on the same draws. Paired intervals decide.
 """
 
 from __future__ import annotations
@@ -312,8 +311,7 @@ class Front:
 
 
 def front(results: Sequence[Result], same_time: float = SAME_TIME) -> Front:
-    """The Pareto front of time and value beyond noise. Identical models share their least time; times within a factor
-    of `same_time` count as equal."""
+    """The Pareto front of time and value beyond noise. Identical models share their least time."""
     places = range(len(results))
     kinds = {(a, b): compare(results[a], results[b]) for a in places for b in places if a != b}
     seconds = [min(results[b].seconds for b in places if a == b or kinds[a, b].kind == "identical") for a in places]

@@ -3,7 +3,8 @@
     python -m tests.benchmarks.whole_copies [METHOD ...] --output whole.csv --sparsities 0.5 2:4 [--tuned 2] [--bits 4]
 
 Each copy is pruned in memory, by all methods of the registry or those named. `--halved` stores the copy in bfloat16,
-`--by-tokens` runs the calibration tokens through both models too. A row has the number of tensors that are accused and
+`--by-tokens` runs the calibration tokens through both models too. `--blocks 0 12 23` prunes these decoder blocks alone.
+`--keep` names a folder for the pruned weights. A row has the number of tensors that are accused and
 of layers with parts that may be lawful, and the first of each. A row in the file is not made again.
 """
 
@@ -11,6 +12,8 @@ import copy
 import time
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import rose
 from rose.layer.registry import METHODS
@@ -32,6 +35,8 @@ def main() -> None:
         by_tokens=False,
         samples=8,
         length=256,
+        blocks=[""],
+        keep="",
     )
     dense, tokenizer = rose.load_model(options.model)
     tokens = rose.load_tokens("packaged", tokenizer, samples=options.samples, length=options.length, seed=0)
@@ -47,7 +52,10 @@ def main() -> None:
         "by_tokens",
         "samples",
         "length",
+        "blocks",
     )
+    options.blocks = " ".join(options.blocks)
+    layers = [f"*.{block}.*" for block in options.blocks.split()] or None
     rows = Rows(options.output, key)
     for sparsity in options.sparsities:
         for method in options.methods or METHODS:
@@ -59,12 +67,22 @@ def main() -> None:
             if options.rotated:
                 rose.rotate_heads(pruned, tokens)
             rounding = {"bits": options.bits} if options.bits else {}
-            rose.prune_model(pruned, tokens, method=method, sparsity=sparsity, target=options.target, **rounding)
+            rose.prune_model(
+                pruned, tokens, method=method, sparsity=sparsity, target=options.target, layers=layers, **rounding
+            )
             if options.tuned:
                 windows = rose.load_tokens("packaged", tokenizer, samples=32, length=options.length, seed=1)
                 rose.tune_model(pruned, dense, windows, minutes=options.tuned)
             if options.halved:
                 pruned.bfloat16()
+            if options.keep:
+                Path(options.keep).mkdir(parents=True, exist_ok=True)
+                changed = {
+                    layer.name: pruned.get_parameter(f"{layer.name}.weight")
+                    for layer in rose.prunable_layers(dense)
+                    if not layer.weight.equal(pruned.get_parameter(f"{layer.name}.weight"))
+                }
+                torch.save(changed, Path(options.keep) / f"{'-'.join(str(run[name]) for name in key[1:8])}.pt")
             check = rose.check_checkpoint(dense, pruned, tokens if options.by_tokens else None)
             odd = check.layers[check.layers["misfits"] != ""]
             rows.add(

@@ -19,7 +19,7 @@ from rose.model.formats.packed import digest_of_facts
 from rose.model.load import streaming
 from rose.model.load.models import load_skeleton
 from rose.model.ship.packing import unpack_folder
-from tests.faults.weights import joined, parts_of, places, write_folder, write_packed
+from tests.faults.weights import joined, parts_of, places, write_packed
 from tests.model.formats.test_gguf import dense, write
 from tests.tiny import byte_tokenizer, save_tiny_llama
 
@@ -68,7 +68,7 @@ GGUF = {
     "tensors without end": (of_header("count of tensors", 2**63), "9223372036854775808 tensors"),
     "fields without end": (of_header("count of fields", 2**63), "9223372036854775808 fields"),
     "text without end": (of_header("length of a text", 2**63), "header goes on beyond its end"),
-    "items without end": (of_header("count of items", 2**62), "4611686018427387904 items of a field"),
+    "items without end": (of_header("count of items", 2**62), "4611686018427387904 items of fields"),
     "more items than bytes": (of_header("count of items", 2**22), "beyond its end"),
     "lists of lists": (of_header("type of items", 9), "lists of lists"),
     "appended": (lambda content: content + bytes(4096), "4096 bytes follow its last tensor"),
@@ -83,11 +83,6 @@ def test_gguf_tensors_are_aligned_as_ggml_requires(name: str, sound: bytes, tmp_
     path.write_bytes(change(sound))
     with pytest.raises(rose.RoseError, match=rf"^{re.escape(str(path))} is damaged: .*{sentence}"):
         rose.load_model(path)
-
-
-def test_unchanged_files_load(tmp_path: Path) -> None:
-    rose.load_model(write_folder(tmp_path).parent)
-    rose.load_model(write(tmp_path / "tiny.gguf", "llama", dense))
 
 
 @pytest.mark.parametrize("alignment", [0, 3, 2**31])
@@ -149,6 +144,7 @@ def test_wrong_safetensors_headers_are_refused(folder: Path, stream: bool) -> No
         "depth": joined(b"[" * 100_000, data),
         "text in place of a header": joined(b"[]", data),
         "shape": joined(header | {UP: header[UP] | {"shape": [2**63, 2]}}, data),
+        "size beside 0": joined(header | {"part": empty | {"shape": [0, 2**63]}}, data),
         "overlap": joined(header | {UP: header[UP] | {"data_offsets": [0, 8192]}}, data),
         "kind": joined(header | {UP: header[UP] | {"dtype": "9" * 5000}}, data),
         "name": joined(header | {"a\nb": header[UP]}, data),
@@ -160,6 +156,9 @@ def test_wrong_safetensors_headers_are_refused(folder: Path, stream: bool) -> No
         assert len(message) <= 600, name
     path.write_bytes(joined(header | {f"part{number}": empty for number in range(5000)}, data))
     rose.load_model(folder, stream=stream)  # tensors of no size may share a place
+    for other in (None, 7, "", "..", "../out.safetensors", "config.json"):
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {UP: other}}))
+        assert "index.json cannot be read" in refusal(folder, stream)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
 """Checks a checkpoint against the dense model that it comes from, whoever made it.
 
 The weights show what was removed, what was changed, and which layers are unlike their peers. Tokens give errors, too:
-on its inputs X_p in the checkpoint a layer should put out X_d Wᵀ, the output of the dense layer in the dense model (see
-`rose.layer.target`).
+on its inputs X_p in the checkpoint a layer should put out X_d Wᵀ, as in the dense model (see `rose.layer.target`).
 """
 
 from __future__ import annotations
@@ -221,8 +220,7 @@ def pair_layers(dense: Network, pruned: Network) -> list[Pair]:
     if name := next(names, None):
         raise RoseError(
             f"The checkpoint has {len(pruned_layers)} layers and the dense model {len(dense_layers)}; {name} is only "
-            f"in the {'dense model' if name in dense_layers else 'checkpoint'}. Give the dense model that it was made "
-            "from."
+            f"in the {'dense model' if name in dense_layers else 'checkpoint'}. Give its own dense model."
         )
     for name, layer in dense_layers.items():
         shape, pruned_shape = (tuple(each.weight.shape) for each in (layer, pruned_layers[name]))

@@ -1,7 +1,6 @@
 """Errors of a checkpoint's layer, of its bare mask, of the best weights under that mask, and of methods.
 
-All have the same inputs X_p, which the layer reads in the checkpoint, and the same target X_d Wᵀ, which the dense
-layer puts out in the dense model.
+All have the inputs X_p, which the layer reads in the checkpoint, and the target X_d Wᵀ, its output in the dense model.
 """
 
 from __future__ import annotations
@@ -185,8 +184,7 @@ class Yardsticks:
     def measure(
         self, weight: Tensor, after: Tensor, change: WeightChange, inputs: LayerInputs, held_out: LayerInputs | None
     ) -> tuple[Costs, Recognized | None]:
-        """Errors of V, `after`, in place of W, `weight`, (out, in) each, and the method with the nearest mask, None
-        without a mask or methods."""
+        """Errors of V, `after`, in place of W, `weight`, (out, in) each, and the method with the nearest mask."""
         mask = after == 0
         error_of = _error_by(weight, inputs)
         error_held_out = _error_by(weight, held_out) if held_out else None
@@ -268,8 +266,7 @@ class _Trial:
         return self.done[method, aim]
 
     def aim(self, method: str) -> str:
-        """As users run a method; or the checkpoint's, as errors are lower for weights that were fitted to the dense
-        model's outputs."""
+        """As users run a method; or the checkpoint's, as errors are lower for weights fitted to dense outputs."""
         if self.yardsticks.target == DENSE and method in AIMED:
             return DENSE if self.inputs.stream is None else STREAM
         return DENSE if method == RECOMMENDED else LAYER
@@ -292,8 +289,7 @@ class _Trial:
         return Recognized(*best, self.tried[best], self.tried) if best else None
 
     def try_again(self) -> None:
-        """While the mask is not exactly a method's, tries other inputs and targets: successful attempts first, and
-        none without hope."""
+        """While the mask is not exactly a method's, tries other inputs and targets: successful attempts first."""
         promising = [each for each in self.yardsticks.attempts if each.hits or each.layers < GIVEN_UP]
         for attempt in sorted(promising, key=lambda each: -each.hits):
             if (before := self.nearest) is None or before.shared.jaccard >= EXACT:
@@ -346,8 +342,7 @@ def _gain(part: Misfit, weight: Tensor, after: Tensor, streams: Sequence[LayerIn
 
         2 ⟨δ, GᵀX_p + (W − V) H⟩ / tr(δ H δᵀ) − 1
 
-    It is −1 where kept weights are fitted to the inputs, and near 1 where they are changed by chance. The least over
-    streams and targets.
+    It is −1 where kept weights are fitted to the inputs, near 1 where chance changed them. The least of all streams.
     """
     rows, columns = (slice(first, last + 1) for first, last in (part.rows, part.columns))
     difference, pruned = weight[rows].float() - after[rows].float(), after[rows, columns]

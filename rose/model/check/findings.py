@@ -49,7 +49,7 @@ def headline(check: CheckpointCheck) -> Headline:
     if not check.is_sane:
         wrong, number_wrong = check.wrong, int(layers["is_wrong"].sum())
         counts = [out_of(number_wrong, len(layers), "layer")] if number_wrong else []
-        counts += [count(len(wrong) - number_wrong, "other tensor")] if len(wrong) > number_wrong else []
+        counts += [count(len(wrong) - number_wrong, "other part")] if len(wrong) > number_wrong else []
         sizes = wrong["verdict"].value_counts(sort=False)
         names = [f"{name} ({word(int(size))})" if len(sizes) > 1 else str(name) for name, size in sizes.items()]
         verb = "is" if len(wrong) == 1 else "are"
@@ -163,7 +163,7 @@ def findings(check: CheckpointCheck, folder: Path | None = None, drawn: Mapping[
             "changes no output; they are compared with dense heads rotated so."
         )
     if kinds := [f"{size} of kind {kind}" for kind, size in check.others.groupby("kind", sort=False).size().items()]:
-        sentences.append(f"Other tensors that differ: {', '.join(kinds)}.")
+        sentences.append(f"Other parts that differ: {', '.join(kinds)}.")
     sentences += _errors(layers, summary) + _maker(summary)
     if "perplexity_after" in summary:
         sentences += says_perplexity(summary)[1:]
@@ -173,8 +173,7 @@ def findings(check: CheckpointCheck, folder: Path | None = None, drawn: Mapping[
 
 
 def says_other_draw(folder: Path, drawn: Mapping[str, Any]) -> str:
-    """A caution where our report beside a checkpoint names other calibration windows than the check's, or is
-    damaged; else "".
+    """A caution where our report beside a checkpoint names other calibration windows, or is damaged; else "".
 
     Args:
         drawn: calibration, samples, length, seed, held_out_samples and bos_token of the check.

@@ -3,6 +3,8 @@ experts without any weight left."""
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,17 +24,23 @@ from rose.model.check.verdicts import LayerVerdict
 from rose.model.network.heads import head_width
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network
-from rose.wording import count, listing, number, percent, whole
+from rose.wording import count, listing, number, percent, sentence, short_text, whole
 
 TELLING = 16  # fewest numbers whose cosine is judged
+MUCH = 0.4  # of a tensor's norm, which no pruning or tuning moves it by
+# Fields of configurations by which the same weights compute something else; others tell sizes, files and defaults.
+COMPUTING = re.compile(
+    r"rope_theta|\w*factor|\w*(_eps|epsilon|multiplier|scalar|scaling|softcapping)|\w*window|hidden_act\w*|activation\w*"
+    r"|num_(attention|key_value)_heads|head_dim|num_experts_per_tok|norm_topk_prob|model_type"
+)
 COLUMNS = ("name", "kind", "change", "verdict", "reason", "is_wrong")
 Row = dict[str, object]
 Changes = Mapping[str, tuple[PrunableLayer, WeightChange]]  # by name of the layer
 
 
 def table_of(rows: Sequence[Row]) -> pd.DataFrame:
-    """Of tensors outside the layers that differ: `kind` is "norm", "bias", "embedding", "output head" or "other";
-    `change` is ‖now − before‖/‖before‖, NaN where that says nothing."""
+    """Of what differs outside the layers: `kind` is "norm", "bias", "embedding", "output head", "configuration" or
+    "other"; `change` is ‖now − before‖/‖before‖, NaN where that says nothing."""
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"is_wrong": bool})
 
 
@@ -63,7 +71,19 @@ def others_outside(dense: Network, pruned: Network) -> list[Row]:
                 reason = f"It is one tensor with {twin} in the dense model, and another one here."
                 rows.append({"name": name, "kind": kinds[name], "change": nan})
                 rows[-1] |= vars(LayerVerdict(verdicts.TIE_TORN, reason, True))
-    return rows
+    return [*rows, *_configuration(dense.config.to_dict(), pruned.config.to_dict())]
+
+
+def _configuration(before: dict[str, Any], after: dict[str, Any]) -> Iterator[Row]:
+    """A row for each field by which the models compute otherwise. GGUF files round numbers and lack fields."""
+    values, others = (fields | (fields.get("rope_parameters") or {}) for fields in (before, after))
+    for name in filter(COMPUTING.fullmatch, values):
+        pair: Any = values[name], others.get(name)
+        is_number = all(isinstance(value, int | float) for value in pair)
+        if None not in pair and not (math.isclose(*pair, rel_tol=1e-4) if is_number else pair[0] == pair[1]):
+            reason = f"It is {short_text(pair[1])} here and {short_text(pair[0])} in the dense model."
+            verdict = LayerVerdict(verdicts.OTHER_MODEL, reason, True)
+            yield {"name": name, "kind": "configuration", "change": nan, **vars(verdict)}
 
 
 @contextmanager
@@ -134,8 +154,23 @@ def _judge(kind: str, before: Tensor, after: Tensor) -> tuple[float, LayerVerdic
     if kind != "bias" and after.numel() >= TELLING and norm and cosine < UNLIKE:
         reason = f"It has a cosine of {number(cosine, 2)} with the dense one; {UNLIKE} is the least."
         return change, LayerVerdict(verdicts.OTHER_MODEL, reason, True)
-    moved = f"by {percent(change)} of its norm" if norm else "from zero"
-    return change, LayerVerdict(verdicts.NO_FAULT, f"It moved {moved}.", False)
+    moved = f"It moved by {percent(change)} of its norm." if norm else "It moved from zero."
+    if kind in ("bias", "other") or not norm:
+        return change, LayerVerdict(verdicts.NO_FAULT, moved, False)
+    parts = _odd_rows(*(each.float().reshape(len(each), -1) for each in (before, after)))
+    fault = verdicts.OTHER_MODEL if change > MUCH else verdicts.PART_BROKEN if parts else verdicts.NO_FAULT
+    return change, LayerVerdict(fault, f"{moved} {parts}".rstrip(), fault != verdicts.NO_FAULT)
+
+
+def _odd_rows(before: Tensor, after: Tensor) -> str:
+    """Rows of an embedding, or numbers of a norm, (numbers, 1), reversed or of another size: a sentence, or "".
+    Rows that were small before may have been for no token."""
+    noun, size = (ROW if before.shape[1] > 1 else "number"), before.norm(dim=1)
+    odd = torch.cosine_similarity(before, after) < UNLIKE
+    odd |= (after.norm(dim=1) / size).log().abs() > math.log(2)
+    places = [whole(int(place)) for place in (odd & (size > size.median() / 2)).nonzero().flatten()]
+    names = f"{sentence(noun)}{'s' * (len(places) > 1)} {listing(places)}"
+    return f"{names} turned round, or changed in size by more than 2 times." if places else ""
 
 
 @dataclass(frozen=True)

@@ -293,4 +293,6 @@ def _event(part: Misfit, first: int, last: int) -> str:
         EMPTY: f"no weight is left, though {rows} not small in the dense model",
         agreement.CHANGED: f"the weight is {number(part.value)}, and {number(part.dense)} in the dense model",
     }
-    return texts.get(part.kind, f"{weights} have nothing to do with the dense ones (cosine {part.cosine:.2f})")
+    follow = "follow the dense ones less than the rest of the layer does"
+    unlike = follow if part.cosine >= UNLIKE else "have nothing to do with the dense ones"
+    return texts.get(part.kind, f"{weights} {unlike} (cosine {part.cosine:.2f})")

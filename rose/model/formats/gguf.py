@@ -1,8 +1,7 @@
 """GGUF files, read one tensor at a time: loading needs little more memory than the weights.
 
 transformers parses the metadata several times and makes several float32 copies of a tensor. Here metadata are parsed
-once, and each tensor is dequantized, converted and released before the next. Names, permutations and configurations
-come from transformers.
+once, and each tensor is converted and released before the next. Names and configurations come from transformers.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ Parsed = dict[str, dict[str, Any]]  # "config", "tokenizer", ..., as transformer
 logger = logging.getLogger(__name__)
 PIECE = 2**20  # numbers dequantized at once
 # Limits of a header, whose entries take a hundred times their bytes once read. ggml limits the length of a name.
-MOST_FIELDS, MOST_ITEMS, MOST_TENSORS, MOST_ALIGNMENT, LONGEST_NAME = 2**16, 2**22, 2**20, 2**16, 64
+MOST_FIELDS, MOST_ITEMS, MOST_TENSORS, MOST_ALIGNMENT, LONGEST_NAME = 2**16, 2**22, 2**17, 2**16, 64
 
 # Options of configurations that a file says by its tensors alone, with the layers that then have biases.
 BIASES = {
@@ -136,8 +135,7 @@ def _check_tensors(tensors: Sequence[ReaderTensor], names: dict[str, str], model
     # Of LLaMA 3.1 and later, for long contexts; transformers does not read it.
     if any(name.endswith(SCALES) for name in names_in_file):
         logger.warning(
-            "The GGUF file scales positions (%s), which is ignored, so the model's outputs differ slightly; get it as "
-            "safetensors for exact ones.",
+            "The GGUF file scales positions (%s), which is ignored, so outputs differ; get it as safetensors.",
             SCALES,
         )
     unplaced = [name for name in names_in_file if not {name, name.removesuffix(".weight")} & names.keys()]
@@ -178,6 +176,7 @@ class Reader(gguf.GGUFReader):
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.items = 0  # of all fields that are lists
         super().__init__(path)
 
     @property  # type: ignore[override]
@@ -205,7 +204,8 @@ class Reader(gguf.GGUFReader):
         if raw_type != kinds.ARRAY:
             return super()._get_field_parts(orig_offs, raw_type)
         kind = kinds(int(self._get(orig_offs, np.uint32)[0]))
-        count = self._bounded("items of a field", self._get(orig_offs + 4, np.uint64)[0], MOST_ITEMS)
+        count = int(self._get(orig_offs + 4, np.uint64)[0])
+        self.items = self._bounded("items of fields", self.items + count, MOST_ITEMS)
         parts: list[Any]
         if kind == kinds.ARRAY:
             raise self._damaged("a field holds lists of lists, which ggml does not read")
@@ -292,8 +292,7 @@ class _File:
         parts = reader.get_field("split.count")
         if parts is not None and (number := parts.contents()) > 1:
             raise RoseError(
-                f"{path} is one of {number} parts of a model; join them (llama-gguf-split --merge FIRST WHOLE), and "
-                "give the whole file."
+                f"{path} is one of {number} parts of a model; join them (llama-gguf-split --merge FIRST WHOLE)."
             )
         self._tensors, self._architecture = reader.tensors, reading.read_field(reader, "general.architecture")[0]
         return reader

@@ -47,6 +47,7 @@ INTEGERS: dict[int, tuple[torch.dtype, Any]] = {
 LEAST_ZEROS = 0.05  # of a tensor that is packed although it is on no grid
 LARGE = 2**20  # numbers of a tensor that is mapped on its own, so that its pages leave memory with it
 FLIPPED = 0.97  # of the size of the other mask: less is no pattern along the columns, but chance
+MOST_DIMENSIONS, LARGEST = 16, 2**48  # of a tensor, and numbers along one of them
 LEVEL = 3  # of zstd; higher levels save nothing here, because nothing repeats
 # What `decode` raises for damaged facts or parts.
 DAMAGED = (ValueError, LookupError, TypeError, ArithmeticError, RuntimeError, zstandard.ZstdError)
@@ -221,7 +222,10 @@ class TensorFile:
     def shape(self, name: str) -> tuple[int, ...]:
         if self._is_encoded(name):
             return tuple(self.facts[name]["shape"])
-        return tuple(self._file.get_slice(name).get_shape())
+        shape = tuple(self._file.get_slice(name).get_shape())
+        if len(shape) > MOST_DIMENSIONS or max(shape, default=0) > LARGEST:  # even beside a size of 0
+            raise damaged(self.path, f"{name} has {len(shape)} dimensions of up to {max(shape)} numbers")
+        return shape
 
     def kind(self, name: str) -> str:
         """The number format before packing, as safetensors names it, such as "BF16"."""

@@ -28,8 +28,7 @@ from rose.report import LANGUAGE_PART
 
 
 def stoppable_bars() -> type[tqdm]:
-    """A silent progress bar class for `tqdm_class`; each step is a `stop_point` of this thread, whichever thread
-    downloads."""
+    """A silent progress bar class for `tqdm_class`; each step is a `stop_point` of the calling thread."""
     check = stop_point_here()
 
     class Bar(tqdm):

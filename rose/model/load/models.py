@@ -48,8 +48,7 @@ from rose.model.packaged import PACKAGED
 from rose.report import RunReport, new_checkpoint
 from rose.wording import whole
 
-# Configuration fields that mark models which transformers cannot build: (its class of the family, value of the field)
-# -> a class that can.
+# Configuration fields of models that transformers cannot build: (class of the family, value of the field) -> class.
 BUILDERS: dict[str, Callable[[Any, Any], Any]] = {}
 
 # Name patterns of a tokenizer's files. tokenizer_config.json alone is not enough, and code may need no vocabulary.
@@ -88,8 +87,7 @@ class _Source:
 
     @cached_property
     def numbers(self) -> int:
-        """How many numbers the files hold, by their headers; 0 for other files or a Hub id. Raises RoseError for a
-        damaged GGUF header."""
+        """How many numbers the files hold, by their headers; 0 for others. RoseError for a damaged GGUF header."""
         if self.is_gguf:
             return count_weights(Path(self.location) / self.options["gguf_file"])
         return sum(tensor.count for tensor in self.stored.values())
@@ -144,10 +142,7 @@ def load_model(
         dtype_read = read_as(dtype, config.dtype)
         # transformers and streaming would read different files; `weight_files` refuses such a folder.
         if not source.is_local and all(has_file(source.location, file) for file in (WHOLE, INDEX)):
-            raise RoseError(
-                f"{name} holds both {WHOLE} and {INDEX}, of two models maybe; download it, delete one file, and "
-                "give the folder."
-            )
+            raise RoseError(f"{name} holds both {WHOLE} and {INDEX}, of two models maybe; download it and delete one.")
         if stream and _special_class(config):
             raise RoseError(f"The decoder blocks of {name} differ in shape, so it cannot be streamed; load it whole.")
         # First the tokenizer, because weights may take minutes.
@@ -179,8 +174,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
     source = _locate(name)
     if not has_tokenizer(name):
         raise RoseError(
-            f"{name} has no tokenizer; copy tokenizer.json and tokenizer_config.json into it from the model that it "
-            "was made from."
+            f"{name} has no tokenizer; copy tokenizer.json and tokenizer_config.json from its model into it."
         )
     with _explained(name, source):
         if source.is_gguf:
@@ -282,8 +276,7 @@ def stored_bytes(name: str) -> int | None:
 
 
 def stored_dtype(name: str) -> torch.dtype:
-    """The format of most weights, by the files of a folder or the configuration on the Hub; float32 for GGUF or if
-    unknown."""
+    """The format of most weights, by a folder's files or the configuration on the Hub; else float32."""
     source = _locate(name)
     if source.is_gguf:
         return torch.float32
@@ -448,8 +441,7 @@ _patching = threading.RLock()  # what `_quiet` changes is shared by all threads
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences transformers' bars and advice, and reads GGUF files by `frugal_reading`. Each tensor is a
-    `stop_point`."""
+    """Silences transformers' bars and advice, and reads GGUF files by `frugal_reading`, with `stop_point`s."""
     # Skeletons wait too: transformers changes torch's default dtype while it builds a skeleton, and restores it.
     while not _patching.acquire(timeout=0.1):
         stop_point()
@@ -502,8 +494,7 @@ def is_hub_id(name: str) -> bool:
 
 def load_skeleton(name: str, *, offline: bool = False) -> nn.Module:
     """The model's structure without its weights (on PyTorch's meta device): layer names and sizes, in seconds. With
-    `offline`, only downloaded files of a Hub id count. Raises RoseError as `load_model`, except for faults of
-    weights."""
+    `offline`, only downloaded files of a Hub id count. Raises RoseError as `load_model`, but not for weights."""
     source = _locate(name)
     options = source.options | ({"local_files_only": True} if offline else {})
     with _explained(name, source), _quiet():

@@ -74,7 +74,7 @@ def weight_files(folder: Path) -> list[Path]:
             )
         return [whole]
     if missing := next((path.name for path in paths if not path.exists()), None):
-        if (folder / INDEX).exists():
+        if (folder / INDEX).is_file():
             raise RoseError(f"{folder} lacks {missing}, which {INDEX} names; get it again.")
         if there := min((path.name for path in folder.glob("*.safetensors")), default=None):
             listing = f"but not {missing} or {INDEX}, which list the weights"
@@ -86,11 +86,14 @@ def weight_files(folder: Path) -> list[Path]:
 def names_of_weights(folder: Path) -> list[str]:
     """Unpacked names of a checkpoint's weight files, by its index. Raises RoseError for a damaged index."""
     index = folder / INDEX
-    if not index.exists():
+    if not index.is_file():
         return [WHOLE]
     try:
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        if strange := [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]:
+            raise ValueError(f"{strange[0]!r} is no name of a safetensors file beside it")
+        return names
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise RoseError(f"{index} cannot be read ({problem}); restore it.") from problem
 
 
@@ -152,10 +155,7 @@ def state_of(path: Path) -> FileState:
 def check_unchanged(path: Path, state: FileState) -> None:
     """Raises RoseError unless a file has this state; OSError for a missing file."""
     if state_of(path) != state:
-        raise RoseError(
-            f"{path} has been changed by another program since this run began to read it; run again once nothing "
-            "writes to it."
-        )
+        raise RoseError(f"{path} has been changed by another program since this run began to read it; run again.")
 
 
 class _Later:
@@ -204,8 +204,7 @@ def check_shapes(
 
 
 def check_stored(name: str, model: nn.Module, stored: Mapping[str, StoredTensor], conversion: Conversion) -> None:
-    """Raises RoseError, before memory is taken, for a parameter that is stored as integers, twice, or in another
-    shape; buffers may be integers."""
+    """Raises RoseError, before memory is taken, for a parameter stored as integers, twice, or in another shape."""
     for parameter_name, parameter in model.named_parameters():
         keys = conversion.pieces.get(parameter_name, [])
         if wrong := next((key for key in keys if not stored[key].kind.startswith(FLOATS)), None):

@@ -1,7 +1,7 @@
 """Models larger than memory: decoder blocks are read from safetensors files one at a time, and written shard by shard.
 
 Parameters stay on PyTorch's meta device. A block's parameters are read for its turn and then released; pruned weights
-are kept in a folder (see `run.checkpoint`) and laid over the dense ones at the next reading.
+are kept in a folder (see `run.checkpoint`) and replace the dense ones at the next reading.
 """
 
 from __future__ import annotations

@@ -34,8 +34,7 @@ def packaged_text() -> str:
 
 
 class Dataset(NamedTuple):
-    """A text on the Hub: its data set, the column of texts, their separator, and whether it is streamed without a local
-    file."""
+    """A text on the Hub: its data set, the column of texts, their separator, and whether it is streamed."""
 
     repository: str
     configuration: str | None
@@ -167,15 +166,13 @@ def load_tokens(
 ) -> Tensor:
     """Windows of a text as token ids, (samples, length) int64.
 
-    With a seed, windows are random, and disjoint if the text is long enough. With `seed=None` they follow one another
-    from the start, as for perplexity.
+    With a seed, windows are random, and disjoint if the text is long enough. With `seed=None` they follow one another.
 
     Args:
         source, split: see `load_text`.
         samples: number of windows; None, with `seed=None`, for all.
         length: tokens per window, at least 2.
-        bos: whether windows begin with a beginning-of-sequence token, see `first_token`. It counts towards `length`;
-            perplexity does not count it.
+        bos: whether windows begin with a beginning-of-sequence token, see `first_token`; it counts towards `length`.
 
     Raises RoseError for bad numbers, an unreadable source, or a text that is too short.
     """

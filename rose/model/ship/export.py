@@ -229,8 +229,7 @@ def embedding_type(kind: Type, is_head: bool, columns: int) -> Type:
 
 def encode(weight: Tensor, kind: Type) -> np.ndarray:
     """A tensor in the format of a GGUF file: numbers, or bytes (out, bytes a row). Weights on a grid whose groups are
-    whole blocks are stored by their codes and scales, exactly; others are rounded. Raises RoseError for weights that
-    are too large for f16."""
+    whole blocks are stored exactly; others are rounded. Raises RoseError for weights that are too large for f16."""
     if kind in BITS:
         coded = coarsest_grid(weight)
         if coded is None or coded.grid.bits > BITS[kind]:

@@ -353,7 +353,7 @@ def test_the_headline_says_what_was_measured(after, tokens, wrong, status, says)
     """No copy of many times the dense perplexity, and none whose errors were not measured, is called sound."""
     table = pd.DataFrame({"layer": ["a", "b"], "moved": 0.0, "zeros": 8, "zeros_before": 0, "is_wrong": [wrong, False]})
     table["verdict"] = [verdicts.ZEROS_LOST if wrong else verdicts.NO_FAULT, verdicts.NO_FAULT]
-    table["reason"] = ""
+    table["reason"] = table["kind"] = ""
     summary: dict[str, Any] = {"tokens": tokens}
     if tokens:
         table["error"] = 0.1

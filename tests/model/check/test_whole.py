@@ -109,6 +109,24 @@ def test_changes_of_norms_biases_and_embeddings_are_reported_by_kind():
     }
 
 
+def test_faults_outside_the_layers_are_named():
+    dense, pruned = make_model("llama"), halved(make_model("llama"))
+    turned = "turned round, or changed in size by more than 2 times."
+    pruned.config.rms_norm_eps, pruned.config.rope_parameters = 1e-2, {"rope_type": "default", "rope_theta": 77.0}
+    with torch.no_grad():
+        pruned.model.layers[0].input_layernorm.weight.mul_(2)
+        pruned.model.layers[1].input_layernorm.weight[3].neg_()
+        pruned.model.embed_tokens.weight[7].neg_()
+    found = check_checkpoint(dense, pruned)
+    assert dict(found.wrong[["name", "reason"]].to_numpy()) == {
+        "model.layers.0.input_layernorm.weight": "It moved by 100.0 % of its norm.",
+        "model.layers.1.input_layernorm.weight": f"It moved by 35.4 % of its norm. Number 3 {turned}",
+        "model.embed_tokens.weight": f"It moved by 20.8 % of its norm. Row 7 {turned}",
+        "rms_norm_eps": "It is 0.01 here and 1e-06 in the dense model.",
+        "rope_theta": "It is 77.0 here and 10000.0 in the dense model.",
+    }
+
+
 def test_a_longer_vocabulary_and_rounding_are_no_faults():
     dense: Any = make_model("llama")
     pruned = halved(dense)
@@ -263,14 +281,14 @@ def test_the_command_compares_several_and_streams(tmp_path, capsys):
         with torch.no_grad():
             for layer in rose.prunable_layers(pruned):
                 layer.write(compensate(layer.weight, ratio))
-            pruned.lm_head.weight.mul_(1.5)
-            pruned.model.layers[0].input_layernorm.weight.mul_(2)
+            pruned.lm_head.weight.mul_(1.2)
+            pruned.model.layers[0].input_layernorm.weight.mul_(1.2)
         rose.save_model(pruned, tokenizer, tmp_path / name)
     folders = [str(tmp_path / name) for name in ("dense", "half", "most")]
     assert cli.main(["check", *folders, "--json", str(tmp_path / "found.json"), "--stream"]) == 0
     said = capsys.readouterr().out
     assert "both remove 62.5 % of the weights that either removes, " in said
-    assert "Other tensors that differ: 1 of kind norm, 1 of kind output head" in said
+    assert "Other parts that differ: 1 of kind norm, 1 of kind output head" in said
     found = json.loads((tmp_path / "found.json").read_text())
     assert [one["checkpoint"] for one in found["checkpoints"]] == folders[1:]
     assert found["between"][0]["layers"][0]["jaccard"] == pytest.approx(0.625, abs=0.01)
