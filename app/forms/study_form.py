@@ -235,7 +235,6 @@ def _use(name: str, steps: tuple[Spec, ...]) -> tuple[str, str]:
     if isinstance(step, Analyze):
         return f"The form above has the settings of {name}. Measure the layers next.", ""
     session.use_draft()
-    if left := prune_choices.fill(step):
-        without = f"The page Prune has the settings of {name} without {words.listing(left)}, which it does not offer."
-        return f"{without} Run all of it in a terminal: rose run {name} output=FOLDER", "prune"
-    return f"The page Prune has the settings of {name}.", "prune"
+    missing = prune_choices.fill(step)
+    without = f" without {words.listing(missing)}, which it does not offer" if missing else ""
+    return f"The page Prune has the settings of {name}{without}.", "prune"
