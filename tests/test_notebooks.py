@@ -1,4 +1,4 @@
-"""Notebooks run, use the public interface only, and say again what their committed outputs say."""
+"""Notebooks run, use the public interface only, and repeat their committed findings."""
 
 import ast
 import contextlib
@@ -20,7 +20,6 @@ import rose
 from notebooks.run import FOLDER, execute
 
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-MAX_BYTES = 500_000
 ALLOWED = {"rose", "torch", "numpy", "pandas", "matplotlib", "transformers", *sys.stdlib_module_names}
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
@@ -65,7 +64,7 @@ def test_committed_outputs_are_whole_and_small(path: Path) -> None:
             assert output.output_type != "error"
             assert output.get("name") != "stderr", output.text
             assert ".venv" not in str(output)
-    assert path.stat().st_size < MAX_BYTES
+    assert path.stat().st_size < 500_000
 
 
 def test_notebooks_use_the_public_interface_only(path: Path) -> None:
@@ -83,9 +82,9 @@ def test_notebooks_use_the_public_interface_only(path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def fresh_process(request: pytest.FixtureRequest) -> multiprocessing.context.BaseContext:
-    """Starts processes that have imported what notebooks need, for a kernel each would import for seconds."""
+    """Starts processes that have imported and loaded what notebooks need, as a kernel each would take seconds."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "rose.cli", "matplotlib.pyplot", "transformers.models.llama"])
+    context.set_forkserver_preload([__name__, "rose.cli", "matplotlib.pyplot", "tests.preloaded"])
     return context
 
 
