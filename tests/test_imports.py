@@ -1,4 +1,4 @@
-"""Imports and ends of fresh processes, layers of the app, and groups of tests."""
+"""Imports and ends of fresh processes, and layers of the app."""
 
 import ast
 import os
@@ -105,8 +105,3 @@ def test_an_interrupted_import_ends_quietly(call: list[str], status: int, said: 
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # shells ignore it in the background
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, preexec_fn=heard)
     assert (done.returncode, done.stdout + done.stderr) == (status, said)
-
-
-def test_xdist_receives_the_groups(request: pytest.FixtureRequest) -> None:
-    """pytest-xdist reads them from the ends of node ids; with a pytest whose ids it cannot change they do nothing."""
-    assert ("@" in request.node.nodeid) == ("PYTEST_XDIST_WORKER" in os.environ)

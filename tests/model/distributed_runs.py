@@ -112,10 +112,8 @@ def rotated() -> dict[str, Any]:
 
 def analyzed() -> dict[str, Any]:
     records = list(rose.analyze_model(make_model("gemma3"), make_tokens(SAMPLES), **OPTIONS))
-    return {
-        "layers": [[record.layer, record.method] for record in records],
-        "errors": [[record.relative_error, record.held_out_error] for record in records],
-    }
+    errors = [[record.relative_error, record.held_out_error] for record in records]
+    return {"layers": [[record.layer, record.method] for record in records], "errors": errors}
 
 
 # By number of processes; one process does them all.
