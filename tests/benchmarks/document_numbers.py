@@ -593,7 +593,7 @@ def smaller_copies() -> str:
             numbers = [f"{row.times:.3f}", f"{row.second_times:.3f}", f"{row.minutes:.1f}"]
             goals = listing([each.goal for each in advice if each.key == row.key]) or "–"
             lines.append([way, files, *numbers, goals])
-    return table(["way", "smallest files", "perplexity", "plain English", "minutes", "best for"], lines)
+    return table(["way", "smallest files", "perplexity", "second text", "minutes", "best for"], lines)
 
 
 def packed() -> str:
