@@ -1,6 +1,6 @@
 """Which of several results is better, and whether they may be compared.
 
-Two models are compared on the same windows and, if there are several, on the same draws. Paired intervals decide.
+Models are compared on the same windows and draws. Paired intervals decide.
 """
 
 from __future__ import annotations

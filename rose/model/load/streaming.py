@@ -62,10 +62,7 @@ def build_streamed(
     body = {id(parameter) for parameter in model.base_model.parameters()}
     for name, parameter in model.named_parameters():  # a tied head may be absent
         if id(parameter) not in body and name not in residence.names:
-            raise RoseError(
-                f"{folder} lacks {name}; it is incomplete, or was saved without its language model head. Download it "
-                "again, or save the whole model."
-            )
+            raise RoseError(f"{folder} lacks {name}; it is incomplete, or was saved without its head. Get it again.")
     used = {key for keys in residence.keys.values() for key in keys}
     stored.check_all_used(str(folder), model, residence.files.keys() - used)
     setattr(model, ATTRIBUTE, residence)

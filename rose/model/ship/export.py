@@ -219,8 +219,7 @@ def embedding_type(kind: Type, is_head: bool, columns: int) -> Type:
     """The format of an embedding in a file of this kind, by llama.cpp's rule (`llama_tensor_get_type_impl`).
 
     In a q4_0 file llama.cpp gives the output head, and an embedding that is also the head, Q6_K, or Q8_0 if their rows
-    are not whole blocks of 256. The gguf package cannot write Q6_K, so they always get Q8_0 here. Rows that are not
-    whole blocks of 32 stay F16.
+    are not whole blocks of 256. The gguf package cannot write Q6_K, so they get Q8_0. Rows of half blocks stay F16.
     """
     if kind == Type.F16 or columns % BLOCK:
         return Type.F16
