@@ -137,22 +137,16 @@ def _steps(slim: float, sparsity: str, bits: int | None, is_tuned: bool, spec: S
     return steps
 
 
-def programs(bits: int | None) -> str:
-    """Which programs load such a copy, by file."""
-    exact = {None: "f16", 8: "f16 or q8_0"}.get(bits, "f16, q8_0 or q4_0")
-    return f"transformers, vLLM: safetensors; rose: packed; llama.cpp: {exact}"
-
-
 KEPT_BITS = 10.1  # of a kept weight of 16 bits in a packed file, and
 SCALES = 0.25  # bits a weight for scales of 16 bits over 64 columns (docs/results/packed.csv, docs/shipping.md)
-TYPES = ("f16", "q8_0", "q4_0")
+LOADS = "transformers, vLLM: safetensors; rose: packed; llama.cpp: "
 
 
 def file_sizes(model: Any, tokenizer: Any, name: str, title: str) -> dict[str, int | None]:
     """Bytes by file, None for those that cannot be written; of a model made from `name`, in a folder of this title."""
-    gguf: Mapping[str, int | None] = dict.fromkeys(TYPES)
+    gguf: Mapping[str, int | None] = dict.fromkeys(FILES[2:])
     with suppress(RoseError):  # a family or a tokenizer that GGUF export does not know
-        gguf = {kind: gguf_size(name, model, tokenizer, kind, title) for kind in TYPES}
+        gguf = {kind: gguf_size(name, model, tokenizer, kind, title) for kind in FILES[2:]}
     return {"safetensors": safetensors_size(model), "packed": packed_size(model).stored, **gguf}
 
 
@@ -183,7 +177,8 @@ def estimated_rows(spec: Smaller, model: nn.Module, ways: Sequence[Way], dense: 
         cost = {"minutes": seconds / 60, "memory": memory}
         facts: Any = _sizes(model, way, dense, untouched) | cost | quality
         gain = 1 / (1 - way.slim) if way.slim else None
-        rows.append(Row(way.key, way.name, ESTIMATE, way.bits, loads=programs(way.bits), prefill_gain=gain, **facts))
+        loads = LOADS + {None: "f16", 8: "f16 or q8_0"}.get(way.bits, "f16, q8_0 or q4_0")
+        rows.append(Row(way.key, way.name, ESTIMATE, way.bits, loads=loads, prefill_gain=gain, **facts))
     return rows
 
 
