@@ -1,9 +1,6 @@
 """`rose smaller`: from a checkpoint to a table of smaller copies, measured on this machine, and to the best of them.
 
-1. `ways`: what can be made of a model, each way a recipe; its size, time, memory and perplexity before it is made.
-2. `table`: a row of the table, and the folder that keeps measured rows; programs that use zeros or N:M.
-3. `measure`: copies made and measured; which way comes next.
-
+`ways` are recipes and estimates, `table` has a row and its folder, `measure` makes and measures copies.
 `rose.verdicts.smaller` recommends rows.
 """
 

@@ -120,8 +120,7 @@ class Bench:
 
     def measure(self, way: Way, follow: Follow, seconds: float = math.inf) -> Row:
         """Makes the copy, measures it beside the dense model, and keeps it where it is recommended now. Raises
-        RoseError where it cannot be made, or not in `seconds`. Whatever `follow` raises passes; nothing is left
-        half-done."""
+        RoseError where it cannot be made, or not in `seconds`, and whatever `follow` raises."""
         start = time.perf_counter()
 
         def follow_in_time(share: float, doing: str) -> None:
@@ -194,8 +193,7 @@ class Bench:
 
     def _speed(self, model: Any, way: Way, follow: Follow) -> dict[str, Any]:
         """Tokens a second in torch; a copy of other shapes is timed in turns with the dense model."""
-        network = Network(model)
-        facts: dict[str, Any] = {"environment": network.environment()}
+        facts: dict[str, Any] = {"environment": Network(model).environment()}
         follow(0.0, "Measuring speed")
         if way.recipe is not None and not way.slim:
             return facts | {"prefill": self.rows[0].prefill, "decoding": self.rows[0].decoding}
