@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -269,21 +268,40 @@ def pivot_against_global() -> str:
     return " and ".join(each)
 
 
+def _rank_correlations(rows: pd.DataFrame, pair: str) -> list[float]:
+    """Spearman's correlation over layers of the held-out gain with what is known before a sweep."""
+    told, gain = rows[f"{pair}:f"] / rows["natural/block:f"], rows[pair] / rows["natural/block"]
+    predictors = (told, -rows["relative_range"], -rows["column_variation"])
+    return [number.corr(gain, method="spearman") for number in predictors]
+
+
+def _parts_of_models() -> list[tuple[str, pd.DataFrame]]:
+    """All measured layers of each model, then its output projections."""
+    named = [(MODELS[str(model)], rows) for model, rows in priced().groupby("model", sort=False)]
+    parts = [(f"{name}, {len(rows)} layers", rows) for name, rows in named]
+    return parts + [(f"{name}, outputs", rows[rows["is_output"]]) for name, rows in named]
+
+
 def forecast_ranks() -> str:
-    """Spearman's correlation over layers of the held-out gain with what is known before a sweep: its range over orders
-    and models."""
-    ranks: dict[bool, list[list[float]]] = {False: [], True: []}
-    for pair, (_, rows) in product(RANKED, priced().groupby("model", sort=False)):
-        for only_outputs, part in ((False, rows), (True, rows[rows["is_output"]])):
-            told = part[f"{pair}:f"] / part["natural/block:f"]
-            predictors = (told, -part["relative_range"], -part["column_variation"])
-            gain = part[pair] / part["natural/block"]
-            ranks[only_outputs].append([number.corr(gain, method="spearman") for number in predictors])
-    every, outputs = ([f"{min(c):.2f} to {max(c):.2f}" for c in zip(*rows, strict=True)] for rows in ranks.values())
+    """Rank correlations of the held-out gain: their ranges over orders and models."""
+    ranks = [[_rank_correlations(rows, pair) for pair in RANKED] for _, rows in _parts_of_models()]
+    halves = (ranks[0] + ranks[1], ranks[2] + ranks[3])
+    every, outputs = ([f"{min(c):.2f} to {max(c):.2f}" for c in zip(*half, strict=True)] for half in halves)
     return (
         f"{every[0]} with the forecast gain. It is {every[1]} with relative range and {every[2]} with column "
         f"variation. Among output projections: {outputs[0]}, {outputs[1]}, and {outputs[2]}"
     )
+
+
+def forecast_rank_table() -> str:
+    """Rank correlations of the held-out gain, by order and budget."""
+    parts = _parts_of_models()
+    shown = {pair: label for pair, label in PRICED.items() if pair not in ("natural/block", "hessian/layer")}
+    lines = [
+        [label, *(" / ".join(f"{value:.2f}" for value in _rank_correlations(rows, pair)) for _, rows in parts)]
+        for pair, label in shown.items()
+    ]
+    return table(["order / budget", *(name for name, _ in parts)], lines)
 
 
 def _ranks_within(first: str, second: str, rows: pd.DataFrame) -> str:
@@ -793,6 +811,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "bits_by_price": bits_by_price,
     "decisions": decisions,
     "forecast_ranks": forecast_ranks,
+    "forecast_rank_table": forecast_rank_table,
     "forecast_within": forecast_within,
     "forecast_by_setting": forecast_by_setting,
     "orders_by_setting": orders_by_setting,
