@@ -4,8 +4,6 @@ Torch, transformers and the model take seconds to load. Meanwhile the pages abou
 from a file that `python -m tests.benchmarks.example_study first` makes. Nothing here imports torch.
 """
 
-from __future__ import annotations
-
 import base64
 import gzip
 import json

@@ -5,8 +5,6 @@ with its traceback; 130 cancelled. `rose.recipe` declares every option. Commands
 transformers, only after their options are checked.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import sys

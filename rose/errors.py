@@ -1,7 +1,5 @@
 """Errors that a person can act on, one sentence that says what is wrong and what to do; and checks of arguments."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real

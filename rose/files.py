@@ -1,7 +1,5 @@
 """Paths, and files that are written whole or not at all: to a temporary name, forced to the disk, then renamed."""
 
-from __future__ import annotations
-
 import os
 import secrets
 from collections.abc import Iterator, Sequence

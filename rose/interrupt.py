@@ -4,8 +4,6 @@ Ctrl+C during imports gives one sentence and exit status 130. A signal handler d
 before any code of `rose.cli` runs. A thread gets no Ctrl+C: progress callbacks may raise, and so may `stop_point`.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

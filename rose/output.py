@@ -1,7 +1,5 @@
 """Output folders and files: checked before long work, written whole or not at all."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

@@ -9,8 +9,6 @@ and the app load plugins when they start, from two places:
 A file runs with all rights of whoever starts the program, so files are never searched for: only those named are loaded.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import sys

@@ -1,7 +1,5 @@
 """Rows of tables: their declared types, read and written as CSV and JSON."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import io

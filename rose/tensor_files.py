@@ -1,7 +1,5 @@
 """Files of tensors that say of themselves whether they are whole, and digests of tensors."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path

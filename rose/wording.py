@@ -1,7 +1,5 @@
 """Numbers, shares and lists as text, for verdicts, reports and the app."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

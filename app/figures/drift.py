@@ -4,8 +4,6 @@ Along decoder blocks all numbers are on held-out tokens, relative to the dense m
 `storage.BlockDrift`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 

@@ -3,8 +3,6 @@
 Weights, columns, blocks and outputs are counted from 0, as on all pages; steps of a sweep from 1.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Losses of one layer before pruning, by column and by block, and the order made from them."""
 
-from __future__ import annotations
-
 from typing import Unpack
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The whole model at a glance: maps of decoder block × projection, of one run or two, and where order matters."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Methods against each other, in single layers and in whole models: errors, perplexity, accuracy, and tuning."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

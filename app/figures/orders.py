@@ -1,7 +1,5 @@
 """Pruning orders, budgets and bases: error as it arises, compensation, prices of columns, and forecasts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 

@@ -3,8 +3,6 @@
 Tables of damage come from `rose.model.measure.damage`: one row per unit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The look of all figures, light and dark, and the words around a figure."""
 
-from __future__ import annotations
-
 import re
 import textwrap
 from dataclasses import dataclass

@@ -2,8 +2,6 @@
 work, and changes of the mask.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack

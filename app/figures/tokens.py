@@ -3,8 +3,6 @@
 Backgrounds stay so near the page that the page's own ink has a contrast of at least 4.5:1 on each of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from html import escape
 

@@ -1,7 +1,5 @@
 """Whether the numbers can be trusted: one error measured three times, over-fitting, a checkpoint beside its model."""
 
-from __future__ import annotations
-
 import html
 import textwrap
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """One layer over its channels: weights, importance, pre-pruning, its columns, the Hessian; a tensor of a file."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Unpack
 

@@ -1,7 +1,5 @@
 """The order lab's section that makes a layer more or less columnar: heads are rotated, the model's output stays."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial

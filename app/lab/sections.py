@@ -1,7 +1,5 @@
 """The order lab's sections on prices, on one sweep from inside, and on order and budget apart; what they all share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import isnan

@@ -1,7 +1,5 @@
 """Sweeps of one layer by many orders and budgets, and their results: numbers, without matrices of the layer's size."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isnan

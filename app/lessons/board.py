@@ -4,8 +4,6 @@ Streamlit has no matrix whose columns can be dragged, so this is one component: 
 sends back an order or a weight. Columns move by pointer and by arrow keys.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

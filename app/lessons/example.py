@@ -6,8 +6,6 @@ All inputs here have size 1, so S = |W|. Signs and overlaps were drawn at random
 order are large enough to be seen.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache

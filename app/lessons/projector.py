@@ -5,8 +5,6 @@ JavaScript), catches keys before any widget does, and clicks the page's own butt
 does nothing.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import streamlit as st

@@ -4,8 +4,6 @@ A lesson has a text on the left, a stage on the right, controls, and a question 
 with which the one before ends. Columns and blocks are counted from 0, as on all pages; the paper counts from 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial

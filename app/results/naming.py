@@ -1,7 +1,5 @@
 """Names of records that stand beside each other, and the records of a study; no Streamlit here."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path

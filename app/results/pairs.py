@@ -1,7 +1,5 @@
 """Finished runs beside each other: layers, totals, verdicts, settings, drift, and a study. No Streamlit here."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace

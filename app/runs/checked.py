@@ -1,7 +1,5 @@
 """A checkpoint checked against its dense model in the background, see `rose.model.check`; no Streamlit here."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace

@@ -3,8 +3,6 @@
 `python -m tests.benchmarks.example_runs [PARTS]` makes example.json.gz anew: numbers and texts, no weights.
 """
 
-from __future__ import annotations
-
 import base64
 import gzip
 import json

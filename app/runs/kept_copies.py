@@ -1,7 +1,5 @@
 """Pruned models on disk: folders that runs keep or users name, and files made of them. No Streamlit here."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

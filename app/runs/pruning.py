@@ -3,8 +3,6 @@
 The shared model is only copied, under its lock, and one copy exists at a time.
 """
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 from collections.abc import Callable

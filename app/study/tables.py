@@ -1,7 +1,5 @@
 """Tables of layers that pages show beside their figures, and the reader of a user's file. Nothing is measured here."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Collection
 from typing import Any

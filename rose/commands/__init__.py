@@ -4,8 +4,6 @@ A command is a function with the command's name. It takes its specification of `
 results go to standard output.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from importlib import import_module

@@ -1,7 +1,5 @@
 """`rose diffuse prune | slim | sample | evaluate`: a diffusion model pruned, made smaller, drawn with, measured."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict

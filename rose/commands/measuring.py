@@ -3,8 +3,6 @@
 `compare` and `damage` write each row as soon as it is measured.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import asdict

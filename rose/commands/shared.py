@@ -1,7 +1,5 @@
 """Shared steps of commands: load a model, draw tokens, estimate the cost, evaluate before and after, save."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar

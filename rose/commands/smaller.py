@@ -1,7 +1,5 @@
 """`rose smaller`: measures smaller copies on this machine, prints their table, and writes the best."""
 
-from __future__ import annotations
-
 import math
 import shutil
 import time

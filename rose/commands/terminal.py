@@ -1,7 +1,5 @@
 """Progress, sentences, and tables of 80 columns on the terminal."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Iterator, Sequence

@@ -3,8 +3,6 @@
 Only here this package imports the app, which is installed with it and is not part of it.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 from collections.abc import Callable, Sequence

@@ -5,8 +5,6 @@ draws ten classes of garments in 28 × 28 grey pixels: a class-conditional DiT (
 trained on Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, MIT licence) by `tests/benchmarks/garments.py`.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The packaged tiny model as a diffusers pipeline. Importing this needs diffusers; `rose.diffusion.loading` does."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Diffusion pipelines: the packaged one, a folder, or a Hub id; and saving a pruned one."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -5,8 +5,6 @@ the model as it was; the final cut changes no output. Configurations of diffuser
 reshaped model's has a record, `rose_shapes`, which `rose.load_diffusion` reads; diffusers refuses such a file.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,6 @@
 """Pruning of a diffusion model, package by package: draw trajectories, prune, draw again (OBS-Diff, arXiv
 2510.06751)."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress

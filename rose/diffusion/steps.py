@@ -1,7 +1,5 @@
 """How much each denoising step counts in a layer's Hessian, H = Σ_t α_t X_tᵀX_t (OBS-Diff, arXiv 2510.06751)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

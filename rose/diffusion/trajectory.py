@@ -1,7 +1,5 @@
 """A pipeline's trajectories from noise to pictures, observed at the denoiser of any pipeline."""
 
-from __future__ import annotations
-
 import inspect
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -5,8 +5,6 @@ model. Columns of W_o and H' = Rᵀ H R change: a basis decides how much importa
 values share R. (DenoiseRotator, arXiv 2505.23049, learns rotations; SliceGPT, arXiv 2401.15024, takes eigenvectors.)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

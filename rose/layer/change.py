@@ -3,8 +3,6 @@
 Nothing here depends on how V was made. V may come in runs of rows, so that a large matrix is never whole in memory.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Checks of a layer's numbers: independent measurements of one error, and guarantees of a run."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

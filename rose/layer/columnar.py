@@ -4,8 +4,6 @@
 The relative range is high if one block loses much more, or much less, than the others.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf, log

@@ -1,8 +1,6 @@
 """The factor of a Hessian that a sweep reads: dead columns, damping, and U with H⁻¹ = UᵀU. Its rows come from the
 inverse Hessians of ever fewer columns (GPTQ, Frantar et al. 2022, section 3.3; SparseGPT, section 3.2)."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from functools import cached_property

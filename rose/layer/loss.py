@@ -4,8 +4,6 @@ arXiv 2603.05878, section 3).
 Nothing is pruned here: |W|·‖x‖ cheaply estimates which columns the sweep will damage.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import accumulate
 

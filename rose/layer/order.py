@@ -5,8 +5,6 @@ block loss, both descending. `columns`, `blocks`, `global` and `dealt` sort by t
 `pivot`, `min_pivot` and `greedy` read H alone, `pivot_weighted` reads H and W (docs/orders.md compares them).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property

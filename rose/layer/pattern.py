@@ -1,7 +1,5 @@
 """Sparsity patterns, grids of few bits, and the defaults of all settings; imports no torch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Work is counted in products W·H, out · in² multiplications each, so that it is the same on every machine.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 

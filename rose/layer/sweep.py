@@ -4,8 +4,6 @@ U is the upper Cholesky factor of H⁻¹. Removing w_j costs e², e = w_j / U_jj
 U_{j,j:}.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

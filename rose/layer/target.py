@@ -11,8 +11,6 @@ of W.
 With few tokens the correction fits noise, which later corrections read. So λ is larger than in a sweep.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ docs/large-models.md and docs/tuning.md derive the parts of memory; tests/benchm
 runs.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Tensors of GGUF files have the names and the order of rows of the model that the
 runs of rows, so that no file and no large tensor is whole in memory. The numbers come from `rose.layer.change`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """Models that come with a PyPI package, so that no network is needed; no torch."""
 
-from __future__ import annotations
-
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path

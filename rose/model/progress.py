@@ -1,7 +1,5 @@
 """Progress of a run over a model, as events that a command line or an app can draw."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Specifications of the other commands: they list, draw, or convert files."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 

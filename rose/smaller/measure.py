@@ -1,7 +1,5 @@
 """Smaller copies made and measured, the most promising first; those that are recommended are kept in a folder."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 import json

@@ -1,8 +1,6 @@
 """A row of the table of smaller copies, and the folder that keeps measured rows as they come; and the programs that
 make zeros or N:M pay, as published, and whether this machine could run them (runtimes.csv)."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

@@ -1,8 +1,6 @@
 """Ways to make a model smaller, each a recipe of slimming, pruning, tuning and rounding. Also estimates before a copy
 is made: sizes by rule, time, memory, and perplexity as in other models."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ therefore tried without weights, and compared with the whole model. Shapes that 
 written into it as a record, `rose_shapes`, which `rose.load_model` reads.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence

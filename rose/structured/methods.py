@@ -1,7 +1,5 @@
 """Structured methods: which units are removed, and their scores."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Removable parts of a decoder block, attention heads and MLP channels, with their rows and columns."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

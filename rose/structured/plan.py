@@ -1,7 +1,5 @@
 """Plans of structured runs: shapes of every decoder block, and memory, before any change."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -1,7 +1,5 @@
 """Cost of removing each unit of the dense model, measured in one pass, for the allocation."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """How far numbers moved: errors of layers between two runs, and perplexity from the dense model's."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

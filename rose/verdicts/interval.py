@@ -1,7 +1,5 @@
 """Intervals of a mean, a ratio of paired numbers, a difference or a rank correlation."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 """Pruning methods: a layer's weight, the statistics of its input and settings give a `LayerResult`; `registry`
 declares them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module

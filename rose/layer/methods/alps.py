@@ -1,8 +1,6 @@
 """ALPS (Meng et al. 2024, algorithms 1 and 2): ADMM on the damped layer problem, then conjugate gradients on the
 support."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,8 +1,6 @@
 """OATS: a sparse plus a low-rank matrix in place of W (Zhang and Papyan 2025, "Outlier-Aware Pruning Through
 Sparse and Low Rank Decomposition", algorithm 1)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

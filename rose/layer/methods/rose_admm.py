@@ -4,8 +4,6 @@ ALPS and others solve the layer problem by ADMM (Meng et al. 2024; Boža 2024, a
 schedule, which needs a few Cholesky factorizations, and the shrinkage against fitting few tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from math import gcd
 

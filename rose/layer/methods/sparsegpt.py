@@ -1,8 +1,6 @@
 """Methods of one sweep, see `rose.layer.sweep`: SparseGPT, ISC, ROSE, ROSE global and measured order. ROSE dealt refits
 all kept weights after its sweep by conjugate gradients (the last stage of ALPS, Meng et al. 2024, section 3.3)."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from math import nan
 

@@ -1,7 +1,5 @@
 """Parts that methods share: pruning by a sweep or a mask, and the measured result."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from math import nan
 

@@ -2,8 +2,6 @@
 (Zhang et al. 2024, "Dynamic Sparse No Training"). Removed weights shift a row's mean output by e = Σ D, D = W · mean
 input; each cycle swaps two weights to push e towards 0."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ The weights show what was removed, what was changed, and which layers are unlike
 on its inputs X_p in the checkpoint a layer should put out X_d Wᵀ, as in the dense model (see `rose.layer.target`).
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 All have the inputs X_p, which the layer reads in the checkpoint, and the target X_d Wᵀ, its output in the dense model.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

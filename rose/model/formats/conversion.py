@@ -5,8 +5,6 @@ at a time, so that streamed models read and write the same files as other progra
 checkpoint as compressed-tensors, also a model that was only pruned and is stored as plain weights (format "dense").
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator, Mapping
 from copy import deepcopy
 from functools import partial

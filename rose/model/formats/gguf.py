@@ -4,8 +4,6 @@ transformers parses the metadata several times and makes several float32 copies 
 once, and each tensor is converted and released before the next. Names and configurations come from transformers.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math

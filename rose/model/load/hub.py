@@ -1,8 +1,6 @@
 """What comes from the Hub: files that a copy needs beside weights and tokenizer (licences, and processor settings for
 images, video and sound), downloads that can be stopped, and what their errors mean."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """Models and tokenizers from the packaged GGUF, a folder, a .gguf file, or the Hugging Face Hub."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
 from collections import Counter

@@ -1,7 +1,5 @@
 """The tensors of a checkpoint folder, packed or not, and faults in readable files, refused when a model is loaded."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -4,8 +4,6 @@ Parameters stay on PyTorch's meta device. A block's parameters are read for its 
 are kept in a folder (see `run.checkpoint`) and replace the dense ones at the next reading.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Token samples from a dataset, a file, or the Python language reference."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import logging

@@ -4,8 +4,6 @@ Perplexities after pruning vary by several per cent from rounding alone, so ever
 and rows of different environments are never compared: see `rose.environment`.
 """
 
-from __future__ import annotations
-
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence

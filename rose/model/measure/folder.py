@@ -1,7 +1,5 @@
 """A folder that stores the rows of a measurement as they come, so that an interrupted one resumes there."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress

@@ -1,7 +1,5 @@
 """The checks of all layers of a run, as one table."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,8 +1,6 @@
 """Perplexity on windows of tokens; and of one text the loss on each token, which perplexity averages, and its
 continuation."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

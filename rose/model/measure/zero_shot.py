@@ -4,8 +4,6 @@ It is installed apart, from requirements-eval.txt. A pruned model's answers can 
 harmless; papers therefore report both.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec

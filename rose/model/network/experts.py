@@ -9,8 +9,6 @@ Each matrix gets an `ExpertLinear`, whose weight is a view of the parameter. Ins
 these objects, so a forward hook sees the inputs of routed tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial

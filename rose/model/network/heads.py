@@ -6,8 +6,6 @@ too. A norm with weights, a gate or a mixture of heads changes the direction. Wi
 values and projection must then leave the outputs unchanged, which also detects other readers of the values.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Decoder blocks and prunable layers of any decoder family, found by structure."""
 
-from __future__ import annotations
-
 import fnmatch
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ Norms identify the model of a result. Pruning and slimming leave norms of the in
 decoder blocks also distinguish pruned copies.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

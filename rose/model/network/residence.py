@@ -1,7 +1,5 @@
 """The place of decoder blocks between uses: in memory, or, for larger models, in files."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path

@@ -8,8 +8,6 @@ norms of the stream that become the stream (OPT-350M), and norms between a layer
 module there counts as a norm.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

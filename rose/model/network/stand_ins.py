@@ -1,7 +1,5 @@
 """Temporarily replaces or watches calls of modules."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -3,8 +3,6 @@
 The total is exact for layers of any sizes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any

@@ -16,8 +16,6 @@ Several processes of one run share a folder. The first writes weights; each stor
 in folders of its own, such as dense-1-of-4/.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging

@@ -1,7 +1,5 @@
 """One layer of a model, pruned with its calibration statistics: the result, its errors, and its record."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace

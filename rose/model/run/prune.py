@@ -3,8 +3,6 @@
 Each layer is calibrated on the outputs of the pruned blocks below it, as in SparseGPT's program.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence

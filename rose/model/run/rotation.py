@@ -3,8 +3,6 @@
 See `rose.layer.basis` for the effect of a basis on a layer, and `rose.model.network.heads` for finding heads.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The settings of a run over a whole model, checked before any work."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any, Self

@@ -1,7 +1,5 @@
 """Models as GGUF files, which llama.cpp and many other programs run; zeros stay zeros."""
 
-from __future__ import annotations
-
 import contextlib
 import tempfile
 from collections import Counter

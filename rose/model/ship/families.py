@@ -1,7 +1,5 @@
 """Families in GGUF files: architecture, configuration, layout of weights, and the tokenizer, copied or written."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Checkpoint folders packed and unpacked, one tensor at a time, and sizes of packed models."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import tempfile

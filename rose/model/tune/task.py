@@ -3,8 +3,6 @@
 Zeros in these parameters stay to the bit.
 """
 
-from __future__ import annotations
-
 import copy
 import ctypes
 from collections.abc import Iterator, Sequence

@@ -5,8 +5,6 @@ step on, so Adam's moments and steps are 0 there, too, and zeros stay to the bit
 time limit, a dense model and a choice of the best step.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import time

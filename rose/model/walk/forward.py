@@ -6,8 +6,6 @@ So a model must call every block once, in turn, on the output of the block befor
 this; other families are refused.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial

@@ -10,8 +10,6 @@ A stopped batch keeps its call stack in a greenlet, so this works for any forwar
 holds its own forward pass: a few hidden states and the widest layer's inputs. Two passes would hold one hidden state.
 """
 
-from __future__ import annotations
-
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field

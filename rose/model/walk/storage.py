@@ -3,8 +3,6 @@
 `rose.model.run.checkpoint` stores it on disk.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -5,8 +5,6 @@ pruned batches stop at a layer, its pruned and dense inputs are in memory. So is
 writes into the residual stream. `rose.layer.target` corrects weights by these gaps.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
