@@ -46,10 +46,6 @@ TURNS = (5, 15)  # of each model, fewest and most
 TIMING = 8.0  # seconds for turns
 
 
-class OutOfTime(RoseError):
-    """A copy was not made in the time that was left for it."""
-
-
 class Bench:
     """Makes and measures copies of a model, which it never changes. `ways` are what can be made of it, `rows` a row for
     each, estimates until they are measured; `folder` holds the copies of recommended rows, each named by its key."""
@@ -92,9 +88,9 @@ class Bench:
         while way := self.best_next(end - time.monotonic()):
             try:
                 yield self.measure(way, partial(follow, way.name), end - time.monotonic())
-            except RoseError as problem:
+            except (RoseError, TimeoutError) as problem:
                 self.left_out.append(says_left_out([way], problem))
-                if isinstance(problem, OutOfTime):  # its estimate stays
+                if isinstance(problem, TimeoutError):  # its estimate stays
                     return
                 self.ways = [other for other in self.ways if other.key != way.key]
                 self.estimates = [row for row in self.estimates if row.key != way.key]
@@ -118,12 +114,12 @@ class Bench:
 
     def measure(self, way: Way, follow: Follow, seconds: float = math.inf) -> Row:
         """Makes the copy, measures it beside the dense model, and keeps it where it is recommended now. Raises
-        RoseError where it cannot be made, or not in `seconds`, and whatever `follow` raises."""
+        RoseError where it cannot be made, TimeoutError where not in `seconds`, and whatever `follow` raises."""
         start = time.perf_counter()
 
         def follow_in_time(share: float, doing: str) -> None:
             if time.perf_counter() - start > seconds:
-                raise OutOfTime("Its copy was not made in the minutes that were left.")
+                raise TimeoutError("Its copy was not made in the minutes that were left.")
             follow(share, doing)
 
         model, report = (self.model, None) if way.recipe is None else self.make(way, follow_in_time)
