@@ -4,8 +4,6 @@ A document marks a region with `<!-- NAME -->…<!-- /NAME -->`, a table or a fe
 `python -m tests.benchmarks.document_numbers` writes every region again; a test compares.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace

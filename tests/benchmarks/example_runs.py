@@ -4,8 +4,6 @@ It works on the packaged model with few tokens, takes about half an hour on two 
 app/runs/example.json.gz.
 """
 
-from __future__ import annotations
-
 import base64
 import gzip
 import json

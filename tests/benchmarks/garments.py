@@ -8,8 +8,6 @@ The denoiser learns v = √ᾱ·ε − √(1 − ᾱ)·x₀ (Salimans and Ho 202
 (Nichol and Dhariwal 2021; Lin et al. 2024); a tenth of the classes are hidden, for guidance (Ho and Salimans 2022).
 """
 
-from __future__ import annotations
-
 import argparse
 import gzip
 import json

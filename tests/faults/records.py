@@ -1,7 +1,5 @@
 """Readers of reports, recipes and CSV files, for `tests.faults.mutations`: what they read is written again."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

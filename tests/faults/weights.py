@@ -1,7 +1,5 @@
 """Readers of model files, for `tests.faults.mutations`: GGUF, safetensors, packed and configurations."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import struct

@@ -177,7 +177,11 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
     with _explained(name, source):
         if source.is_gguf:
             _ = source.numbers  # as in `_configuration`
-        return AutoTokenizer.from_pretrained(source.location, trust_remote_code=trust_remote_code, **source.options)
+        options = {"trust_remote_code": trust_remote_code} | source.options
+        tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
+    if not isinstance(longest := tokenizer.model_max_length, int | float):
+        raise RoseError(f"The model_max_length of {name} is {longest!r:.40}; give a number in tokenizer_config.json.")
+    return tokenizer
 
 
 def has_tokenizer(name: str) -> bool:

@@ -207,7 +207,10 @@ def test_a_name_without_a_model_is_refused(name, message, tmp_path, monkeypatch)
     assert len(refused(message, rose.load_model, name)) < 500
 
 
-def test_another_tokenizer_can_be_given(checkpoint, saved):
+def test_another_tokenizer_can_be_given_and_is_checked(checkpoint, saved):
+    file = checkpoint / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": "x"}))
+    refused("model_max_length of .* is 'x'; give a number", rose.load_model, str(checkpoint))
     remove(checkpoint, "tokenizer*")
     _, tokenizer = rose.load_model(str(checkpoint), tokenizer=saved)
     assert tokenizer.encode("a") == rose.load_model(str(saved))[1].encode("a")
