@@ -596,20 +596,28 @@ def three_bits_or_half_zeros() -> str:
     return f"{rows['0', 3]:.1f} and {rows['0.5', 4]:.1f}"
 
 
+def _is_better(row: Row, other: Row) -> bool:
+    """Whether a copy needs, to one per cent, no more bytes than another one, and loses less on both texts."""
+    is_as_small = getattr(row, row.smallest) <= 1.01 * getattr(other, other.smallest)
+    losses = [(each.times or np.inf, each.second_times or np.inf) for each in (row, other)]
+    return is_as_small and all(less < more for less, more in zip(*losses, strict=True))
+
+
 def smaller_copies() -> str:
-    """The measured rows of two tables of `rose smaller`, and what each is recommended for."""
+    """The measured rows of two tables of `rose smaller` that no other row beats, and what each is recommended for."""
     lines = []
     for model, name in (("smollm2", "SmolLM2"), ("qwen", "Qwen")):
         rows = read_records(RESULTS / f"smaller-{model}.csv", Row, "smaller copies")
         advice = recommend(rows)
-        for row in (row for row in rows if row.is_measured):
+        measured = [row for row in rows if row.is_measured]
+        for row in (row for row in measured if not any(_is_better(other, row) for other in measured)):
             kinds = dict.fromkeys((row.smallest, row.portable))
             files = ", ".join(f"{size(getattr(row, kind))} {kind}" for kind in kinds)
             way = row.name if row.key != AS_IS else f"**{name}**, {row.name}"
-            numbers = [f"{row.times:.3f}", f"{row.second_times:.3f}", f"{row.minutes:.1f}"]
+            numbers = [f"{row.times:.3f}", f"{row.second_times:.3f}"]
             goals = listing([each.goal for each in advice if each.key == row.key]) or "–"
             lines.append([way, files, *numbers, goals])
-    return table(["way", "smallest files", "perplexity", "second text", "minutes", "best for"], lines)
+    return table(["way", "smallest files", "perplexity", "second text", "best for"], lines)
 
 
 def packed() -> str:
