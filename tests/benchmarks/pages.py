@@ -1,7 +1,7 @@
 """Pages of the app, timed and counted: `python -m tests.benchmarks.pages [--root CHECKOUT] [--output pages.csv]`.
 
 For each page, opened from the finished example: seconds from a cold server to the first drawn figure (`cold`), from a
-click in the sidebar to the settled page (`click`, median of rounds), the server's processor seconds for a click
+click in the sidebar to the settled page (`click`; both medians of rounds), the server's processor seconds for a click
 (`processor`), and controls, words and figures in its main part. `--root` serves another checkout, for a comparison in
 one run; its pages may differ. `--large` opens pages on a study of 224 layers of a 7B model, made of the example's
 numbers, without weights.
@@ -167,7 +167,7 @@ def main() -> None:
             seconds, processor = (statistics.median(part) for part in zip(*rest, strict=True))
             row = {"page": path or "start", "first": first, "click": seconds, "processor": processor, **counts[path]}
             if path in options.cold and not link:
-                row["cold"] = cold(browser, root, path, cache)
+                row["cold"] = statistics.median(cold(browser, root, path, cache) for _ in range(options.rounds))
             rows.append(row)
             pd.DataFrame(rows).to_csv(options.output, index=False)
             print(row, flush=True)
