@@ -162,18 +162,20 @@ def safetensors_size(model: nn.Module) -> int:
 
 def estimated_rows(spec: Smaller, model: nn.Module, ways: Sequence[Way], dense: Mapping[str, int | None]) -> list[Row]:
     """A row for each way, without making a copy; `dense` are `file_sizes` of the model."""
-    layers = {layer.weight.untyped_storage().data_ptr() for layer in Network(model).layers}
+    network = Network(model)
+    weights = sum(layer.weight.numel() for layer in network.layers)
+    layers = {layer.weight.untyped_storage().data_ptr() for layer in network.layers}
     every = [parameter.detach() for parameter in model.parameters()]
     rest = [tensor for tensor in every if tensor.untyped_storage().data_ptr() not in layers]
     # Packed bytes of tensors that no way changes: embeddings, norms and biases.
     untouched = sum(tensor.nbytes if (packed := packed_bytes(tensor)) is None else packed for tensor in rest)
     rows = []
     for way in ways:
-        seconds, memory = _cost(spec, model, way)
+        seconds, memory = _cost(spec, network, weights, way)
         low, high = way.times
         quality = {"times": math.sqrt(low * high), "times_low": low, "times_high": high}
         cost = {"minutes": seconds / 60, "memory": memory}
-        facts: Any = _sizes(model, way, dense, untouched) | cost | quality
+        facts: Any = _sizes(model, weights, way, dense, untouched) | cost | quality
         gain = 1 / (1 - way.slim) if way.slim else None
         loads = LOADS + {None: "f16", 8: "f16 or q8_0"}.get(way.bits, "f16, q8_0 or q4_0")
         rows.append(Row(way.key, way.name, ESTIMATE, way.bits, loads=loads, prefill_gain=gain, **facts))
@@ -225,8 +227,7 @@ def _corrected(row: Row, kin: Sequence[tuple[Row, Row]]) -> Row:
     return replace(row, **facts)
 
 
-def _sizes(model: nn.Module, way: Way, dense: Mapping[str, int | None], untouched: int) -> dict[str, Any]:
-    weights = sum(layer.weight.numel() for layer in Network(model).layers)
+def _sizes(model: nn.Module, weights: int, way: Way, dense: Mapping[str, int | None], untouched: int) -> dict[str, Any]:
     every = sum(parameter.numel() for parameter in model.parameters())
     removed = way.slim * block_parameters(model)
     share = 1 - removed / every
@@ -239,8 +240,9 @@ def _sizes(model: nn.Module, way: Way, dense: Mapping[str, int | None], untouche
     return sizes
 
 
-def _cost(spec: Smaller, model: nn.Module, way: Way) -> tuple[float, int]:
+def _cost(spec: Smaller, network: Network, weights: int, way: Way) -> tuple[float, int]:
     """Seconds to make a copy, and the most bytes that a step takes besides the models."""
+    model: Any = network.model
     drawn: dict[str, Any] = spec.extent
     seconds, memories = 0.0, [0]
     if way.slim:
@@ -254,7 +256,6 @@ def _cost(spec: Smaller, model: nn.Module, way: Way) -> tuple[float, int]:
             options: dict[str, Any] = {"method": step.method, "dense_targets": step.target == "dense"} | drawn
             memories.append(estimate_memory(model, **options).besides_weights)
     if way.is_tuned:
-        weights = sum(layer.weight.numel() for layer in Network(model).layers)
-        memories.append(tuning_memory(Network(model), tuning_draw(spec.length).length, weights))
+        memories.append(tuning_memory(network, tuning_draw(spec.length).length, weights))
         seconds += 60 * spec.tune
     return seconds, max(memories)
