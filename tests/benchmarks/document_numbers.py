@@ -324,15 +324,21 @@ def forecast_within() -> str:
     return table(["model", *heads], lines)
 
 
+def _settings() -> list[tuple[list[str], pd.DataFrame]]:
+    """Measured layers by sparsity and width of blocks, each with the first cells of its row."""
+    parts = forecasted().groupby(["sparsity", "block_size"])
+    return [
+        ([sparsity if ":" in sparsity else percent(float(sparsity), 0), f"{width}"], part)
+        for (sparsity, width), part in parts
+    ]
+
+
 def forecast_by_setting() -> str:
     """How a forecast ranks the pairs of one layer, by sparsity and width of blocks, over all draws."""
     lines, columns = [], (("{}:f", "c {}"), ("{}:f", "{}"))
-    for (sparsity, width), part in forecasted().groupby(["sparsity", "block_size"]):
+    for label, part in _settings():
         assert set(part["seed"]) == {0, 1, 2}
-        assert set(part["model"]) == set(MODELS)
-        label = sparsity if ":" in sparsity else f"{100 * float(sparsity):.0f} %"
-        cells = [_ranks_within(*c, rows) for _, rows in part.groupby("model", sort=False) for c in columns]
-        lines.append([label, f"{width}", *cells])
+        lines.append([*label, *(_ranks_within(*c, part[part["model"] == model]) for model in MODELS for c in columns)])
     heads = [f"{model}, {which}" for model in MODELS.values() for which in ("calibration", "held out")]
     return table(["sparsity", "block", *heads], lines)
 
@@ -340,12 +346,11 @@ def forecast_by_setting() -> str:
 def orders_by_setting() -> str:
     """Held-out error relative to SparseGPT's by sparsity and width of blocks: geometric means over layers and draws."""
     lines, pairs = [], ("two_level/block", "dealt/block", "global/layer", "pivot/layer")
-    for (sparsity, width), part in forecasted().groupby(["sparsity", "block_size"]):
-        label = sparsity if ":" in sparsity else f"{100 * float(sparsity):.0f} %"
-        if (sparsity, width) != ("0.7", 128):  # of other layers; in `orders_by_price`
+    for label, part in _settings():
+        if label != [percent(0.7, 0), "128"]:  # of other layers; in `orders_by_price`
             logs = np.log(part[list(pairs)].div(part["natural/block"], axis=0)).groupby(part["model"]).mean()
             cells = [f"{np.exp(logs.loc[model, pair]):.3f}" for model in MODELS for pair in pairs]
-            lines.append([label, f"{width}", *(cell.replace("nan", "") for cell in cells)])
+            lines.append([*label, *(cell.replace("nan", "") for cell in cells)])
     names = [PRICED[pair].removesuffix(" (`rose_global`)") for pair in pairs]
     return table(["sparsity", "block", *(f"{model}, {name}" for model in MODELS.values() for name in names)], lines)
 
