@@ -336,8 +336,11 @@ def histogram(counts: Any, edges: Any, **shared: Unpack[Look]) -> Drawing:
 def norms(norms_by_side: Mapping[str, Any], **shared: Unpack[Look]) -> Drawing:
     """Norms of rows and columns, and singular values if there are any, each sorted, relative to their median."""
     chart = Chart(x="rank, % of all", y="norm / median", height=360, legend=True, **shared)
-    looks = {"row": Style(palette.BLUE, "rows"), "column": Style(palette.ORANGE, "columns", "dash")}
-    looks["singular value"] = Style(palette.TEAL, "singular values", "dot")
+    looks = {
+        "row": Style(palette.BLUE, "rows"),
+        "column": Style(palette.ORANGE, "columns", "dash"),
+        "singular value": Style(palette.TEAL, "singular values", "dot"),
+    }
     tables, largest = [], {}
     for side, values in norms_by_side.items():
         values = np.sort(np.asarray(to_numpy(values), np.float64))[::-1]

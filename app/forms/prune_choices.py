@@ -74,8 +74,8 @@ def fill(step: Prune) -> list[str]:
     st.session_state.update({f"prune_{name}": value for name, value in chosen.items()})
     st.session_state.chosen_threshold = step.threshold
     offered = {*CHOSEN, *weights, *walk, "method", "target", "threshold"}
-    others = (field for field in FIELDS.values() if field.extra["changes"] and field.name not in offered)
-    return [field.name for field in others if getattr(step, field.name) != field.default]
+    missing = (field for field in FIELDS.values() if field.extra["changes"] and field.name not in offered)
+    return [field.name for field in missing if getattr(step, field.name) != field.default]
 
 
 def _several(place: DeltaGenerator, label: str, options: dict[str, str], usual: str, key: str, help: str) -> list[str]:

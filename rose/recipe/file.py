@@ -195,10 +195,10 @@ def _change(steps: Sequence[dict[str, Any]], changes: Sequence[str], *, is_place
 def _check_chain(kinds: Sequence[type[Spec]]) -> None:
     """Raises RoseError where a step does not write what the next one reads, or the last one writes no folder."""
     *before, last = kinds
-    others = [kind for kind in before if not issubclass(kind, SavingPart | PicturesPart)]
-    if others or "output" not in last.fields() or last.fields()["output"].extra["metavar"] != "FOLDER":
+    misplaced = [kind for kind in before if not issubclass(kind, SavingPart | PicturesPart)]
+    if misplaced or "output" not in last.fields() or last.fields()["output"].extra["metavar"] != "FOLDER":
         place = "each step writes a model for the next one, and the last one a folder"
-        raise RoseError(f"The step {(*others, last)[0].run} does not fit there: {place}.")
+        raise RoseError(f"The step {(*misplaced, last)[0].run} does not fit there: {place}.")
     if len({issubclass(kind, PicturesPart) for kind in kinds}) > 1:
         raise RoseError("The steps of a recipe change one kind of model; run the diffusion steps alone.")
 

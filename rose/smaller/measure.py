@@ -123,12 +123,12 @@ class Bench:
             follow(share, doing)
 
         model, report = (self.model, None) if way.recipe is None else self.make(way, follow_in_time)
-        made = time.perf_counter()
+        finished = time.perf_counter()
         sizes: Any = file_sizes(model, self.tokenizer, self.spec.model, way.key) if way.recipe else self.dense_sizes
-        row = replace(self.row(way.key), basis=MEASURED, minutes=(made - start) / 60, prefill_gain=None, **sizes)
+        row = replace(self.row(way.key), basis=MEASURED, minutes=(finished - start) / 60, prefill_gain=None, **sizes)
         row = replace(row, **self._quality(model, follow), **self._speed(model, way, follow))
         self.know([row])
-        self.judging = time.perf_counter() - made
+        self.judging = time.perf_counter() - finished
         if report is None:
             self.know([replace(row, **_llama_speed(self.spec.model, row))])
         else:

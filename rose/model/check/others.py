@@ -76,9 +76,9 @@ def others_outside(dense: Network, pruned: Network) -> list[Row]:
 
 def _configuration(before: dict[str, Any], after: dict[str, Any]) -> Iterator[Row]:
     """A row for each field by which the models compute otherwise. GGUF files round numbers and lack fields."""
-    values, others = (fields | (fields.get("rope_parameters") or {}) for fields in (before, after))
-    for name in filter(COMPUTING.fullmatch, values):
-        pair: Any = values[name], others.get(name)
+    dense, pruned = (fields | (fields.get("rope_parameters") or {}) for fields in (before, after))
+    for name in filter(COMPUTING.fullmatch, dense):
+        pair: Any = dense[name], pruned.get(name)
         is_number = all(isinstance(value, int | float) for value in pair)
         if None not in pair and not (math.isclose(*pair, rel_tol=1e-4) if is_number else pair[0] == pair[1]):
             reason = f"It is {short_text(pair[1])} here and {short_text(pair[0])} in the dense model."

@@ -255,8 +255,8 @@ class TensorFile:
         if self.is_packed or not shape or not rows:
             yield self.tensor(name)
             return
-        own = safe_open(self.path, "pt") if math.prod(shape) > LARGE else nullcontext(self._file)
-        with own as file:
+        opened = safe_open(self.path, "pt") if math.prod(shape) > LARGE else nullcontext(self._file)
+        with opened as file:
             view = file.get_slice(name)
             for start in range(0, shape[0], rows):
                 yield view[start : start + rows]
