@@ -54,7 +54,7 @@ class LayerRecord:
     `relative_error` and `held_out_error` are against what the layer's dense weight puts out on the same, pruned inputs;
     `target_error` and `held_out_target_error` against the dense model's output, where that was the target (see
     `rose.layer.target`). `target`: "layer", its own output; "dense"; or "dense and stream",
-    which makes good what the residual stream has lost, too. Held-out ones are None where no held-out tokens were given.
+    which also corrects what the residual stream has lost. Held-out ones are None where no held-out tokens were given.
     `damping` and `target_damping` are relative to the mean of diag(H). `tokens` of calibration have reached the layer:
     few or none where it is of an expert, which may then have been left dense, with sparsity 0.
     `is_damping_raised`: the Hessian could not be factorized with the damping asked for, or with the target damping.

@@ -67,7 +67,7 @@ def removal(
     chart.y(row=2, col=1, range=[min(0.0, lowest) * 1.2, max(2.2, highest * 1.15)])
     chart.y(row=2, col=2, range=[0, 1.2])
     left = costs["others help"] / costs["nobody helps"]
-    finding = f"The others make good {percent(1 - left, 0)} of what weight {column} did"
+    finding = f"The others compensate for {percent(1 - left, 0)} of weight {column}'s loss"
     subtitle = f"Grey: before, or without help; orange: after weight {column} is removed"
     table = pd.DataFrame({"weight": names} | dict(weights))
     return chart.done(finding, subtitle, "Computed from H⁻¹; nothing is damped.", "Circles and two bar charts", table)
@@ -171,7 +171,7 @@ def early_late(
 ) -> Drawing:
     """The cost of every block without compensation, and once answered the error that remains, if block 2 moves.
 
-    `results`: traced sweeps, by its turn; `energy`: the denominator of errors; `shares` of its loss, made good in each.
+    `results`: traced sweeps, by its turn; `energy`: the denominator of errors; the compensated `shares` of its loss.
     """
     grid: dict[str, Any] = {"rows": 1, "cols": 2, "shared_yaxes": True, "horizontal_spacing": 0.04}
     grid["subplot_titles"] = list(results)
@@ -196,8 +196,8 @@ def early_late(
     chart.y(title_text="relative error", row=1, col=1)
     finding = "Block 2 would lose most, wherever it stands"
     if answered:
-        finding = f"Of block 2's loss {percent(shares[0], 0)} is made good first, {percent(shares[1], 0)} last"
-    subtitle = "Blocks as they are pruned; error of the layer's output" + ("; made good" if answered else "")
+        finding = f"Block 2 is compensated by {percent(shares[0], 0)} first, by {percent(shares[1], 0)} last"
+    subtitle = "Blocks as they are pruned; error of the layer's output" + ("; share compensated" if answered else "")
     return chart.done(finding, subtitle, "", "Two bar charts side by side", table)
 
 
@@ -252,7 +252,7 @@ def error_strip(random: Sequence[float], marked: Mapping[str, float], *, theme: 
     ending = ", and ROSE" if yours < rule else "; it equals ROSE" if yours == rule else ", but not ROSE"
     finding = f"Your order beats {some(beaten)} of {len(random)} random orders{ending}"
     if not beaten and yours > rule:
-        finding = f"Your order beats neither ROSE nor any of {len(random)} random orders"
+        finding = "Your order beats neither ROSE nor a random order"
     table = pd.DataFrame([*(("random", error) for error in random), *places], columns=["order", "error"])
     return chart.done(finding, "Each dot is a random order", "", "Errors of orders on one axis", table)
 

@@ -373,11 +373,8 @@ def basis_errors(
     if seen != GIVEN:
         change = verdicts.says_change(wide.loc[seen, lead], base[lead], "as given")
         finding = f"In {SPOKEN[seen]} {methods[lead].label} makes {change}"
-    shown = seen if seen != GIVEN else next(name for name in wide.index if name != GIVEN)
-    errors = ", ".join(f"{look.label} {number(wide.loc[shown, method])}" for method, look in methods.items())
-    caption = f"{sentence(tokens)} error in {SPOKEN[shown]}: {errors}."
     alt = f"Grouped bars of {tokens} error by basis and method"
-    return chart.done(finding, f"{subtitle}; the chosen basis is outlined", caption, alt, table)
+    return chart.done(finding, f"{subtitle}; the chosen basis is outlined", "", alt, table)
 
 
 def sentence_of_bases(table: pd.DataFrame) -> str:

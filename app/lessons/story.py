@@ -219,7 +219,7 @@ def in_whole_models(values: Values, answered: bool) -> Screen:
     if not answered:
         return Screen("Does it help a whole model?", text, partial(figures.columnar_map, layers))
     subtitle = "SmolLM2-135M at 70 % zeros; each layer aims at the dense model's output; 95 % intervals"
-    finding = f"ROSE has {ratios['ROSE'].value:.2f} times SparseGPT's perplexity: no clear difference"
+    finding = f"No clear difference: {ratios['ROSE'].value:.2f} times SparseGPT's perplexity"
     caption = "docs/results/headline.csv: three draws of 16 × 512 tokens of WikiText-2 to calibrate, 24 × 512 to judge."
     stage = partial(figures.ratio_lines, ratios, subtitle, finding, caption)
     return Screen("In a whole model: no clear difference", text, stage)
@@ -276,7 +276,7 @@ LESSONS = (
     Lesson(
         "Early and late",
         early_and_late,
-        question=Question("How much is made good if block 2 goes last?", ("most", "half", "hardly any"), 2),
+        question=Question("How much is compensated if block 2 goes last?", ("most", "half", "hardly any"), 2),
     ),
     Lesson(
         "The law",
@@ -315,7 +315,7 @@ LESSONS = (
         make_columnar,
         (
             Slider("basis", "Basis of the heads", tuple(BASES), "given", BASES.__getitem__),
-            Choice("basis_view", "Shown", {"errors": "Errors", "columns": "Importances"}, follows_answer=True),
+            Choice("basis_view", "Shown", {"errors": "Errors", "columns": "Columns"}, follows_answer=True),
         ),
         Question("In the learned basis, what is SparseGPT's error?", ("higher", "the same", "lower"), 2),
     ),

@@ -39,7 +39,7 @@ class Rival:
     error: float
     held_out_error: float | None = None  # None without held-out tokens
     # Of a layer that writes into the residual stream: the error of V by the error of these weights, where the target
-    # makes good what the stream lacks.
+    # compensates for what the stream lacks.
     stream_ratio: float | None = None
 
 
@@ -294,7 +294,7 @@ class _Trial:
                 return
             aim = attempt.aim
             if aim == DENSE and self.inputs.stream is not None:
-                aim = STREAM  # such layers make good what the residual stream lacks
+                aim = STREAM  # such layers correct what the residual stream lacks
             elif aim == UNPRUNED and self.inputs.unpruned is None:
                 aim = LAYER
             methods = [method for method in attempt.methods if method in self.yardsticks.methods]

@@ -223,7 +223,7 @@ def _is_backwards(costs: Costs, opposite: Rival) -> bool:
     """Whether compensation did clear harm where its opposite would help, in all measured errors. Compensation for
     another text may do harm as well, but then its opposite does not help."""
     errors = _errors(costs, costs.mask, opposite)
-    # Where the target makes good what the stream lacks: the error by the mask's and by the opposite's.
+    # Where the target corrects what the stream lacks: the error by the mask's and by the opposite's.
     to_mask, to_opposite = costs.mask.stream_ratio, opposite.stream_ratio
     if to_mask is not None and to_opposite is not None:
         errors.append([to_mask, 1.0, ratio(to_mask, to_opposite)])

@@ -67,7 +67,7 @@ def test_swapping_neighbours_keeps_the_product_of_prices(step):
 
 def test_answers_match_computed_errors():
     """The right answers of all questions, and the sentences that say how large the effects are."""
-    assert "57\u202f% of its loss is made good; last, 4\u202f%" in story.early_and_late({}, True).text
+    assert "57\u202f% of its loss is compensated; last, 4\u202f%" in story.early_and_late({}, True).text
     assert "11.6 > 4.7 > 2.6" in story.the_order({}, True).text
     orders = {name: [name] for name in ("natural", "two_level", "global")} | {"random": example.RANDOM}
     error = {
