@@ -190,7 +190,7 @@ def test_each_amount_is_ranked_alone() -> None:
     )
     worse = result("C at 0.5", EASY_AND_HARD + 1, amount="0.5")
     both = says_ranking(rank([half[0], worse, *more]))
-    assert both == "A at 0.5 and A at 0.7 have the lowest perplexity, 50.2 and 137"
+    assert both == "A has the lowest perplexity at 0.5 and 0.7: 50.2 and 137"
     alone = says_ranking(rank([half[0], more[0]]))
     assert alone == "Perplexity from 50.2 (A at 0.5) to 137 (A at 0.7)"
     assert says_ranking(rank([result("A", value=math.nan, losses=())])) == "Nothing has been measured yet"

@@ -295,9 +295,13 @@ def says_ranking(rankings: Sequence[Ranking]) -> str:
     left, shown = len(comparing) - 3, comparing[:3]
     rest = f"; {word(left)} more below" if left > 0 else ""
     if len(shown) > 1 and all(ranking.best for ranking in shown):
-        names = listing([str(ranking.best) for ranking in shown])
         values = listing([apart(*(result.value for result in ranking.results))[0] for ranking in shown])
-        return f"{names} have the lowest {noun}, {values}{rest}"
+        amounts = [ranking.results[0].amount for ranking in shown]
+        names = [str(ranking.best) for ranking in shown]
+        methods = {name.removesuffix(f" at {amount}") for name, amount in zip(names, amounts, strict=True)}
+        if len(methods) == 1:
+            return f"{methods.pop()} has the lowest {noun} at {listing(amounts)}: {values}{rest}"
+        return f"{listing(names)} have the lowest {noun}, {values}{rest}"
     return "; ".join(ranking.finding for ranking in shown) + rest
 
 
