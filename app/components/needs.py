@@ -52,7 +52,7 @@ def example(subject: str, of: str = "") -> None:
     tokens = f"{setup.samples} × {setup.length} tokens of {text_name(setup.calibration)}"
     of = of or f" of {setup.model}, calibrated on {tokens} and measured on {setup.held_out} × {setup.length} others"
     st.caption(
-        f"Example: {subject}{of}.",
+        f"Example: {subject}{of}.".replace(" × ", "\u00a0×\u00a0"),  # no line breaks within a product
         help=f"Comes with the app; made with {packaged.made_with()}.",
     )
 

@@ -255,14 +255,16 @@ def _map_finding(rows: pd.DataFrame, measure: Metric, threshold: float) -> str:
 
 
 def where_layers(rows: pd.DataFrame, kind: str) -> str:
-    """ "columnar layers lie in decoder blocks 4, 5 and 18", or "… 4 to 25" where they are many."""
+    """ "columnar layers lie in decoder blocks 4, 5 and 18", or "… 4 to 25" where they are many; one is named."""
     if rows.empty:
         return f"no layer is {kind}"
+    if len(rows) == 1:
+        return f"the {kind} layer is {short_layer(rows['layer'].iloc[0])}"
     places = sorted(int(index) for index in rows["block_index"].unique())
-    lie = f"the {kind} layer lies" if len(rows) == 1 else f"{kind} layers lie"
     if len(places) > LISTED_BLOCKS:
-        return f"{lie} in {len(places)} decoder blocks from {places[0]} to {places[-1]}"
-    return f"{lie} in decoder block{'s' if len(places) > 1 else ''} {listing(list(map(str, places)), LISTED_BLOCKS)}"
+        return f"{kind} layers lie in {len(places)} decoder blocks from {places[0]} to {places[-1]}"
+    blocks = listing(list(map(str, places)), LISTED_BLOCKS)
+    return f"{kind} layers lie in decoder block{'s' if len(places) > 1 else ''} {blocks}"
 
 
 # Does order matter there?

@@ -169,7 +169,7 @@ def test_page_opens_on_a_finished_check():
     assert app.error[0].value.startswith(
         "One of 210 layers is wrong: pattern broken. The copy's perplexity on 8 × 256 held"
     )
-    assert "The wrong layer lies in decoder block 18" in titles(app)[0]
+    assert "The wrong layer is 18 · " in titles(app)[0]
     app.segmented_control(key="check_view").set_value("One layer").run()
     assert "where 2:4 allows two" in titles(app)[0]
     by_weights = open_page(PAGE, check_on="Weights alone").error[0].value
