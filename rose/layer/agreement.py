@@ -27,7 +27,8 @@ NEGATED, OTHERS, OTHERS_NEGATED, SHIFTED, REVERSED, CONSTANT, SCALED, UNLIKE_DEN
     *("empty", "other count", "changed", "absurd"),
 )
 CORRECTED = (UNLIKE_DENSE, NEGATED)  # a correction towards the dense model may look like these
-TELLING, FEW = 16, 4  # fewest kept weights that show a direction: where weights moved, where they stayed
+# Fewest kept weights that show a direction: where weights moved; in a tile, or where they stayed.
+TELLING, FEW = 16, 4
 STILL, MOVED = 2**-7, 0.1  # least relative residuals judged: where weights stayed, where they moved
 ROW_ANGLE, COLUMN_ANGLE = 15.0, 12.0  # least tangents of wrong rows and odd columns, over the layer's median
 ROW_SCALE, COLUMN_SCALE, TOO_LARGE = 2.0, 4.0, 6.0  # logarithm of a slope, by tangent; the last is never lawful
@@ -180,7 +181,7 @@ class _Layer:
         """Numbers of rows whose direction or scale differs from the layer's."""
         tangent, slope, product, enough = self._fits(1)
         opposite, counts = (self.dense * self.pruned < 0).sum(1), (self.pruned != 0).sum(1)
-        odd = (-product > NEGATIVE[1, 128]) & (opposite > MOSTLY * counts)
+        odd = (-product > NEGATIVE[1, 128]) & (opposite > MOSTLY * counts) & (counts >= FEW)
         if enough.any():
             scale = (slope.abs() / slope.abs()[enough].median()).clamp_min(1e-6).log().abs()
             usual = tangent[enough].median() + self.floor
@@ -224,6 +225,7 @@ class _Layer:
             sizes, opposite, backward, residual = (_tile_sums(run, rows, columns // 32) for run in runs)
             is_odd = (backward > limit) & (opposite > MOSTLY * sizes)
             is_odd |= residual > RESIDUAL.get((rows, columns), torch.inf) * (sizes + PRIOR)
+            is_odd &= sizes >= FEW
             odd |= is_odd.repeat_interleave(rows, 0).repeat_interleave(columns // 32, 1)[: len(odd), : odd.shape[1]]
         return odd & (runs[0] > 0)
 

@@ -228,5 +228,9 @@ def test_rows_that_moved_much_are_not_faults_of_tiles():
     change[100] *= 10
     change[100, 128:160] *= 3
     weight[100] *= 2
-    kept = torch.rand(weight.shape, generator=generator) < 0.5
-    assert misfits(weight, (weight + change) * kept) == ()
+    pruned = (weight + change) * (torch.rand(weight.shape, generator=generator) < 0.5)
+    assert misfits(weight, pruned) == ()
+    # The few weights that a nearly empty row keeps stand in for all others, and may turn round.
+    pruned[200], few = 0, [5, 20, 70]
+    pruned[200, few] = -weight[200, few]
+    assert misfits(weight, pruned) == ()
