@@ -8,8 +8,10 @@ import shutil
 import subprocess
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from transformers import DynamicCache
 from rose.errors import RoseError
 from rose.interrupt import stop_point
 from rose.model.estimate import estimate_evaluation
-from rose.model.load.models import save_model, stored_bytes
+from rose.model.load.models import load_model, save_model, stored_bytes
 from rose.model.load.tokens import load_apart, load_tokens, tuning_draw
 from rose.model.measure.perplexity import perplexity_of, plain_english, window_losses
 from rose.model.network.layers import text_config
@@ -29,7 +31,7 @@ from rose.model.network.network import Network
 from rose.model.run.prune import prune_model
 from rose.model.ship.export import export_gguf
 from rose.model.tune.tuning import tune_model
-from rose.output import check_room
+from rose.output import check_room, temporary_folder
 from rose.recipe.parts import PruneSettings, SlimSettings
 from rose.recipe.steps import Slim, Smaller
 from rose.report import RunReport
@@ -44,6 +46,15 @@ Follow = Callable[[float, str], Any]  # told the share that is done, and what is
 PROMPT, NEW_TOKENS = 128, 16
 TURNS = (5, 15)  # of each model, fewest and most
 TIMING = 8.0  # seconds for turns
+
+
+@dataclass
+class Begun:
+    """A copy after its first step, on disk for other ways that begin with this step."""
+
+    step: Spec
+    seconds: float
+    place: Path
 
 
 class Bench:
@@ -67,6 +78,9 @@ class Bench:
         dense, *copies = estimated_rows(spec, model, self.ways, self.dense_sizes)
         self.estimates = [replace(dense, stored=stored_bytes(spec.model)), *copies]
         self.rows, self.measured = self.estimates, dict[str, Row]()
+        self.begun: Begun | None = None
+        self._temporary = ExitStack()
+        weakref.finalize(self, self._temporary.close)
         # Seconds to measure a copy: first estimated, then the last copy's.
         self.judging = 2 * estimate_evaluation(model, tokens=spec.held_out * spec.length)
 
@@ -100,9 +114,14 @@ class Bench:
         """The most promising way that is not measured and fits into the time, the model as it is first; else None."""
         open_rows = [row for row in self.rows if not row.is_measured]
         for row in sorted(open_rows, key=self._promise, reverse=True):
-            if row.key == AS_IS or 60 * row.minutes + self.judging <= seconds:
-                return self.way(row.key)
+            way = self.way(row.key)
+            if row.key == AS_IS or 60 * row.minutes - self._spared(way) + self.judging <= seconds:
+                return way
         return None
+
+    def _spared(self, way: Way) -> float:
+        """Seconds that the copy on disk spares this way."""
+        return self.begun.seconds if self.begun and way.recipe and way.recipe.steps[0] == self.begun.step else 0.0
 
     def _promise(self, row: Row) -> float:
         """The saving of a row over its loss, both as logarithms; below 0 if it loses too much."""
@@ -115,7 +134,7 @@ class Bench:
     def measure(self, way: Way, follow: Follow, seconds: float = math.inf) -> Row:
         """Makes the copy, measures it beside the dense model, and keeps it where it is recommended now. Raises
         RoseError where it cannot be made, TimeoutError where not in `seconds`, and whatever `follow` raises."""
-        start = time.perf_counter()
+        start, spared = time.perf_counter(), self._spared(way)
 
         def follow_in_time(share: float, doing: str) -> None:
             if time.perf_counter() - start > seconds:
@@ -125,7 +144,8 @@ class Bench:
         model, report = (self.model, None) if way.recipe is None else self.make(way, follow_in_time)
         finished = time.perf_counter()
         sizes: Any = file_sizes(model, self.tokenizer, self.spec.model, way.key) if way.recipe else self.dense_sizes
-        row = replace(self.row(way.key), basis=MEASURED, minutes=(finished - start) / 60, prefill_gain=None, **sizes)
+        row = replace(self.row(way.key), basis=MEASURED, prefill_gain=None, **sizes)
+        row = replace(row, minutes=(finished - start + spared) / 60)
         row = replace(row, **self._quality(model, follow), **self._speed(model, way, follow))
         self.know([row])
         self.judging = time.perf_counter() - finished
@@ -138,17 +158,38 @@ class Bench:
     def make(self, way: Way, follow: Follow) -> tuple[Any, RunReport]:
         """A copy of the model made by the steps of the way's recipe, with the record of the last one."""
         assert way.recipe is not None
-        model, report, steps = copy.deepcopy(self.model), None, way.recipe.steps
-        for number, step in enumerate(steps):
+        _, *rest = steps = way.recipe.steps
+        model, report = self._begin(way, lambda share, doing: follow(share / len(steps), doing))
+        for number, step in enumerate(rest, 1):
             before = report
 
             def follow_part(share: float, doing: str, number: int = number) -> None:
                 follow((number + share) / len(steps), doing)
 
             report = self._do(step, model, follow_part)
-            if before is not None and before.kind == "slim" and report.kind == "prune":
+            if before.kind == "slim" and report.kind == "prune":
                 report = replace(before, then=report)
-        assert report is not None
+        return model, report
+
+    def _begin(self, way: Way, follow: Follow) -> tuple[Any, RunReport]:
+        """The copy after the first step of the way; from disk, where the last copy began with this step, too."""
+        assert way.recipe is not None
+        step, start = way.recipe.steps[0], time.perf_counter()
+        if self.begun and self.begun.step == step:
+            dtype = next(self.model.parameters()).dtype
+            return load_model(self.begun.place, dtype=dtype)[0], RunReport.load(self.begun.place)
+        model = copy.deepcopy(self.model)
+        report = self._do(step, model, follow)
+        others = [other.recipe for other in self.ways if other != way and not self.row(other.key).is_measured]
+        if any(recipe and recipe.steps[0] == step for recipe in others):
+            self.begun = None
+            self._temporary.close()
+            with suppress(RoseError, OSError):  # without room for it, the next copy begins anew
+                self.folder.mkdir(parents=True, exist_ok=True)
+                check_room(self.folder, 2 * sum(parameter.nbytes for parameter in model.parameters()))
+                place = self._temporary.enter_context(temporary_folder(self.folder)) / "model"
+                save_model(model, self.tokenizer, place, report=report)
+                self.begun = Begun(step, time.perf_counter() - start, place)
         return model, report
 
     def _do(self, step: Spec, model: Any, follow: Follow) -> RunReport:

@@ -81,6 +81,18 @@ def test_a_row_is_what_the_single_command_measures(made: Path, checkpoint: str, 
     )
 
 
+def test_ways_that_begin_alike_share_their_first_step(checkpoint: str, tmp_path: Path, monkeypatch) -> None:
+    only(monkeypatch, "as-is", "slim-fifth", "slim-fifth-bits-8")
+    slim = Mock(wraps=measure.prune_structured)
+    monkeypatch.setattr(measure, "prune_structured", slim)
+    out, again = tmp_path / "out", tmp_path / "again"
+    assert cli.main(["smaller", checkpoint, *DRAW, "--write", "slim-fifth-bits-8", "--output", str(out)]) == 0
+    assert slim.call_count == 1
+    assert [path.name for path in out.iterdir() if path.is_dir()] == ["slim-fifth-bits-8"]
+    assert cli.main(["run", str(out / "slim-fifth-bits-8" / "recipe.yaml"), f"output={again}"]) == 0
+    assert len({digest(rose.load_model(folder)[0].state_dict()) for folder in (out / "slim-fifth-bits-8", again)}) == 1
+
+
 def test_only_the_chosen_copy_is_left_and_a_further_call_measures_further_rows(made, checkpoint, monkeypatch):
     assert [path.name for path in made.iterdir() if path.is_dir()] == ["bits-4"]
     before = (made / "rows.csv").read_text()
