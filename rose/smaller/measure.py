@@ -180,8 +180,8 @@ class Bench:
             return load_model(self.begun.place, dtype=dtype)[0], RunReport.load(self.begun.place)
         model = copy.deepcopy(self.model)
         report = self._do(step, model, follow)
-        others = [other.recipe for other in self.ways if other != way and not self.row(other.key).is_measured]
-        if any(recipe and recipe.steps[0] == step for recipe in others):
+        recipes = [other.recipe for other in self.ways if other != way and not self.row(other.key).is_measured]
+        if any(recipe and recipe.steps[0] == step for recipe in recipes):
             self.begun = None
             self._temporary.close()
             with suppress(RoseError, OSError):  # without room for it, the next copy begins anew
