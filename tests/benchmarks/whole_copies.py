@@ -92,6 +92,7 @@ def main() -> None:
                 | {"first_lawful": " ".join(odd[["layer", "misfits"]].head(1).to_numpy().ravel())}
                 | {"processor_seconds": round(time.process_time() - began)}
             )
+            del pruned, check  # before the next copy takes as much memory
 
 
 if __name__ == "__main__":
