@@ -87,7 +87,7 @@ def ways_of(spec: Smaller, model: nn.Module) -> tuple[list[Way], list[str]]:
         try:
             if way.slim:
                 check_slimming(model, SlimSettings(ratio=way.slim))
-            elif pattern.ratio or way.bits:
+            if pattern.ratio or way.bits:
                 network.to_prune(None, pattern, Prune.fields()["block_size"].default, parse_grid(way.bits, None))
             if way.is_tuned and too_large:
                 raise RoseError(too_large)
