@@ -29,7 +29,7 @@ def ask(tasks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-4000:]
         answers = [json.loads(line) for line in done.stdout.splitlines()]
-        return [one | {"losses": np.load(task["out"])} for one, task in zip(answers, asked, strict=True)]
+        return [answer | {"losses": np.load(task["out"])} for answer, task in zip(answers, asked, strict=True)]
 
 
 def answer(task: dict[str, Any]) -> dict[str, Any]:
@@ -44,14 +44,15 @@ def answer(task: dict[str, Any]) -> dict[str, Any]:
     whole = greedy | {"grammar": LETTERS, "n_predict": 1, "n_probs": ALL}
     losses, counts = [], []
     for prompt in task["prompts"]:
-        found = server.handle_completions(whole | {"prompt": prompt})
-        every = {one["id"]: -one["logprob"] for one in found["choices"][0]["logprobs"]["content"][0]["top_logprobs"]}
+        completion = server.handle_completions(whole | {"prompt": prompt})
+        entries = completion["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        every = {entry["id"]: -entry["logprob"] for entry in entries}
         losses.append([every[number] for number in range(len(every))])
-        counts.append(found["usage"]["prompt_tokens"])
+        counts.append(completion["usage"]["prompt_tokens"])
     np.save(task["out"], np.array(losses, np.float32))
-    said = server.handle_completions(greedy | {"prompt": task["prompts"][0], "n_predict": task["generate"]})
-    rate = said["timings"]["predicted_per_second"]
-    return {"counts": counts, "said": said["choices"][0]["text"], "rate": round(rate, 1)}
+    generated = server.handle_completions(greedy | {"prompt": task["prompts"][0], "n_predict": task["generate"]})
+    rate = generated["timings"]["predicted_per_second"]
+    return {"counts": counts, "said": generated["choices"][0]["text"], "rate": round(rate, 1)}
 
 
 if __name__ == "__main__":

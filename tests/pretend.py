@@ -72,8 +72,8 @@ def compute(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         result = result.clone() if any(result is x for x in tensors_in((real_args, real_kwargs))) else result  # moved
     if device == "cpu" or (device is None and not there):
         return result
-    known = {id(x.held): x for x in there}  # what works in place returns what it was given
-    return each(lambda x: known[id(x)] if id(x) in known else wrap(x), result)
+    operands = {id(x.held): x for x in there}  # what works in place returns what it was given
+    return each(lambda x: operands[id(x)] if id(x) in operands else wrap(x), result)
 
 
 def target(name: str, args: tuple, kwargs: dict[str, Any]) -> str | None:
@@ -81,11 +81,11 @@ def target(name: str, args: tuple, kwargs: dict[str, Any]) -> str | None:
     if name in ("cpu", "cuda"):
         return name
     if name == "to":
-        for one in (*args[1:], kwargs.get("device"), kwargs.get("other")):
-            if isinstance(one, Tensor):
-                return "cuda" if is_there(one) else "cpu"
-            if isinstance(one, str | torch.device):
-                return torch.device(one).type
+        for argument in (*args[1:], kwargs.get("device"), kwargs.get("other")):
+            if isinstance(argument, Tensor):
+                return "cuda" if is_there(argument) else "cpu"
+            if isinstance(argument, str | torch.device):
+                return torch.device(argument).type
         return None
     named = kwargs.get("device")
     return None if named is None else torch.device(named).type
@@ -95,16 +95,16 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, tuple | list | dict):
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from tensors_in(one)
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from tensors_in(entry)
 
 
 def each(do: Callable[[Any], Any], value: Any) -> Any:
     """`do` for everything in tuples, lists and dictionaries; PyTorch's own trees are ten times slower."""
     if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
-        return type(value)([each(do, one) for one in value])  # type: ignore[call-arg]
+        return type(value)([each(do, entry) for entry in value])  # type: ignore[call-arg]
     if isinstance(value, dict):
-        return {key: each(do, one) for key, one in value.items()}
+        return {key: each(do, entry) for key, entry in value.items()}
     return do(value)
 
 

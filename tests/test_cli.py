@@ -28,6 +28,7 @@ from rose.model.run import one_layer
 from rose.output import check_file
 from rose.structured import plan
 from rose.wording import apart
+from tests.refusals import refused
 from tests.tasks import write_task
 from tests.tiny import save_tiny_llama
 
@@ -145,7 +146,7 @@ def test_compare_resumes(checkpoint, text, tmp_path, capsys, monkeypatch):
     assert run(*common, *methods, "--seeds", "0") == 0
     first = (output / "rows.csv").read_text()
     monkeypatch.chdir(Path(text).parent)
-    near = [Path(text).name if one == text else one for one in common]
+    near = [Path(text).name if word == text else word for word in common]
     assert run(*near, *methods, "--seeds", "0,1") == 0
     assert json.loads((output / "settings.json").read_text())["evaluate"] == str(text)
     assert (output / "rows.csv").read_text().startswith(first)
@@ -219,7 +220,7 @@ def test_a_closed_output_keeps_the_exit_status(monkeypatch):
 
 
 def test_an_interrupted_prune_exits_130_and_resumes_from_its_checkpoint(checkpoint, tmp_path, monkeypatch, capsys):
-    kept, work, calls = tmp_path / "kept", one_layer.prune_with, []
+    folder, work, calls = tmp_path / "kept", one_layer.prune_with, []
 
     def interrupt(*arguments, **options):
         calls.append(None)
@@ -231,24 +232,24 @@ def test_an_interrupted_prune_exits_130_and_resumes_from_its_checkpoint(checkpoi
     assert prune(checkpoint, tmp_path / "out") == 130
     assert "cancelled; nothing was written" in printed(capsys)
     assert list(tmp_path.iterdir()) == []
-    assert prune(checkpoint, tmp_path / "out", "--checkpoint", str(kept)) == 130
-    assert f"the same command resumes from {kept}" in printed(capsys)
+    assert prune(checkpoint, tmp_path / "out", "--checkpoint", str(folder)) == 130
+    assert f"the same command resumes from {folder}" in printed(capsys)
     assert not (tmp_path / "out").exists()
-    assert prune(checkpoint, tmp_path / "out", "--checkpoint", str(kept)) == 0
+    assert prune(checkpoint, tmp_path / "out", "--checkpoint", str(folder)) == 0
     assert len(calls) == 11 + 14
-    assert prune(checkpoint, tmp_path / "other", "--checkpoint", str(kept), "--sparsity", "0.5") == 2
+    assert prune(checkpoint, tmp_path / "other", "--checkpoint", str(folder), "--sparsity", "0.5") == 2
     assert "belongs to another run" in printed(capsys)
 
 
 @pytest.mark.parametrize(
-    ("command", "what"),
+    ("command", "work"),
     [
         ("analyze --block-size 16", "Analyzing"),
         ("prune --block-size 16", "Pruning"),
         ("slim --prune 0.5", "Slimming and pruning"),
     ],
 )
-def test_long_runs_print_an_estimate_first(checkpoint, tmp_path, capsys, monkeypatch, command, what):
+def test_long_runs_print_an_estimate_first(checkpoint, tmp_path, capsys, monkeypatch, command, work):
     asked = [*command.split(), "--model", checkpoint, *CALIBRATION[:-2], "--output"]
     assert run(*asked, tmp_path / "short") == 0
     assert "by estimate" not in capsys.readouterr().err
@@ -256,7 +257,7 @@ def test_long_runs_print_an_estimate_first(checkpoint, tmp_path, capsys, monkeyp
     monkeypatch.setattr(plan, "matmul_rate", lambda: 1e5)
     assert run(*asked, tmp_path / "long") == 0
     cost = r"about [\d.]+ (s|min|h) and [\d.]+ (kB|MB) besides the model, by estimate"
-    assert re.search(f"^{what}: {cost}$", capsys.readouterr().err, re.M)
+    assert re.search(f"^{work}: {cost}$", capsys.readouterr().err, re.M)
 
 
 @pytest.mark.parametrize(
@@ -408,8 +409,7 @@ def test_folders_with_other_files_are_refused_unchanged(tmp_path):
         folder.mkdir()
         for name, content in files.items():
             (folder / name).write_text(content)
-        with pytest.raises(rose.RoseError, match="holds no comparison"):
-            ComparisonFolder(folder, {"model": "tiny", "windows": "4"})
+        refused("holds no comparison", ComparisonFolder, folder, {"model": "tiny", "windows": "4"})
         assert {path.name: path.read_text() for path in folder.iterdir()} == files
 
 
@@ -420,8 +420,7 @@ def test_a_tilde_in_a_path_is_expanded(tmp_path, monkeypatch):
         assert cli._read([*command.split(), "--output=~/x"])[0].output == tmp_path / "x"
     assert cli._read(["check", "x", "y", "--json=~/x"])[0].json_file == tmp_path / "x"
     asked, _ = cli._read(["prune", "--output=~/x", "--checkpoint=~/x/kept"])
-    with pytest.raises(rose.RoseError, match="must not be inside --output"):
-        shared.check_saving(asked)
+    refused("must not be inside --output", shared.check_saving, asked)
 
 
 def test_empty_arguments_are_refused(tmp_path, monkeypatch, capsys):
@@ -436,7 +435,7 @@ def test_unknown_options_are_refused(capsys):
     for command, more in ((["check", "a", "b"], "--dense"), (["diffuse", "prune", "--output", "x"], "--windows")):
         with pytest.raises(SystemExit, match="2"):
             run(*command, more)
-        name = " ".join(one for one in command if one in ("check", "diffuse", "prune"))
+        name = " ".join(word for word in command if word in ("check", "diffuse", "prune"))
         assert f"rose {name}: error: unrecognized arguments: {more}" in capsys.readouterr().err
 
 
@@ -445,5 +444,4 @@ def test_unwritable_files_are_refused_first(tmp_path, monkeypatch):
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
-    with pytest.raises(rose.RoseError, match=r"Read-only file system.*choose another folder"):
-        check_file(tmp_path / "rows.csv")
+    refused(r"Read-only file system.*choose another folder", check_file, tmp_path / "rows.csv")

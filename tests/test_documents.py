@@ -47,7 +47,7 @@ def test_numbers_in_documents_are_those_of_the_files(path: Path) -> None:
     assert text == document_numbers.render(text), "run python -m tests.benchmarks.document_numbers"
 
 
-def test_every_region_stands_in_a_document() -> None:
+def test_every_generated_region_is_in_a_document() -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in document_numbers.documents())
     assert set(re.findall(r"<!-- (\w+) -->", text)) == set(document_numbers.REGIONS)
 
@@ -73,7 +73,7 @@ def headings(path: Path) -> list[str]:
     return re.findall(r"^#+ .*$", re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL), re.MULTILINE)
 
 
-def test_every_picture_is_there_and_shown() -> None:
+def test_every_picture_exists_and_is_shown() -> None:
     notebooks = {path: json.loads(path.read_text())["cells"] for path in ROOT.glob("notebooks/*.ipynb")}
     texts = {path: str([cell["source"] for cell in cells]) for path, cells in notebooks.items()}
     texts |= {path: path.read_text() for path in DOCUMENTS}

@@ -15,6 +15,7 @@ from rose.files import beside, check_small, reachable, write_atomically
 from rose.model.load.tokens import text_file
 from rose.output import check_file, check_folder, check_output, new_file, new_folder, write_file
 from rose.report import read_runs
+from tests.refusals import refused
 
 READERS = [reachable, rose.load_model, rose.load_diffusion, read_runs, saved_checkpoint, can_stream]
 
@@ -22,8 +23,7 @@ READERS = [reachable, rose.load_model, rose.load_diffusion, read_runs, saved_che
 @pytest.mark.parametrize("read", [*READERS, lambda path: text_file(f"{path}.txt")])
 @pytest.mark.parametrize("path", ["x" * 5000, "a\0b"], ids=["too long", "null byte"])
 def test_impossible_file_names_are_refused(read: Callable[[str], object], path: str) -> None:
-    with pytest.raises(rose.RoseError, match=r"check the path|neither a folder|no report.json|no model in"):
-        read(path)
+    refused(r"check the path|neither a folder|no report.json|no model in", read, path)
 
 
 def test_failing_to_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,10 +54,10 @@ def test_new_files_have_the_usual_mode(tmp_path: Path, monkeypatch: pytest.Monke
 def test_an_empty_folder_is_filled_or_left_empty(tmp_path, monkeypatch, error):
     move, moved = os.replace, []
 
-    def stop(one: Path, other: Path) -> None:
+    def stop(source: Path, target: Path) -> None:
         if moved:
             raise error
-        moved.append(move(one, other))
+        moved.append(move(source, target))
 
     monkeypatch.setattr(os, "replace", stop)
     with suppress(KeyboardInterrupt, rose.RoseError), new_folder(tmp_path) as folder:
@@ -70,8 +70,7 @@ def test_an_empty_folder_is_filled_or_left_empty(tmp_path, monkeypatch, error):
 @pytest.mark.parametrize("check", [check_output, check_folder, check_file, check_small, rose.load_model])
 def test_names_that_are_not_utf_8_are_refused(check: Callable[[Path], Any], tmp_path: Path) -> None:
     place = tmp_path / os.fsdecode(b"half\xff")
-    with pytest.raises(rose.RoseError, match=r"half\\udcff' is not UTF-8; choose or make another\.$"):
-        check(place)
+    refused(r"half\\udcff' is not UTF-8; choose or make another\.$", check, place)
     assert not list(tmp_path.iterdir())
 
 
@@ -84,10 +83,8 @@ def test_a_new_file_replaces_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [place]
     with new_file(other) as temporary:
         temporary.write_text("ours")
-        with pytest.raises(rose.RoseError, match="being written by another process"):
-            write_file(other, "theirs")
-    with pytest.raises(rose.RoseError, match="already exists"):
-        write_file(other, "theirs")
+        refused("being written by another process", write_file, other, "theirs")
+    refused("already exists", write_file, other, "theirs")
     assert other.read_text() == "ours"
 
 

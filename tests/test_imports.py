@@ -50,8 +50,8 @@ print("ends inside torch")
 
 @pytest.fixture(scope="module")
 def ended() -> Ended:
-    known = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    return subprocess.run([sys.executable, "-c", CODE], env=known, capture_output=True, text=True, check=False)
+    env = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    return subprocess.run([sys.executable, "-c", CODE], env=env, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ LIBRARY = "try: import rose; rose.load_model\nexcept KeyboardInterrupt: print('m
 
 
 @pytest.mark.parametrize(
-    ("call", "status", "said"),
+    ("call", "status", "message"),
     [
         (["-m", "rose", "models"], 130, "rose: cancelled; nothing was written\n"),
         (["{folder}/rose", "models"], 130, "rose: cancelled; nothing was written\n"),
@@ -96,7 +96,7 @@ LIBRARY = "try: import rose; rose.load_model\nexcept KeyboardInterrupt: print('m
     ],
     ids=["module", "script", "library"],
 )
-def test_an_interrupted_import_ends_quietly(call: list[str], status: int, said: str, tmp_path: Path) -> None:
+def test_an_interrupted_import_ends_quietly(call: list[str], status: int, message: str, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text(TORCH)
     (tmp_path / "rose").write_text(SCRIPT)
     root = Path(__file__).parents[1]
@@ -104,4 +104,4 @@ def test_an_interrupted_import_ends_quietly(call: list[str], status: int, said: 
     command = [sys.executable, *(word.format(folder=tmp_path) for word in call)]
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # shells ignore it in the background
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, preexec_fn=heard)
-    assert (done.returncode, done.stdout + done.stderr) == (status, said)
+    assert (done.returncode, done.stdout + done.stderr) == (status, message)

@@ -88,7 +88,7 @@ def fresh_process(request: pytest.FixtureRequest) -> multiprocessing.context.Bas
     return context
 
 
-def test_a_kernel_runs_a_notebook_and_tells_of_a_failure(tmp_path: Path) -> None:
+def test_a_kernel_runs_a_notebook_and_reports_a_failure(tmp_path: Path) -> None:
     cells = [nbformat.v4.new_code_cell(source) for source in ("import os", "print(os.environ['HF_HUB_OFFLINE'])")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "one.ipynb")
     assert printed_by(execute(tmp_path / "one.ipynb")) == "1\n"

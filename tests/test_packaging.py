@@ -113,7 +113,7 @@ def test_rose_app_serves_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
         cli.main(["models", "--server.allowedHosts", "rose.example.org"])
 
 
-def test_rose_app_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_rose_app_names_the_missing_packages(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     def said(*arguments: str) -> str:
         assert cli.main(["app", *arguments]) == 2
         return " ".join(capsys.readouterr().err.split())

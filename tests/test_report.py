@@ -80,11 +80,11 @@ def test_totals_are_weighted_sums_of_layers() -> None:
     assert {name: summary[name] for name in expected} == pytest.approx(expected)
 
 
-def test_layers_of_several_methods_count_once() -> None:
+def test_layers_pruned_by_several_methods_count_once() -> None:
     records = [record(number, method=method) for number in range(2) for method in ("rose", "wanda")]
-    one, two = (rose.RunReport.from_records(chosen).summary for chosen in (records[::2], records))
+    single, both = (rose.RunReport.from_records(chosen).summary for chosen in (records[::2], records))
     for name in ("layers", "columnar_layers", "weights"):
-        assert one[name] == two[name]
+        assert single[name] == both[name]
     records[1] = record(0, method="wanda", relative_error=0.9)
     summary = rose.RunReport.from_records(records).summary
     assert summary["mean_relative_error"] is None
@@ -99,9 +99,9 @@ def test_remarks_name_layers_without_a_dense_target() -> None:
         record(3, block_index=1, target="dense"),
         record(4, block_index=2, target="layer", sparsity=0.0),  # left dense
     ]
-    stream, own = rose.RunReport.from_records(records, target="dense").remarks
+    stream, own_target = rose.RunReport.from_records(records, target="dense").remarks
     assert stream.startswith("In 1 of 2 decoder blocks no pruned layer is known to write")
-    assert own.startswith("1 of 4 layers were fitted to their own output")
+    assert own_target.startswith("1 of 4 layers were fitted to their own output")
     assert rose.RunReport.from_records(records[:2], target="dense").remarks == []
     assert rose.RunReport.from_records(records, target="layer").remarks == []
 

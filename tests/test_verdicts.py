@@ -39,7 +39,7 @@ def test_interval_equals_the_paired_t_test() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bounds", "neutral", "said", "is_clear"),
+    ("bounds", "neutral", "printed", "is_clear"),
     [
         ((1.062, 1.0004, 1.129), 1.0, "1.062 (1.0004 to 1.129)", True),
         ((1.062, 0.99996, 1.129), 1.0, "1.062 (0.99996 to 1.129)", False),
@@ -52,9 +52,9 @@ def test_interval_equals_the_paired_t_test() -> None:
         ((-0.4, -0.8, -1e-9), 0.0, "−0.40 (−0.80 to 0.00)", False),
     ],
 )
-def test_printed_intervals_agree_with_verdicts(bounds, neutral, said, is_clear):
+def test_printed_intervals_agree_with_verdicts(bounds, neutral, printed, is_clear):
     interval = verdicts.Interval(*bounds, neutral)
-    assert (str(interval), interval.is_clear) == (said, is_clear)
+    assert (str(interval), interval.is_clear) == (printed, is_clear)
 
 
 def test_mean_ratio_is_symmetric() -> None:
@@ -73,9 +73,9 @@ def test_rank_correlation_interval_has_its_coverage() -> None:
     for _ in range(400):
         x = rng.standard_normal(40)
         y = 0.6 * x + 0.8 * rng.standard_normal(40)
-        found = verdicts.rank_correlation(pd.Series(x), pd.Series(y))
-        held += found.low <= truth <= found.high
-    assert found.value == pytest.approx(stats.spearmanr(x, y).statistic)
+        interval = verdicts.rank_correlation(pd.Series(x), pd.Series(y))
+        held += interval.low <= truth <= interval.high
+    assert interval.value == pytest.approx(stats.spearmanr(x, y).statistic)
     assert 0.92 <= held / 400 <= 0.98
 
 
@@ -95,12 +95,14 @@ def test_a_lead_within_the_interval_is_not_clear() -> None:
 
 
 def test_equal_losses_are_identical_by_construction() -> None:
-    one, two, third = result("ROSE"), result("SparseGPT"), result("Wanda", EASY_AND_HARD + 0.5)
-    assert compare(one, two).kind == "identical"
-    assert says_ranking(rank([one, two])) == "ROSE and SparseGPT are identical by construction: perplexity 50.2"
-    assert says_ranking(rank([third, one, two])).startswith("ROSE and SparseGPT, identical by construction, share the")
+    first, second, third = result("ROSE"), result("SparseGPT"), result("Wanda", EASY_AND_HARD + 0.5)
+    assert compare(first, second).kind == "identical"
+    assert says_ranking(rank([first, second])) == "ROSE and SparseGPT are identical by construction: perplexity 50.2"
+    assert says_ranking(rank([third, first, second])).startswith(
+        "ROSE and SparseGPT, identical by construction, share the"
+    )
     # A mean may agree where nothing else does.
-    assert compare(one, result("Other", EASY_AND_HARD[::-1])).kind == "no clear difference"
+    assert compare(first, result("Other", EASY_AND_HARD[::-1])).kind == "no clear difference"
 
 
 def test_draws_must_agree_with_windows() -> None:
@@ -147,9 +149,9 @@ def test_draws_that_disagree_take_a_lead_back() -> None:
     a, b = drawn("A", 20, 31, 22), drawn("B", 22, 26, 23)
     third = result("C", EASY_AND_HARD + 1, value=50.0, draws={0: 50.0})
     losses = {"A": EASY_AND_HARD, "B": EASY_AND_HARD + 0.095, "C": EASY_AND_HARD + 0.9}
-    one, two, three = (replace(x, losses=(), drawn_losses={0: tuple(losses[x.name])}) for x in (a, b, third))
-    assert rank([one, two])[0].finding.startswith("No clear difference")
-    (ranking,) = rank([one, two, three])
+    first, second, three = (replace(x, losses=(), drawn_losses={0: tuple(losses[x.name])}) for x in (a, b, third))
+    assert rank([first, second])[0].finding.startswith("No clear difference")
+    (ranking,) = rank([first, second, three])
     assert ranking.finding == "No clear difference between A and B: perplexity 20.0 to 22.0"
     assert ranking.left_out == "Compared over one shared calibration draw only."
 
@@ -158,7 +160,7 @@ LAYERS = frozenset({"a", "b"})
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "said"),
+    ("one", "other", "reason"),
     [
         ({"model": "a"}, {"model": "b"}, "dense model (a and b)"),
         ({"model": "a", "norms": (1.0, 2.0)}, {"model": "b", "norms": (1.0, 2.0)}, ""),
@@ -172,13 +174,13 @@ LAYERS = frozenset({"a", "b"})
         ({"environment": "cpu", "model": "a"}, {}, ""),
     ],
 )
-def test_results_of_different_setups_are_not_compared(one: dict, other: dict, said: str) -> None:
+def test_results_of_different_setups_are_not_compared(one: dict, other: dict, reason: str) -> None:
     setups = EvaluationSetup(**one), EvaluationSetup(**other)
     results = result("A", setup=setups[0]), result("B", EASY_AND_HARD + 1, setup=setups[1])
-    assert setups[0].differs(setups[1]) == said
-    assert compare(*results).kind == ("not comparable" if said else "better")
+    assert setups[0].differs(setups[1]) == reason
+    assert compare(*results).kind == ("not comparable" if reason else "better")
     (ranking,) = rank(results)
-    assert (ranking.finding == f"Not ranked: A and B differ in {said}") == bool(said)
+    assert (ranking.finding == f"Not ranked: A and B differ in {reason}") == bool(reason)
 
 
 def test_each_amount_is_ranked_alone() -> None:
@@ -200,9 +202,9 @@ def test_the_pareto_front_ignores_noise() -> None:
     # Identical work, timed twice: 80 and 40 s, 4 and 10 s.
     slow = [result("A", seconds=80.0), result("B", seconds=40.0)]
     fast = [result(name, EASY_AND_HARD + 0.5, seconds=time) for name, time in (("C", 4.0), ("D", 10.0))]
-    found = front([*slow, *fast])
-    assert found.is_on == (True, True, True, True)
-    assert found.steps == (2, 1)
+    on_front = front([*slow, *fast])
+    assert on_front.is_on == (True, True, True, True)
+    assert on_front.steps == (2, 1)
     near = front([result("A", seconds=10.0), result("B", EASY_AND_HARD + WOBBLE, seconds=9.0)])
     assert (near.is_on, len(near.steps)) == ((True, True), 1)
     beaten = front([result("A", seconds=10.0), result("B", EASY_AND_HARD + 0.5, seconds=9.0)])
@@ -232,9 +234,9 @@ def test_different_numbers_print_differently() -> None:
 def test_odd_windows_are_named() -> None:
     before = [3.0, 3.5, 2.5, 4.0]
     assert verdicts.says_odd_windows(before, [4.0, 4.6, 3.4, 5.0]) == ""
-    said = verdicts.says_odd_windows(before, [4.0, 4.6, 3.4, 7.05])  # rises of 1, 1.1, 0.9 and 3.05: 2 above the median
-    assert said.startswith("In one of four windows the loss rose by 2.0 nats a token more than in the median one")
-    assert f"makes perplexity {math.exp(2 / 4):.2f} times as high" in said
+    text = verdicts.says_odd_windows(before, [4.0, 4.6, 3.4, 7.05])  # rises of 1, 1.1, 0.9 and 3.05: 2 above the median
+    assert text.startswith("In one of four windows the loss rose by 2.0 nats a token more than in the median one")
+    assert f"makes perplexity {math.exp(2 / 4):.2f} times as high" in text
     wide = [4.0, 4.6, 2.9, 5.6]  # rises of 1, 1.1, 0.4 and 1.6: one is 0.55 above, and all of them differ
     assert verdicts.says_odd_windows(before, [4.0, 4.9, 2.6, 6.1]) == verdicts.says_odd_windows(before, wide) == ""
     assert verdicts.says_odd_windows([], [1.0]) == verdicts.says_odd_windows([1.0], []) == ""
@@ -249,7 +251,7 @@ MASSIVE = {"massive": ["channel 7", ""], "error_without_massive": [0.25, None]}
 
 
 @pytest.mark.parametrize(
-    ("more", "brief", "said"),
+    ("more", "brief", "remark"),
     [
         ({"tokens": 128}, "fewer tokens than columns", "In one of two layers calibration tokens are fewer"),
         ({"dead_columns": [3, 0]}, "dead columns", "In one of two layers some input columns were 0"),
@@ -263,10 +265,10 @@ MASSIVE = {"massive": ["channel 7", ""], "error_without_massive": [0.25, None]}
         (MASSIVE, "massive activations", "channel 7; error 0.100, without these channels 0.250"),
     ],
 )
-def test_cautions_of_layers(more: dict, brief: str, said: str) -> None:
+def test_cautions_of_layers(more: dict, brief: str, remark: str) -> None:
     assert list(verdicts.caution_column(layers(**more))) == [brief, ""]
     (sentence,) = verdicts.cautions(layers(**more))
-    assert said in sentence
+    assert remark in sentence
     (alone,) = verdicts.cautions(layers(**more).head(1))
     assert not alone.startswith("In ")
 
@@ -285,8 +287,8 @@ def test_cautions_name_their_methods() -> None:
 
 
 def test_windows_differ_only_if_both_runs_name_them():
-    one = {"calibration": "c4", "samples": 8, "seed": 0, "bos_token": None}
-    assert not verdicts.on_other_windows(one, one | {"samples": None})
-    assert not verdicts.on_other_windows(one, {"calibration": "c4", "length": 512})
-    assert verdicts.on_other_windows(one, one | {"samples": 4})
-    assert verdicts.on_other_windows(one, one | {"bos_token": 1})  # every window begins with another token
+    windows = {"calibration": "c4", "samples": 8, "seed": 0, "bos_token": None}
+    assert not verdicts.on_other_windows(windows, windows | {"samples": None})
+    assert not verdicts.on_other_windows(windows, {"calibration": "c4", "length": 512})
+    assert verdicts.on_other_windows(windows, windows | {"samples": 4})
+    assert verdicts.on_other_windows(windows, windows | {"bos_token": 1})  # every window begins with another token

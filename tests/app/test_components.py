@@ -4,14 +4,12 @@ import json
 import math
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 from streamlit.testing.v1 import AppTest
 
-import app
 from app.components import figure
 from app.figures.style import Drawing
 
@@ -31,12 +29,6 @@ def test_live_part_has_its_own_container():
     before, container, after = AppTest.from_function(page).run().main.children.values()
     (fragment,) = container.children.values()
     assert [before.value, *(text.value for text in fragment.text), after.value] == ["before", "live", "after"]
-
-
-def test_every_fragment_is_a_live_part():
-    folder = Path(app.__file__).parent
-    using = [path.name for path in folder.rglob("*.py") if "st.fragment" in path.read_text()]
-    assert using == ["work.py"]
 
 
 def test_replaced_work_is_restarted():

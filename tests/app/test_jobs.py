@@ -29,7 +29,7 @@ def started(*viewers: str) -> Job:
 
 
 @pytest.mark.parametrize(
-    ("problem", "said"),
+    ("problem", "message"),
     [
         (rose.RoseError("Choose another model."), "Choose another model."),
         (MemoryError(), "There was not enough memory; choose fewer samples"),
@@ -37,11 +37,11 @@ def started(*viewers: str) -> Job:
         (KeyError("lost"), "Unexpected KeyError: 'lost'"),
     ],
 )
-def test_failures_have_a_message(problem, said):
+def test_failures_have_a_message(problem, message):
     job = Job(Mock(side_effect=problem)).start()
     job.wait(SOON)
     assert job.status == "failed"
-    assert job.message.startswith(said)
+    assert job.message.startswith(message)
 
 
 def test_progress_is_kept_and_raises_after_a_cancel():
@@ -136,14 +136,14 @@ def test_temporary_folders_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / f"{PARTIAL}dead" / "checkpoint").mkdir(parents=True)
     (tmp_path / f"{PARTIAL}dead.lock").touch()
-    one, other = Run(), Run()
-    folders = [one._temporary(), other._temporary()]
+    first, second = Run(), Run()
+    folders = [first._temporary(), second._temporary()]
     assert sorted(path for path in tmp_path.iterdir() if path.is_dir()) == sorted(folders)
     assert folders[0].stat().st_mode & 0o777 == 0o700
-    ending = threading.Thread(target=one.discard)  # another one than has made it
+    ending = threading.Thread(target=first.discard)  # another one than has made it
     ending.start()
     ending.join()
-    del other
+    del second
     gc.collect()
     assert not list(tmp_path.iterdir())
-    assert one._temporary().exists()  # what still ends writes into a folder that goes too
+    assert first._temporary().exists()  # what still ends writes into a folder that goes too

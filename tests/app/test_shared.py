@@ -36,10 +36,12 @@ def test_oldest_studies_are_dropped_unless_they_run():
 
 
 def test_older_studies_share_a_budget_of_bytes(monkeypatch):
-    one = InputStatistics(1000)
+    statistics = InputStatistics(1000)
     large = [unfinished("a", seed) for seed in range(3)]
     for study in large:
-        study.calibration.blocks = [BlockStatistics(0, [], {"q": one, "k": one}, {"q": InputStatistics(500)})]
+        study.calibration.blocks = [
+            BlockStatistics(0, [], {"q": statistics, "k": statistics}, {"q": InputStatistics(500)})
+        ]
     assert held_by(large) == 4 * 1000**2 + 3 * 4 * 500**2
     monkeypatch.setattr(shared, "OLDER_BYTES", 5 * 10**6)
     assert kept(*large) == large[-2:]
@@ -93,16 +95,16 @@ def test_memory_is_freed_when_idle(monkeypatch):
 
 
 def test_studies_on_disk_are_released(monkeypatch):
-    kept, unkept, failed = (measured_study(samples=samples, layers="*.o_proj") for samples in (4, 5, 6))
+    stored, unstored, failed = (measured_study(samples=samples, layers="*.o_proj") for samples in (4, 5, 6))
     failed.job.status = "failed"
-    known = {one.setup: one for one in (kept, unkept, failed)}
-    monkeypatch.setattr(shared, "studies", lambda: known)
-    monkeypatch.setattr(shared.disk, "recall", lambda setup, files: object() if setup == kept.setup else None)
+    by_setup = {each.setup: each for each in (stored, unstored, failed)}
+    monkeypatch.setattr(shared, "studies", lambda: by_setup)
+    monkeypatch.setattr(shared.disk, "recall", lambda setup, files: object() if setup == stored.setup else None)
     drawn = shared.seen()
     shared.let_go()
-    assert list(known) == [unkept.setup]
+    assert list(by_setup) == [unstored.setup]
     assert shared.seen() > drawn  # pages that hold the others are drawn anew
-    for gone in (kept, failed):  # and meanwhile hold only their numbers
+    for gone in (stored, failed):  # and meanwhile hold only their numbers
         assert (gone.loaded, gone.calibration.blocks, gone.has(COLUMNAR)) == (None, [], False)
         assert gone.measurements.records
-    assert unkept.has(COLUMNAR)
+    assert unstored.has(COLUMNAR)

@@ -45,8 +45,8 @@ def measured_study(
     """The study, finished, and placed where the app looks for the one of its set-up."""
     setup = Setup(model="tiny", samples=samples, length=32, held_out=held_out, block_size=BLOCK, **chosen)
     model = model or tiny_model()
-    known = model.config.vocab_size
-    tokens = torch.randint(3, known, (samples + held_out, 32), generator=torch.Generator().manual_seed(1))
+    vocabulary = model.config.vocab_size
+    tokens = torch.randint(3, vocabulary, (samples + held_out, 32), generator=torch.Generator().manual_seed(1))
     calibration = Calibration()
     calibration.tokens, calibration.held_out = tokens[:samples], tokens[samples:] if held_out else None
     asked = {"layers": setup.layers, "held_out": calibration.held_out}
@@ -114,8 +114,8 @@ def texts(app: AppTest | Block) -> str:
 
 def titles(app: AppTest) -> list[str]:
     """What stands above the figures on the page, without line breaks."""
-    found = [json.loads(figure)["layout"]["meta"] for figure in figures(app)]
-    return [f"{meta['finding']} {meta['what']}".replace("\u202f", " ") for meta in found]
+    metadata = [json.loads(figure)["layout"]["meta"] for figure in figures(app)]
+    return [f"{meta['finding']} {meta['what']}".replace("\u202f", " ") for meta in metadata]
 
 
 def figures(app: AppTest) -> list[str]:

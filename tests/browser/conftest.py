@@ -183,12 +183,6 @@ def section(page: Page, name: str) -> None:
     settle(page)
 
 
-def rows(page: Page) -> list[list[str]]:
-    """The cells of the first table that is shown, without its head."""
-    table = page.get_by_test_id("stTable").filter(visible=True).first
-    return [row.locator("td").all_inner_texts() for row in table.locator("tbody tr").all()]
-
-
 def chosen_layer(page: Page) -> Locator:
     """The select box in the sidebar."""
     return page.get_by_test_id("stSidebar").get_by_role("combobox", name=re.compile("Layer"))

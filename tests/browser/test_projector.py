@@ -45,7 +45,7 @@ def test_space_shows_an_answer_before_it_turns_the_lesson(open_page: OpenPage) -
     expect(page.locator(SHOWN)).to_have_value(LABELS[3])
 
 
-def test_nothing_of_a_lesson_is_cut_off(open_page: OpenPage) -> None:
+def test_no_part_of_a_lesson_is_cut_off(open_page: OpenPage) -> None:
     page = open_page("learn", urlencode({"projector": "on"}))
     for label, lesson in zip(LABELS, LESSONS, strict=True):
         expect(page.locator(SHOWN)).to_have_value(label)

@@ -65,7 +65,8 @@ def test_cancel_after_leaving_and_reloading_the_page(open_page: OpenPage, measur
     query = {"prune_windows": "2", "prune_keep": "none", "prune_prompt": ""}
     query |= {"prune_methods": "SparseGPT"}
     page = open_page("prune", f"{measured}&{urlencode(query)}")
-    cancel, said = page.get_by_role("button", name="Cancel"), page.get_by_text("Cancelled before a copy was finished")
+    cancel = page.get_by_role("button", name="Cancel")
+    cancelled = page.get_by_text("Cancelled before a copy was finished")
     page.get_by_role("button", name="Prune", exact=True).click()
     expect(cancel).to_be_visible()
     # The run goes on while other pages are looked at, and says so there.
@@ -80,6 +81,6 @@ def test_cancel_after_leaving_and_reloading_the_page(open_page: OpenPage, measur
     cancel.click()
     # In the other session too, at once: it may have ended before we look.
     expect(other.get_by_text(re.compile("Cancelling|Cancelled before a copy was finished")).first).to_be_visible()
-    expect(said).to_be_visible()
+    expect(cancelled).to_be_visible()
     page.reload()
-    expect(said).to_be_visible()
+    expect(cancelled).to_be_visible()

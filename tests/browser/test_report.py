@@ -16,9 +16,9 @@ def test_the_report_needs_no_network(browser: Browser, tmp_path: Path, width: in
     html_report.write_report(folders, output)
     context = browser.new_context(offline=True, viewport={"width": width, "height": 800})
     page = context.new_page()
-    said, asked = list[str](), list[str]()
-    page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: said.append(str(error)))
+    errors, asked = list[str](), list[str]()
+    page.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(output.as_uri())
     figures = page.locator("figure")
@@ -32,6 +32,6 @@ def test_the_report_needs_no_network(browser: Browser, tmp_path: Path, width: in
     expect(page.get_by_role("heading", name="has the lower held-out error in all six layers")).to_be_visible()
     expect(page.locator("noscript")).to_be_hidden()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert not said, said
+    assert not errors, errors
     assert asked == [output.as_uri()]
     context.close()

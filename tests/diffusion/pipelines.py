@@ -33,8 +33,8 @@ def dit() -> Family:
 
 def pixart() -> Family:
     torch.manual_seed(0)
-    own: dict[str, Any] = {"cross_attention_dim": 16, "caption_channels": 12, "norm_num_groups": 2}
-    model = diffusers.PixArtTransformer2DModel(**SIZES, **own, out_channels=8, use_additional_conditions=False)
+    sizes: dict[str, Any] = {"cross_attention_dim": 16, "caption_channels": 12, "norm_num_groups": 2}
+    model = diffusers.PixArtTransformer2DModel(**SIZES, **sizes, out_channels=8, use_additional_conditions=False)
     pipeline = diffusers.PixArtAlphaPipeline(None, None, None, _stirred(model), diffusers.DDIMScheduler())
     mask = torch.ones(2, 5, dtype=torch.int64)
     conditions = {
@@ -46,8 +46,8 @@ def pixart() -> Family:
 
 def sd3() -> Family:
     torch.manual_seed(0)
-    own: dict[str, Any] = {"out_channels": 4, "pos_embed_max_size": 8, "caption_projection_dim": 16}
-    model = diffusers.SD3Transformer2DModel(**SIZES, **JOINT, **own)
+    sizes: dict[str, Any] = {"out_channels": 4, "pos_embed_max_size": 8, "caption_projection_dim": 16}
+    model = diffusers.SD3Transformer2DModel(**SIZES, **JOINT, **sizes)
     pipeline = diffusers.StableDiffusion3Pipeline(
         _stirred(model), diffusers.FlowMatchEulerDiscreteScheduler(), *[None] * 7
     )
@@ -57,8 +57,8 @@ def sd3() -> Family:
 
 def flux() -> Family:
     torch.manual_seed(0)
-    own: dict[str, Any] = {"patch_size": 1, "in_channels": 16, "num_layers": 1, "num_single_layers": 2}
-    sizes = {name: value for name, value in SIZES.items() if name != "sample_size"} | JOINT | own
+    own_sizes: dict[str, Any] = {"patch_size": 1, "in_channels": 16, "num_layers": 1, "num_single_layers": 2}
+    sizes = {name: value for name, value in SIZES.items() if name != "sample_size"} | JOINT | own_sizes
     model = diffusers.FluxTransformer2DModel(**sizes, guidance_embeds=False, axes_dims_rope=(2, 2, 4))
     pipeline = diffusers.FluxPipeline(diffusers.FlowMatchEulerDiscreteScheduler(), *[None] * 5, _stirred(model))
     prompts = {"prompt_embeds": _noise(2, 5, 12), "pooled_prompt_embeds": _noise(2, 10)}

@@ -68,12 +68,12 @@ def test_more_pruning_moves_the_pictures_further(pipeline, pruned):
     for other in ({"steps": 4}, {"steps": 3, "pictures": 71}):
         refused("other steps or pictures", rose.evaluate_diffusion, pipeline, dense, **{"pictures": 70} | other)
     scores = rose.evaluate_diffusion(rose.load_diffusion(str(pruned)), dense, pictures=70, steps=3)
-    own = rose.evaluate_diffusion(pipeline, dense, pictures=70, steps=3)
+    measured = rose.evaluate_diffusion(pipeline, dense, pictures=70, steps=3)
     assert scores.drift[0] == 0
     assert len(scores.drift) == 4
     assert 0 < scores.drift[1] < scores.drift[-1] < 1
-    assert own.drift == (0.0,) * 4
-    assert np.mean(scores.loss) > np.mean(own.loss)
+    assert measured.drift == (0.0,) * 4
+    assert np.mean(scores.loss) > np.mean(measured.loss)
     assert scores.frechet > 0
 
 
@@ -81,9 +81,9 @@ def test_pictures_of_two_models_share_one_file(pruned, tmp_path, capsys):
     path = tmp_path / "pictures.png"
     command = ["diffuse", "sample", "--model", str(pruned), "--beside", "garments", "--steps", "2"]
     assert cli.main([*command, "--classes", "bag,Sneaker", "--count", "12", "--output", str(path)]) == 0
-    said = capsys.readouterr().out
-    assert "twelve pictures" in said
-    assert "garments above: bag, sneaker, bag" in said
+    printed = capsys.readouterr().out
+    assert "twelve pictures" in printed
+    assert "garments above: bag, sneaker, bag" in printed
     assert Image.open(path).size == (10 * 30 * 4, 4 * 30 * 4)  # ten of both models, and two
 
 
@@ -116,6 +116,6 @@ def test_bad_input_is_refused_in_one_sentence(arguments, says, tmp_path, capsys)
         (tmp_path / name).mkdir()
         (tmp_path / name / "model_index.json").write_text(content)
     assert cli.main(["diffuse", *(word.replace("{here}", str(tmp_path)) for word in arguments)]) == 2
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert says in said
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert says in message
     assert not (tmp_path / "new").exists()

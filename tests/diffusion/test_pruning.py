@@ -27,22 +27,22 @@ def inputs_by_step(name: str, scheduler: Any = None) -> list[torch.Tensor]:
     """What a layer reads at each step, gathered by plain hooks."""
     pipeline, classes = garments()
     pipeline.scheduler = scheduler or pipeline.scheduler
-    found: list[torch.Tensor] = []
+    inputs: list[torch.Tensor] = []
     module = dict(denoiser_of(pipeline).named_modules())[name]
-    with module.register_forward_pre_hook(lambda _m, args: found.append(args[0].flatten(0, -2))):
+    with module.register_forward_pre_hook(lambda _m, args: inputs.append(args[0].flatten(0, -2))):
         next(Trajectories(pipeline, classes, steps=STEPS).draw())
-    return found
+    return inputs
 
 
 @pytest.mark.parametrize("kind", ["log_decrease", "uniform", "log_increase"])
 def test_the_hessian_is_the_weighted_sum_over_steps(kind):
     pipeline, classes = garments()
-    found = rose.collect_diffusion_statistics(pipeline, classes, steps=STEPS, step_weights=kind)
+    statistics = rose.collect_diffusion_statistics(pipeline, classes, steps=STEPS, step_weights=kind)
     parts = inputs_by_step(TO_Q)
     assert len(parts) == STEPS
     expected = sum(a * x.T @ x for a, x in zip(rose.step_weights(kind, STEPS), parts, strict=True))
-    torch.testing.assert_close(found[TO_Q].hessian, expected)
-    assert found[TO_Q] is found["transformer_blocks.0.attn1.to_k"], "q, k and v read one tensor"
+    torch.testing.assert_close(statistics[TO_Q].hessian, expected)
+    assert statistics[TO_Q] is statistics["transformer_blocks.0.attn1.to_k"], "q, k and v read one tensor"
 
 
 def test_step_diagonals_add_up_to_the_hessians():
@@ -64,8 +64,8 @@ def test_repeated_visits_of_a_step_are_summed(kind, visits):
     pipeline.scheduler = getattr(diffusers, kind).from_config(pipeline.scheduler.config)
     parts = [x.square().sum(0) for x in inputs_by_step(TO_Q, copy.deepcopy(pipeline.scheduler))]
     expected = torch.stack([torch.stack([parts[visit] for visit in of_step]).sum(0) for of_step in visits])
-    found = rose.step_diagonals(pipeline, classes, steps=STEPS, layers=[TO_Q])[TO_Q]
-    torch.testing.assert_close(found, expected)
+    diagonals = rose.step_diagonals(pipeline, classes, steps=STEPS, layers=[TO_Q])[TO_Q]
+    torch.testing.assert_close(diagonals, expected)
     weighted = rose.collect_diffusion_statistics(pipeline, classes, steps=STEPS, layers=[TO_Q])[TO_Q]
     torch.testing.assert_close(weighted.diagonal, torch.tensor(rose.step_weights("log_decrease", STEPS)) @ expected)
 
@@ -176,8 +176,8 @@ def test_noise_does_not_depend_on_the_batch_size():
 def test_bad_input_is_refused_before_any_work(conditions, settings, message):
     pipeline, classes = garments()
     events: list[rose.Progress] = []
-    what = classes if conditions is None else conditions
-    refused(message, rose.prune_diffusion, pipeline, what, progress=events.append, **settings)
+    drawn = classes if conditions is None else conditions
+    refused(message, rose.prune_diffusion, pipeline, drawn, progress=events.append, **settings)
     assert not events
 
 

@@ -33,7 +33,7 @@ def drawn(pipeline: Any, conditions: list[Any]) -> Tensor:
 def test_a_transformer_shrinks_by_the_requested_ratio(family):
     pipeline, conditions, report = slim(family)
     dense, _ = FAMILIES[family]()
-    before, after = (sum(p.numel() for p in denoiser_of(one).parameters()) for one in (dense, pipeline))
+    before, after = (sum(p.numel() for p in denoiser_of(model).parameters()) for model in (dense, pipeline))
     assert report.summary["removed_fraction"] == pytest.approx(0.5, abs=0.02)
     assert (before, after) == (report.summary["parameters"], report.summary["kept_parameters"])
     gone = report.layers["parameters"].sum() - report.layers["kept_parameters"].sum()
@@ -52,17 +52,17 @@ def test_errors_are_measured_on_inputs_of_the_dense_model(method):
     names = list(report.layers["layer"])
     statistics = rose.collect_diffusion_statistics(dense, conditions, steps=2, layers=names)
     for row in report.layers.itertuples():
-        old, new = (denoiser_of(one).get_submodule(row.layer) for one in (dense, pipeline))
+        old, new = (denoiser_of(model).get_submodule(row.layer) for model in (dense, pipeline))
         # A dense channel stays where its row of the layer before is still there.
         before = row.layer.replace("net.2", "net.0.proj")
-        rows_old, rows_new = (denoiser_of(one).get_submodule(before).weight for one in (dense, pipeline))
-        kept = torch.cdist(rows_new, rows_old).argmin(1)
+        rows_old, rows_new = (denoiser_of(model).get_submodule(before).weight for model in (dense, pipeline))
+        rows_left = torch.cdist(rows_new, rows_old).argmin(1)
         full = torch.zeros_like(old.weight)
-        full[:, kept] = new.weight
-        found = statistics[row.layer]
-        second = found.hessian / found.total_weight
-        missed = error(old.weight, full, new.bias - old.bias, second, found.mean)
-        scale = error(old.weight, torch.zeros_like(full), None, second, found.mean)
+        full[:, rows_left] = new.weight
+        seen = statistics[row.layer]
+        second = seen.hessian / seen.total_weight
+        missed = error(old.weight, full, new.bias - old.bias, second, seen.mean)
+        scale = error(old.weight, torch.zeros_like(full), None, second, seen.mean)
         assert row.relative_error == pytest.approx(missed / scale, rel=1e-3, abs=1e-6)
 
 
@@ -130,9 +130,9 @@ def test_a_run_that_is_stopped_leaves_the_model_as_it_was():
 def test_the_command_saves_a_slimmed_pipeline(tmp_path, capsys):
     options = ["--ratio", "0.3", "--samples", "10", "--steps", "2", "--output", str(tmp_path / "small")]
     assert cli.main(["diffuse", "slim", *options]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "1 795 585 parameters before, 1 499 505 after: 29.6 % of heads and channels taken out" in said
-    assert "nothing was held out, so errors are on the calibration tokens alone" in said
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "1 795 585 parameters before, 1 499 505 after: 29.6 % of heads and channels taken out" in printed
+    assert "nothing was held out, so errors are on the calibration tokens alone" in printed
     assert rose.load_diffusion(str(tmp_path / "small")).transformer.config[RECORD]["transformer_blocks.0.attn1"] == 3
     report = json.loads((tmp_path / "small" / "report.json").read_text())
     assert report["results"]["kept_parameters"] == 1_499_505

@@ -29,17 +29,18 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         read_ahead(Path(folder) / "ahead")
         outcomes = [
-            kill(name, Path(folder) / name, int(own or options.kills), options.seed)
-            for name, _, own in (command.partition(":") for command in options.commands or COMMANDS)
+            kill(name, Path(folder) / name, int(kills or options.kills), options.seed)
+            for name, _, kills in (command.partition(":") for command in options.commands or COMMANDS)
         ]
     if options.json:
-        print(json.dumps([dataclasses.asdict(found) for found in outcomes]))
+        print(json.dumps([dataclasses.asdict(outcome) for outcome in outcomes]))
     else:
         table = Table("command", "kills", "runs that ended", "same result", "left behind")
-        for found in outcomes:
-            table.add_row(found.command, *map(str, (found.kills, found.ended, found.same)), "\n".join(found.leftovers))
+        for outcome in outcomes:
+            counts = (outcome.kills, outcome.ended, outcome.same)
+            table.add_row(outcome.command, *map(str, counts), "\n".join(outcome.leftovers))
         Console().print(table)
-    return int(any(found.same < found.ended or found.leftovers for found in outcomes))
+    return int(any(outcome.same < outcome.ended or outcome.leftovers for outcome in outcomes))
 
 
 if __name__ == "__main__":

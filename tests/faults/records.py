@@ -86,15 +86,15 @@ def read_report(path: Path) -> str:
     report = RunReport.load(path)
     runs = list(name_apart(report.runs).values())
     labelled(runs)
-    said = [*(remark for run in runs for remark in run.remarks), *pairs.cautions_of(runs)]
-    said += [pairs.says_perplexities(runs), *map(pairs.says_lost, runs)]
-    said += [sentence for run in runs for sentence in run_findings(run)]
-    said += [str(table) for table in (pairs.numbers(runs), pairs.settings(runs))]
-    said += [str(pairs.pair(runs[0], run)) for run in runs[1:]]
+    texts = [*(remark for run in runs for remark in run.remarks), *pairs.cautions_of(runs)]
+    texts += [pairs.says_perplexities(runs), *map(pairs.says_lost, runs)]
+    texts += [sentence for run in runs for sentence in run_findings(run)]
+    texts += [str(table) for table in (pairs.numbers(runs), pairs.settings(runs))]
+    texts += [str(pairs.pair(runs[0], run)) for run in runs[1:]]
     tuned = [*report.summary.get("tuned_before", []), TUNED]
     with tempfile.TemporaryDirectory() as folder:
         report.without_errors().with_summary(tuned=TUNED, tuned_before=tuned).save(folder)
-        return "\n".join([report.to_json(), *said, RunReport.load(folder).to_json()])
+        return "\n".join([report.to_json(), *texts, RunReport.load(folder).to_json()])
 
 
 PRUNE = {"run": "prune", "model": "tiny", "sparsity": 0.5, "samples": 4, "length": 16, "layers": ["*.0.*"]}

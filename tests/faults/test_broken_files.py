@@ -99,8 +99,8 @@ def test_an_incomplete_row_is_named_and_can_be_measured_again(spoil, call, damag
         list(parse_allocation(f"damage:{folder}").damages)
     (folder / "rows.csv").write_text("".join(line + "\n" for line in broken.splitlines()[: number - 1]))
     assert cli.main([*call, str(folder)]) == 0
-    kept, whole = (pd.read_csv(rows) for rows in (folder / "rows.csv", io.StringIO(damages["rows.csv"])))
-    pd.testing.assert_frame_equal(kept.drop(columns="seconds"), whole.drop(columns="seconds"))
+    remeasured, whole = (pd.read_csv(rows) for rows in (folder / "rows.csv", io.StringIO(damages["rows.csv"])))
+    pd.testing.assert_frame_equal(remeasured.drop(columns="seconds"), whole.drop(columns="seconds"))
 
 
 @pytest.mark.parametrize(
@@ -125,9 +125,9 @@ def test_an_impossible_number_is_reported_with_its_line(name: str, text: str, fo
 
 def test_infinite_and_missing_measurements_round_trip(tmp_path: Path) -> None:
     numbers = (0.5, math.inf, 0.1, 0.1, math.nan, math.inf, math.nan, -1.0, math.nan, math.inf, 0.0)
-    known = DamageRecord("a", 0, "", 9, *numbers)
-    records_table([known], DamageRecord).to_csv(tmp_path / "rows.csv", index=False)
-    assert repr(read_damages(tmp_path / "rows.csv")) == repr([known])
+    record = DamageRecord("a", 0, "", 9, *numbers)
+    records_table([record], DamageRecord).to_csv(tmp_path / "rows.csv", index=False)
+    assert repr(read_damages(tmp_path / "rows.csv")) == repr([record])
 
 
 @pytest.mark.parametrize("text", ["Infinity", "+iNf", "1e999"])

@@ -25,15 +25,15 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path_factory.mktemp("kills"))}
     done = subprocess.run(call, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.stdout, done.stderr
-    return {found["command"]: found for found in json.loads(done.stdout.splitlines()[-1])}
+    return {outcome["command"]: outcome for outcome in json.loads(done.stdout.splitlines()[-1])}
 
 
 @pytest.mark.parametrize("command", list(COMMANDS))
 def test_a_killed_command_resumes_to_the_same_result(command: str, outcomes: dict[str, dict[str, Any]]) -> None:
-    found = outcomes[command]
-    assert found["kills"] >= KILLS[command]
-    assert found["same"] == found["ended"] >= 1
-    assert not found["leftovers"]
+    outcome = outcomes[command]
+    assert outcome["kills"] >= KILLS[command]
+    assert outcome["same"] == outcome["ended"] >= 1
+    assert not outcome["leftovers"]
 
 
 def test_files_of_killed_runs_are_removed_and_files_of_running_ones_stay(tmp_path: Path) -> None:

@@ -50,23 +50,23 @@ def elements(block: Block | ElementTree) -> Iterator[Element]:
 
 def live(page: AppTest) -> list[str]:
     """What a browser would take for markup, of what came from outside."""
-    shown = [str(one.proto) for one in elements(page._tree) if one.type not in (*TYPED, "plotly_chart")]
-    found = [text for text in shown if "a.example" in text and LIVE.search(text.replace("\\\\", "\\"))]
-    return found + [text for text in figures(page) if LIVE_IN_FIGURE.search(text)]
+    shown = [str(element.proto) for element in elements(page._tree) if element.type not in (*TYPED, "plotly_chart")]
+    texts = [text for text in shown if "a.example" in text and LIVE.search(text.replace("\\\\", "\\"))]
+    return texts + [text for text in figures(page) if LIVE_IN_FIGURE.search(text)]
 
 
 @pytest.fixture
 def studies(monkeypatch: pytest.MonkeyPatch) -> dict[Setup, Study]:
-    kept: dict[Setup, Study] = {}
-    monkeypatch.setattr(shared, "studies", lambda: kept)
-    return kept
+    by_setup: dict[Setup, Study] = {}
+    monkeypatch.setattr(shared, "studies", lambda: by_setup)
+    return by_setup
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_values_of_a_link_are_shown_as_text(page: str, studies: dict[Setup, Study]) -> None:
     texts = dict.fromkeys((*CHOSEN, "layer", "threshold", "run"), HOSTILE)
     app = open_page(page, **texts, **{f"draft_{name}": f"other {HOSTILE}" for name in texts})
-    shown = "".join(str(one.proto) for one in elements(app._tree))
+    shown = "".join(str(element.proto) for element in elements(app._tree))
     assert "a.example" in shown
     assert ("not in use yet" in shown) == (page.removeprefix("views/").removesuffix(".py") in SAY_EDITS)
     assert not live(app)
@@ -80,7 +80,7 @@ def test_names_and_failures_are_shown_as_text(page, studies, monkeypatch, hostil
     run = finish(PruningRun(hostile.setup, request, load, lambda report: None), "failed")
     monkeypatch.setattr(shared, "prunings", lambda: {"one": run})
     app = open_page(page, hostile, run="one")
-    says = "a.example" in "".join(str(one.proto) for one in elements(app._tree))
+    says = "a.example" in "".join(str(element.proto) for element in elements(app._tree))
     assert says == (page != "views/diffusion.py")  # which has a model of its own
     assert not live(app)
 
@@ -134,8 +134,8 @@ def is_own(text: ast.expr) -> bool:
 
 def test_names_in_a_figure_are_escaped() -> None:
     """Wherever they enter: titles, ticks, labels, hover, frames."""
-    own = 'a<br><b>b</b> c<sub>d</sub> <span style="color:rgba(1, 2, 3, 0.5)">━</span> 0 < 1 > 0'
-    texts = {"text": np.array([HOSTILE, own], object), "customdata": [[HOSTILE, 1.0], [own, 2.0]], "name": HOSTILE}
+    tags = 'a<br><b>b</b> c<sub>d</sub> <span style="color:rgba(1, 2, 3, 0.5)">━</span> 0 < 1 > 0'
+    texts = {"text": np.array([HOSTILE, tags], object), "customdata": [[HOSTILE, 1.0], [tags, 2.0]], "name": HOSTILE}
     trace = go.Scatter(x=[HOSTILE, "x"], y=[1, 2], hovertemplate=f"{HOSTILE}<br>%{{y}}<extra></extra>", **texts)
     figure = go.Figure(trace, frames=[go.Frame(data=[go.Scatter(x=[HOSTILE], y=[1])], name="0")])
     figure.add_annotation(text=HOSTILE)
@@ -149,7 +149,7 @@ def test_names_in_a_figure_are_escaped() -> None:
     assert text.count("a.example") > 20
     assert not LIVE_IN_FIGURE.search(text)
     assert drawn.data[0].hovertemplate.endswith("<br>%{y}<extra></extra>")
-    assert drawn.data[0].text[1] == own.replace("0 < 1", "0 &lt; 1")
+    assert drawn.data[0].text[1] == tags.replace("0 < 1", "0 &lt; 1")
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_a_link_starts_no_request(page: str, asked: list[str], studies: dict[Set
 def test_only_a_button_asks_the_hub(asked: list[str], studies: dict[Setup, Study]) -> None:
     app = open_page("views/start.py", model="somebody/repo")
     assert "somebody/repo is not on this machine" in app.error[0].value
-    assert any("sends the name to huggingface.co" in one.value for one in app.caption)
-    next(one for one in app.button if one.label == "Ask the Hub").click().run()
+    assert any("sends the name to huggingface.co" in caption.value for caption in app.caption)
+    next(button for button in app.button if button.label == "Ask the Hub").click().run()
     assert "huggingface.co" in asked
     assert "somebody/repo is not in the local cache" in app.error[0].value

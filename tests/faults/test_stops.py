@@ -49,7 +49,7 @@ def tiny(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 def settings_of(model: nn.Module) -> tuple[Any, ...]:
     """All that a stopped pass might leave behind."""
-    hooks = [len(one._forward_hooks) + len(one._forward_pre_hooks) for one in model.modules()]
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
     flags = [parameter.requires_grad for parameter in model.parameters()]
     return hooks, flags, model.training, torch.get_default_dtype(), torch.is_grad_enabled()
 

@@ -84,12 +84,12 @@ def places(content: bytes) -> tuple[list[Place], int, int]:
         file.write(content)
         file.flush()
         reader = gguf.GGUFReader(file.name)
-    found = [Place("version", 4, 4), Place("count of tensors", 8, 8), Place("count of fields", 16, 8)]
+    fields = [Place("version", 4, 4), Place("count of tensors", 8, 8), Place("count of fields", 16, 8)]
 
     def add(start: int, parts: list[Any], kinds: list[str]) -> None:
         for part, kind in zip(parts, kinds, strict=True):
             if kind and part.nbytes:
-                found.append(Place(kind, start, part.nbytes))
+                fields.append(Place(kind, start, part.nbytes))
             start += part.nbytes
 
     for field in list(reader.fields.values())[3:]:
@@ -105,8 +105,8 @@ def places(content: bytes) -> tuple[list[Place], int, int]:
         kinds = ["length of a name", "", "count of dimensions", "", "type", "offset"]
         add(tensor.field.offset, tensor.field.parts, kinds)
         first = tensor.field.offset + sum(part.nbytes for part in tensor.field.parts[:3])
-        found += [Place("dimension", first + 8 * number, 8) for number in range(len(tensor.shape))]
-    return found, reader.tensors[0].field.offset, reader.data_offset
+        fields += [Place("dimension", first + 8 * number, 8) for number in range(len(tensor.shape))]
+    return fields, reader.tensors[0].field.offset, reader.data_offset
 
 
 def change_gguf(content: bytes, chance: Random) -> Change:
@@ -120,7 +120,7 @@ def change_gguf(content: bytes, chance: Random) -> Change:
     kind = chance.choice(sorted({place.kind for place in numbers}))
     place = chance.choice([place for place in numbers if place.kind == kind])
     old = int.from_bytes(content[place.start : place.start + place.size], "little")
-    other = chance.choice([one for one in numbers if one.kind == kind])
+    other = chance.choice([place for place in numbers if place.kind == kind])
     near = old + chance.choice([-64, -32, -31, -16, -8, -4, -1, 1, 4, 8, 16, 31, 32, 64, 4096])
     scaled = old * chance.choice([2, 3, 2**16])
     there = int.from_bytes(content[other.start : other.start + other.size], "little")

@@ -20,7 +20,7 @@ def literal_admm(weight: np.ndarray, gram: np.ndarray, count: int, of: int) -> n
     right = gram @ original
     last = removed(original)
     first = np.where(last, 0, original)
-    kept = (~last).sum()
+    survivors = (~last).sum()
     d, v, rho, moved = first, np.zeros_like(first), 0.1, False
     for iteration in range(300):
         b = np.linalg.solve(gram + rho * np.eye(len(gram)), right - v + rho * d)
@@ -29,7 +29,7 @@ def literal_admm(weight: np.ndarray, gram: np.ndarray, count: int, of: int) -> n
         v = v + rho * (b - d)
         if iteration % 3 != 2:
             continue
-        share = (mask != last).sum() / kept
+        share = (mask != last).sum() / survivors
         last = mask
         if share > 0.1:
             moved, rho = True, rho * 1.3
@@ -74,8 +74,8 @@ def test_error_is_near_the_best_of_all_masks():
     for seed in range(5):
         weight, inputs = case(30 + seed, rows=1, columns=10, tokens=40)
         best = least_of_all_masks(weight, damped_inputs(inputs), 5)
-        found = error_of(rose.prune_layer(weight, inputs.T @ inputs, method="alps", sparsity=0.5))
-        ratios.append(found / best)
+        error = error_of(rose.prune_layer(weight, inputs.T @ inputs, method="alps", sparsity=0.5))
+        ratios.append(error / best)
     assert min(ratios) > 0.999  # nothing is below the optimum
     assert sum(ratios) / len(ratios) < 1.15
 

@@ -60,9 +60,9 @@ def lost(layer: tuple[Tensor, InputStatistics], rotations: Tensor) -> float:
 
 @pytest.mark.parametrize("basis", BASES)
 def test_a_basis_is_the_same_in_inference_mode(layer, basis):
-    known = rotations_of(layer, basis)
+    rotations = rotations_of(layer, basis)
     with torch.inference_mode():
-        assert torch.equal(rotations_of(layer, basis), known)
+        assert torch.equal(rotations_of(layer, basis), rotations)
 
 
 def test_learned_loses_less_than_gathered_and_gathered_less_than_given(layer):
@@ -74,14 +74,14 @@ def test_learned_loses_less_than_gathered_and_gathered_less_than_given(layer):
 
 def test_gathered_columns_diagonalize_the_mean_of_inputs_and_weights(layer):
     weight, statistics = (layer[0] * 30).double(), layer[1]
-    found = rotations_of((weight, statistics), "gathered")
+    rotations = rotations_of((weight, statistics), "gathered")
     for group in range(3):
         total = torch.zeros(8, 8, dtype=torch.double)
         for head in (2 * group, 2 * group + 1):
-            own = slice(8 * head, 8 * head + 8)
-            inputs, made = statistics.hessian[own, own].double(), weight[:, own].T @ weight[:, own]
+            part = slice(8 * head, 8 * head + 8)
+            inputs, made = statistics.hessian[part, part].double(), weight[:, part].T @ weight[:, part]
             total += inputs + inputs.trace() / made.trace() * made
-        turned = found[group].T @ total @ found[group]
+        turned = rotations[group].T @ total @ rotations[group]
         torch.testing.assert_close(turned, turned.diagonal().sort(descending=True).values.diag(), atol=1e-4, rtol=0)
 
 

@@ -20,20 +20,20 @@ def test_three_measures_agree_for_every_method(method):
     for part in layer.inputs.split(17):
         direct.update(part)
     assert direct.tokens == len(layer.inputs)
-    found = checks.measure_error(layer.weight, layer.statistics, result, direct.errors["it"])
-    assert found.quadratic_form > 0
-    assert found.sweep_sum == pytest.approx(found.quadratic_form, rel=1e-3)
-    assert found.direct == pytest.approx(found.quadratic_form, rel=1e-3)
-    assert found.check.status == "pass"
-    assert found.dense == pytest.approx(float((layer.inputs @ layer.weight.T).square().sum()), rel=1e-4)
+    measures = checks.measure_error(layer.weight, layer.statistics, result, direct.errors["it"])
+    assert measures.quadratic_form > 0
+    assert measures.sweep_sum == pytest.approx(measures.quadratic_form, rel=1e-3)
+    assert measures.direct == pytest.approx(measures.quadratic_form, rel=1e-3)
+    assert measures.check.status == "pass"
+    assert measures.dense == pytest.approx(float((layer.inputs @ layer.weight.T).square().sum()), rel=1e-4)
 
 
 @pytest.mark.parametrize(("factor", "status"), [(1.0, "pass"), (1.005, "look"), (1.2, "fail")])
 def test_disagreement_is_judged_by_the_stated_limits(factor, status):
-    found = checks.ErrorMeasures("rose", 100.0, 100.0, 100.0 * factor, 1000.0)
-    assert found.disagreement == pytest.approx((factor - 1) / factor)
-    assert found.check.status == status
-    assert found.relative_error == 0.1
+    measures = checks.ErrorMeasures("rose", 100.0, 100.0, 100.0 * factor, 1000.0)
+    assert measures.disagreement == pytest.approx((factor - 1) / factor)
+    assert measures.check.status == status
+    assert measures.relative_error == 0.1
 
 
 @pytest.mark.parametrize("place", range(3))
@@ -41,9 +41,9 @@ def test_disagreement_is_judged_by_the_stated_limits(factor, status):
 def test_measures_that_are_not_finite_disagree(place, value):
     values = [100.0] * 3
     values[place] = value
-    found = checks.ErrorMeasures("rose", *values, 1000.0)
-    assert found.disagreement == float("inf")
-    assert (found.check.status, found.check.finding) == ("fail", "a measure is not finite")
+    measures = checks.ErrorMeasures("rose", *values, 1000.0)
+    assert measures.disagreement == float("inf")
+    assert (measures.check.status, measures.check.finding) == ("fail", "a measure is not finite")
 
 
 def test_the_curve_equals_pruning_on_each_prefix():
@@ -97,12 +97,12 @@ def test_overfitting_is_judged_by_the_stated_limits(calibration, held_out, statu
 )
 def test_realised_sparsity_is_counted_in_its_unit(method, sparsity, unit, units):
     layer = make_layer(columns=28, dead=(5,), loud=3)  # the last block is narrower
-    found = checks.realised_sparsity(layer.prune(method=method, sparsity=sparsity), sparsity)
-    assert (found.unit, found.units) == (unit, units)
-    assert found.deviation <= found.allowed
-    assert found.left == 0
-    assert found.check.status == "pass"
-    promised, weights = found.of_unit
+    check = checks.realised_sparsity(layer.prune(method=method, sparsity=sparsity), sparsity)
+    assert (check.unit, check.units) == (unit, units)
+    assert check.deviation <= check.allowed
+    assert check.left == 0
+    assert check.check.status == "pass"
+    promised, weights = check.of_unit
     assert promised == parse_sparsity(sparsity).count(weights)
     assert weights * units >= layer.weight.numel()  # of the last, narrow block there are fewer
 
@@ -115,24 +115,24 @@ def test_one_weight_too_many_fails(method, sparsity):
     mask = result.mask.clone()
     row, column = (~mask).nonzero()[0].tolist()
     mask[row, column] = True
-    found = checks.realised_sparsity(replace(result, mask=mask), sparsity)
-    assert (found.deviation, found.left) == (1, 1)
-    assert found.check.status == "fail"
-    assert "1 weight " in found.check.finding
+    check = checks.realised_sparsity(replace(result, mask=mask), sparsity)
+    assert (check.deviation, check.left) == (1, 1)
+    assert check.check.status == "fail"
+    assert "1 weight " in check.check.finding
 
 
-def status(found: list[checks.Check]) -> dict[str, str]:
-    return {check.name: check.status for check in found}
+def status(results: list[checks.Check]) -> dict[str, str]:
+    return {check.name: check.status for check in results}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_one_nan_or_infinity_in_the_inputs_is_found(value):
     layer = make_layer()
     layer.inputs[7, 3] = value
-    found = checks.check_inputs(layer.statistics, 0.01)
-    assert status(found)["Finite inputs"] == "fail"
-    assert found[0].finding == "1 of 32 input columns saw NaN or infinity"
-    assert checks.worst(found) == "fail"
+    results = checks.check_inputs(layer.statistics, 0.01)
+    assert status(results)["Finite inputs"] == "fail"
+    assert results[0].finding == "1 of 32 input columns saw NaN or infinity"
+    assert checks.worst(results) == "fail"
 
 
 @pytest.mark.parametrize(

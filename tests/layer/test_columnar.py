@@ -42,7 +42,7 @@ def found(block: int, *, weights: float = 1.0, inputs: float = 1.0, heads: int =
     ],
 )
 @pytest.mark.parametrize("block", [0, 3])
-def test_the_block_that_stands_out_is_found_with_its_cause(block, changes, is_strong, cause):
+def test_the_outlying_block_is_reported_with_its_cause(block, changes, is_strong, cause):
     made = found(block, **changes)
     assert (made.block, made.is_strong, made.cause) == (block, is_strong, cause)
     assert made.weight_norm == pytest.approx(changes.get("weights", 1.0), rel=0.15)

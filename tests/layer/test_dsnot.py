@@ -82,8 +82,8 @@ def test_start_masks_match_their_methods(start):
     }[start]
     options = {"method": "dsnot", "sparsity": 0.5, "block_size": 32, "options": {"start": start}}
     result = rose.prune_layer(weight, statistics_of(inputs), **options)
-    kept = saliency.topk(16, dim=1).indices
-    assert torch.equal(result.mask, torch.ones_like(result.mask).scatter(1, kept, False))
+    survivors = saliency.topk(16, dim=1).indices
+    assert torch.equal(result.mask, torch.ones_like(result.mask).scatter(1, survivors, False))
     assert torch.equal(result.weight, weight.masked_fill(result.mask, 0))
 
 

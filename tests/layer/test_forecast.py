@@ -40,7 +40,7 @@ def test_every_order_has_the_same_sum_of_log_prices(data, seed, sparsity, order)
     assert (prices.price <= prices.alone * slack).all()  # the others only help
 
 
-def test_a_price_is_what_later_columns_cannot_explain():
+def test_the_price_of_a_column_is_its_residual_given_later_columns():
     layer = make_layer()
     order = torch.randperm(32, generator=torch.Generator().manual_seed(1))
     result = layer.prune(method="sparsegpt", order=order)
@@ -111,8 +111,8 @@ def test_a_registered_order_can_read_h():
     def by_h(plan: rose.OrderPlan, ascending: bool) -> torch.Tensor:
         return rose.sort_columns(plan, plan.damped.matrix.square().sum(0), ascending)
 
-    wanted = layer.hessian.square().sum(0).argsort(descending=True)
-    assert torch.equal(layer.prune(method="sparsegpt", order="by_h", damping=0).order.permutation, wanted)
+    expected = layer.hessian.square().sum(0).argsort(descending=True)
+    assert torch.equal(layer.prune(method="sparsegpt", order="by_h", damping=0).order.permutation, expected)
 
 
 @given(layer=layers(), ratio=st.floats(0, 1), block_size=st.integers(1, 40), seed=st.integers(0, 9))
@@ -188,13 +188,13 @@ def test_a_sample_of_rows_forecasts_the_error_of_all(sparsity):
     basic = {"sparsity": sparsity, "block_size": 16}
     told = rose.forecasts(layer.weight, layer.statistics, PAIRS, **basic)
     first = layer.prune(method="sparsegpt", **basic)
-    for (order, budget), one in zip(PAIRS, told, strict=True):
+    for (order, budget), forecast in zip(PAIRS, told, strict=True):
         result = layer.prune(method="sparsegpt", order=order, budget=budget, **basic)
-        assert one.error == pytest.approx(result.relative_error, rel=0.15), (order, budget)
-        gain, measured = one.error / told[0].error, result.relative_error / first.relative_error
+        assert forecast.error == pytest.approx(result.relative_error, rel=0.15), (order, budget)
+        gain, measured = forecast.error / told[0].error, result.relative_error / first.relative_error
         assert gain == pytest.approx(measured, rel=0.1), (order, budget)
-        assert torch.equal(one.prices.price, result.prices.price)
-        assert (one.shares - result.shares).abs().max() < 1e-6
+        assert torch.equal(forecast.prices.price, result.prices.price)
+        assert (forecast.shares - result.shares).abs().max() < 1e-6
 
 
 def test_dead_columns_cost_nothing_in_a_forecast():
@@ -235,6 +235,6 @@ def test_shares_at_sparsity_0_and_1_are_equal(sparsity):
 
 def test_bad_forecasts_are_refused():
     layer = make_layer()
-    known = layer.weight, layer.statistics
-    refused("must be one of block, layer", rose.forecast, *known, budget="most")
-    refused("cannot be chosen", rose.best_shares, *known, sparsity="2:4", block_size=8)
+    problem = layer.weight, layer.statistics
+    refused("must be one of block, layer", rose.forecast, *problem, budget="most")
+    refused("cannot be chosen", rose.best_shares, *problem, sparsity="2:4", block_size=8)

@@ -63,8 +63,8 @@ def test_results_match_the_official_program(case, method):
     )
     theirs = case.pruned[method]
     assert (result.mask == (theirs == 0)).float().mean() >= 0.999
-    kept = ~result.mask & (theirs != 0)
-    assert (result.weight - theirs)[kept].abs().max() <= 1e-3 * theirs.abs().max()
+    survives = ~result.mask & (theirs != 0)
+    assert (result.weight - theirs)[survives].abs().max() <= 1e-3 * theirs.abs().max()
     natural = torch.arange(case.weight.shape[1])
     expected = natural if method == "sparsegpt" or isinstance(case.sparsity, str) else case.permutation
     assert torch.equal(result.order.permutation, expected)

@@ -129,7 +129,7 @@ def test_a_remembered_hessian_is_freed_with_its_statistics():
 def test_at_most_two_hessians_are_remembered():
     many = [make_layer(seed=seed).statistics for seed in range(4)]
     made = [weakref.ref(damped_hessian(statistics, 0.01)) for statistics in many]
-    assert [one() is not None for one in made] == [False, False, True, True]
+    assert [reference() is not None for reference in made] == [False, False, True, True]
 
 
 def case(seed: int, rows: int = 16, columns: int = 32, tokens: int = 120) -> tuple[Tensor, Tensor]:

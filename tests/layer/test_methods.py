@@ -126,8 +126,8 @@ def test_orders_of_methods_by_name_and_by_permutation():
 def test_wanda_and_magnitude_by_hand(layer, ratio):
     score = layer.weight.abs() * layer.inputs.square().mean(0).sqrt()
     mask = layer.prune(method="wanda", sparsity=ratio).mask
-    removed, kept = score.masked_fill(~mask, -1).amax(1), score.masked_fill(mask, torch.inf).amin(1)
-    assert (removed <= kept * (1 + 1e-6)).all()
+    removed, least_kept = score.masked_fill(~mask, -1).amax(1), score.masked_fill(mask, torch.inf).amin(1)
+    assert (removed <= least_kept * (1 + 1e-6)).all()
     result = layer.prune(method="magnitude", sparsity=ratio)
     size, mask = layer.weight.abs(), result.mask
     assert size.masked_fill(~mask, -1).max() <= size.masked_fill(mask, torch.inf).min()
@@ -251,8 +251,8 @@ def test_inputs_are_not_changed(method, trace):
     statistics, weight = layer.statistics, layer.weight.clone()
     hessian = statistics.hessian.clone()
     ready = hessian.clone()
-    for known in (statistics, ready)[: 1 + (method != "dsnot")]:  # which takes no ready Hessian
-        rose.prune_layer(layer.weight, known, method=method, block_size=8, trace=trace)
+    for inputs in (statistics, ready)[: 1 + (method != "dsnot")]:  # which takes no ready Hessian
+        rose.prune_layer(layer.weight, inputs, method=method, block_size=8, trace=trace)
     assert torch.equal(layer.weight, weight)
     assert torch.equal(statistics.hessian, hessian)
     assert torch.equal(ready, hessian)

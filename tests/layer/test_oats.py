@@ -65,8 +65,8 @@ def test_oats_is_the_plain_loop(sparsity, rank_ratio, rank, keep, of, transposed
     # The sparse part is what the factors leave, and it is sparse where the mask says so.
     sparse = result.weight - left @ right
     assert sparse[result.mask].abs().max() < 1e-5
-    kept = rows * columns * keep // of
-    assert result.parameters == kept + rank * (rows + columns)
+    nonzeros = rows * columns * keep // of
+    assert result.parameters == nonzeros + rank * (rows + columns)
     assert result.sparsity == pytest.approx(1 - result.parameters / weight.numel())
 
 

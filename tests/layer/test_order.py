@@ -42,8 +42,8 @@ def test_losses_match_the_definition(layer, ratio, block_size):
         count = round(ratio * block.numel())
         assert total == pytest.approx(block.flatten().sort().values[:count].sum().item(), rel=1e-4, abs=1e-6)
     torch.testing.assert_close(plan.column_loss, plan.potential_loss.sum(0))
-    kept = plan.potential_loss == 0
-    assert (plan.potential_loss[~kept] == plan.importance[~kept]).all()
+    survives = plan.potential_loss == 0
+    assert (plan.potential_loss[~survives] == plan.importance[~survives]).all()
 
 
 def test_group_losses_are_the_smallest_of_each_group():
@@ -198,12 +198,12 @@ def test_random_order_follows_its_seed():
 
 def test_custom_order_as_list_tensor_or_order():
     plan = plan_with_block_losses([1.0, 2.0])
-    wanted = [7, 6, 5, 4, 3, 2, 1, 0]
-    short = torch.tensor(wanted, dtype=torch.int32)
-    for given_as in (wanted, torch.tensor(wanted), rose.Order(short, (4, 4), "mine")):
+    reversed_order = [7, 6, 5, 4, 3, 2, 1, 0]
+    short = torch.tensor(reversed_order, dtype=torch.int32)
+    for given_as in (reversed_order, torch.tensor(reversed_order), rose.Order(short, (4, 4), "mine")):
         order = rose.make_order(plan, given_as)
-        assert (order.permutation.tolist(), order.permutation.dtype) == (wanted, torch.int64)
-    assert rose.make_order(plan, wanted).widths == plan.block_width
+        assert (order.permutation.tolist(), order.permutation.dtype) == (reversed_order, torch.int64)
+    assert rose.make_order(plan, reversed_order).widths == plan.block_width
 
 
 @pytest.mark.parametrize(

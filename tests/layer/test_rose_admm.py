@@ -30,11 +30,11 @@ def literal_admm(weight: np.ndarray, gram: np.ndarray, count: int, of: int, sche
 def test_mask_matches_a_literal_loop(sparsity, count, of, effort):
     layer = make_layer(rows=16, columns=32, tokens=120, loud=6)
     gram = shrunk_correlations(layer.hessian, 120)
-    mask, kept = find_mask(layer.weight, gram, parse_sparsity(sparsity), penalties(effort))
+    mask, survivors = find_mask(layer.weight, gram, parse_sparsity(sparsity), penalties(effort))
     expected = literal_admm(layer.weight.double().numpy(), gram.double().numpy(), count, of, penalties(effort))
     assert int(mask.sum()) == expected.sum()
     assert (mask.numpy() != expected).mean() <= 0.01  # float32 may settle a near-tie the other way
-    assert kept[mask].eq(0).all()
+    assert survivors[mask].eq(0).all()
 
 
 @pytest.mark.parametrize("sparsity", [0.7, "2:4"])
@@ -87,11 +87,11 @@ def test_error_is_near_the_best_of_all_masks():
     for seed in range(4):
         layer = make_layer(rows=2, columns=6, tokens=4000, seed=30 + seed)
         best = least_of_all_masks(layer.weight, damped_inputs(layer.inputs), 6)
-        for effort, found in ratios.items():
-            found.append(error_of(layer.prune(method="rose_admm", sparsity=0.5, options={"effort": effort})) / best)
-    for found in ratios.values():
-        assert min(found) > 0.999  # nothing is below the optimum
-        assert sum(found) / len(found) < 1.15
+        for effort, of_effort in ratios.items():
+            of_effort.append(error_of(layer.prune(method="rose_admm", sparsity=0.5, options={"effort": effort})) / best)
+    for of_effort in ratios.values():
+        assert min(of_effort) > 0.999  # nothing is below the optimum
+        assert sum(of_effort) / len(of_effort) < 1.15
 
 
 def test_counts_are_exact_with_sampled_thresholds():
@@ -105,9 +105,9 @@ def test_counts_are_exact_with_sampled_thresholds():
 def test_a_sample_of_weights_covers_all_columns():
     """Every 48th of the weights would be those of one column."""
     state = torch.randn(48 * SAMPLE // 48, 48, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 49)
-    kept = _keep_largest(state, parse_sparsity(0.7))
-    assert float(kept.eq(0).float().mean()) == pytest.approx(0.7, abs=0.01)
-    assert torch.equal(kept[kept != 0], state[kept != 0])
+    survivors = _keep_largest(state, parse_sparsity(0.7))
+    assert float(survivors.eq(0).float().mean()) == pytest.approx(0.7, abs=0.01)
+    assert torch.equal(survivors[survivors != 0], state[survivors != 0])
 
 
 def test_more_effort_never_raises_the_error():

@@ -33,11 +33,11 @@ def test_rounded_weights_carry_their_grid(dtype):
         assert torch.equal(scales.half().float(), scales)
         assert torch.equal(rounded.to(dtype).float(), rounded)
         assert not rounded[weight == 0].any()
-        found = find_grid(rounded.to(dtype), bits, group)
-        assert torch.equal(found.weight, rounded)
-        assert grid.least <= int(found.codes.min())
-        assert int(found.codes.max()) <= grid.most
-        assert torch.equal(found.scales.half().float(), found.scales)
+        grid_found = find_grid(rounded.to(dtype), bits, group)
+        assert torch.equal(grid_found.weight, rounded)
+        assert grid.least <= int(grid_found.codes.min())
+        assert int(grid_found.codes.max()) <= grid.most
+        assert torch.equal(grid_found.scales.half().float(), grid_found.scales)
         assert find_grid(weight, bits, group) is None
 
 
@@ -45,16 +45,16 @@ def test_scales_that_float16_cannot_hold_are_split():
     # 7 · 1031 has 13 bits, so the common divisor of the group is no scale.
     weight = torch.zeros(1, 32)
     weight[0, 3] = 7 * 1031 / 2**16
-    found = find_grid(weight, 4, 32)
-    assert float(found.scales) == 1031 / 2**16
-    assert int(found.codes.sum()) == 7
+    grid = find_grid(weight, 4, 32)
+    assert float(grid.scales) == 1031 / 2**16
+    assert int(grid.codes.sum()) == 7
 
 
 def test_the_sign_of_the_largest_weight_has_the_extra_code():
     weight = torch.arange(-7.0, 9.0).repeat(2)[None] / 16
-    found = find_grid(weight, 4, 32)
-    assert float(found.scales) == -1 / 16
-    assert int(found.codes.min()) == -8
+    grid = find_grid(weight, 4, 32)
+    assert float(grid.scales) == -1 / 16
+    assert int(grid.codes.min()) == -8
     assert torch.equal(round_to(weight, choose_scales(weight, Grid(4, 32)), Grid(4, 32)), weight)
     weight[0, 0] = -0.5  # both 8 and −8
     assert find_grid(weight, 4, 32) is None
@@ -65,20 +65,20 @@ def test_scales_are_the_best_of_many():
     weight, grid = torch.randn(1, 32, generator=torch.Generator().manual_seed(1)), Grid(4, 32)
     tried = [torch.full((1, 1), sign * step / 512) for step in range(1, 512) for sign in (1, -1)]
     least = min(float((weight - round_to(weight, scale, grid)).square().sum()) for scale in tried)
-    found = choose_scales(weight, grid)
-    assert float((weight - round_to(weight, found, grid)).square().sum()) < 1.05 * least
+    scales = choose_scales(weight, grid)
+    assert float((weight - round_to(weight, scales, grid)).square().sum()) < 1.05 * least
     # With importance, columns that matter are rounded better.
     weight[0, :16] *= 0.1
     importance = torch.tensor([1000.0] * 16 + [0.0] * 16)
     there = (weight - round_to(weight, choose_scales(weight, grid, importance), grid))[0, :16]
-    assert float(there.square().sum()) < 0.4 * float((weight - round_to(weight, found, grid))[0, :16].square().sum())
+    assert float(there.square().sum()) < 0.4 * float((weight - round_to(weight, scales, grid))[0, :16].square().sum())
 
 
 def test_the_coarsest_grid_is_named_first():
     weight, grid = _pruned(), Grid(4, 128)
     rounded = round_to(weight, choose_scales(weight, grid), grid)
-    found = coarsest_grid(rounded)
-    assert found.grid == grid
+    coarsest = coarsest_grid(rounded)
+    assert coarsest.grid == grid
     assert coarsest_grid(weight) is None
     assert find_grid(rounded[:, :100], 4, 64) is None
 
@@ -203,7 +203,7 @@ def test_rounding_of_empty_and_fully_pruned_layers(method):
 
 @every_method(oats=NO_GRID)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_existing_zeros_stay_where_nothing_is_pruned(method, dtype):
+def test_existing_zeros_stay_in_unpruned_layers(method, dtype):
     layer = make_layer(columns=64, tokens=300)
     pruned = layer.prune(method="sparsegpt", sparsity=0.5)
     weight = pruned.weight.to(dtype)

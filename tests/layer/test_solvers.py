@@ -46,11 +46,11 @@ def test_work_is_counted_in_products():
     assert swept.work == pytest.approx(1 / 3 + 1 / 2)  # in³/3 and out · in²/2, of out · in²
     *_, refitted = watch_solver("refit", weight, statistics)
     assert refitted.work == pytest.approx(swept.work + 9)
-    *_, found = watch_solver("admm", weight, statistics)
-    assert found.work == pytest.approx(4 * 1 / 2 + 20 + 4)  # four penalties
+    *_, watched = watch_solver("admm", weight, statistics)
+    assert watched.work == pytest.approx(4 * 1 / 2 + 20 + 4)  # four penalties
 
 
-@pytest.mark.parametrize(("name", "sparsity", "said"), [("brute", 0.7, "no solver"), ("stages", "2:4", "in stages")])
-def test_unknown_solvers_are_refused(name, sparsity, said):
+@pytest.mark.parametrize(("name", "sparsity", "message"), [("brute", 0.7, "no solver"), ("stages", "2:4", "in stages")])
+def test_unknown_solvers_are_refused(name, sparsity, message):
     weight, statistics = layer_of()
-    refused(said, next, watch_solver(name, weight, statistics, sparsity=sparsity))
+    refused(message, next, watch_solver(name, weight, statistics, sparsity=sparsity))

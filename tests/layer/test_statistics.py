@@ -138,13 +138,13 @@ def test_weights_must_be_positive(weight):
     refused("positive number", rose.InputStatistics(2).update, torch.ones(1, 2), weight)
 
 
-def test_packed_statistics_share_nothing_with_those_they_are_of():
-    known = rose.InputStatistics(3)
-    known.update(torch.ones(2, 3))
-    packed = known.pack()
+def test_packed_statistics_share_no_memory_with_the_originals():
+    statistics = rose.InputStatistics(3)
+    statistics.update(torch.ones(2, 3))
+    packed = statistics.pack()
     again = rose.InputStatistics.unpack(packed)
     again.update(torch.ones(2, 3))
-    known.update(torch.ones(5, 3))
+    statistics.update(torch.ones(5, 3))
     assert packed["sum"].tolist() == [2.0] * 3
     assert (again.mean == 1).all()
 
@@ -198,7 +198,7 @@ def test_result_has_the_error_without_massive_channels():
     assert massive.error > 100 * result.relative_error
 
 
-def test_the_first_position_is_known_for_windows_only():
+def test_the_first_position_is_given_for_windows_only():
     inputs = planted_inputs()
     windows, flat = rose.InputStatistics(400), rose.InputStatistics(400)
     windows.update(inputs, weight=2.0)
@@ -207,4 +207,4 @@ def test_the_first_position_is_known_for_windows_only():
     for statistics in (windows, rose.InputStatistics.unpack(windows.pack())):
         assert statistics.first_share([5]) == pytest.approx(expected, rel=1e-5)
     ready = rose.InputStatistics.from_hessian(windows.hessian)
-    assert all(torch.tensor(one.first_share([5])).isnan() for one in (flat, ready))
+    assert all(torch.tensor(statistics.first_share([5])).isnan() for statistics in (flat, ready))

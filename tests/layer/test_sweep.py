@@ -153,7 +153,7 @@ def test_three_errors_agree(layer, ratio, block_size, method, order, damping):
 
 
 @given(layer=layers(), ratio=ratios)
-def test_column_error_of_a_change_is_what_the_sweep_counted(layer, ratio):
+def test_column_error_of_a_change_equals_that_of_the_sweep(layer, ratio):
     """The account for methods that do not sweep, applied to one that does."""
     result = layer.prune(method="sparsegpt", sparsity=ratio)
     factor = damp(layer.hessian).natural_factor
@@ -256,7 +256,7 @@ def best_repair(
 
 
 @pytest.mark.parametrize("method", ["rose", "measured"])
-def test_a_trace_is_made_where_asked_for_and_changes_nothing(method):
+def test_a_trace_is_made_on_request_and_changes_no_weight(method):
     layer = make_layer(loud=8)
     plain, whole, errors = (layer.prune(method=method, trace=trace) for trace in (False, True, "errors"))
     assert torch.equal(whole.weight, plain.weight)
@@ -277,7 +277,7 @@ def test_masks_by_both_saliencies(sparsity, seed, inverse):
     weight = layer.weight.double().clone()
     mask = torch.zeros_like(weight, dtype=torch.bool)
     inverses = [torch.linalg.inv(hessian[j:, j:]) for j in range(32)]
-    heads = torch.stack([found[0, 0] for found in inverses])
+    heads = torch.stack([upper[0, 0] for upper in inverses])
     factor = hessian.diagonal() + 1 / (torch.linalg.inv(hessian).diagonal() if inverse == "layer" else heads)
     for j in range(32):
         if isinstance(sparsity, str) and j % 4 == 0:
@@ -321,10 +321,10 @@ def test_measured_returns_the_least_error_of_all_candidates(sparsity):
         layer, others = case(seed)
         plain = layer.prune(method="measured", sparsity=sparsity)
         held = layer.prune(method="measured", sparsity=sparsity, held_out=others.T @ others)
-        for found, judge in ((plain, layer.inputs), (held, others)):
+        for result, judge in ((plain, layer.inputs), (held, others)):
             by_hand = errors_by_hand(layer, judge, sparsity)
-            assert direct_error(layer.weight, found.weight, judge) == pytest.approx(min(by_hand.values()), rel=1e-5)
-            assert by_hand[found.order.name, found.budget] == pytest.approx(min(by_hand.values()), rel=1e-5)
+            assert direct_error(layer.weight, result.weight, judge) == pytest.approx(min(by_hand.values()), rel=1e-5)
+            assert by_hand[result.order.name, result.budget] == pytest.approx(min(by_hand.values()), rel=1e-5)
         differ += held.order.name != plain.order.name or held.budget != plain.budget
     assert differ  # held-out inputs were looked at
 
@@ -360,8 +360,8 @@ def test_error_inside_the_first_block_is_that_of_its_columns():
     layer = make_layer(rows=12)
     result = layer.prune(order="natural", sparsity=0.5, trace=True)
     inside = error_inside(result.trace, result.order, result.mask, layer.hessian, result.added_damping)
-    own = layer.hessian[:8, :8]
-    first = torch.linalg.cholesky(torch.linalg.inv(own.double() + result.added_damping * torch.eye(8)), upper=True)
+    hessian = layer.hessian[:8, :8]
+    first = torch.linalg.cholesky(torch.linalg.inv(hessian.double() + result.added_damping * torch.eye(8)), upper=True)
     weight, total = layer.weight[:, :8].double().clone(), 0.0
     for j in range(8):
         error = weight[:, j] * result.mask[:, j] / first[j, j]

@@ -39,8 +39,8 @@ def gaps(
     """Both kinds of gap, streamed in parts, and the targets that they belong to."""
     ours = InputGap(COLUMNS, dtype=dtype)
     streamed = OutputGap(ROWS, COLUMNS, dtype=dtype)
-    own = (case["dense"] - case["pruned"]) @ case["weight"].T
-    for x, d, g in zip(*(t.chunk(parts) for t in (case["pruned"], case["dense"], own + case["lost"])), strict=True):
+    own_gap = (case["dense"] - case["pruned"]) @ case["weight"].T
+    for x, d, g in zip(*(t.chunk(parts) for t in (case["pruned"], case["dense"], own_gap + case["lost"])), strict=True):
         ours.update(x, d)
         streamed.update(x, g)
     target = case["dense"] @ case["weight"].T
@@ -53,8 +53,8 @@ EACH_GAP = pytest.mark.parametrize("kind", [0, 1], ids=["input gap", "output gap
 @EACH_GAP
 @pytest.mark.parametrize("parts", [1, 3])
 def test_error_against_the_target_is_that_on_tokens(case, kind, parts):
-    found = gaps(case, parts)
-    gap, target = found[kind], found[kind + 2]
+    parts_of_gap = gaps(case, parts)
+    gap, target = parts_of_gap[kind], parts_of_gap[kind + 2]
     pruned = case["weight"] * (torch.rand(ROWS, COLUMNS) < 0.5)
     weight, hessian = case["weight"], statistics_of(case["pruned"]).hessian
     change, dense = quadratic_form(weight - pruned, hessian), quadratic_form(weight, hessian)
@@ -67,8 +67,8 @@ def test_error_against_the_target_is_that_on_tokens(case, kind, parts):
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_error_against_the_target_with_a_bias(case, kind, with_bias):
     case |= {"pruned": case["pruned"] + 0.5, "dense": case["dense"] + 0.8}  # or a bias would hardly matter
-    found = gaps(case, parts=3)
-    gap, target = found[kind], found[kind + 2]
+    parts_of_gap = gaps(case, parts=3)
+    gap, target = parts_of_gap[kind], parts_of_gap[kind + 2]
     pruned = case["weight"] * (torch.rand(ROWS, COLUMNS) < 0.5)
     bias = torch.randn(ROWS) if with_bias else None
     output = case["pruned"] @ pruned.T + (0 if bias is None else bias)
@@ -79,9 +79,9 @@ def test_error_against_the_target_with_a_bias(case, kind, with_bias):
 
 @EACH_GAP
 def test_without_damping_it_is_the_least_squares_solution(case, kind):
-    found = gaps(case)
-    corrected, used = corrected_weight(case["weight"], statistics_of(case["pruned"]), found[kind], 0.0)
-    best = torch.linalg.lstsq(case["pruned"], found[kind + 2]).solution.T
+    gap = gaps(case)
+    corrected, used = corrected_weight(case["weight"], statistics_of(case["pruned"]), gap[kind], 0.0)
+    best = torch.linalg.lstsq(case["pruned"], gap[kind + 2]).solution.T
     torch.testing.assert_close(corrected, best, rtol=1e-3, atol=1e-4)
     assert used == 0
 
@@ -99,7 +99,7 @@ def test_every_mask_has_the_same_loss_by_target_and_by_corrected_weight(case):
         assert float(loss[0] - loss[1]) == pytest.approx(float((change @ hessian * change).sum()), rel=1e-3)
 
 
-def test_damping_shrinks_the_correction_to_nothing(case):
+def test_damping_shrinks_the_correction_to_zero(case):
     gap, _, _, _ = gaps(case)
     statistics = statistics_of(case["pruned"])
     sizes = [
@@ -134,19 +134,19 @@ def test_inputs_in_bfloat16_are_subtracted_before_they_are_rounded_again(case):
     case |= {name: case[name].bfloat16().float() for name in ("pruned", "dense")}
     narrow = {name: case[name].bfloat16() for name in ("pruned", "dense")}
     for dtype in (torch.float32, torch.bfloat16):
-        wanted, found = InputGap(COLUMNS, dtype=dtype), InputGap(COLUMNS, dtype=dtype)
-        wanted.update(case["pruned"], case["dense"])
-        found.update(narrow["pruned"], narrow["dense"])
-        assert torch.equal(wanted.cross, found.cross)
-        assert torch.equal(wanted.difference.hessian, found.difference.hessian)
+        expected, gap = InputGap(COLUMNS, dtype=dtype), InputGap(COLUMNS, dtype=dtype)
+        expected.update(case["pruned"], case["dense"])
+        gap.update(narrow["pruned"], narrow["dense"])
+        assert torch.equal(expected.cross, gap.cross)
+        assert torch.equal(expected.difference.hessian, gap.difference.hessian)
 
 
 def test_damping_falls_as_theory_says_with_many_tokens_and_faster_with_few():
     least = correction_damping(1, 10**9)
 
     def slope(tokens: int) -> float:
-        one, other = (correction_damping(100, number, 30) - least for number in (tokens, 2 * tokens))
-        return math.log2(one / other)
+        damping, of_twice = (correction_damping(100, number, 30) - least for number in (tokens, 2 * tokens))
+        return math.log2(damping / of_twice)
 
     assert slope(12800) == pytest.approx(1, abs=0.01)
     assert slope(800) == pytest.approx(1.2, abs=0.1)

@@ -32,9 +32,12 @@ SAMPLES = 7  # not a multiple of two or three
 def statistics() -> dict[str, Any]:
     """Tokens seen, and by layer the sum of the Hessian and the mean input; from a sum over processes."""
     every = rose.collect_statistics(make_model("llama"), make_tokens(SAMPLES))
-    found = {name: one for name, one in every.items() if name.startswith("model.layers.1.")}
-    numbers = [torch.cat([one.hessian.flatten(), one.mean]) for one in found.values()]
-    return {"tokens": {name: one.tokens for name, one in found.items()}, "errors": torch.cat(numbers).tolist()}
+    of_block = {name: statistics for name, statistics in every.items() if name.startswith("model.layers.1.")}
+    numbers = [torch.cat([statistics.hessian.flatten(), statistics.mean]) for statistics in of_block.values()]
+    return {
+        "tokens": {name: statistics.tokens for name, statistics in of_block.items()},
+        "errors": torch.cat(numbers).tolist(),
+    }
 
 
 def prune(family: str, dtype: torch.dtype = torch.float32, **options: Any) -> dict[str, Any]:
@@ -61,7 +64,7 @@ def slim(family: str, **options: Any) -> dict[str, Any]:
         "kept": table[["layer", "kept_units"]].to_numpy().tolist(),
         "errors": table["relative_error"].tolist(),
         "held_out": table["held_out_error"].tolist(),
-        "drift": [one["drift"] for one in report.summary["drift"]],
+        "drift": [row["drift"] for row in report.summary["drift"]],
         "parameters": report.summary["kept_parameters"],
     }
 
@@ -82,8 +85,8 @@ def pretended() -> dict[str, Any]:
     with pretend_cuda(), mock.patch.multiple(dist, **nccl):
         prune("llama")  # gaps and drift are sent too
         slim("llama")
-        found = prune("llama", method="rose_dealt", allocation="owl", target="layer")
-    return found | {"sent": sorted(set(sent))}
+        result = prune("llama", method="rose_dealt", allocation="owl", target="layer")
+    return result | {"sent": sorted(set(sent))}
 
 
 def refused(work: Callable[[], Any]) -> str:
@@ -142,11 +145,11 @@ RUNS: dict[int, dict[str, Callable[[], dict[str, Any]]]] = {
 
 def resumed(folder: Path) -> list[dict[str, Any]]:
     """A run that was stopped and resumed, and an undisturbed one."""
-    kept, stop = {"checkpoint": folder / "kept", "allocation": "owl"}, stop_at("calibrate", 2)
+    options, stop = {"checkpoint": folder / "kept", "allocation": "owl"}, stop_at("calibrate", 2)
     with suppress(rose.Cancelled):
-        prune("gemma3", **kept, progress=stop)
+        prune("gemma3", **options, progress=stop)
         raise AssertionError("was not stopped")
-    return [prune("gemma3", **kept), prune("gemma3", allocation="owl")]
+    return [prune("gemma3", **options), prune("gemma3", allocation="owl")]
 
 
 def refusals(folder: Path) -> dict[str, str]:
@@ -173,10 +176,10 @@ def results(runs: int) -> dict[str, dict[str, Any]]:
 def main(folder: Path) -> int:
     with process_group():
         workers = Workers.here()
-        found: dict[str, Any] = {"processes": workers.count, "results": results(workers.count)}
-        found |= {"resumed": resumed(folder)} | refusals(folder)
+        written: dict[str, Any] = {"processes": workers.count, "results": results(workers.count)}
+        written |= {"resumed": resumed(folder)} | refusals(folder)
         if workers.place == 0:
-            (folder / "found.json").write_text(json.dumps(found))
+            (folder / "found.json").write_text(json.dumps(written))
         model = ["--model", str(folder / "model"), "--stream"]
         slimmed = cli.main(["slim", *model, *CALIBRATION[:-4], "--ratio", "0.3", "--output", str(folder / "slim")])
         return slimmed or cli.main(["prune", *model, *CALIBRATION, *SWEPT, "--output", str(folder / "out")])

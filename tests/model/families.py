@@ -145,7 +145,7 @@ def read_both_ways(
     folder: Path, out: Path, *changes: Callable[[nn.Module], rose.RunReport], dtype: str = "float32"
 ) -> nn.Module:
     """Whole and streamed: reports, configurations and what was written must agree; the streamed model, read again."""
-    found = []
+    readings = []
     for stream in (False, True):
         model, tokenizer = rose.load_model(str(folder), stream=stream, dtype=dtype)
         reports = [change(model) for change in changes]
@@ -157,8 +157,8 @@ def read_both_ways(
         assert again("w5 w7")["input_ids"] == tokenizer("w5 w7")["input_ids"]
         configuration = json.loads((saved / "config.json").read_text())
         names = {name for path in saved.glob("*.safetensors") for name in load_file(path)}
-        found.append((configuration, names, [figures(report) for report in reports], digest(read.state_dict())))
-    assert found[0] == found[1]
+        readings.append((configuration, names, [figures(report) for report in reports], digest(read.state_dict())))
+    assert readings[0] == readings[1]
     return read
 
 

@@ -37,17 +37,17 @@ def test_runs_give_the_same_weights_under_any_default_dtype(name):
     teacher = copy.deepcopy(dense)
     for layer in rose.prunable_layers(dense):
         layer.write(layer.weight * 1.01)  # tuning has something to do
-    one, two = copy.deepcopy(dense), copy.deepcopy(dense)
-    RUNS[name](one, teacher)
-    coarse(lambda: RUNS[name](two, teacher))
-    expected, found = one.state_dict(), two.state_dict()
+    first, second = copy.deepcopy(dense), copy.deepcopy(dense)
+    RUNS[name](first, teacher)
+    coarse(lambda: RUNS[name](second, teacher))
+    expected, actual = first.state_dict(), second.state_dict()
     assert any(not torch.equal(tensor, dense.state_dict().get(key)) for key, tensor in expected.items())
-    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+    assert all(torch.equal(actual[key], tensor) for key, tensor in expected.items())
 
 
 def test_statistics_are_float32_under_any_default_dtype():
     model = make_model("llama")
-    found, expected = coarse(lambda: rose.collect_statistics(model, TOKENS)), rose.collect_statistics(model, TOKENS)
+    actual, expected = coarse(lambda: rose.collect_statistics(model, TOKENS)), rose.collect_statistics(model, TOKENS)
     for name, statistics in expected.items():
-        assert torch.equal(found[name].hessian, statistics.hessian)
-        assert torch.equal(found[name].mean, statistics.mean)
+        assert torch.equal(actual[name].hessian, statistics.hessian)
+        assert torch.equal(actual[name].mean, statistics.mean)

@@ -26,9 +26,9 @@ def test_memory_of_a_tiny_llama_matches_the_formula(dtype, size):
 
 
 def test_hidden_states_on_disk_and_held_out_samples_are_counted():
-    kept, on_disk = (estimate_memory(make_model("llama"), samples=500, length=24, on_disk=x) for x in (False, True))
+    ram, on_disk = (estimate_memory(make_model("llama"), samples=500, length=24, on_disk=x) for x in (False, True))
     assert on_disk.activations == 4 * 170 * 24 * 32
-    assert kept.peak - on_disk.peak == 4 * (500 - 170) * 24 * 32
+    assert ram.peak - on_disk.peak == 4 * (500 - 170) * 24 * 32
     few, held_out = (estimate_memory(make_model("llama"), samples=3, length=24, held_out=x) for x in (False, True))
     assert few.activations == 4 * 3 * 24 * 32
     assert held_out.hessians == 2 * few.hessians  # statistics of their own
@@ -72,7 +72,7 @@ def test_output_layers_are_recognized_by_any_name():
     assert work(transformers.GPTJConfig(**sizes, rotary_dim=8)) == work(transformers.GPT2Config(**sizes))
 
 
-def test_methods_with_stages_of_their_own_take_more():
+def test_methods_with_stages_of_their_own_take_more_time():
     sizes: dict[str, Any] = {"samples": 3, "length": 24, "layers": ["*.0.mlp.gate_proj"]}  # 56 × 32
     work = {name: estimate_memory(make_model("llama"), **sizes, method=name).work for name in rose.METHODS}
     assert work["sparsegpt"] == 4 * (4 * 32**2 + 6 * 56 * 32)

@@ -48,19 +48,19 @@ def inspected(path: Path) -> pd.DataFrame:
         return inspect_file(files).set_index("name")
 
 
-def test_the_numbers_of_a_tensor_are_those_of_torch(tmp_path):
+def test_the_numbers_of_a_tensor_match_torch(tmp_path):
     weights = tensors()
-    one, two = weights[UP(0)], weights[UP(1)]
-    one[one.abs() < 0.01] = 0
-    one[3], one[:, 7], one[150, 5] = 0, 0, -1.5
-    one[9] *= 9
-    two[0, 0], two[199, 95] = torch.nan, -torch.inf
+    first, second = weights[UP(0)], weights[UP(1)]
+    first[first.abs() < 0.01] = 0
+    first[3], first[:, 7], first[150, 5] = 0, 0, -1.5
+    first[9] *= 9
+    second[0, 0], second[199, 95] = torch.nan, -torch.inf
     weights[UP(2)] = torch.sign(weights[UP(2)]) * 0.03
     table = inspected(saved(tmp_path / "a.safetensors", weights))
     row = table.loc[UP(0)]
-    assert (row["zeros"], row["zero_rows"], row["zero_columns"]) == (int((one == 0).sum()), 1, 1)
+    assert (row["zeros"], row["zero_rows"], row["zero_columns"]) == (int((first == 0).sum()), 1, 1)
     assert (row["largest"], row["largest_at"]) == (1.5, "150, 5")
-    assert row["norm"] == pytest.approx(float(one.norm()), rel=1e-5)
+    assert row["norm"] == pytest.approx(float(first.norm()), rel=1e-5)
     assert row["says"] == "Row 3 is zero. Column 7 is zero."
     assert row["norms"].startswith("Rows 9 and 150 have unusual norms; row ")
     assert table.loc[UP(1), "not_finite"] == 2
@@ -153,7 +153,7 @@ def test_a_gguf_file_is_read_in_runs_whatever_its_types(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["llama, biases", "gemma3", "gpt2"])
-def test_tensors_of_a_gguf_file_are_those_of_the_model_in_it(family, tmp_path):
+def test_tensors_of_a_gguf_file_match_its_model(family, tmp_path):
     """Orders of rows, transposed matrices and shifted norms of llama.cpp are undone."""
     model = save(CONFIGURATIONS[family](), tmp_path / "model", 8)
     export_gguf(str(tmp_path / "model"), tmp_path / "model.gguf", "q8_0", embeddings="f32")
@@ -183,16 +183,16 @@ def test_pictures_of_a_tensor_show_all_of_it(tmp_path):
     assert torch.allclose(look.facts.column_norms, weight.norm(dim=0))
 
 
-def test_the_command_prints_and_writes_what_was_found(tmp_path, capsys):
+def test_the_command_prints_and_writes_its_findings(tmp_path, capsys):
     weights = tensors()
     path = saved(tmp_path / "a.safetensors", weights, note="by hand")
-    table, found = tmp_path / "a.csv", tmp_path / "a.json"
-    assert cli.main(["inspect", str(path), "--output", str(table), "--json", str(found)]) == 0
+    table, document = tmp_path / "a.csv", tmp_path / "a.json"
+    assert cli.main(["inspect", str(path), "--output", str(table), "--json", str(document)]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("Nothing stands out: seven tensors, ")
     assert "mlp.up_proj.weight: 4 of 200 × 96, F32" in printed
     assert list(pd.read_csv(table)["name"]) == sorted(weights)
-    assert json.loads(found.read_text())["texts"] == {"metadata": "note: by hand"}
+    assert json.loads(document.read_text())["texts"] == {"metadata": "note: by hand"}
     weights[UP(1)][5] *= -1
     assert cli.main(["inspect", str(path), str(saved(tmp_path / "b.safetensors", weights))]) == 0
     assert f"One of seven tensors differs: {UP(1)}. The others: 6 equal." in capsys.readouterr().out

@@ -40,9 +40,9 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Found]:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], env=environment)
         assert done.returncode == 0, done.stderr[-8000:]
-        found = json.loads((folder / "found.json").read_text())
-        assert found["processes"] == count
-        return found, folder, done.stdout
+        written = json.loads((folder / "found.json").read_text())
+        assert written["processes"] == count
+        return written, folder, done.stdout
 
     return run
 
@@ -100,12 +100,12 @@ def test_a_stopped_run_resumes_to_the_same_bits(several):
 
 
 def test_errors_reach_every_process(several):
-    found = several[0]
-    assert f"1 held-out samples cannot be divided over {found['processes']} processes" in found["too_few"]
-    assert "belongs to another run" in found["other_run"]
-    assert found["broken"].startswith("model.layers.1.mlp.up_proj: W holds NaN")
-    assert "did not reach the same layers" in found["parted"]
-    assert found["broken_slim"].startswith("model.layers.1.mlp.down_proj: ")
+    written = several[0]
+    assert f"1 held-out samples cannot be divided over {written['processes']} processes" in written["too_few"]
+    assert "belongs to another run" in written["other_run"]
+    assert written["broken"].startswith("model.layers.1.mlp.up_proj: W holds NaN")
+    assert "did not reach the same layers" in written["parted"]
+    assert written["broken_slim"].startswith("model.layers.1.mlp.down_proj: ")
 
 
 def test_only_one_process_writes_and_prints(several, tmp_path):
@@ -114,12 +114,12 @@ def test_only_one_process_writes_and_prints(several, tmp_path):
     assert printed.count("of the decoder blocks taken out") == 1
     arguments = ["prune", "--model", str(folder / "model"), *CALIBRATION, *SWEPT, "--output", str(tmp_path / "out")]
     assert cli.main(arguments) == 0
-    one = load_file(tmp_path / "out" / "model.safetensors")
+    alone = load_file(tmp_path / "out" / "model.safetensors")
     # The processes streamed the model, and wrote it in shards.
-    other = dict(pair for file in (folder / "out").glob("*.safetensors") for pair in load_file(file).items())
-    assert one.keys() == other.keys()
-    for name, weight in one.items():
-        assert (weight.eq(0) == other[name].eq(0)).float().mean() > 0.98, name
+    together = dict(pair for file in (folder / "out").glob("*.safetensors") for pair in load_file(file).items())
+    assert alone.keys() == together.keys()
+    for name, weight in alone.items():
+        assert (weight.eq(0) == together[name].eq(0)).float().mean() > 0.98, name
     report = rose.RunReport.from_json((folder / "out" / "report.json").read_text())
     assert len(report.layers) == 14
     assert report.summary["samples"] == 7

@@ -41,7 +41,7 @@ class Refused(Exception):
 
 def run(shop: Workshop, *arguments: str | Path) -> str:
     """What the command printed, as one line."""
-    given = [str(shop.filled(str(one))) for one in arguments]
+    given = [str(shop.filled(str(argument))) for argument in arguments]
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         status = cli.main(given)
     if status > 1:  # 1: `check` has found something
@@ -67,16 +67,16 @@ def stages_of(shop: Workshop, name: str) -> list[dict[str, Any]]:
 
 def report(shop: Workshop, name: str) -> None:
     page = shop.new("report.html")
-    said = run(shop, "report", shop.folder(name), "--output", page)
-    known, error = shop.report(name), stages_of(shop, name)[-1].get("mean_relative_error")
-    if "perplexity_after" in known:
-        found = re.findall(r"takes perplexity on \S+ from ([\d.,]+) to ([\d.,]+), ", said)
-        afters = [known[f"perplexity_{when}"] for when in ("slimmed", "after") if f"perplexity_{when}" in known]
-        expected = [tuple(map(as_number, apart(known["perplexity_before"], after))) for after in afters]
-        assert [tuple(map(as_number, pair)) for pair in found] == expected, said
+    printed = run(shop, "report", shop.folder(name), "--output", page)
+    record, error = shop.report(name), stages_of(shop, name)[-1].get("mean_relative_error")
+    if "perplexity_after" in record:
+        perplexities = re.findall(r"takes perplexity on \S+ from ([\d.,]+) to ([\d.,]+), ", printed)
+        afters = [record[f"perplexity_{when}"] for when in ("slimmed", "after") if f"perplexity_{when}" in record]
+        expected = [tuple(map(as_number, apart(record["perplexity_before"], after))) for after in afters]
+        assert [tuple(map(as_number, pair)) for pair in perplexities] == expected, printed
     elif error is not None:
-        assert rounded(error) in map(as_number, re.findall(r"is ([\d.]+) on average over", said)), said
-    assert f"Written to {page}" in said
+        assert rounded(error) in map(as_number, re.findall(r"is ([\d.]+) on average over", printed)), printed
+    assert f"Written to {page}" in printed
 
 
 def rounded(value: float) -> float:
@@ -90,8 +90,8 @@ def as_number(text: str) -> float:
 
 def evaluate(shop: Workshop, name: str) -> None:
     text = shop.folder("text")
-    said = run(shop, "evaluate", "--model", shop.folder(name), "--text", text, "--length", LENGTH, "--windows", WINDOWS)
-    assert float(said.rpartition(" ")[2]) == pytest.approx(shop.report(name)["perplexity_after"], abs=0.001)
+    out = run(shop, "evaluate", "--model", shop.folder(name), "--text", text, "--length", LENGTH, "--windows", WINDOWS)
+    assert float(out.rpartition(" ")[2]) == pytest.approx(shop.report(name)["perplexity_after"], abs=0.001)
 
 
 def prune(shop: Workshop, name: str) -> None:
@@ -248,12 +248,12 @@ def text(shop: Workshop, name: str) -> None:
     assert not app.exception, app.exception
     if app.error:
         raise Refused(unescaped(app.error[0].value))
-    (found,) = (one for label, one in reading.readings.items() if label != DENSE)
+    (reading_of_copy,) = (pruned_reading for label, pruned_reading in reading.readings.items() if label != DENSE)
     model, tokenizer = rose.load_model(str(shop.folder(name)))
     tokens = tokenizer(written, return_tensors="pt").input_ids
     with torch.no_grad():
         expected = float(model(input_ids=tokens, labels=tokens, use_cache=False).loss)
-    assert float(found.losses.mean()) == close(expected)
+    assert float(reading_of_copy.losses.mean()) == close(expected)
     assert len(app.dataframe[0].value) == len(written) - 1
 
 

@@ -70,7 +70,7 @@ class Workshop:
             self._save_pipeline()
         if name not in self.made:
             self.made[name] = self.new(name.replace(",", "").replace(" ", "-"))
-            given = [self.filled(str(one)) for one in PRODUCERS[name]]
+            given = [self.filled(str(argument)) for argument in PRODUCERS[name]]
             assert cli.main([*given, "--output", str(self.made[name])]) == 0
         return self.made[name]
 

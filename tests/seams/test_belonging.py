@@ -25,7 +25,7 @@ def test_the_weights_of_another_model_are_not_restored(shop: Workshop, other: Pa
         run(shop, *RESTORE, *asked, "--output", shop.new("restored"))
 
 
-def test_the_damages_of_another_model_share_nothing(shop: Workshop, other: Path) -> None:
+def test_damages_of_another_model_are_not_shared(shop: Workshop, other: Path) -> None:
     asked = ("--allocation", f"damage:{shop.folder('damage, blocks')}", "--output")
     with pytest.raises(Refused, match=r"The damages in \S+ are those of another model: their input embeddings differ"):
         run(shop, *HALF, *asked, shop.new("shared"), "--model", other)
@@ -56,17 +56,17 @@ def test_slimming_without_least_squares_keeps_zeros(shop: Workshop) -> None:
     run(shop, *SLIM, "--method", "wanda", "--model", "{prune, 2:4}", "--output", out)
     before, after = (AutoModelForCausalLM.from_pretrained(folder) for folder in (shop.folder("prune, 2:4"), out))
     for old, new in zip(before.model.layers, after.model.layers, strict=True):
-        kept = set(map(tuple, new.mlp.down_proj.weight.T.tolist()))
-        assert 0 < len(kept) < 128
-        assert kept <= set(map(tuple, old.mlp.down_proj.weight.T.tolist()))
+        channels = set(map(tuple, new.mlp.down_proj.weight.T.tolist()))
+        assert 0 < len(channels) < 128
+        assert channels <= set(map(tuple, old.mlp.down_proj.weight.T.tolist()))
 
 
 def test_earlier_zeros_are_reported(shop: Workshop, tmp_path: Path) -> None:
     model, tokenizer = rose.load_model(str(shop.folder("dense")))
     model.model.layers[1].mlp.up_proj.weight.zero_()
     rose.save_model(model, tokenizer, tmp_path / "hollow")
-    said = run(shop, *HALF, "--model", tmp_path / "hollow", "--output", tmp_path / "out")
-    assert "In one of 28 layers no more weights are zero than before" in said
+    printed = run(shop, *HALF, "--model", tmp_path / "hollow", "--output", tmp_path / "out")
+    assert "In one of 28 layers no more weights are zero than before" in printed
     table = rose.RunReport.from_json((tmp_path / "out" / "report.json").read_text()).layers.set_index("layer")
     gone = ["model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj"]  # the second reads nothing but zeros
     assert table.loc[gone, "sparsity"].tolist() == [1, 1]

@@ -67,13 +67,13 @@ def cells() -> list[tuple[str, str, str]]:
 LEFT_OUT = {"models", "inspect", "tune", "export", "app", "run", "smaller", "unpack"}
 
 
-def test_the_table_knows_every_command_and_every_consumer() -> None:
+def test_the_table_has_every_command_and_every_consumer() -> None:
     commands = {name.partition(" ")[0] for name in COMMANDS}
     assert commands - {asked[0] for asked in PRODUCERS.values()} - set(CONSUMERS) == LEFT_OUT
-    found = cells()
-    assert list(dict.fromkeys(name for name, _, _ in found)) == list(PRODUCERS)
-    assert list(dict.fromkeys(consumer for _, consumer, _ in found)) == list(CONSUMERS)
-    assert {cell for *_, cell in found} == {"yes", *REFUSALS}
+    table = cells()
+    assert list(dict.fromkeys(name for name, _, _ in table)) == list(PRODUCERS)
+    assert list(dict.fromkeys(consumer for _, consumer, _ in table)) == list(CONSUMERS)
+    assert {cell for *_, cell in table} == {"yes", *REFUSALS}
 
 
 @pytest.mark.parametrize(("name", "consumer", "cell"), cells())

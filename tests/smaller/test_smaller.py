@@ -71,7 +71,7 @@ def test_the_table_has_measured_rows_with_sizes_speed_and_both_texts(made: Path,
     assert bits.times_low <= bits.perplexity / dense.perplexity <= bits.times_high
 
 
-def test_a_row_is_what_the_single_command_measures(made: Path, checkpoint: str, tmp_path: Path) -> None:
+def test_a_row_equals_the_measurement_of_the_single_command(made: Path, checkpoint: str, tmp_path: Path) -> None:
     """The recipe beside the copy makes the same weights, and their perplexity on the second text is that of the row."""
     assert cli.main(["run", str(made / "bits-4" / "recipe.yaml"), f"output={tmp_path / 'again'}"]) == 0
     (first, tokenizer), (again, _) = (rose.load_model(str(folder)) for folder in (made / "bits-4", tmp_path / "again"))
@@ -136,20 +136,20 @@ def test_unmeasured_ways_stay_estimates(checkpoint: str, tmp_path: Path) -> None
 
 def test_recommended_are_the_smallest_that_is_as_good_and_the_best_of_half_the_bytes() -> None:
     rows = [row("as-is", 100, 1.0), row("a", 70, 1.005), row("b", 60, 1.02), row("c", 50, 1.3), row("d", 40, 1.5)]
-    assert [one.key for one in recommend(rows)] == ["a", "c", ""]
+    assert [choice.key for choice in recommend(rows)] == ["a", "c", ""]
     fast = row("e", 90, 1.4, prefill_gain=2.2, prefill_low=2.1, decoding_gain=1.5, decoding_low=1.4)
-    assert [one.key for one in recommend([*rows, fast])] == ["a", "c", "e"]
+    assert [choice.key for choice in recommend([*rows, fast])] == ["a", "c", "e"]
     alike = replace(rows[3], key="f", safetensors=45)
     assert recommend([*rows, alike])[1].key == "f"
 
 
 def test_nothing_is_recommended_if_no_row_reaches_a_goal() -> None:
-    found = recommend([row("as-is", 100, 1.0), row("a", 80, 1.2), row("b", 40, 2.5)])
-    assert [one.key for one in found] == ["", "", ""]
-    assert all("nothing pays here" in one.text for one in found)
-    assert all(one.is_complete for one in found)
+    recommendation = recommend([row("as-is", 100, 1.0), row("a", 80, 1.2), row("b", 40, 2.5)])
+    assert [choice.key for choice in recommendation] == ["", "", ""]
+    assert all("nothing pays here" in choice.text for choice in recommendation)
+    assert all(choice.is_complete for choice in recommendation)
     left = replace(row("c", 45, 1.2), basis="estimate")
-    assert [one.is_complete for one in recommend([row("as-is", 100, 1.0), left])] == [True, False, True]
+    assert [choice.is_complete for choice in recommend([row("as-is", 100, 1.0), left])] == [True, False, True]
     assert recommend([left]) == []
 
 
@@ -200,7 +200,7 @@ def exportable(folder: Path) -> str:
     return str(path)
 
 
-def test_sizes_are_those_of_written_files(tmp_path: Path) -> None:
+def test_sizes_match_the_written_files(tmp_path: Path) -> None:
     model, tokenizer = rose.load_model(exportable(tmp_path))
     sizes = file_sizes(model, tokenizer, str(tmp_path / "model"), "copy")
     rose.save_model(model, tokenizer, tmp_path / "copy")
@@ -222,7 +222,7 @@ def test_llama_cpp_is_timed_where_it_is_installed(tmp_path: Path, monkeypatch: p
     assert "as-is reads 80 and writes 20" in table.says_llama([row("as-is", 9, 1.0, **speed)])
 
 
-def test_runtimes_say_what_this_machine_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_runtimes_name_the_programs_that_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     flags = tmp_path / "cpuinfo"
     flags.write_text("flags: avx2 amx_int8\n")
     monkeypatch.setattr(table, "CPU_FLAGS", flags)

@@ -62,28 +62,28 @@ def run_theirs(clone: Path, dense: LlamaForCausalLM, tokens: Tensor) -> dict[str
     mask = torch.full((length, length), torch.finfo(torch.float32).min).triu(1).expand(len(tokens), 1, -1, -1)
     where = {"attention_mask": mask, "position_ids": torch.arange(length)[None].expand(len(tokens), -1)}
     hidden = dense.model.embed_tokens(tokens)
-    found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     for index, (block, ratio) in enumerate(zip(blocks, RATIOS, strict=True)):
         seen: list[Tensor] = []
         plain, torch.sort = torch.sort, sorted_scores(seen)
         before = {name: value.clone() for name, value in block.state_dict().items()}
         hidden = block.prune(hidden, prune_ratio=ratio, **where)[0]
         torch.sort = plain
-        found[f"{index}/head_scores"], found[f"{index}/channel_scores"] = (x.numpy() for x in seen)
+        arrays[f"{index}/head_scores"], arrays[f"{index}/channel_scores"] = (x.numpy() for x in seen)
         for part, name in (("heads", "self_attn.q_proj"), ("channels", "mlp.gate_proj")):
             rows = block.get_submodule(name).weight
-            kept = (before[f"{name}.weight"][:, None] == rows[None]).all(2).any(1)
-            found[f"{index}/{part}"] = kept.view(-1, 4).all(1).numpy() if part == "heads" else kept.numpy()
-    found["logits"] = dense.lm_head(dense.model.norm(hidden))[:2].numpy()
-    return found
+            kept_rows = (before[f"{name}.weight"][:, None] == rows[None]).all(2).any(1)
+            arrays[f"{index}/{part}"] = kept_rows.view(-1, 4).all(1).numpy() if part == "heads" else kept_rows.numpy()
+    arrays["logits"] = dense.lm_head(dense.model.norm(hidden))[:2].numpy()
+    return arrays
 
 
 def main() -> None:
     dense = tiny_llama()
     tokens = torch.randint(0, SIZES["vocab_size"], (8, 32), generator=torch.Generator().manual_seed(1))
-    found = run_theirs(Path(sys.argv[1]), dense, tokens)
+    arrays = run_theirs(Path(sys.argv[1]), dense, tokens)
     weights = {f"dense/{name}": value.half().numpy() for name, value in dense.state_dict().items()}
-    np.savez_compressed(FIXTURE, **weights, **found, tokens=tokens.numpy().astype(np.int16))
+    np.savez_compressed(FIXTURE, **weights, **arrays, tokens=tokens.numpy().astype(np.int16))
     print(f"{FIXTURE}: {FIXTURE.stat().st_size:,} bytes")
 
 

@@ -25,9 +25,9 @@ def make_problem(width: int = WIDTH, units: int = UNITS, with_bias: bool = True)
     return problem, x
 
 
-def best_error(problem: Problem, x: Tensor, kept: Tensor) -> float:
+def best_error(problem: Problem, x: Tensor, stays: Tensor) -> float:
     """Least mean ‖Wx − Ŵx_K − b‖² that any weights of the kept columns reach, by least squares on the tokens."""
-    inputs = x[:, problem.columns_of(kept)].double()
+    inputs = x[:, problem.columns_of(stays)].double()
     if problem.with_bias:
         inputs = torch.cat([inputs, torch.ones(len(x), 1, dtype=torch.float64)], 1)
     y = (x @ problem.weight.T).double()
@@ -35,9 +35,9 @@ def best_error(problem: Problem, x: Tensor, kept: Tensor) -> float:
 
 
 def without(*gone: int) -> Tensor:
-    kept = torch.ones(UNITS, dtype=torch.bool)
-    kept[list(gone)] = False
-    return kept
+    stays = torch.ones(UNITS, dtype=torch.bool)
+    stays[list(gone)] = False
+    return stays
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
@@ -53,14 +53,14 @@ def test_the_cost_of_a_set_is_the_least_error_on_tokens(with_bias):
     assert costs == pytest.approx([set_cost(problem, without(unit)) for unit in range(UNITS)], rel=1e-3)
 
 
-def test_a_raised_damping_is_known_after_any_factorization():
+def test_a_raised_damping_is_reported_after_any_factorization():
     problem, _ = make_problem()
     few = torch.randn(3, UNITS * WIDTH, generator=torch.Generator().manual_seed(0))
     singular = replace(problem, second=few.T @ few, mean=few.mean(0) * 0, damping=0.0)
     assert singular.used_damping == 0
-    found = singular.coarse().inverse
+    inverse = singular.coarse().inverse
     assert singular.used_damping > 0
-    assert found is singular.inverse
+    assert inverse is singular.inverse
     assert problem.inverse is not None
     assert problem.used_damping == problem.damping
 
@@ -112,21 +112,21 @@ def test_greedy_removes_equally_many_from_every_pool():
 
 def test_each_recovery_lowers_the_error_further():
     problem, x = make_problem()
-    kept = without(1, 4)
+    stays = without(1, 4)
     y = x @ problem.weight.T
-    found = []
+    errors = []
     for how in ("none", "bias", "linear", "exact"):
-        weight, bias = recover(problem, kept, how)
+        weight, bias = recover(problem, stays, how)
         direct = (y - x @ weight.T - (0 if bias is None else bias)).square().sum() / len(x)
-        found.append(error(problem.weight, weight, bias, problem.second, problem.mean))
-        assert found[-1] == pytest.approx(float(direct), rel=1e-3)
-    assert found == sorted(found, reverse=True)
-    assert found[-1] < 0.9 * found[-2]
+        errors.append(error(problem.weight, weight, bias, problem.second, problem.mean))
+        assert errors[-1] == pytest.approx(float(direct), rel=1e-3)
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.9 * errors[-2]
 
 
-def test_correlations_are_those_of_the_outputs():
+def test_correlations_match_those_of_the_outputs():
     problem, x = make_problem()
-    kept = without(0, 3)
-    y, part = x @ problem.weight.T, x[:, problem.columns_of(kept)] @ problem.weight[:, problem.columns_of(kept)].T
+    stays = without(0, 3)
+    y, part = x @ problem.weight.T, x[:, problem.columns_of(stays)] @ problem.weight[:, problem.columns_of(stays)].T
     expected = sum(abs(float(torch.corrcoef(torch.stack([y[:, j], part[:, j]]))[0, 1])) for j in range(OUT))
-    assert correlation(unit_covariances(problem), kept) == pytest.approx(expected, rel=1e-4)
+    assert correlation(unit_covariances(problem), stays) == pytest.approx(expected, rel=1e-4)

@@ -113,13 +113,13 @@ def test_every_method_reduces_the_channels_it_says(method):
     model = make_model("llama")
     report = slim(model, method=method, parts=[CHANNELS], held_out=make_tokens(2, seed=5))
     assert set(report.layers["part"]) == {CHANNELS}
-    (kept,) = set(report.layers["kept_units"])
-    assert model.config.intermediate_size == kept in range(4, 56, 4)
-    assert all(block.mlp.down_proj.weight.shape == (32, kept) for block in model.model.layers)
+    (units,) = set(report.layers["kept_units"])
+    assert model.config.intermediate_size == units in range(4, 56, 4)
+    assert all(block.mlp.down_proj.weight.shape == (32, units) for block in model.model.layers)
     assert (report.layers["held_out_error"] > 0).all()
 
 
-def test_reported_errors_are_those_of_the_model_on_tokens():
+def test_reported_errors_match_the_model_on_tokens():
     """The first decoder block's MLP, heads untouched, so that it reads what the dense one reads."""
     model = make_model("llama")
     dense = copy.deepcopy(model)
@@ -141,10 +141,10 @@ def test_reported_errors_are_those_of_the_model_on_tokens():
 
 def test_the_unrecovered_error_is_that_of_the_columns_as_they_were():
     """Whatever the target; with the first decoder block alone both targets keep the same columns."""
-    found = {target: slim(make_model("llama"), target=target, method="wanda").layers for target in ("layer", "dense")}
-    first = [table.iloc[0] for table in found.values()]
+    layers = {target: slim(make_model("llama"), target=target, method="wanda").layers for target in ("layer", "dense")}
+    first = [table.iloc[0] for table in layers.values()]
     assert first[0]["unrecovered_error"] == pytest.approx(first[1]["unrecovered_error"], rel=1e-6)
-    assert found["layer"]["target_error"].isna().all()
+    assert layers["layer"]["target_error"].isna().all()
 
 
 def test_survey_statistics_match_the_model():
@@ -155,16 +155,16 @@ def test_survey_statistics_match_the_model():
         before, after = args[0] if args else kwargs["hidden_states"], output[0] if isinstance(output, tuple) else output
         seen.append((torch.cosine_similarity(before, after, dim=-1).mean(), after.square().sum(-1).mean()))
 
-    found = [(one.similarity, one.stream) for one in survey(model, make_tokens(), [])]
+    surveyed = [(entry.similarity, entry.stream) for entry in survey(model, make_tokens(), [])]
     for block in model.model.layers:
         block.register_forward_hook(watch, with_kwargs=True)
     logits(model)
-    assert found == [pytest.approx([float(value) for value in one], rel=1e-4) for one in seen]
+    assert surveyed == [pytest.approx([float(value) for value in means], rel=1e-4) for means in seen]
 
 
 def test_depth_drops_the_blocks_that_change_least(tmp_path):
     model = make_model("gemma3")
-    similar = [one.similarity for one in survey(model, make_tokens(), [])]
+    similar = [entry.similarity for entry in survey(model, make_tokens(), [])]
     gone = max(range(4), key=similar.__getitem__)
     kinds = [kind for index, kind in enumerate(model.config.layer_types) if index != gone]
     blocks = [block for index, block in enumerate(model.model.layers) if index != gone]
@@ -364,9 +364,9 @@ def test_types_of_decoder_blocks_stay_true_after_dropping(case, tmp_path):
         refused("says by their place what they are", slim, model, method="depth", ratio=ratio)
         return
     assert droppable_blocks(model) == free
-    kept = list(blocks)
+    blocks_left = list(blocks)
     slim(model, method="depth", ratio=ratio)
-    (gone,) = [index for index, block in enumerate(kept) if block not in list(decoder_blocks(model)[1])]
+    (gone,) = [index for index, block in enumerate(blocks_left) if block not in list(decoder_blocks(model)[1])]
     assert gone == free[0]
     assert torch.equal(logits(reload(model, tmp_path / "slim")), logits(model))
 
@@ -380,7 +380,7 @@ def test_types_of_decoder_blocks_stay_true_after_dropping(case, tmp_path):
         {"method": "depth", "ratio": 0.5},
     ],
 )
-def test_a_model_whose_blocks_differ_can_be_cut_again(second, tmp_path):
+def test_a_model_with_different_blocks_can_be_slimmed_again(second, tmp_path):
     model = make_model("llama")
     slim(model, allocation="cost")
     again = reload(model, tmp_path / "once", plain=False)

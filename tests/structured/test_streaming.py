@@ -142,14 +142,14 @@ def test_finished_blocks_are_not_reduced_again_and_prices_not_computed_again(tmp
 
 
 def test_a_streamed_run_resumes(tmp_path):
-    folder, kept = str(save("gemma3", tmp_path / "dense")), tmp_path / "kept"
+    folder, checkpoint = str(save("gemma3", tmp_path / "dense")), tmp_path / "kept"
     expected, report = run("gemma3", None)
     model, _ = rose.load_model(folder, stream=True)
     with pytest.raises(rose.Cancelled):
-        rose.prune_structured(model, make_tokens(), checkpoint=kept, progress=stop_at("calibrate", 2), **OPTIONS)
+        rose.prune_structured(model, make_tokens(), checkpoint=checkpoint, progress=stop_at("calibrate", 2), **OPTIONS)
     for _ in range(2):  # the second time all is done already
         model, tokenizer = rose.load_model(folder, stream=True)
-        again = rose.prune_structured(model, make_tokens(), checkpoint=kept, **OPTIONS)
+        again = rose.prune_structured(model, make_tokens(), checkpoint=checkpoint, **OPTIONS)
         assert on_meta(model)
         assert figures(again) == report
     rose.save_model(model, tokenizer, tmp_path / "out")

@@ -31,12 +31,7 @@ NAME = "model.layers.1.self_attn.o_proj"
 DRIFTS = pd.DataFrame(
     [("layer", 0, 0.1, 0.0), ("layer", 1, 0.3, 0.35), ("dense", 0, 0.05, 0.0), ("dense", 1, 0.15, 0.175)],
     columns=["target", "block_index", "drift", "passed_on"],
-).assign(
-    run=lambda table: "SparseGPT, 0.7, target " + table["target"],
-    method="sparsegpt",
-    sparsity="0.7",
-    arisen=0.1,
-)
+).assign(run=lambda table: "SparseGPT, 0.7, target " + table["target"], method="sparsegpt", sparsity="0.7", arisen=0.1)
 DAMAGES = pd.DataFrame(
     [
         *((0, "mlp.up_proj", 0.01, 0.5), (0, "mlp.down_proj", 0.02, 0.01), (1, "mlp.up_proj", 0.03, 0.02)),
@@ -129,11 +124,11 @@ def below(drawing: Drawing) -> str:
 
 def figure_functions() -> Iterator[tuple[ModuleType, str]]:
     """Every public function that draws, with its module; tests/app/lessons draws those of the lessons."""
-    for found in pkgutil.iter_modules(app.figures.__path__):
-        module = importlib.import_module(f"app.figures.{found.name}")
+    for module_info in pkgutil.iter_modules(app.figures.__path__):
+        module = importlib.import_module(f"app.figures.{module_info.name}")
         for name, function in inspect.getmembers(module, inspect.isfunction):
             draws = function.__annotations__.get("return") == "Drawing" and function.__module__ == module.__name__
-            if draws and found.name != "lessons" and not name.startswith("_"):
+            if draws and module_info.name != "lessons" and not name.startswith("_"):
                 yield module, name
 
 
@@ -174,8 +169,8 @@ def hold(drawing: Drawing, theme: palette.Theme) -> None:
 
 @pytest.fixture(scope="module")
 def large() -> SimpleNamespace:
-    """A layer of 1024 × 5504, as pre-pruning would leave it; put together by hand, as only drawing is tested."""
-    score = torch.rand(1024, 5504, generator=torch.Generator().manual_seed(0))
+    """A layer of 576 × 5504, as pre-pruning would leave it; put together by hand, as only drawing is tested."""
+    score = torch.rand(576, 5504, generator=torch.Generator().manual_seed(0))
     lost = score * (score < 0.7)
     by_block = {"block_loss": lost.sum(0).view(43, 128).sum(1), "block_width": (128,) * 43, "block_size": 128}
     maps = {"importance": score, "potential_loss": lost, "column_loss": lost.sum(0), "hessian_diagonal": score[0]}

@@ -13,6 +13,7 @@ from app.figures import losses, orders, palette, sweeps, trust, weights
 from rose.layer.checks import CurvePoint, ErrorMeasures
 from rose.layer.error import quadratic_form
 from tests.app.figures.test_contract import below, title
+from tests.refusals import refused
 
 
 def test_weight_map_finds_the_strongest_column_and_shrinks_in_place():
@@ -55,13 +56,12 @@ def test_diagonal_marks_dead_columns_and_damping():
     assert weights.hessian_diagonal(diagonal).data["input_channel"].tolist() == [0, 1, 2, 3]
 
 
-def test_spectrum_counts_what_lies_below_the_damping():
+def test_spectrum_counts_eigenvalues_below_the_damping():
     drawing = weights.hessian_spectrum(torch.tensor([-1e-6, 1.0, 10.0, 100.0]), added=2.0)
     assert drawing.caption.startswith("Two eigenvalues of 4 lie below the damping λ = 2.00")
     assert drawing.data["eigenvalue"].tolist() == pytest.approx([100, 10, 1, -1e-6])
     assert title(drawing) == "One direction carries half of the input's energy"
-    with pytest.raises(rose.RoseError, match="calibration inputs"):
-        weights.hessian_spectrum(torch.zeros(3))
+    refused("calibration inputs", weights.hessian_spectrum, torch.zeros(3))
 
 
 def test_column_loss_leaves_the_rest_of_a_narrow_block_blank(lab):
@@ -118,8 +118,7 @@ def test_error_curve_is_the_undamped_error_so_far(lab):
     best = min(lab.results, key=lambda name: lab.results[name].relative_error)
     assert title(drawing).startswith(f"{orders.run_style(best).label} ends lowest")
     assert list(drawing.data.columns) == ["pruned_blocks", *lab.results]
-    with pytest.raises(rose.RoseError, match="No order is chosen"):
-        orders.error_curve({})
+    refused("No order is chosen", orders.error_curve, {})
 
 
 def test_sweeps_have_the_name_of_a_method_only_where_order_and_budget_are_its_own():
@@ -187,8 +186,7 @@ def test_matrix_separates_order_and_budget():
     assert "#000000" in heat.text[0][0], "on its light middle"
     assert title(drawing) == "ROSE global has the least error, 0.750 of SparseGPT's"
     assert "budget alone (in natural order) 10\u202f%, both together 25\u202f%." in drawing.caption
-    with pytest.raises(rose.RoseError, match="choose a sparsity above 0"):
-        orders.order_budget_matrix(table.assign(relative_error=0.0))
+    refused("choose a sparsity above 0", orders.order_budget_matrix, table.assign(relative_error=0.0))
 
 
 def test_price_lines_have_one_mean_and_mark_a_block(lab):
@@ -204,8 +202,7 @@ def test_price_lines_have_one_mean_and_mark_a_block(lab):
     assert level.y[0] == pytest.approx(lines["pivot"].level)
     assert alone.y[0] == pytest.approx(float(lines["pivot"].alone.log().mean()))
     assert pivot.y[-1] > pivot.y[0], "independent columns come last, and are dear"
-    with pytest.raises(rose.RoseError, match="at least one"):
-        orders.price_lines({})
+    refused("at least one", orders.price_lines, {})
 
 
 def test_film_marks_pruned_cells_and_their_error(lab):

@@ -33,8 +33,8 @@ def linear(colour: str) -> np.ndarray:
     return np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
 
 
-def contrast(one: str, other: str) -> float:
-    low, high = sorted(float(linear(c) @ [0.2126, 0.7152, 0.0722]) for c in (one, other))
+def contrast(first: str, second: str) -> float:
+    low, high = sorted(float(linear(c) @ [0.2126, 0.7152, 0.0722]) for c in (first, second))
     return (high + 0.05) / (low + 0.05)
 
 
@@ -57,8 +57,8 @@ def test_every_colour_stands_out_from_both_pages(theme):
 @pytest.mark.parametrize("vision", VISION)
 def test_no_two_colours_look_alike(vision):
     seen = {colour: lab(np.clip(VISION[vision] @ linear(colour), 0, 1)) for colour in palette.PALETTE}
-    for one, other in itertools.combinations(palette.PALETTE, 2):
-        assert np.linalg.norm(seen[one] - seen[other]) >= 15, (one, other)
+    for first, other in itertools.combinations(palette.PALETTE, 2):
+        assert np.linalg.norm(seen[first] - seen[other]) >= 15, (first, other)
 
 
 def test_known_orders_and_methods_have_a_colour_of_their_own():
@@ -130,7 +130,7 @@ def test_cells_whose_text_would_be_too_long_are_shrunk_further():
     assert shrunk.rows > 1
 
 
-def test_outliers_do_not_darken_everything_else():
+def test_outliers_do_not_darken_the_other_cells():
     values = np.ones((100, 100))
     values[0, 0] = 50
     top, note = shapes.ceiling(values)

@@ -18,7 +18,7 @@ def test_ink_can_be_read_on_every_colour(theme, change):
     assert colours[-1] == colours[-5]  # beyond the end
 
 
-def test_text_is_escaped_and_numbers_are_told():
+def test_text_is_escaped_and_numbers_are_formatted():
     html = coloured.coloured_text(
         ["<script>", "a\n", "", "'\"&"], np.array([np.nan, 1.5, 9.0, -0.25]), end=2.0, theme="light", marked=1
     )

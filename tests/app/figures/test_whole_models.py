@@ -99,7 +99,7 @@ def test_decoder_blocks_that_were_not_measured_stay_empty():
     assert sensitivity.damage_map(many).figure.layout.xaxis.dtick == 4  # more numbers would stand upright
 
 
-def test_pictures_stand_in_rows_with_a_gap():
+def test_pictures_are_drawn_in_rows_with_a_gap():
     pixels = np.zeros((2, 4, 4), np.float32)
     drawing = drift.pictures({"Dense": pixels, "Wanda": pixels + 0.5}, ["a", "b"], 4, drift=0.25)
     (sheet,) = drawing.figure.data

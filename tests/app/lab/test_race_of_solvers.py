@@ -28,8 +28,8 @@ def test_solvers_are_scrubbed_by_work(study):
     lines = {line["name"] for line in json.loads(figures(app)[0])["data"]}
     assert lines == {*(f"{LABELS[name]}, natural order" for name in ("sweep", "refit", "stages")), "ADMM"}
     assert "Four solvers remove the same number of weights from **1 · self_attn.o_proj**." in texts(app)
-    links = [one.proto for one in open_page("views/order_lab.py", study).get("page_link")]
-    (link,) = [one for one in links if "Race" in one.label]
+    links = [element.proto for element in open_page("views/order_lab.py", study).get("page_link")]
+    (link,) = [link_shown for link_shown in links if "Race" in link_shown.label]
     assert (link.page, link.query_string) == ("prune", "prune_view=How+the+methods+get+there")
     app.sidebar.selectbox(key="layer_widget").set_value("model.layers.0.mlp.up_proj").run()
     assert "weights from **0 · mlp.up_proj**" in texts(app)
@@ -44,8 +44,8 @@ def test_solvers_are_scrubbed_by_work(study):
 
 
 def test_layers_outside_the_run_are_named():
-    said = "a layer of your study that this run did not prune"
+    remark = "a layer of your study that this run did not prune"
     for layers, is_told in (([COLUMNAR], False), (["model.layers.0.mlp.up_proj"], True)):
         run = SimpleNamespace(copies=[SimpleNamespace(layers=pd.DataFrame({"layer": layers}))])
-        assert (said in description(COLUMNAR, list(LABELS), run)) is is_told
+        assert (remark in description(COLUMNAR, list(LABELS), run)) is is_told
     assert "five stages" not in description(COLUMNAR, ["sweep", "admm"], None)

@@ -23,14 +23,14 @@ from tests.app.tiny_study import COLUMNAR, measured_study
 
 
 def figures(text: str) -> list[dict]:
-    return [json.loads(found) for found in re.findall(r"<script type='application/json'>(.*?)</script>", text)]
+    return [json.loads(script) for script in re.findall(r"<script type='application/json'>(.*?)</script>", text)]
 
 
 def test_one_run_with_its_findings_figures_settings_and_recipe(tmp_path, capsys):
     folder = saved(tmp_path / "run", made_report(made_with={"torch": "9.9"}).with_recipe(run="prune", model="tiny"))
     output = tmp_path / "report.html"
     assert cli.main(["report", str(folder), "--output", str(output)]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     text = output.read_text()
     assert len(text.encode()) < html_report.LIMIT
     for sentence in (
@@ -40,7 +40,7 @@ def test_one_run_with_its_findings_figures_settings_and_recipe(tmp_path, capsys)
         "After the last decoder block the drift of SparseGPT at 0.7 from the dense model is 0.300",
     ):
         assert sentence in html.unescape(text)
-        assert sentence in said
+        assert sentence in printed
     assert len(figures(text)) == 4  # errors, relative range, drift, where it arises
     assert all(figure["layout"]["title"] == {} or "title" not in figure["layout"] for figure in figures(text))
     assert "recipe: 1\nrun: prune\nmodel: tiny\n" in text
@@ -75,9 +75,9 @@ def test_long_layer_tables_are_compressed(monkeypatch):
 def test_infinite_perplexity_is_reported():
     """A file holds no infinity, and a missing number must not read as if nothing had been evaluated."""
     runs = [made_run(evaluated_on="packaged"), made_run("rose", evaluated_on="packaged", perplexity_after=None)]
-    said = "ROSE at 0.7 takes perplexity from 20.0 to no finite number: weights or outputs are NaN or infinite."
-    assert said in html_report.report_of(runs).findings
-    assert pairs.says_perplexities(runs) == said
+    sentence = "ROSE at 0.7 takes perplexity from 20.0 to no finite number: weights or outputs are NaN or infinite."
+    assert sentence in html_report.report_of(runs).findings
+    assert pairs.says_perplexities(runs) == sentence
     assert html_report.run_findings(made_run(perplexity_after=None))[0].startswith("The held-out")
     then = made_report("rose")  # evaluated after both stages, not between them
     slimmed, _ = replace(made_report(ratio=0.2, evaluated_on="packaged"), then=then).runs
@@ -89,7 +89,7 @@ def test_infinite_errors_are_not_missing(tmp_path):
     report.layers["held_out_error"] = float("inf")
     for runs in (report.runs, read_runs(str(saved(tmp_path, report)))):
         assert "In all six layers the held-out error is infinite." in html_report.report_of(runs).findings
-        assert not any("nothing was held out" in said for said in runs[0].remarks)
+        assert not any("nothing was held out" in remark for remark in runs[0].remarks)
 
 
 def test_missing_accuracy_and_infinite_drift_are_omitted(tmp_path):
@@ -98,8 +98,8 @@ def test_missing_accuracy_and_infinite_drift_are_omitted(tmp_path):
     report = made_report(zero_shot=tasks, drift=drift)
     (run,) = report.runs
     assert read_runs(str(saved(tmp_path, report)))[0].drift == run.drift == []
-    said = "SparseGPT at 0.7 answers 50.0\u202f% correctly, the mean over one zero-shot task."
-    assert said in html_report.run_findings(run)
+    sentence = "SparseGPT at 0.7 answers 50.0\u202f% correctly, the mean over one zero-shot task."
+    assert sentence in html_report.run_findings(run)
     drawings = html_report.report_of([run]).drawings
     alone = html_report.report_of([made_run(zero_shot=tasks[:1])]).drawings
     assert len(alone) == len(drawings) + 1  # of drift
@@ -122,7 +122,7 @@ def test_dense_experts_are_excluded_from_means():
     assert both.rows("held_out_error")["first"].mean() == pytest.approx(mean)
     assert len(both.rows("sparsity")) == len(report.layers)
     assert pairs.NUMBERS["Mean held-out error"](run) == pytest.approx(mean)
-    (finding,) = [one for one in html_report.run_findings(run) if "on average" in one]
+    (finding,) = [text for text in html_report.run_findings(run) if "on average" in text]
     assert f"{words.number(mean)} on average over three layers" in finding
 
 
@@ -156,7 +156,7 @@ def test_paper_figures_round_trip(tmp_path):
     plan = study.plan(COLUMNAR)
     (run, *_) = naming.runs_of_study(study, 0.5, COLUMNAR)
     paper = run.paper
-    natural, ordered = (study.prune(COLUMNAR, method="sparsegpt", order=one) for one in ("natural", "two_level"))
+    natural, ordered = (study.prune(COLUMNAR, method="sparsegpt", order=order) for order in ("natural", "two_level"))
     assert paper.curves["two_level"][-1] == pytest.approx(ordered.relative_error, rel=1e-4)
     assert dict(paper.positions)[paper.place] == pytest.approx(natural.relative_error, rel=1e-4)
     assert paper.block == int(plan.loss_per_column.argmax())

@@ -69,13 +69,13 @@ def test_drift_table_holds_pruned_and_slimmed_runs():
 
 
 def test_names_distinguish_runs():
-    one, other, part = made_run(), made_run("rose", model="/models/other"), made_run(blocks=1)
-    assert list(naming.name_apart([one, one])) == ["SparseGPT at 0.7", "SparseGPT at 0.7, run 2"]
-    assert list(naming.name_apart([one, other])) == ["SparseGPT at 0.7 (tiny)", "ROSE at 0.7 (other)"]
-    assert list(naming.name_apart([one, part])) == ["SparseGPT at 0.7 (six layers)", "SparseGPT at 0.7 (two layers)"]
+    run, other, part = made_run(), made_run("rose", model="/models/other"), made_run(blocks=1)
+    assert list(naming.name_apart([run, run])) == ["SparseGPT at 0.7", "SparseGPT at 0.7, run 2"]
+    assert list(naming.name_apart([run, other])) == ["SparseGPT at 0.7 (tiny)", "ROSE at 0.7 (other)"]
+    assert list(naming.name_apart([run, part])) == ["SparseGPT at 0.7 (six layers)", "SparseGPT at 0.7 (two layers)"]
     seeds = [f"SparseGPT at 0.7 (4 × 16 tokens, seed {seed})" for seed in (0, 1)]
-    assert list(naming.name_apart([one, made_run(seed=1)])) == seeds
-    places = [replace(one, place=place) for place in ("/a/pruned", "/b/pruned", "/b/other")]
+    assert list(naming.name_apart([run, made_run(seed=1)])) == seeds
+    places = [replace(run, place=place) for place in ("/a/pruned", "/b/pruned", "/b/other")]
     folders = ["a·pruned", "b·pruned", "other"]
     assert list(naming.name_apart(places)) == [f"SparseGPT at 0.7 ({folder})" for folder in folders]
     assert list(naming.labelled(places)) == [f"tiny · SparseGPT · 0.7 · six layers · {folder}" for folder in folders]
@@ -86,15 +86,15 @@ def test_runs_of_different_environments_are_not_subtracted():
         rows = [{"task": "piqa", "questions": 10, "accuracy": 0.5}]
         return made_run(method, factor, environment=where, zero_shot=rows)
 
-    one, other, unknown = run("sparsegpt", 1, "AMD, float32"), run("rose", 0.8, "ARM, float32"), run("rose", 0.9, None)
-    both = pairs.pair(one, other)
+    amd, arm, unknown = (run("sparsegpt", 1, "AMD, float32"), run("rose", 0.8, "ARM, float32"), run("rose", 0.9, None))
+    both = pairs.pair(amd, arm)
     assert not both.problem
     assert "differ in environment (AMD, float32; ARM, float32), so they are neither" in both.apart
     numbers = both.rows("held_out_error")[["first", "second"]]
     assert (len(numbers), numbers.count().tolist()) == (12, [6, 6])
-    assert not pairs.pair(one, unknown).apart
-    again = replace(other, called="again")
-    assert pairs.usual_choice([other, one, again]) == [other, again]
+    assert not pairs.pair(amd, unknown).apart
+    again = replace(arm, called="again")
+    assert pairs.usual_choice([arm, amd, again]) == [arm, again]
 
 
 def test_two_runs_are_put_side_by_side():
@@ -120,22 +120,22 @@ def test_two_runs_are_put_side_by_side():
 
 
 def test_only_models_of_one_shape_are_paired():
-    one = made_run()
-    assert re.search(r"different shapes: model.* is 8 × 8 .* 16 × 8", pairs.pair(one, made_run(width=16)).problem)
-    other = pairs.pair(one, made_run(blocks=4, model="another"))
+    first = made_run()
+    assert re.search(r"different shapes: model.* is 8 × 8 .* 16 × 8", pairs.pair(first, made_run(width=16)).problem)
+    other = pairs.pair(first, made_run(blocks=4, model="another"))
     assert "different models with 6 and 8 layers" in other.problem
     some = made_report()
     some = rose.RunReport(some.layers[some.layers["projection"] == "mlp.down_proj"], some.summary)
-    assert pairs.pair(one, some.runs[0]).left_out == 3
+    assert pairs.pair(first, some.runs[0]).left_out == 3
 
 
 def test_perplexities_on_different_windows_are_not_ranked():
-    one = made_run()
+    first = made_run()
     same, other = made_run("rose"), made_run("rose", perplexity_before=25.0)
-    assert pairs.says_perplexities([one, same]).startswith("SparseGPT at 0.7 and ROSE at 0.7 are identical")
-    said = pairs.says_perplexities([one, other])
-    assert said == "Not ranked: SparseGPT at 0.7 and ROSE at 0.7 differ in evaluation windows, or dense model."
-    assert pairs.says_perplexities([one, made_run("rose", perplexity_after=None)]) == ""
+    assert pairs.says_perplexities([first, same]).startswith("SparseGPT at 0.7 and ROSE at 0.7 are identical")
+    sentence = pairs.says_perplexities([first, other])
+    assert sentence == "Not ranked: SparseGPT at 0.7 and ROSE at 0.7 differ in evaluation windows, or dense model."
+    assert pairs.says_perplexities([first, made_run("rose", perplexity_after=None)]) == ""
 
 
 def test_rounded_layers_count_as_pruned():
@@ -145,11 +145,11 @@ def test_rounded_layers_count_as_pruned():
 
 
 def test_mean_accuracies_are_over_the_tasks_that_all_runs_answered():
-    one = {"task": "piqa", "questions": 10, "accuracy": 0.5}
+    task = {"task": "piqa", "questions": 10, "accuracy": 0.5}
     easy = {"task": "boolq", "questions": 10, "accuracy": 0.9}
-    both = [made_run(zero_shot=[one]), made_run(zero_shot=[one | {"accuracy": 0.4}, easy])]
+    both = [made_run(zero_shot=[task]), made_run(zero_shot=[task | {"accuracy": 0.4}, easy])]
     assert pairs.numbers(both).set_index("number").loc[pairs.ACCURACY].tolist() == pytest.approx([0.5, 0.4])
-    apart = pairs.numbers([made_run(zero_shot=[one]), made_run(zero_shot=[easy])])
+    apart = pairs.numbers([made_run(zero_shot=[task]), made_run(zero_shot=[easy])])
     assert pairs.ACCURACY not in apart["number"].tolist()
 
 

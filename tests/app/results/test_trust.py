@@ -39,7 +39,7 @@ def checks_of(app: AppTest) -> pd.DataFrame:
     return next(table.value for table in app.main.dataframe if "What did not pass" in table.value)
 
 
-def test_run_shows_what_the_engine_found(study, findings):
+def test_run_shows_the_engine_s_result(study, findings):
     app = trust(study)
     app.multiselect(key="check_methods").set_value(list(METHODS)).run()
     start(app).job.wait(240)

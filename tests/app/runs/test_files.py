@@ -16,7 +16,7 @@ from tests.app.tiny_study import ended
 from tests.model.ship.test_export import CONFIGURATIONS, logits, save
 
 
-def test_copies_of_one_name_are_told_apart_by_their_folders():
+def test_copies_with_the_same_name_are_distinguished_by_their_folders():
     copies = [
         ("ROSE", Path("/one/half")),
         ("ROSE", Path("/two/broken")),
@@ -78,9 +78,9 @@ def test_file_holds_the_copy(form, tmp_path):
             archive.extractall(tmp_path)
         place = place.with_suffix("")
     loaded, _ = rose.load_model(str(place))
-    expected, found = logits(model), logits(loaded)
+    expected, of_the_copy = logits(model), logits(loaded)
     tolerance = {"packed": 0.0, "f16": 3e-3, "q4_0": 0.2}[form]  # embeddings are rounded
-    assert torch.allclose(found, expected, rtol=0.0, atol=tolerance * float(expected.abs().max()))
+    assert torch.allclose(of_the_copy, expected, rtol=0.0, atol=tolerance * float(expected.abs().max()))
     assert ("equal to the bit" if form == "packed" else f"14 layers are exact in {form}.") in " ".join(run.remarks)
 
 

@@ -33,6 +33,7 @@ from rose.recipe import Recipe
 from rose.recipe.parts import PruneSettings
 from rose.tensor_files import digest
 from tests.app.tiny_study import finish
+from tests.refusals import refused
 from tests.tasks import write_task
 
 REQUEST = PruneRequest(("sparsegpt", "rose"), ("0.5", "2:4"), windows=3, window_length=16, prompt="Hello", new_tokens=4)
@@ -86,13 +87,13 @@ def test_numbers_match_the_engine_and_the_best_are_kept(setup, loaded, temporary
     assert list(table["removed_fraction"]) == pytest.approx([0, 0.5, 0.5, 0.5, 0.5], abs=1e-3)
     assert layer_table(run.copies).groupby("asked").size().to_dict() == {"0.5": 2 * 3 * 7, "2:4": 2 * 3 * 7}
     results = [copy.result for copy in run.copies]
-    best = [min(some, key=lambda one: one.value).name for some in (results[:2], results[2:])]
-    kept = [copy for copy in run.copies if run.kept(copy)]
-    assert [copy.name for copy in kept] == best
-    assert [copy.asked for copy in kept] == ["0.5", "2:4"]
+    best = [min(some, key=lambda result: result.value).name for some in (results[:2], results[2:])]
+    copies = [copy for copy in run.copies if run.kept(copy)]
+    assert [copy.name for copy in copies] == best
+    assert [copy.asked for copy in copies] == ["0.5", "2:4"]
     place = run.checkpoints[best[1]]
-    assert sorted(folder.name for folder in place.parent.iterdir()) == sorted(map(file_name, kept))
-    assert rose.RunReport.load(place).summary["perplexity_after"] == kept[1].perplexity
+    assert sorted(folder.name for folder in place.parent.iterdir()) == sorted(map(file_name, copies))
+    assert rose.RunReport.load(place).summary["perplexity_after"] == copies[1].perplexity
     # When nobody holds the run any more, its checkpoints go.
     del run
     gc.collect()
@@ -134,8 +135,8 @@ def test_runs_that_do_not_fit_are_refused(free, says, setup, loaded, tmp_path, m
         monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
     else:
         monkeypatch.setattr("shutil.disk_usage", lambda _place: SimpleNamespace(free=RESERVE + 1000))
-        one = replace(REQUEST, methods=("magnitude",), sparsities=("0.5",), prompt="", windows=1, keep="best")
-        assert finished(setup, one, lambda: loaded).checkpoints == {}  # nothing temporary is kept
+        request = replace(REQUEST, methods=("magnitude",), sparsities=("0.5",), prompt="", windows=1, keep="best")
+        assert finished(setup, request, lambda: loaded).checkpoints == {}  # nothing temporary is kept
     asked = replace(REQUEST, keep="folder", folder=str(tmp_path / "out"))
     run = finished(setup, asked, lambda: loaded, "failed")
     assert says in run.job.message
@@ -180,8 +181,7 @@ def test_perplexity_of_a_user_text(setup, loaded, tmp_path):
     ],
 )
 def test_bad_requests_are_refused_before_any_work(change, words, setup, monkeypatch):
-    with pytest.raises(rose.RoseError, match=words):
-        replace(REQUEST, **change).check(setup, load_skeleton(setup.model))
+    refused(words, replace(REQUEST, **change).check, setup, load_skeleton(setup.model))
     monkeypatch.setattr("app.runs.pruning.is_installed", lambda: False)
     with pytest.raises(rose.RoseError, match=r"pip install -r requirements-eval\.txt"):
         replace(REQUEST, tasks=("sums",)).check(setup, load_skeleton(setup.model))
@@ -208,8 +208,7 @@ def test_recipes_ask_for_the_same_run(setup):
 def test_recipe_gives_the_same_weights_on_the_command_line(setup, loaded, tmp_path):
     request = replace(REQUEST, sparsities=("0.5",), grids=(Grid(4, "row"),), keep="folder", folder=f"{tmp_path}/app")
     finished(setup, request, lambda: loaded)
-    with pytest.raises(rose.RoseError, match="already exists"):
-        request.check(setup, load_skeleton(setup.model))
+    refused("already exists", request.check, setup, load_skeleton(setup.model))
     for case in request.cases(setup):
         Recipe((case,)).write(tmp_path)
         name = case.output.name
@@ -221,20 +220,20 @@ def test_recipe_gives_the_same_weights_on_the_command_line(setup, loaded, tmp_pa
 
 def test_estimate_counts_every_pair(setup):
     skeleton = load_skeleton(setup.model)
-    one = replace(REQUEST, methods=("rose",), sparsities=("0.5",))
-    cost, four = one.estimate(setup, skeleton), REQUEST.estimate(setup, skeleton)
+    request = replace(REQUEST, methods=("rose",), sparsities=("0.5",))
+    cost, four = request.estimate(setup, skeleton), REQUEST.estimate(setup, skeleton)
     assert 2 * cost.seconds < four.seconds < 4 * cost.seconds  # the dense model is judged once
     assert (four.memory, four.layers) == (cost.memory, 21)
     for slow in ({"methods": ("oats",)}, {"tasks": ("sums",)}):
-        assert replace(one, **slow).estimate(setup, skeleton).seconds > cost.seconds
+        assert replace(request, **slow).estimate(setup, skeleton).seconds > cost.seconds
 
 
 def test_every_model_answers_the_tasks(setup, loaded, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", None)
     choices = ["two", "three"]
     write_task(tmp_path, [{"question": f"{n} and one is", "choices": choices, "answer": n % 2} for n in range(6)])
-    one = {"methods": ("magnitude",), "sparsities": ("0.5",), "prompt": ""}
-    asked = replace(REQUEST, **one, tasks=("sums",), task_folder=str(tmp_path), questions=4)
+    changes = {"methods": ("magnitude",), "sparsities": ("0.5",), "prompt": ""}
+    asked = replace(REQUEST, **changes, tasks=("sums",), task_folder=str(tmp_path), questions=4)
     run = finished(setup, asked, lambda: loaded)
     expected = zero_shot(loaded.model, loaded.tokenizer, tasks=["sums"], task_folder=tmp_path, limit=4)
     pd.testing.assert_frame_equal(run.dense.zero_shot, expected[list(run.dense.zero_shot)], check_dtype=False)

@@ -4,7 +4,6 @@ import threading
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 import rose
@@ -16,6 +15,7 @@ from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.measure.perplexity import Reading, encode_text, read_text
 from tests.app.tiny_study import finish
+from tests.refusals import refused
 from tests.tiny import save_tiny_llama
 
 TEXT = "A rose is a rose.\nIs it?"
@@ -41,8 +41,8 @@ def test_dense_and_pruned_read_the_same_text(folder, pruned_folder):
     assert table["token"].tolist()[16] == "↵"
     assert table["before"].iloc[-1] == "A rose is a rose.↵Is it"
     more = int((table["folder − dense"] > 0).sum())
-    said = reading.finding(run.readings[DENSE], "folder", run.readings["folder"])
-    assert f"at {words.word(more)} of {len(TEXT) - 1} tokens" in said
+    sentence = reading.finding(run.readings[DENSE], "folder", run.readings["folder"])
+    assert f"at {words.word(more)} of {len(TEXT) - 1} tokens" in sentence
     chances = reading.next_tokens(run, 3, run.readings)
     assert len(chances) == 10
     assert chances["folder, chance"].is_monotonic_decreasing
@@ -63,9 +63,7 @@ def test_unreadable_inputs_are_refused(folder, pruned_folder, tmp_path):
     run = read(folder, {"other": other}, status="failed")
     assert "into other tokens" in run.job.message
     assert list(run.readings) == [DENSE]
-    with pytest.raises(rose.RoseError, match="There is no model in"):
-        saved_checkpoint(str(tmp_path))
+    refused("There is no model in", saved_checkpoint, str(tmp_path))
     (tmp_path / "adapter_config.json").touch()
-    with pytest.raises(rose.RoseError, match="holds an adapter, and not the model that it belongs to"):
-        saved_checkpoint(str(tmp_path))
+    refused("holds an adapter, and not the model that it belongs to", saved_checkpoint, str(tmp_path))
     assert saved_checkpoint(str(pruned_folder)) == ("Magnitude at 0.5", pruned_folder)

@@ -47,7 +47,7 @@ def zeros(folder: Path | None) -> list[torch.Tensor]:
 
 
 def test_tuned_copy_stands_beside_the_others(pruned, loaded, tmp_path, monkeypatch):
-    before = [one.detach().clone() for one in loaded.model.parameters()]
+    before = [parameter.detach().clone() for parameter in loaded.model.parameters()]
     told: list[rose.RunReport] = []
     pruned._publish = told.append
     (source,) = pruned.copies
@@ -55,20 +55,20 @@ def test_tuned_copy_stands_beside_the_others(pruned, loaded, tmp_path, monkeypat
         run = finish(Tuning(pruned, source.name, 3.0, lambda: loaded))
     assert all(map(torch.equal, before, loaded.model.parameters()))
     copy = run.copy
-    assert [one.name for one in pruned.copies] == [source.name, TUNED]
+    assert [copy.name for copy in pruned.copies] == [source.name, TUNED]
     assert all(map(torch.equal, zeros(pruned.kept(source)), zeros(pruned.kept(copy))))
     summary = run.report.summary
     assert summary["zeros"] == summary["zeros_before"] == sum(int(mask.sum()) for mask in zeros(pruned.kept(copy)))
     windows = REQUEST.evaluated(loaded.tokenizer, pruned.setup, pruned.setup.draw(loaded.tokenizer))
-    kept = rose.load_model(str(pruned.kept(copy)))[0]
-    assert copy.perplexity == pytest.approx(rose.perplexity(kept, windows), rel=1e-5)
+    tuned_model = rose.load_model(str(pruned.kept(copy)))[0]
+    assert copy.perplexity == pytest.approx(rose.perplexity(tuned_model, windows), rel=1e-5)
     assert summary["held_out_after"] < summary["held_out_before"]
     assert copy.result.seconds == pytest.approx(source.result.seconds + summary["seconds"])
     assert copy.result.losses != source.result.losses
     assert list(pruned.tunable) == [source.name]
     with monkeypatch.context() as patch:
         patch.setitem(pruned.checkpoints, f"{source.name}, 4 bits", pruned.kept(source))
-        patch.setattr(pruned, "copies", [one.with_recipe(bits=4) for one in pruned.copies])
+        patch.setattr(pruned, "copies", [copy.with_recipe(bits=4) for copy in pruned.copies])
         assert not pruned.tunable
         assert [copy.name for copy in pruned.untuned] == [f"{source.name}, 4 bits"]
     assert list(kept_checkpoints([pruned], pruned.setup.model)) == [TUNED, source.name]
@@ -77,16 +77,16 @@ def test_tuned_copy_stands_beside_the_others(pruned, loaded, tmp_path, monkeypat
     assert told[-1] is copy  # as every page, file and report has it
     assert copy.recipe["tune"] == run.minutes
     copy.save(tmp_path / "tuned")
-    for (one,) in (told[-1].runs, read_runs(str(tmp_path / "tuned"))):
-        assert one.name == TUNED
-        assert " · SparseGPT, tuned · 0.7 · " in naming.label(one)
-        assert one.by_layer[list(ERRORS)].isna().all(axis=None)
-        assert not one.drift
-        assert (one.by_layer["change"] > 0).all()
-        assert one.by_layer["change"].tolist() == pytest.approx(run.report.layers["change"].tolist())
-        assert one.setup.dense == pytest.approx(pruned.dense.perplexity if pruned.dense else 0)
-        found = pairs.result_of(one)
-        assert (found.value, found.seconds) == pytest.approx((copy.perplexity, copy.result.seconds))
+    for (shown_run,) in (told[-1].runs, read_runs(str(tmp_path / "tuned"))):
+        assert shown_run.name == TUNED
+        assert " · SparseGPT, tuned · 0.7 · " in naming.label(shown_run)
+        assert shown_run.by_layer[list(ERRORS)].isna().all(axis=None)
+        assert not shown_run.drift
+        assert (shown_run.by_layer["change"] > 0).all()
+        assert shown_run.by_layer["change"].tolist() == pytest.approx(run.report.layers["change"].tolist())
+        assert shown_run.setup.dense == pytest.approx(pruned.dense.perplexity if pruned.dense else 0)
+        result = pairs.result_of(shown_run)
+        assert (result.value, result.seconds) == pytest.approx((copy.perplexity, copy.result.seconds))
 
 
 def test_earlier_tuned_copy_is_replaced_last(pruned, loaded, monkeypatch):
@@ -94,14 +94,14 @@ def test_earlier_tuned_copy_is_replaced_last(pruned, loaded, monkeypatch):
         return finish(Tuning(pruned, "SparseGPT at 0.7", 3.0, lambda: loaded), status)
 
     copy = tune("done").copy
-    known = list(pruned.copies)
+    before = list(pruned.copies)
     with monkeypatch.context() as patch:
         patch.setattr(rose, "save_model", Mock(side_effect=rose.RoseError("No space left.")))
         assert tune("failed").job.message == "No space left."
     with monkeypatch.context() as patch:
         patch.setattr(copies, "free_space", lambda: 0)
         assert "The disk has no room for another checkpoint" in tune("failed").job.message
-    assert pruned.copies == known
+    assert pruned.copies == before
     assert zeros(pruned.kept(copy))
     shutil.rmtree(pruned.kept(copy))
     tune("done")
@@ -127,7 +127,7 @@ def test_stopping_early_keeps_the_best_step(pruned, loaded, monkeypatch):
     assert run.report.summary["kept_step"] == 2
     assert 2 <= run.report.summary["steps"] < 8
     assert " of 8 in " in run.says()
-    assert run.copy.name in [one.name for one in pruned.copies]
+    assert run.copy.name in [copy.name for copy in pruned.copies]
 
 
 @pytest.mark.parametrize("looks", [1, 3])
@@ -160,11 +160,11 @@ def test_evaluated_text_is_not_trained_on(loaded, tmp_path):
 
 def test_tuning_records_are_validated():
     curve = [{"step": 0, "seconds": 1.0, "loss": None, "held_out": 2.0}]
-    known = made_tuning({"model.layers.0.mlp.down_proj": 0.5}, curve=curve, seconds=118.0, minutes=2.0)
-    run = made_run(tuned=known)
+    record = made_tuning({"model.layers.0.mlp.down_proj": 0.5}, curve=curve, seconds=118.0, minutes=2.0)
+    run = made_run(tuned=record)
     assert (run.name, run.by_layer["change"].notna().sum()) == ("SparseGPT at 0.7, tuned 2 min", 1)
-    short = made_run(tuned=known | {"seconds": 25.0})  # one step, and no room for another
+    short = made_run(tuned=record | {"seconds": 25.0})  # one step, and no room for another
     assert short.name == "SparseGPT at 0.7, tuned 25 s"
     for wrong in ({"steps": -1}, {"change": {"a": "<b>"}}, {"seconds": "soon"}, {"rate": float("inf")}):
         with pytest.raises(rose.RoseError, match="not a report written by rose"):
-            rose.RunReport.from_json(made_report(tuned={**known, **wrong}).to_json())
+            rose.RunReport.from_json(made_report(tuned={**record, **wrong}).to_json())

@@ -77,11 +77,11 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     return lambda: (visit.call_count, measure.call_count)
 
 
-def same(one: Study, other: Study) -> None:
-    assert one.records().equals(other.records())
-    assert one.overview(0.5).equals(other.overview(0.5))
+def same(first: Study, second: Study) -> None:
+    assert first.records().equals(second.records())
+    assert first.overview(0.5).equals(second.overview(0.5))
     for read in (Study.statistics, Study.held_out_statistics):
-        for a, b in ((read(one, name), read(other, name)) for name in one.layer_names):
+        for a, b in ((read(first, name), read(second, name)) for name in first.layer_names):
             assert a.tokens == b.tokens
             assert all(map(torch.equal, (a.hessian, a.mean), (b.hessian, b.mean)))
 
@@ -133,8 +133,8 @@ def test_results_belong_to_the_loaded_files(setup, runs):
 @pytest.mark.parametrize("harm", [cut, flip, Path.unlink])
 @pytest.mark.parametrize(("pattern", "expected"), [("block-00001*", (1, 0)), ("study-*", (0, 3 * 8))])
 def test_damaged_files_are_replaced(pattern, expected, harm, first, root, runs):
-    study, kept = first
-    shutil.copytree(kept, root)
+    study, cached = first
+    shutil.copytree(cached, root)
     (path,) = root.rglob(pattern)
     harm(path)
     second = run(study.setup)
@@ -181,7 +181,7 @@ def test_foreign_files_are_kept(setup, root, monkeypatch):
     (theirs[2] / "deeper").mkdir()
     monkeypatch.setattr(cache, "LIMIT", 500)
     cache._make_room(root / "new", 1)
-    assert [one for one in (ours, *theirs) if one.exists()] == theirs
+    assert [path for path in (ours, *theirs) if path.exists()] == theirs
 
 
 def test_cache_folder_follows_the_environment(setup, monkeypatch, tmp_path):

@@ -19,13 +19,13 @@ SAME, SIMILAR = 2e-3, 0.3
 
 @pytest.fixture(scope="module")
 def kept() -> cache.Kept:
-    found = cache.read_example(Setup())
-    assert found is not None, "make it by python -m tests.benchmarks.example_study study"
-    return found
+    example = cache.read_example(Setup())
+    assert example is not None, "make it by python -m tests.benchmarks.example_study study"
+    return example
 
 
 def record_of(kept: cache.Kept, layer: str, name: str) -> rose.LayerRecord:
-    return next(one for one in kept.records if (one.layer, one.method) == (layer, name))
+    return next(record for record in kept.records if (record.layer, record.method) == (layer, name))
 
 
 def test_example_holds_every_layer_and_is_small(kept):

@@ -168,7 +168,7 @@ def test_streamed_study_matches(setup, tmp_path):
     assert torch.equal(study.weight(LAYER), whole.weight(LAYER))
     assert torch.equal(study.prune(LAYER).weight, whole.prune(LAYER).weight)
     assert all(parameter.is_meta for parameter in streamed.model.model.layers.parameters())
-    layer = next(one for one in rose.prunable_layers(streamed.model) if one.name == LAYER)
+    layer = next(candidate for candidate in rose.prunable_layers(streamed.model) if candidate.name == LAYER)
     with Network(streamed.model).residence.visit(1, HOME):  # its decoder block is in memory
         assert torch.equal(Network(streamed.model).residence.read_weight(layer), whole.weight(LAYER))
     sparser = chosen.changed(stream=True, sparsity="0.3")  # the same statistics

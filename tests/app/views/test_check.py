@@ -80,8 +80,8 @@ def test_wrong_layers_are_listed_first(setup, planted):
     (title,) = titles(app)
     assert f"Row {ROW} keeps three of columns {COLUMN} to {COLUMN + 3}, where 2:4 allows two" in title
     excerpt = run.excerpts[BROKEN]
-    kept = rose.load_model(str(planted), finite=False)[0].get_submodule(BROKEN).weight != 0
-    part = kept[excerpt.first_row :, excerpt.first_column :][:24, :64]
+    survives = rose.load_model(str(planted), finite=False)[0].get_submodule(BROKEN).weight != 0
+    part = survives[excerpt.first_row :, excerpt.first_column :][:24, :64]
     assert (excerpt.removed == ~part.numpy()).all()
     assert excerpt.broken == [(ROW, COLUMN)]
     again = opened(setup, planted, check_on="Weights alone", check_view="One layer")  # a link, for somebody else
@@ -89,8 +89,8 @@ def test_wrong_layers_are_listed_first(setup, planted):
 
 
 def test_typed_path_replaces_the_kept_copy(setup, planted, monkeypatch):
-    kept = {"ROSE at 2:4": planted}
-    monkeypatch.setattr(widgets, "kept_checkpoints", lambda _runs, _model: kept)
+    copies = {"ROSE at 2:4": planted}
+    monkeypatch.setattr(widgets, "kept_checkpoints", lambda _runs, _model: copies)
     app = open_on(setup, PAGE)
     box = app.selectbox(key="check_copy")
     assert box.options == ["ROSE at 2:4", "Another checkpoint"]
@@ -106,10 +106,10 @@ def test_check_with_tokens_measures_compensation(setup, pruned_folder):
     app = opened(setup, pruned_folder, check_view="One layer")
     assert re.match(r"Check, about \d+ s", app.button(key="check-start").label)
     run = pressed(app)
-    known = run.check.layers.set_index("layer")
-    layer = known["recovered"].astype(float).idxmin()  # compensated for other inputs
+    layers = run.check.layers.set_index("layer")
+    layer = layers["recovered"].astype(float).idxmin()  # compensated for other inputs
     app.selectbox(key="check_layer").set_value(layer).run()
-    row = known.loc[layer]
+    row = layers.loc[layer]
     (title,) = titles(app)
     told = f"error {words.number(row['error'])} against {words.number(row['mask_error'])}"
     assert f"worse than its mask without compensation: {told}" in title
@@ -157,11 +157,11 @@ def test_two_files_are_compared_inside(setup, folder, pruned_folder):
     assert "21 of 30 tensors differ: 0 · " in texts(app)
     assert "The others: 9 equal." in texts(app)
     assert (app.main.dataframe[0].value["Status"] == "differs").sum() == 21
-    one = open_on(setup, PAGE, check_on="Look inside", inspect_path=str(pruned_folder))
-    assert "Nothing stands out: 30 tensors" in texts(one)
-    assert len(figures(one)) == 3
-    assert one.main.dataframe[0].value.set_index("Tensor")["Zeros"].max() > 1
-    assert "singular values" in figures(one.toggle(key="inspect-spectrum").set_value(True).run())[2]
+    single = open_on(setup, PAGE, check_on="Look inside", inspect_path=str(pruned_folder))
+    assert "Nothing stands out: 30 tensors" in texts(single)
+    assert len(figures(single)) == 3
+    assert single.main.dataframe[0].value.set_index("Tensor")["Zeros"].max() > 1
+    assert "singular values" in figures(single.toggle(key="inspect-spectrum").set_value(True).run())[2]
 
 
 def test_page_opens_on_a_finished_check():

@@ -38,12 +38,12 @@ def test_key_figures_of_a_columnar_layer(study):
     assert numbers["Condition number of the damped H"] == words.number(float(condition))
     natural = study.prune(COLUMNAR, method="sparsegpt").relative_error
     assert f"SparseGPT {words.number(natural)}" in numbers["Calibration error"]
-    found = outlier(plan, study.weight(COLUMNAR), study.statistics(COLUMNAR).mean_square.sqrt(), study.heads(COLUMNAR))
-    assert found == replace(found, block=3, is_strong=True, cause="inputs", heads=(3,))  # which is planted
+    peak = outlier(plan, study.weight(COLUMNAR), study.statistics(COLUMNAR).mean_square.sqrt(), study.heads(COLUMNAR))
+    assert peak == replace(peak, block=3, is_strong=True, cause="inputs", heads=(3,))  # which is planted
     assert "Columnar because block 3 (head 3) loses" in titles(app)[0]
 
 
-def test_link_to_prune_asks_for_what_the_study_has_measured(study):
+def test_link_to_prune_requests_the_layers_and_settings_of_the_study(study):
     app = open_page(PAGE, study)
     (link,) = (link for link in app.get("page_link") if link.proto.label.startswith("Prune this layer"))
     query = parse_qs(link.proto.query_string)

@@ -50,10 +50,7 @@ def test_table_and_findings_match_the_study(study):
     rule, always = (words.percent(part.sum() / 21).replace("\u202f", " ") for part in (gains[columnar], gains))
     assert f"Over all layers the rule saves {rule}, the order in every layer {always}." in texts(app)
     share = words.percent(gains[columnar].mean(), 0)
-    assert findings(app) == [
-        "One of 21 layers is columnar",
-        f"ROSE saves {share} in one columnar layer",
-    ]
+    assert findings(app) == ["One of 21 layers is columnar", f"ROSE saves {share} in one columnar layer"]
     none = "**None of 21 layers is columnar** above 1 (ROSE's own threshold, 0.5, gives one)."
     assert none in texts(numbers(study, threshold="1"))
 
@@ -138,8 +135,8 @@ def test_bad_number_files_are_refused(content, says):
 
 def test_tuning_changes_are_read_from_a_report():
     content = made_report(tuned=made_tuning({"a": 0.25, "c": 1.0})).to_json().encode()
-    known, unknown = read_numbers(content, ["a", "b"])
-    assert (known.to_dict(), unknown) == ({"a": 0.25}, ["c"])
+    of_layers, unknown = read_numbers(content, ["a", "b"])
+    assert (of_layers.to_dict(), unknown) == ({"a": 0.25}, ["c"])
 
 
 def test_differences_between_study_and_model_are_explained(study):

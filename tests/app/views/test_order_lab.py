@@ -131,13 +131,13 @@ def test_matrix_shows_every_order_and_budget(study):
     for order in ("natural", "two_level", "dealt", "random", "global", "pivot"):
         for budget in ("block", "layer"):
             seeds = [f"random:{seed}" for seed in range(10)] if order == "random" else [order]
-            mean = np.mean([held_out_error(study, pruned(study, one, budget)) for one in seeds])
+            mean = np.mean([held_out_error(study, pruned(study, order, budget)) for order in seeds])
             assert f"003e{mean / base:.3f}" in figures(app)[0], (order, budget)
 
 
 def test_fixed_patterns_have_no_shares():
     app = section(measured_study(sparsity="2:4"), "Your order")
-    assert "lab_own_budget" not in [one.key for one in app.selectbox]
+    assert "lab_own_budget" not in [box.key for box in app.selectbox]
     app.text_area(key="lab_own_columns").set_value("1,0,2-63").run()
     app.button(key="lab-own-use").click().run()
     assert "must keep each group of 4 neighbouring columns together" in texts(app)
@@ -160,9 +160,9 @@ def test_basis_changes_errors_and_not_the_model(study):
         errors[basis] = relative_error(turned, result.weight, judge)
     given = held_out_error(study, pruned(study, "natural", "block"))
     moved = "falls" if errors["gathered"] < given else "rises"
-    said = f"SparseGPT's held-out error {moved} from {number(given)} to {number(errors['gathered'])}"
-    assert f"In the gathered basis {said}" in texts(app)
+    sentence = f"SparseGPT's held-out error {moved} from {number(given)} to {number(errors['gathered'])}"
+    assert f"In the gathered basis {sentence}" in texts(app)
     assert f"to {number(errors['learned'])}" in texts(app)
-    known = rotatable(study)
-    assert rotatable(study) is known, "heads are looked for once"
+    gathered = rotatable(study)
+    assert rotatable(study) is gathered, "heads are looked for once"
     assert measure(study, COLUMNAR, "random:3", "sparsegpt") != measure(study, COLUMNAR, "random:0", "sparsegpt")

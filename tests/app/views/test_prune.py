@@ -215,21 +215,21 @@ def test_other_viewers_cannot_stop_or_delete_a_run(setup, halt):
     go_on.set()
     ended(run)
     pruned(other.run())
-    kept = run.kept(run.copies[0])
-    assert kept.exists()
+    copy_folder = run.kept(run.copies[0])
+    assert copy_folder.exists()
     pruned(app.run())
-    assert not kept.exists()
+    assert not copy_folder.exists()
 
 
 def test_second_run_waits_for_the_first(setup):
     _, other = pruned(open_on_page(setup, **QUICK))
-    app, own = pruned(open_on_page(setup, **QUICK))
-    own.job.status = "running"
+    app, own_run = pruned(open_on_page(setup, **QUICK))
+    own_run.job.status = "running"
     name = next(name for name, run in shared.prunings().items() if run is other)
     app.selectbox(key="prune-other").set_value(name).run()
     assert app.button(key="prune-start").disabled
     assert "Your own run goes on" in texts(app)
-    own.job.status = "done"
+    own_run.job.status = "done"
 
 
 def test_pruned_copy_is_tuned(setup, text, monkeypatch):

@@ -21,7 +21,7 @@ def test_page_opens_on_the_example():
     assert "Twice as fast: **Nothing pays here**" in texts(app)
 
 
-def test_run_estimates_every_way_and_measures_what_fits(setup, folder):
+def test_a_run_estimates_every_way_and_measures_those_that_fit(setup, folder):
     app = open_on(setup, PAGE, smaller_minutes="0.02", smaller_model=str(folder))
     app.button(key="smaller-start").click().run()
     run: SmallerRun = ended(app.session_state["smaller"])

@@ -67,13 +67,13 @@ def test_estimate_matches_the_engine(folder, text, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**40))
     skeleton = load_skeleton(str(folder))
     setup = Setup(model=str(folder), calibration=str(text), samples=4, length=32, held_out=2, block_size=16)
-    found = preflight.preflight(setup, skeleton)
+    estimate = preflight.preflight(setup, skeleton)
     cost = estimate_cost(skeleton, samples=6, length=32, sweeps=len(MEASURED), keep_statistics=True)
-    assert found.cost == cost
-    assert found.needed == cost.memory + cost.model_memory
+    assert estimate.cost == cost
+    assert estimate.needed == cost.memory + cost.model_memory
     half = preflight.preflight(setup.changed(dtype="bfloat16"), skeleton)
     assert half.needed == cost.memory + cost.model_memory // 2
-    assert found.available == 2**40
+    assert estimate.available == 2**40
     assert "**21 layers**, 192 tokens" in texts(small(folder, text))
 
 
@@ -82,9 +82,9 @@ def test_weights_can_stay_on_disk(folder, text):
         model=str(folder), calibration=str(text), samples=4, length=32, held_out=2, block_size=16, stream=True
     )
     skeleton = load_skeleton(str(folder))
-    found = preflight.preflight(chosen, skeleton)
+    estimate = preflight.preflight(chosen, skeleton)
     statistics = sum(4 * columns**2 for columns in statistics_groups(rose.prunable_layers(skeleton)))
-    assert found.needed == estimate_memory(skeleton, samples=6, length=32, held_out=True).peak + 2 * statistics
+    assert estimate.needed == estimate_memory(skeleton, samples=6, length=32, held_out=True).peak + 2 * statistics
     with pytest.raises(rose.RoseError, match="is no safetensors checkpoint"):
         preflight.preflight(chosen.changed(model="smollm2-135m"), skeleton)
     app = small(folder, text)
@@ -191,8 +191,8 @@ def test_edits_survive_a_visit_to_another_page(folder, text):
 )
 def test_bad_setups_are_explained(folder, text, change, sentence, runs):
     app = small(folder, text, **change)
-    said = [element.value for element in (app.main.warning if runs else app.error)]
-    assert any(sentence in one for one in said), said
+    messages = [element.value for element in (app.main.warning if runs else app.error)]
+    assert any(sentence in message for message in messages), messages
     assert button(app).disabled != runs
 
 
@@ -202,7 +202,7 @@ def test_retry_finds_a_new_model(tmp_path, text):
     save_tiny_llama(tmp_path / "late")
     app.run()
     assert button(app).disabled  # the answer is remembered, so that sliders do not ask the network again
-    next(one for one in app.button if one.label == "Try again").click().run()
+    next(button for button in app.button if button.label == "Try again").click().run()
     assert not button(app).disabled
     assert "**21 layers**" in texts(app)
 

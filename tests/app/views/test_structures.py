@@ -28,8 +28,8 @@ def test_costs_match_the_engine(study):
     part = structures.parts[HEADS, 1]
     problem = structures.problem(part)
     row = structures.head_costs().query("block_index == 1 and head == 2").iloc[0]
-    kept = torch.tensor([True, True, False, True])
-    assert row["cost"] == pytest.approx(set_cost(problem, kept) / problem.energy, rel=1e-3)
+    survives = torch.tensor([True, True, False, True])
+    assert row["cost"] == pytest.approx(set_cost(problem, survives) / problem.energy, rel=1e-3)
     channels = structures.channel_costs(1)
     assert sorted(channels["channel"]) == list(range(96))
     assert channels["together"].is_monotonic_increasing
@@ -103,7 +103,7 @@ def test_button_makes_a_smaller_copy(monkeypatch, study):
     assert parameters[1] < parameters[0] == sum(weights.numel() for weights in before)
     assert slim.asked == "30 % out"
     assert slim.summary["perplexity_before"] == pytest.approx(rose.perplexity(model, held_out))
-    assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+    assert all(torch.equal(parameter, other) for parameter, other in zip(before, model.parameters(), strict=True))
     assert speed[1] / speed[0] == pytest.approx(run.speedup.ratio.value)  # the table says what the sentence does
     run.copies[0] = slim.with_summary(remarks=["It has taken another share than asked."])
     assert "It has taken another share than asked." in texts(app.run())

@@ -57,10 +57,10 @@ def told(check: CheckpointCheck) -> dict[str, str]:
 
 
 def test_a_sane_checkpoint_and_the_dense_model_have_no_fault(dense, pruned):
-    found = check_checkpoint(dense, pruned)
-    assert found.is_sane
-    assert found.summary["sparsity"] == pytest.approx(0.7, abs=1e-3)
-    assert set(found.layers["verdict"]) == {verdicts.NO_FAULT}
+    check = check_checkpoint(dense, pruned)
+    assert check.is_sane
+    assert check.summary["sparsity"] == pytest.approx(0.7, abs=1e-3)
+    assert set(check.layers["verdict"]) == {verdicts.NO_FAULT}
     same = check_checkpoint(dense, dense)
     assert same.is_sane
     assert set(same.layers["verdict"]) == {verdicts.NOT_PRUNED}
@@ -84,15 +84,15 @@ def test_faults_of_single_layers_are_named(dense, pruned):
         adapted += rows @ columns.T
         order = torch.randperm(len(weight_of(model, permuted)), generator=torch.Generator().manual_seed(1))
         weight_of(model, permuted).copy_(weight_of(pruned, permuted)[order])
-    found = check_checkpoint(dense, model)
-    assert told(found) == {
+    check = check_checkpoint(dense, model)
+    assert told(check) == {
         **dict.fromkeys((broken, zero), verdicts.NUMBERS_BROKEN),
         **dict.fromkeys((first, second, permuted), verdicts.OTHER_MODEL),
         masked: verdicts.MASK_ALONE,
         half: verdicts.OTHER_SPARSITY,
         adapter: verdicts.ZEROS_LOST,
     }
-    reasons, parts = found.layers.set_index("layer")["reason"], {first: second, second: first, half: "50.0 % zeros"}
+    reasons, parts = check.layers.set_index("layer")["reason"], {first: second, second: first, half: "50.0 % zeros"}
     parts |= {permuted: "another order", broken: "1 of 331 776 weights"}
     assert all(part in reasons[layer] for layer, part in parts.items())
 
@@ -107,10 +107,10 @@ def test_a_broken_group_of_2_4_is_found(dense):
         assert check_checkpoint(dense, model).summary["pattern"] == "2:4"
         group = weight_of(model, NAME(1, "self_attn.v_proj"))[3, 8:12]
         group[group == 0] = torch.tensor([0.5, 0.0])
-    found = check_checkpoint(dense, model)
-    assert told(found) == {NAME(1, "self_attn.v_proj"): verdicts.PATTERN_BROKEN}
-    assert "1 of 27 648 groups keep more than 2 of 4" in found.wrong["reason"][0]
-    assert "row 3, columns 8 to 11" in found.wrong["reason"][0]
+    check = check_checkpoint(dense, model)
+    assert told(check) == {NAME(1, "self_attn.v_proj"): verdicts.PATTERN_BROKEN}
+    assert "1 of 27 648 groups keep more than 2 of 4" in check.wrong["reason"][0]
+    assert "row 3, columns 8 to 11" in check.wrong["reason"][0]
 
 
 @pytest.mark.parametrize(("quantize", "verdict"), [(q4_0, verdicts.NO_FAULT), (q4_1, verdicts.ZEROS_LOST)])
@@ -118,11 +118,11 @@ def test_zeros_lost_to_quantization_are_reported(dense, pruned, quantize, verdic
     model = copy.deepcopy(pruned)
     for layer in rose.prunable_layers(model):
         layer.write(quantize(layer.weight))
-    found = check_checkpoint(dense, model)
-    assert set(found.layers["verdict"]) == {verdict}
-    assert found.is_sane == (quantize is q4_0)
+    check = check_checkpoint(dense, model)
+    assert set(check.layers["verdict"]) == {verdict}
+    assert check.is_sane == (quantize is q4_0)
     if quantize is q4_0:
-        assert found.layers["reason"].str.contains("a grid of 16 values for each 32 columns").all()
+        assert check.layers["reason"].str.contains("a grid of 16 values for each 32 columns").all()
 
 
 def test_other_models_and_torn_ties_are_named(dense, pruned):
@@ -145,17 +145,17 @@ def test_methods_are_recognized_by_masks_and_errors(dense, tokens, method):
     dense, model = (first_blocks(dense, 2) for _ in range(2))
     layers = ["*.0.self_attn.*", "*.0.mlp.gate_proj", "*.1.*o_proj"]
     rose.prune_model(model, tokens[:4], method=method, sparsity=0.6, target="layer", layers=layers)
-    found = check_checkpoint(dense, model, tokens[:4], held_out=tokens[4:], methods=("magnitude", "wanda", "sparsegpt"))
-    pruned = found.layers[found.layers["zeros"] > found.layers["zeros_before"]]
+    check = check_checkpoint(dense, model, tokens[:4], held_out=tokens[4:], methods=("magnitude", "wanda", "sparsegpt"))
+    pruned = check.layers[check.layers["zeros"] > check.layers["zeros_before"]]
     assert len(pruned) == 6
     assert set(pruned["nearest_method"]) == {method}
     assert (pruned["agreement"] > 0.99).all()
     assert (pruned["nearest_target"] == "layer").all()
-    assert (found.summary["method"]["name"], found.summary["method"]["layers"]) == (method, 6)
+    assert (check.summary["method"]["name"], check.summary["method"]["layers"]) == (method, 6)
     assert (pruned["agreement_by_chance"] < 0.5).all()
     assert (pruned["possible_error"] < pruned["error"] * 1.001).all()
     assert (pruned["mask_error"] > pruned["possible_error"]).all()
-    assert found.is_sane == (method != "magnitude")
+    assert check.is_sane == (method != "magnitude")
     assert set(pruned["verdict"]) == {verdicts.NO_FAULT if method == "sparsegpt" else verdicts.MASK_ALONE}
     if method == "sparsegpt":
         assert pruned["reason"].str.contains("compensation recovered").all()
@@ -164,7 +164,7 @@ def test_methods_are_recognized_by_masks_and_errors(dense, tokens, method):
         assert pruned["recovered"].fillna(0).to_numpy() == pytest.approx(0, abs=1e-3)
     if method == "sparsegpt":  # compensation with the wrong sign
         name = NAME(0, "mlp.gate_proj")
-        was, now = (weight_of(one, name) for one in (dense, model))
+        was, now = (weight_of(each, name) for each in (dense, model))
         backwards = copy.deepcopy(model)
         weight_of(backwards, name).copy_(2 * was.masked_fill(now == 0, 0) - now)
         told_of = check_checkpoint(dense, backwards, tokens[:4], held_out=tokens[4:], methods=("wanda",))
@@ -175,24 +175,24 @@ def test_methods_are_recognized_by_masks_and_errors(dense, tokens, method):
         told_of = check_checkpoint(dense, backwards, tokens[:4], held_out=tokens[4:], methods=("wanda",))
         assert told(told_of) == {before: verdicts.ZEROS_LOST}
         assert f"reads outputs of {before}, which is wrong" in told_of.layers.set_index("layer").loc[name, "reason"]
-    drifts = [row["drift"] for row in found.summary["drift"]]
+    drifts = [row["drift"] for row in check.summary["drift"]]
     assert len(drifts) == 2
     assert min(drifts) > 0
-    assert found.summary["perplexity_after"] == pytest.approx(rose.perplexity(model, tokens[4:]))
+    assert check.summary["perplexity_after"] == pytest.approx(rose.perplexity(model, tokens[4:]))
 
 
 def test_tried_methods_have_the_target_of_the_checkpoint(dense, tokens):
     dense, model = (first_blocks(dense, 2) for _ in range(2))
     layers = ["*.0.self_attn.*", "*.1.self_attn.o_proj"]
     rose.prune_model(model, tokens[:4], method="sparsegpt", sparsity=0.6, target="dense", layers=layers)
-    found = check_checkpoint(dense, model, tokens[:4], held_out=tokens[4:], methods=("wanda", "sparsegpt"))
-    pruned = found.layers[found.layers["zeros"] > found.layers["zeros_before"]]
+    check = check_checkpoint(dense, model, tokens[:4], held_out=tokens[4:], methods=("wanda", "sparsegpt"))
+    pruned = check.layers[check.layers["zeros"] > check.layers["zeros_before"]]
     assert pruned["compared_target"].iloc[-1] == "dense"
     for on in ("", "held_out_"):
         reached = pruned[f"{on}error_of_sparsegpt"].to_numpy()
         assert pruned[f"{on}error"].to_numpy() == pytest.approx(reached, rel=0.1)
     says = "SparseGPT aims at the dense model's outputs, as this checkpoint does, and other methods at each layer's own"
-    assert says in " ".join(findings(found))
+    assert says in " ".join(findings(check))
     other = check_checkpoint(dense, model, tokens[:1, :64], methods=("sparsegpt",))  # far fewer tokens than it had
     assert (other.layers["recovered"].dropna() <= 1).all()
     assert (other.layers["possible_error"].dropna() <= other.layers["error"].dropna()).all()
@@ -238,15 +238,15 @@ def test_errors_match_the_outputs():
     """Against plain forward hooks: ‖out_d − out_p‖² / ‖out_d‖² of one layer."""
     name, tokens = NAME(1, "mlp.gate_proj"), make_tokens()
     dense, pruned = (make_model("llama") for _ in range(2))
-    for one in (NAME(0, "self_attn.o_proj"), name):
-        weight_of(pruned, one).copy_(compensate(weight_of(dense, one)))
+    for layer in (NAME(0, "self_attn.o_proj"), name):
+        weight_of(pruned, layer).copy_(compensate(weight_of(dense, layer)))
     outputs: list[Tensor] = []
     for model in (dense, pruned):
         with model.get_submodule(name).register_forward_hook(lambda _m, _a, out: outputs.append(out)), torch.no_grad():
             model(tokens)
     expected = ((outputs[0] - outputs[1]).square().sum() / outputs[0].square().sum()).item()
-    found = check_checkpoint(dense, pruned, tokens, methods=(), compute="float32").layers.set_index("layer")
-    assert found.loc[name, "error"] == pytest.approx(expected, rel=1e-3)
+    layers = check_checkpoint(dense, pruned, tokens, methods=(), compute="float32").layers.set_index("layer")
+    assert layers.loc[name, "error"] == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("family", [*DENSE, *EXPERTS])
@@ -254,12 +254,12 @@ def test_every_family_is_checked(family):
     before, after = make_model(family), make_model(family)
     for layer in rose.prunable_layers(after):
         layer.write(layer.weight * (layer.weight.abs() > layer.weight.abs().median()))
-    found = check_checkpoint(before, after, make_tokens(), held_out=make_tokens(2, seed=3), methods=("wanda",))
-    assert set(found.layers["verdict"]) == {verdicts.MASK_ALONE}
-    assert found.layers["sparsity"].to_numpy() == pytest.approx(0.5, abs=0.01)
-    experts = found.layers["layer"].str.contains(r"\.experts\.\d")  # are judged by their weights, as tokens differ
-    assert (found.layers["error"].notna() != experts).all()
-    assert found.others.empty
+    check = check_checkpoint(before, after, make_tokens(), held_out=make_tokens(2, seed=3), methods=("wanda",))
+    assert set(check.layers["verdict"]) == {verdicts.MASK_ALONE}
+    assert check.layers["sparsity"].to_numpy() == pytest.approx(0.5, abs=0.01)
+    experts = check.layers["layer"].str.contains(r"\.experts\.\d")  # are judged by their weights, as tokens differ
+    assert (check.layers["error"].notna() != experts).all()
+    assert check.others.empty
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
@@ -269,9 +269,9 @@ def test_a_mask_in_the_first_layer_of_a_dense_target_run_is_no_fault(family, met
     config.num_hidden_layers = 4
     dense, model = make_from(config), make_from(config)
     rose.prune_model(model, make_tokens(), method=method, sparsity=0.5, block_size=16)
-    found = check_checkpoint(dense, model)
-    assert found.is_sane
-    assert set(found.layers["verdict"]) == {verdicts.MASK_ALONE, verdicts.NO_FAULT}
+    check = check_checkpoint(dense, model)
+    assert check.is_sane
+    assert set(check.layers["verdict"]) == {verdicts.MASK_ALONE, verdicts.NO_FAULT}
     last, was = rose.prunable_layers(model)[-1], rose.prunable_layers(dense)[-1]
     last.write(was.weight * (last.weight != 0))
     assert told(check_checkpoint(dense, model)) == {last.name: verdicts.MASK_ALONE}
@@ -280,10 +280,10 @@ def test_a_mask_in_the_first_layer_of_a_dense_target_run_is_no_fault(family, met
 def test_a_layer_pruned_by_oats_is_not_reported_as_unpruned():
     dense, model = make_model("llama"), make_model("llama")
     rose.prune_model(model, make_tokens(), method="oats", sparsity=0.5, block_size=16)
-    found = check_checkpoint(dense, model)
-    assert set(found.layers["verdict"]) == {verdicts.NO_FAULT}
-    assert found.layers["reason"].str.contains("so their sum has no zeros").all()
-    ((subject, text),) = lines(found)
+    check = check_checkpoint(dense, model)
+    assert set(check.layers["verdict"]) == {verdicts.NO_FAULT}
+    assert check.layers["reason"].str.contains("so their sum has no zeros").all()
+    ((subject, text),) = lines(check)
     assert subject == "no fault found, all 14 layers"
     assert text.startswith(f"{NAME(0, 'self_attn.q_proj')}, for example: Its sparse part")
 
@@ -360,10 +360,10 @@ def test_the_headline_says_what_was_measured(after, tokens, wrong, status, says)
     if after is not None:
         summary |= {"perplexity_before": 10.0, "perplexity_after": after, "evaluated_on": "2 × 32 tokens"}
         summary |= {"losses_before": [], "losses_after": []}
-    found = headline(CheckpointCheck(table, table[:0].rename(columns={"layer": "name"}), summary))
-    assert found.status == status
-    assert says in found.text
-    assert ("No fault was found" in found.text) == (status in (PARTIAL, SOUND))
+    line = headline(CheckpointCheck(table, table[:0].rename(columns={"layer": "name"}), summary))
+    assert line.status == status
+    assert says in line.text
+    assert ("No fault was found" in line.text) == (status in (PARTIAL, SOUND))
 
 
 @pytest.mark.parametrize(
@@ -390,5 +390,5 @@ def test_a_copy_calibrated_on_other_windows_is_reported(tmp_path):
     report = rose.prune_model(make_model("llama"), make_tokens(), sparsity=0.5, block_size=16)
     report.with_summary(**drawn).save(tmp_path)
     assert says_other_draw(tmp_path, drawn) == ""
-    said = says_other_draw(tmp_path, drawn | {"held_out_samples": 4})
-    assert "4 × 16 tokens of text.txt, seed 0, 2 held out. " in said
+    caution = says_other_draw(tmp_path, drawn | {"held_out_samples": 4})
+    assert "4 × 16 tokens of text.txt, seed 0, 2 held out. " in caution

@@ -52,11 +52,11 @@ def saved(tmp_path: Path) -> tuple[Path, Path]:
 def test_plain_weights_are_read_with_any_sparsity_configuration(saved, record, stream):
     edit_config(saved[1], **record)
     (saved[1] / "recipe.yaml").write_text("default_stage: {}\n")
-    found = rose.check_checkpoint(*(rose.load_model(str(folder), stream=stream)[0] for folder in saved))
-    assert found.is_sane
-    assert found.summary["pattern"] == "2:4"
-    assert set(found.layers["verdict"]) == {verdicts.MASK_ALONE}
-    assert set(found.layers["rounded"]) == {"float16"}
+    check = rose.check_checkpoint(*(rose.load_model(str(folder), stream=stream)[0] for folder in saved))
+    assert check.is_sane
+    assert check.summary["pattern"] == "2:4"
+    assert set(check.layers["verdict"]) == {verdicts.MASK_ALONE}
+    assert set(check.layers["rounded"]) == {"float16"}
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -73,17 +73,17 @@ def test_packed_weights_are_refused_in_a_sentence(saved, stream, leaf):
 
 
 @pytest.mark.parametrize("case", ["columnar_50", "columnar_70", "flat_60", "nm_2_4"])
-def test_the_authors_own_results_are_recognized(case):
+def test_the_authors_results_are_recognized(case):
     with np.load(CASES) as archive:
-        known = {name.partition("/")[2]: archive[name] for name in archive if name.startswith(f"{case}/")}
-    weight, inputs = (torch.from_numpy(known[name]) for name in "WX")
+        arrays = {name.partition("/")[2]: archive[name] for name in archive if name.startswith(f"{case}/")}
+    weight, inputs = (torch.from_numpy(arrays[name]) for name in "WX")
     gap = InputGap(inputs.shape[1])
     gap.update(inputs, inputs)
     statistics = InputStatistics(inputs.shape[1])
     statistics.update(inputs)
     methods = ("magnitude", "wanda", "sparsegpt", "rose")
-    yardsticks = Yardsticks(methods, int(known["block_size"]), mu=0.03)
-    columnar = float(known["relative_range"]) > 0.5
+    yardsticks = Yardsticks(methods, int(arrays["block_size"]), mu=0.03)
+    columnar = float(arrays["relative_range"]) > 0.5
 
     def found_for(pruned: Tensor) -> tuple[str, float]:
         change = weight_change(weight, pruned)
@@ -96,7 +96,7 @@ def test_the_authors_own_results_are_recognized(case):
 
     ordered = "rose" if columnar and case != "nm_2_4" else "sparsegpt"
     for pruned, expected in (("sparsegpt_W", "sparsegpt"), ("rose_W", ordered)):
-        assert found_for(torch.from_numpy(known[pruned])) == (expected, pytest.approx(1, abs=0.01))
+        assert found_for(torch.from_numpy(arrays[pruned])) == (expected, pytest.approx(1, abs=0.01))
 
 
 def test_few_zeros_have_no_pattern():

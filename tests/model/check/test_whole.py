@@ -33,8 +33,8 @@ def halved(model: nn.Module) -> nn.Module:
     return model
 
 
-def others_of(found: CheckpointCheck) -> dict[str, tuple[str, str, bool]]:
-    table = found.others.set_index("name")
+def others_of(check: CheckpointCheck) -> dict[str, tuple[str, str, bool]]:
+    table = check.others.set_index("name")
     return {name: (row["kind"], row["verdict"], row["is_wrong"]) for name, row in table.iterrows()}
 
 
@@ -43,13 +43,13 @@ def test_empty_heads_rows_and_columns_are_counted():
     pruned = halved(dense)
     pruned.model.layers[1].self_attn.o_proj.weight.data[:, 16:24] = 0
     pruned.model.layers[0].mlp.up_proj.weight.data[[3, 5]] = 0
-    found = check_checkpoint(dense, pruned)
+    check = check_checkpoint(dense, pruned)
     gone = {"heads": ["model.layers.1.self_attn.o_proj: 2"], "rows": 2, "columns": 8}
-    assert gone.items() <= found.summary["gone"].items()
-    reasons = found.layers.set_index("layer")["reason"]
+    assert gone.items() <= check.summary["gone"].items()
+    reasons = check.layers.set_index("layer")["reason"]
     assert reasons["model.layers.1.self_attn.o_proj"].endswith("Nothing is left of eight columns, head 2.")
     assert reasons["model.layers.0.mlp.up_proj"].endswith("Nothing is left of two rows.")
-    assert "Two output rows have no weight left: two of model.layers.0.mlp.up_proj." in " ".join(findings(found))
+    assert "Two output rows have no weight left: two of model.layers.0.mlp.up_proj." in " ".join(findings(check))
 
 
 def test_heads_are_as_wide_as_their_values():
@@ -57,7 +57,7 @@ def test_heads_are_as_wide_as_their_values():
     config = SimpleNamespace(num_attention_heads=4, head_dim=2, v_head_dim=8, hidden_size=32)
     dense, pruned = (rose.prunable_layers(make_model("llama")) for _ in range(2))
     pruned[3].weight[:, 16:24] = 0
-    changes = {one.name: (one, weight_change(one.weight, two.weight)) for one, two in zip(dense, pruned, strict=True)}
+    changes = {old.name: (old, weight_change(old.weight, new.weight)) for old, new in zip(dense, pruned, strict=True)}
     assert Gone.find(changes, config).heads == {"model.layers.0.self_attn.o_proj": [2]}
 
 
@@ -76,9 +76,9 @@ def test_removed_experts_and_removed_layers_are_distinguished():
     for layer in rose.prunable_layers(pruned):
         if layer.name.startswith(f"{lost}.") or layer.name == "model.layers.0.mlp.experts.0.up_proj":
             layer.write(torch.zeros(layer.weight.shape))
-    found = check_checkpoint(dense, pruned)
-    assert found.summary["gone"]["experts"] == [lost]
-    wrong = found.wrong.set_index("name")["reason"]
+    check = check_checkpoint(dense, pruned)
+    assert check.summary["gone"]["experts"] == [lost]
+    wrong = check.wrong.set_index("name")["reason"]
     assert len(wrong) == 4
     assert wrong[f"{lost}.down_proj"].endswith("Nothing is left of this expert.")
     assert wrong["model.layers.0.mlp.experts.0.up_proj"].endswith("weights are zero.")
@@ -98,9 +98,9 @@ def test_changes_of_norms_biases_and_embeddings_are_reported_by_kind():
         second.self_attn_layer_norm.weight.zero_()
         table = pruned.model.decoder.embed_positions.weight
         table.copy_(torch.randn(table.shape))
-    found = others_of(check_checkpoint(dense, pruned))
+    others = others_of(check_checkpoint(dense, pruned))
     part = "model.decoder.layers.{}.{}".format
-    assert found == {
+    assert others == {
         part(0, "self_attn.q_proj.bias"): ("bias", verdicts.OTHER_MODEL, True),
         part(0, "fc1.bias"): ("bias", verdicts.NO_FAULT, False),
         part(1, "self_attn_layer_norm.weight"): ("norm", verdicts.NUMBERS_BROKEN, True),
@@ -117,8 +117,8 @@ def test_faults_outside_the_layers_are_named():
         pruned.model.layers[0].input_layernorm.weight.mul_(2)
         pruned.model.layers[1].input_layernorm.weight[3].neg_()
         pruned.model.embed_tokens.weight[7].neg_()
-    found = check_checkpoint(dense, pruned)
-    assert dict(found.wrong[["name", "reason"]].to_numpy()) == {
+    check = check_checkpoint(dense, pruned)
+    assert dict(check.wrong[["name", "reason"]].to_numpy()) == {
         "model.layers.0.input_layernorm.weight": "It moved by 100.0 % of its norm.",
         "model.layers.1.input_layernorm.weight": f"It moved by 35.4 % of its norm. Number 3 {turned}",
         "model.embed_tokens.weight": f"It moved by 20.8 % of its norm. Row 7 {turned}",
@@ -135,26 +135,26 @@ def test_a_longer_vocabulary_and_rounding_are_no_faults():
             layer.write(was.weight.masked_fill(layer.weight == 0, 0).bfloat16().float())
         pruned.model.norm.weight.copy_(pruned.model.norm.weight.bfloat16())
     pruned.resize_token_embeddings(dense.config.vocab_size + 8)
-    found = check_checkpoint(dense, pruned)
-    assert found.is_sane
-    assert set(found.layers["verdict"]) == {verdicts.MASK_ALONE}
-    assert found.layers["reason"].str.contains("those of the dense model, rounded to bfloat16").all()
-    assert set(found.layers["rounded"]) == {"bfloat16"}
+    check = check_checkpoint(dense, pruned)
+    assert check.is_sane
+    assert set(check.layers["verdict"]) == {verdicts.MASK_ALONE}
+    assert check.layers["reason"].str.contains("those of the dense model, rounded to bfloat16").all()
+    assert set(check.layers["rounded"]) == {"bfloat16"}
     kinds = {"model.embed_tokens.weight": "embedding", "lm_head.weight": "output head"}
-    assert others_of(found) == {name: (kind, verdicts.NO_FAULT, False) for name, kind in kinds.items()}
-    assert found.others["reason"].str.startswith("It has 8 rows more").all()
+    assert others_of(check) == {name: (kind, verdicts.NO_FAULT, False) for name, kind in kinds.items()}
+    assert check.others["reason"].str.startswith("It has 8 rows more").all()
 
 
 def test_nan_in_one_layer_hides_nothing_of_the_others():
     dense, broken, tokens = make_model("llama"), "model.layers.0.mlp.up_proj", make_tokens()
     pruned: Any = halved(dense)
     pruned.model.layers[0].mlp.up_proj.weight.data[1, 2] = torch.nan
-    found = check_checkpoint(dense, pruned, tokens, held_out=tokens[:1], methods=("wanda",), block_size=8)
-    layers = found.layers.set_index("layer")
-    assert found.wrong.iloc[0].tolist()[:2] == [broken, verdicts.NUMBERS_BROKEN]
+    check = check_checkpoint(dense, pruned, tokens, held_out=tokens[:1], methods=("wanda",), block_size=8)
+    layers = check.layers.set_index("layer")
+    assert check.wrong.iloc[0].tolist()[:2] == [broken, verdicts.NUMBERS_BROKEN]
     before = list(layers.index).index(broken)  # what comes after reads NaN, by which nothing can be measured
     assert layers["error"].notna().tolist() == [place < before for place in range(len(layers))]
-    assert json.loads(found.to_json())["summary"]["perplexity_after"] is None
+    assert json.loads(check.to_json())["summary"]["perplexity_after"] is None
 
 
 def test_tokens_that_the_checkpoint_does_not_know_are_refused():
@@ -175,10 +175,10 @@ def test_a_run_is_recognized_to_the_last_weight(method, target):
     pruned = copy.deepcopy(dense)
     rose.prune_model(pruned, tokens, method=method, sparsity=0.5, block_size=8, target=target)
     methods = ("wanda", "sparsegpt", "rose", "rose_admm")
-    found = check_checkpoint(dense, pruned, tokens, methods=methods, block_size=8)
-    made = found.summary["method"]
+    check = check_checkpoint(dense, pruned, tokens, methods=methods, block_size=8)
+    made = check.summary["method"]
     assert (made["name"], made["target"], made["layers"], made["agreement"]) == (method, target, 14, 1.0)
-    assert set(found.layers["nearest_method"]) == {method}
+    assert set(check.layers["nearest_method"]) == {method}
     if method == "rose_admm":
         assert (made["alike"], made["compared"]) == ({}, 14)
         return
@@ -215,12 +215,12 @@ def test_heads_that_were_rotated_are_compared_in_their_basis(family):
     assert check_checkpoint(dense, partly.bfloat16().float()).is_sane
     rose.prune_model(pruned, tokens, method="sparsegpt", sparsity=0.5, block_size=8)
     before = {name: value.clone() for name, value in dense.state_dict().items()}
-    found = check_checkpoint(dense, pruned, tokens, methods=("wanda", "sparsegpt"), block_size=8)
-    assert found.summary["rotated_heads"] == turned.summary["rotated_heads"] == names
-    assert not found.layers["verdict"].eq(verdicts.OTHER_MODEL).any()
-    reasons = found.layers.set_index("layer")["reason"]
+    check = check_checkpoint(dense, pruned, tokens, methods=("wanda", "sparsegpt"), block_size=8)
+    assert check.summary["rotated_heads"] == turned.summary["rotated_heads"] == names
+    assert not check.layers["verdict"].eq(verdicts.OTHER_MODEL).any()
+    reasons = check.layers.set_index("layer")["reason"]
     assert all("heads fit those of the dense model after a rotation" in reasons[name] for name in names)
-    assert found.summary["nearest"]["name"] == "sparsegpt"
+    assert check.summary["nearest"]["name"] == "sparsegpt"
     assert all(torch.equal(value, dense.state_dict()[name]) for name, value in before.items())
 
 
@@ -254,22 +254,22 @@ def test_dense_zeros_and_few_tokens_are_cautions(two):
     dense, models, tokens = two
     assert check_checkpoint(dense, models["wanda"]).cautions == []
     again = halved(models["wanda"])
-    found = check_checkpoint(models["wanda"], again, tokens[:1, :8], methods=())
-    zeros, few = found.cautions[::-1]
+    check = check_checkpoint(models["wanda"], again, tokens[:1, :8], methods=())
+    zeros, few = check.cautions[::-1]
     assert zeros.startswith("In all 14 layers more than 5 % of the weights were zero before pruning")
     assert few.startswith("In all 14 layers calibration tokens are fewer than columns")
-    assert json.loads(found.to_json())["cautions"] == found.cautions
+    assert json.loads(check.to_json())["cautions"] == check.cautions
 
 
-def test_errors_on_dense_inputs_are_those_of_dense_inputs(two):
+def test_errors_on_dense_inputs_match_a_direct_computation(two):
     dense, models, tokens = two
-    found = check_checkpoint(dense, models["wanda"], tokens, methods=(), block_size=8, compute="float32")
+    check = check_checkpoint(dense, models["wanda"], tokens, methods=(), block_size=8, compute="float32")
     statistics = rose.collect_statistics(dense, tokens)
     for before, after in zip(rose.prunable_layers(dense), rose.prunable_layers(models["wanda"]), strict=True):
         hessian = statistics[before.name].hessian
         change = before.weight - after.weight
         expected = (change @ hessian * change).sum() / (before.weight @ hessian * before.weight).sum()
-        row = found.layers.set_index("layer").loc[before.name]
+        row = check.layers.set_index("layer").loc[before.name]
         assert row["dense_input_error"] == pytest.approx(float(expected), rel=1e-3)
 
 
@@ -286,9 +286,9 @@ def test_the_command_compares_several_and_streams(tmp_path, capsys):
         rose.save_model(pruned, tokenizer, tmp_path / name)
     folders = [str(tmp_path / name) for name in ("dense", "half", "most")]
     assert cli.main(["check", *folders, "--json", str(tmp_path / "found.json"), "--stream"]) == 0
-    said = capsys.readouterr().out
-    assert "both remove 62.5 % of the weights that either removes, " in said
-    assert "Other parts that differ: 1 of kind norm, 1 of kind output head" in said
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert [one["checkpoint"] for one in found["checkpoints"]] == folders[1:]
-    assert found["between"][0]["layers"][0]["jaccard"] == pytest.approx(0.625, abs=0.01)
+    printed = capsys.readouterr().out
+    assert "both remove 62.5 % of the weights that either removes, " in printed
+    assert "Other parts that differ: 1 of kind norm, 1 of kind output head" in printed
+    written = json.loads((tmp_path / "found.json").read_text())
+    assert [one["checkpoint"] for one in written["checkpoints"]] == folders[1:]
+    assert written["between"][0]["layers"][0]["jaccard"] == pytest.approx(0.625, abs=0.01)

@@ -59,10 +59,10 @@ def bases(dense: Tensor, inputs: Tensor) -> dict[str, Tensor]:
     def prune(method: str, sparsity: float | str = 0.6, **more: Any) -> Tensor:
         return rose.prune_layer(dense, hessian, method=method, sparsity=sparsity, **more).weight
 
-    found = {method: prune(method) for method in ("magnitude", "wanda", "sparsegpt")}
+    pruned = {method: prune(method) for method in ("magnitude", "wanda", "sparsegpt")}
     moved = 1 + 0.1 * torch.randn(SIZE, generator=torch.Generator().manual_seed(2))
-    found |= {"tuned": found["sparsegpt"] * moved, "2:4": prune("sparsegpt", "2:4")}
-    return found | {"rounded": prune("sparsegpt", bits=3, group=64)}
+    pruned |= {"tuned": pruned["sparsegpt"] * moved, "2:4": prune("sparsegpt", "2:4")}
+    return pruned | {"rounded": prune("sparsegpt", bits=3, group=64)}
 
 
 def faulty(bases: dict[str, Tensor], base: str, fault: str, axis: str, size: int) -> Tensor:
@@ -85,24 +85,24 @@ def test_a_sane_layer_has_no_misfits(dense, inputs, bases, base):
     ("fault", "size"),
     [(name, size) for name in KINDS for size in (1, 12) if (name, size) != ("rows in reverse order", 1)],
 )
-def test_rows_are_named_with_what_happened(dense, bases, base, fault, size):
-    found = misfits(dense, faulty(bases, base, fault, ROW, size))
-    rows = [part for part in found if part.axis == ROW and part.rows[0] <= AT + size - 1 and part.rows[1] >= AT]
+def test_faulty_rows_are_named_with_their_fault(dense, bases, base, fault, size):
+    parts = misfits(dense, faulty(bases, base, fault, ROW, size))
+    rows = [part for part in parts if part.axis == ROW and part.rows[0] <= AT + size - 1 and part.rows[1] >= AT]
     assert {part.kind for part in rows} == {KINDS[fault]}
     covered = sum(part.rows[1] - part.rows[0] + 1 for part in rows)
     assert covered > 0.8 * size  # small rows may be empty, and faulty weights may be like their own
     assert not any(part.may_be_lawful for part in rows)
-    others = [part for part in found if part not in rows and not part.may_be_lawful]
+    others = [part for part in parts if part not in rows and not part.may_be_lawful]
     assert {part.kind for part in others} == ({OTHER} if fault == "swapped" else set())
 
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("fault", [name for name in COLUMNS if name in KINDS])
-def test_faulty_columns_are_named_with_what_happened(dense, bases, base, fault):
-    found = misfits(dense, faulty(bases, base, fault, COLUMN, 1))
-    found = tuple(part for part in found if part.axis == COLUMN and part.columns == (AT, AT))
-    assert [part.kind for part in found] == [KINDS[fault]]
-    assert found[0].may_be_lawful == (base not in ("magnitude", "wanda") and KINDS[fault] == agreement.UNLIKE_DENSE)
+def test_faulty_columns_are_named_with_their_fault(dense, bases, base, fault):
+    parts = misfits(dense, faulty(bases, base, fault, COLUMN, 1))
+    parts = tuple(part for part in parts if part.axis == COLUMN and part.columns == (AT, AT))
+    assert [part.kind for part in parts] == [KINDS[fault]]
+    assert parts[0].may_be_lawful == (base not in ("magnitude", "wanda") and KINDS[fault] == agreement.UNLIKE_DENSE)
 
 
 @pytest.mark.parametrize("base", ["magnitude", "sparsegpt", "tuned"])
@@ -110,9 +110,9 @@ def test_faulty_columns_are_named_with_what_happened(dense, bases, base, fault):
 def test_tiles_are_named(dense, bases, base, fault):
     weight = bases[base].clone()
     TILES[fault](weight, 64, 128, 32, 32, torch.Generator().manual_seed(3))
-    found = [part for part in misfits(dense, weight) if not part.may_be_lawful]
-    assert {part.axis for part in found} == {TILE}
-    assert all(64 <= part.rows[0] <= part.rows[1] < 96 and part.columns == (128, 159) for part in found)
+    parts = [part for part in misfits(dense, weight) if not part.may_be_lawful]
+    assert {part.axis for part in parts} == {TILE}
+    assert all(64 <= part.rows[0] <= part.rows[1] < 96 and part.columns == (128, 159) for part in parts)
 
 
 @pytest.mark.parametrize(
@@ -127,14 +127,14 @@ def test_a_run_of_weights_and_a_single_weight_are_found(dense, bases, kind, base
     weight[row, column : last + 1] *= -1
     if kind == agreement.ABSURD:
         weight[row, column] = 1e9
-    (found,) = (part for part in misfits(dense, weight) if not part.may_be_lawful)
-    assert (found.kind, found.rows, found.columns) == (kind, (row, row), (column, last))
+    (misfit,) = (part for part in misfits(dense, weight) if not part.may_be_lawful)
+    assert (misfit.kind, misfit.rows, misfit.columns) == (kind, (row, row), (column, last))
     begins = {
         agreement.CHANGED: "the weight is ",
         agreement.ABSURD: "the weight is 1.00 × 10⁹, and no dense weight of this layer is above ",
     }
-    said = f"Row {row}, column {column}: {begins[kind]}" if kind in begins else f"Row {row}"
-    assert says_part(found).startswith(said)
+    beginning = f"Row {row}, column {column}: {begins[kind]}" if kind in begins else f"Row {row}"
+    assert says_part(misfit).startswith(beginning)
 
 
 def test_faults_of_whole_layers_are_named(dense, bases):
@@ -155,11 +155,11 @@ def test_inputs_decide_whether_a_column_is_lawful(dense, inputs, bases):
     """A column of noise is a fault; one that was traded for a collinear one, as massive activations are, is none."""
     twins = inputs.clone()
     twins[:, 8] = 0.5 * twins[:, 7] + 1e-3 * inputs[:, 8]
-    known = LayerInputs(rose.InputStatistics(SIZE[1]), InputGap(SIZE[1]))
-    known.statistics.update(twins)
-    known.gap.update(twins, twins)
+    layer_inputs = LayerInputs(rose.InputStatistics(SIZE[1]), InputGap(SIZE[1]))
+    layer_inputs.statistics.update(twins)
+    layer_inputs.gap.update(twins, twins)
     for fault, is_wrong in (("noise", True), ("traded", False)):
-        weight = rose.prune_layer(dense, known.statistics, method="sparsegpt", sparsity=0.6).weight
+        weight = rose.prune_layer(dense, layer_inputs.statistics, method="sparsegpt", sparsity=0.6).weight
         if fault == "noise":
             COLUMNS["noise"](weight, 8, 1, torch.Generator().manual_seed(3))
         else:
@@ -167,9 +167,9 @@ def test_inputs_decide_whether_a_column_is_lawful(dense, inputs, bases):
             both = (weight[:, 7] != 0) & (weight[:, 8] != 0)
             weight[:, 8] += torch.where(both, trade, 0)
             weight[:, 7] -= torch.where(both, 0.5 * trade, 0)
-        found = misfits(dense, weight)
-        assert all(part.may_be_lawful and part.columns[0] in (7, 8) for part in found)
-        assert bool(with_inputs(found, dense, weight, [known])) == is_wrong
+        parts = misfits(dense, weight)
+        assert all(part.may_be_lawful and part.columns[0] in (7, 8) for part in parts)
+        assert bool(with_inputs(parts, dense, weight, [layer_inputs])) == is_wrong
 
 
 def test_rows_emptied_by_structured_pruning_are_no_faults(packaged):
@@ -185,9 +185,9 @@ def test_rows_emptied_by_structured_pruning_are_no_faults(packaged):
         for layer in rose.prunable_layers(model)[1:]:
             was = dense.get_submodule(layer.name).weight
             layer.write(was * (was.abs() > was.abs().median()))
-    found = check_checkpoint(dense, model)
-    assert found.wrong["verdict"].tolist() == [verdicts.PART_BROKEN]
-    assert "Rows 0 to 54: no weight is left" in found.wrong["reason"][0]
+    check = check_checkpoint(dense, model)
+    assert check.wrong["verdict"].tolist() == [verdicts.PART_BROKEN]
+    assert "Rows 0 to 54: no weight is left" in check.wrong["reason"][0]
 
 
 @pytest.mark.parametrize("tokens", [None, make_tokens()])
@@ -200,12 +200,12 @@ def test_a_head_is_named_and_a_layer_of_another_scale_is_wrong(tokens):
         model.model.layers[1].self_attn.o_proj.weight[:, 8:16] *= -1
         model.model.layers[0].self_attn.q_proj.weight[24:32] *= -1
         model.model.layers[0].mlp.up_proj.weight *= 2
-    found = check_checkpoint(dense, model, tokens, methods=(), block_size=8).wrong.set_index("name")
-    assert len(found) == 3
-    assert "Columns 8 to 15: all" in found.loc["model.layers.1.self_attn.o_proj", "reason"]
-    assert "Columns of head 1." in found.loc["model.layers.1.self_attn.o_proj", "reason"]
-    assert "Rows of head 3." in found.loc["model.layers.0.self_attn.q_proj", "reason"]
-    scaled = found.loc["model.layers.0.mlp.up_proj"]
+    wrong = check_checkpoint(dense, model, tokens, methods=(), block_size=8).wrong.set_index("name")
+    assert len(wrong) == 3
+    assert "Columns 8 to 15: all" in wrong.loc["model.layers.1.self_attn.o_proj", "reason"]
+    assert "Columns of head 1." in wrong.loc["model.layers.1.self_attn.o_proj", "reason"]
+    assert "Rows of head 3." in wrong.loc["model.layers.0.self_attn.q_proj", "reason"]
+    scaled = wrong.loc["model.layers.0.mlp.up_proj"]
     assert scaled["verdict"] == verdicts.OTHER_MODEL
     assert scaled["reason"].startswith("Kept weights are 2.00 times as large as the dense ones.")
 
@@ -215,9 +215,9 @@ def test_most_rows_of_a_layer_may_be_wrong(dense, bases):
         weight = bases["sparsegpt"].clone()
         rows = torch.arange(int(share * SIZE[0]))
         weight[rows] = bases["sparsegpt"][(rows + source) % SIZE[0]]
-        found = [part for part in misfits(dense, weight) if part.kind == OTHER]
-        assert sum(part.rows[1] - part.rows[0] + 1 for part in found) > told * len(rows)
-        assert found[0].source == found[0].rows[0] + source
+        parts = [part for part in misfits(dense, weight) if part.kind == OTHER]
+        assert sum(part.rows[1] - part.rows[0] + 1 for part in parts) > told * len(rows)
+        assert parts[0].source == parts[0].rows[0] + source
 
 
 def test_rows_that_moved_much_are_not_faults_of_tiles():

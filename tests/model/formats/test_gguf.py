@@ -78,15 +78,15 @@ def test_the_model_matches_that_of_transformers(architecture, mlp, dtype, tmp_pa
     path = write(tmp_path / "tiny.gguf", architecture, mlp)
     expected = load(path, dtype)
     with frugal_reading():
-        found = load(path, dtype)
-    assert found.config.to_dict() == expected.config.to_dict()
-    weights, others = found.state_dict(), expected.state_dict()
+        model = load(path, dtype)
+    assert model.config.to_dict() == expected.config.to_dict()
+    weights, others = model.state_dict(), expected.state_dict()
     assert weights.keys() == others.keys()
     for name, weight in weights.items():
         assert weight.dtype == others[name].dtype
         assert torch.equal(weight, others[name]), name
     tokens = torch.arange(16)[None]
-    assert torch.equal(found(tokens).logits, expected(tokens).logits)
+    assert torch.equal(model(tokens).logits, expected(tokens).logits)
 
 
 def test_a_tensor_without_a_place_is_refused_unless_it_is_derived(tmp_path, caplog):
@@ -113,7 +113,7 @@ def test_loading_needs_the_memory_of_one_tensor_more(tmp_path, monkeypatch):
     assert peak < 1.3 * 4 * 20_000 * WIDTH
 
 
-def test_fields_match_those_of_the_gguf_library(tmp_path):
+def test_fields_match_the_gguf_library(tmp_path):
     path = tmp_path / "fields.gguf"
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_token_types([1, 3, 2**31 - 1])

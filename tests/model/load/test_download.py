@@ -132,8 +132,8 @@ def test_a_cancelled_download_leaves_no_partial_files(site, tmp_path, stream):
 def test_duplicate_weights_are_downloaded_once(site, tmp_path):
     (site.folder / "consolidated.safetensors").write_bytes(b"the same again")
     rose.load_model(NAME, stream=True)
-    found = {path.name for path in (tmp_path / "cache").rglob("*.safetensors")}
-    assert found == {path.name for path in site.folder.glob("model*.safetensors")}
+    files = {path.name for path in (tmp_path / "cache").rglob("*.safetensors")}
+    assert files == {path.name for path in site.folder.glob("model*.safetensors")}
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -83,10 +83,10 @@ def test_reading_only_the_language_part_is_reported(tmp_path, caplog):
     for stream in (False, True):
         caplog.clear()
         model, _ = rose.load_model(str(tmp_path / "seeing"), stream=stream)
-        (said,) = caplog.messages
-        assert said.startswith(f"{tmp_path / 'seeing'}: Only the language model of these files was read")
+        (message,) = caplog.messages
+        assert message.startswith(f"{tmp_path / 'seeing'}: Only the language model of these files was read")
         report = rose.prune_model(model, make_tokens(), method="magnitude", target="layer")
-        assert any(map(said.endswith, report.remarks))
+        assert any(map(message.endswith, report.remarks))
 
 
 def test_licences_are_copied_and_settings_and_code_of_other_models_are_not(checkpoint, tmp_path):

@@ -61,7 +61,7 @@ def test_streamed_analysis_matches_memory(family, tmp_path):
     folder = str(save(family, tmp_path))
     whole, streamed = (rose.load_model(folder, stream=stream)[0] for stream in (False, True))
     records = [list(rose.analyze_model(model, make_tokens(), **OPTIONS)) for model in (whole, streamed)]
-    tables = [records_table([replace(record, seconds=0.0) for record in found]) for found in records]
+    tables = [records_table([replace(record, seconds=0.0) for record in of_a_model]) for of_a_model in records]
     pd.testing.assert_frame_equal(*tables)
     statistics = [rose.collect_statistics(model, make_tokens()) for model in (whole, streamed)]
     assert all(torch.equal(x.hessian, statistics[1][name].hessian) for name, x in statistics[0].items())

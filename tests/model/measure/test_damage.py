@@ -47,7 +47,7 @@ def visit(model: nn.Module, **more: Any) -> list[damage.DamageRecord]:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "bloom", "opt_projected"])
 @pytest.mark.parametrize("units", ["layers", "blocks"])
-def test_each_damage_is_that_of_the_whole_model_pruned_there(family, units):
+def test_each_damage_matches_the_whole_model_with_one_unit_pruned(family, units):
     """bloom returns tuples from its blocks, gemma3's have masks of their own, OPT projects before its head."""
     model = make_model(family)
     before, base = state_of(model), window_losses(model, WINDOWS)
@@ -71,15 +71,15 @@ def test_each_damage_is_that_of_the_whole_model_pruned_there(family, units):
         assert record.relative_error == pytest.approx(report.layers["relative_error"].mean(), rel=1e-4)
         assert record.held_out_error == pytest.approx(report.layers["held_out_error"].mean(), rel=1e-4)
         assert record.sparsity == pytest.approx(report.summary["removed_fraction"])
-        drift = next(one for one in report.summary["drift"] if one["block_index"] == record.block_index)
+        drift = next(row for row in report.summary["drift"] if row["block_index"] == record.block_index)
         assert record.drift == pytest.approx(drift["drift"], rel=1e-3)
 
 
-def test_output_error_is_that_of_the_layer_s_own_outputs():
+def test_output_error_is_measured_at_the_layer_s_outputs():
     model, name = make_model("llama"), "model.layers.1.mlp.up_proj"
     record = visit(model, layers=[name])[0]
     read: list[Tensor] = []
-    layer = next(one for one in rose.prunable_layers(model) if one.name == name)
+    layer = next(candidate for candidate in rose.prunable_layers(model) if candidate.name == name)
     with layer.module.register_forward_pre_hook(lambda _module, args: read.append(args[0].flatten(0, 1))):
         window_losses(model, WINDOWS)
     statistics = rose.collect_statistics(model, TOKENS, layers=[name])[name]
@@ -189,18 +189,18 @@ def made_table(errors: list[float], costs: list[float], projections: list[str] |
 
 def test_rank_correlation_is_spearman_s():
     for costs, rho in (([1, 10, 100, 1000], 1), ([4, 3, 2, 1], -1), ([1, 3, 2, 4], 1 - 6 * 2 / 60)):
-        found = damage.rank_correlation(made_table([1, 2, 3, 4], costs))  # 1 − 6·Σd²/(n(n² − 1)), d = (0, 1, −1, 0)
-        assert found.value == pytest.approx(rho)
+        interval = damage.rank_correlation(made_table([1, 2, 3, 4], costs))  # 1 − 6·Σd²/(n(n² − 1)), d = (0, 1, −1, 0)
+        assert interval.value == pytest.approx(rho)
     assert damage.rank_correlation(made_table([1, 2], [1, 2])) is None
 
 
 def test_correlations_are_over_all_by_projection_and_by_depth():
     table = made_table([1, 2, 3, 4, 5, 6], [1, 2, 3, 6, 5, 4], ["a", "a", "a", "b", "b", "b"])
-    found = damage.correlations(table).set_index(["group", "name"])["held_out_error"].dropna()
-    found = found.map(lambda interval: interval.value)
-    assert found["projection", "a"] == pytest.approx(1)
-    assert found["projection", "b"] == pytest.approx(-1)
-    assert found["all", ""] == pytest.approx(1 - 6 * 8 / 210)
+    values = damage.correlations(table).set_index(["group", "name"])["held_out_error"].dropna()
+    values = values.map(lambda interval: interval.value)
+    assert values["projection", "a"] == pytest.approx(1)
+    assert values["projection", "b"] == pytest.approx(-1)
+    assert values["all", ""] == pytest.approx(1 - 6 * 8 / 210)
     depths = damage.correlations(table).set_index("group").loc["depth", "name"]
     assert list(depths) == [f"decoder blocks {first} to {first + 1}" for first in (0, 2, 4)]
     opposite = pd.concat([table, table.assign(held_out_error=-table["held_out_error"])])
@@ -220,8 +220,8 @@ def test_outliers_have_small_errors_and_large_damages_beyond_chance():
 
 
 def test_summaries_hold_only_json_numbers(tmp_path):
-    known = damage.DamageRecord("a", 0, "", 9, 0.5, 0.1, 0.1, 0.1, 0.1, 1.0, math.inf, math.inf, 0.1, math.inf, 0)
-    damage.DamageFolder(tmp_path, {}).add(known)
+    record = damage.DamageRecord("a", 0, "", 9, 0.5, 0.1, 0.1, 0.1, 0.1, 1.0, math.inf, math.inf, 0.1, math.inf, 0)
+    damage.DamageFolder(tmp_path, {}).add(record)
     summary = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
     assert summary["sum_of_damages"] is None
 

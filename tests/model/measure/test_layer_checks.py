@@ -30,10 +30,10 @@ def table(held_out: Tensor | None, break_inputs: bool = False) -> pd.DataFrame:
 
 
 def test_a_sound_run_passes():
-    found = table(some_tokens())  # held out: the calibration tokens themselves, so nothing over-fits
-    assert len(found) == 3 * 7
-    assert (found[["status", *CHECKS]] == "pass").all(axis=None)
-    assert (found["found"] == "").all()
+    checks = table(some_tokens())  # held out: the calibration tokens themselves, so nothing over-fits
+    assert len(checks) == 3 * 7
+    assert (checks[["status", *CHECKS]] == "pass").all(axis=None)
+    assert (checks["found"] == "").all()
 
 
 @pytest.mark.parametrize("are_pruned", [True, False])
@@ -41,22 +41,22 @@ def test_the_damping_that_an_experts_few_tokens_call_for_is_not_raised(are_prune
     model, tokens = make_model("mixtral"), make_tokens(4, 16)
     blocks = list(rose.visit_blocks(model, tokens))
     layers = [(layer, block.calibration[layer.name]) for block in blocks for layer in block.layers]
-    records = records_table([measure_layer(*one, method="sparsegpt", **OPTIONS) for one in layers])
+    records = records_table([measure_layer(*sample, method="sparsegpt", **OPTIONS) for sample in layers])
     assert (records["damping"] > OPTIONS["damping"]).any()
     assert not records["is_damping_raised"].any()
-    found = check_layers(records if are_pruned else records[:0], blocks, **OPTIONS)
-    assert set(found["Damping as asked"]) == {"pass"}
+    checks = check_layers(records if are_pruned else records[:0], blocks, **OPTIONS)
+    assert set(checks["Damping as asked"]) == {"pass"}
     raised = check_layers(records.assign(is_damping_raised=True), blocks, **OPTIONS)
     assert set(raised["Damping as asked"]) == {"look"}
 
 
 def test_a_layer_that_could_not_be_pruned_is_in_the_table():
-    found = table(None, break_inputs=True).set_index("layer")
-    row = found.loc["model.layers.1.self_attn.q_proj"]
+    checks = table(None, break_inputs=True).set_index("layer")
+    row = checks.loc["model.layers.1.self_attn.q_proj"]
     assert (row["status"], row["Finite inputs"], row["Sparsity as asked"]) == ("fail", "fail", "not measured")
     assert row["found"] == "16 of 16 input columns saw NaN or infinity"
     # q, k and v read one tensor; the others are sound.
-    assert list(found.index[found["status"] == "fail"]) == [f"model.layers.1.self_attn.{x}_proj" for x in "qkv"]
+    assert list(checks.index[checks["status"] == "fail"]) == [f"model.layers.1.self_attn.{x}_proj" for x in "qkv"]
 
 
 def test_zeros_in_dead_columns_come_on_top_of_the_sparsity_and_no_others():

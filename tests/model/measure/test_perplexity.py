@@ -101,11 +101,11 @@ def test_rows_of_different_environments_are_never_paired():
     assert comparison.conclusions(table)[0].startswith("At 0.5: rose has the lowest perplexity, 20.5.")
     mean = np.log(420) / 2
     assert comparison.results_at(table, "0.5")[0].losses == pytest.approx([mean - 0.1, mean + 0.1])
-    single = [one for one in here if one.seed == 0]  # is decided by windows alone
+    single = [row for row in here if row.seed == 0]  # is decided by windows alone
     assert "over two windows" in comparison.conclusions(records_table(single, comparison.ComparisonRow))[0]
-    moved = [here[0], here[1], *(dataclasses.replace(one, environment="b") for one in here[2:])]
-    said = comparison.conclusions(records_table(moved, comparison.ComparisonRow))[0]
-    assert "Not ranked: rose and alps differ in environment (a; b)" in said
+    moved = [here[0], here[1], *(dataclasses.replace(row, environment="b") for row in here[2:])]
+    conclusion = comparison.conclusions(records_table(moved, comparison.ComparisonRow))[0]
+    assert "Not ranked: rose and alps differ in environment (a; b)" in conclusion
     mixed = [here[0], dataclasses.replace(here[1], environment="b")]
     assert comparison.summarize(mixed)[["environment", "seeds"]].values.tolist() == [["a", 1], ["b", 1]]
     assert comparison.to_markdown(mixed).count("| rose |") == 2

@@ -51,10 +51,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple:
 def test_sampling_settings_of_a_model_are_ignored(tiny, monkeypatch):
     model, tokenizer = tiny
     expected = continue_prompt(model, tokenizer, "Hello", new_tokens=8)
-    own = GenerationConfig(repetition_penalty=1.8, temperature=0.3, do_sample=True, eos_token_id=tokenizer.eos_token_id)
-    monkeypatch.setattr(model, "generation_config", own)
+    sampling = GenerationConfig(
+        repetition_penalty=1.8, temperature=0.3, do_sample=True, eos_token_id=tokenizer.eos_token_id
+    )
+    monkeypatch.setattr(model, "generation_config", sampling)
     assert continue_prompt(model, tokenizer, "Hello", new_tokens=8) == expected
-    assert model.generation_config is own
+    assert model.generation_config is sampling
 
 
 @pytest.mark.parametrize("bos", [False, True])

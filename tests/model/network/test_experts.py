@@ -55,7 +55,7 @@ def test_single_experts_have_the_same_outputs(family):
 
 
 @every_family
-def test_every_matrix_of_an_expert_is_a_layer_and_routers_are_none(family):
+def test_every_matrix_of_an_expert_is_a_layer_and_a_router_is_not(family):
     model = make_model(family)
     layers = {layer.name: layer for layer in rose.prunable_layers(model)}
     experts = {name: layer for name, layer in layers.items() if layer.is_expert}
@@ -76,21 +76,21 @@ def test_every_matrix_of_an_expert_is_a_layer_and_routers_are_none(family):
 
 
 @every_family
-def test_statistics_are_those_of_the_tokens_routed_there(family):
+def test_statistics_of_an_expert_are_of_the_tokens_routed_to_it(family):
     model, tokens = make_model(family), make_tokens()
-    found = rose.collect_statistics(model, tokens)
+    statistics = rose.collect_statistics(model, tokens)
     by_hand = inputs_by_hand(model, tokens)
     assert set(by_hand) == {layer.name for layer in rose.prunable_layers(model) if layer.is_expert}
     for name, parts in by_hand.items():
         x = torch.cat(parts).double()
-        assert found[name].tokens == len(x)
-        assert (found[name].hessian.double() - x.T @ x).abs().max() <= 1e-5 * (x.T @ x).abs().max(), name
-    assert len({found[name].tokens for name in by_hand}) > 1
+        assert statistics[name].tokens == len(x)
+        assert (statistics[name].hessian.double() - x.T @ x).abs().max() <= 1e-5 * (x.T @ x).abs().max(), name
+    assert len({statistics[name].tokens for name in by_hand}) > 1
     gate = "model.layers.1.mlp.experts.2.gate_proj"
-    assert found[gate] is found[gate.replace("gate", "up")]
+    assert statistics[gate] is statistics[gate.replace("gate", "up")]
     others = [layer.name for layer in rose.prunable_layers(model) if not layer.is_expert]
     for name, inputs in hooked_inputs(model, others, tokens).items():  # shared experts among them
-        torch.testing.assert_close(found[name].hessian, inputs.T @ inputs, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(statistics[name].hessian, inputs.T @ inputs, rtol=1e-4, atol=1e-4)
 
 
 @every_family

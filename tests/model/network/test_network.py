@@ -106,7 +106,7 @@ def test_models_too_large_for_the_device_are_unchanged(monkeypatch):
     monkeypatch.setattr(module, "to", move)
     with pytest.raises(torch.OutOfMemoryError), evaluating(module, torch.device("cuda")):
         pass
-    assert [one.training for one in module.modules()] == [True, True, False, True]
+    assert [part.training for part in module.modules()] == [True, True, False, True]
     assert [call.args[0].type for call in move.call_args_list] == ["cuda", "cpu"]
 
 
@@ -114,7 +114,7 @@ OATS = {"method": "oats", "sparsity": 0.5, "block_size": 16, "options": {"iterat
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])  # GPT-2 stores its weights transposed
-def test_saved_factors_stand_beside_an_ordinary_checkpoint(family, tmp_path):
+def test_saved_factors_are_a_file_beside_an_ordinary_checkpoint(family, tmp_path):
     model = make_model(family)
     report = rose.prune_model(model, make_tokens(), **OATS)
     rose.save_model(model, byte_tokenizer(), tmp_path / "out", report=report)
@@ -125,8 +125,8 @@ def test_saved_factors_stand_beside_an_ordinary_checkpoint(family, tmp_path):
     for layer in layers:
         left, right = factors[layer.name + LEFT], factors[layer.name + RIGHT]
         sparse = layer.weight - left @ right
-        kept = int((sparse.abs() > 1e-5 * layer.weight.abs().max()).sum())
-        stored = kept + left.numel() + right.numel()
+        nonzeros = int((sparse.abs() > 1e-5 * layer.weight.abs().max()).sum())
+        stored = nonzeros + left.numel() + right.numel()
         assert 1 - stored / layer.weight.numel() == pytest.approx(rows.loc[layer.name, "sparsity"], abs=0.01)
 
 

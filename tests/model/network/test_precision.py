@@ -24,11 +24,11 @@ def passes(stored: torch.dtype = torch.float32, device: str = "cpu") -> torch.dt
     return Precision.of("auto", stored, torch.device(device)).passes
 
 
-def test_auto_is_what_the_processor_has_instructions_for(monkeypatch):
+def test_auto_is_the_format_that_the_processor_has_instructions_for(monkeypatch):
     assert passes() == torch.float32  # the tests' own setting
     monkeypatch.delenv(precision.VARIABLE)
-    for known, expected in ((False, torch.float32), (True, torch.bfloat16)):
-        monkeypatch.setattr(precision, "has_bfloat16", lambda known=known: known)
+    for has_instructions, expected in ((False, torch.float32), (True, torch.bfloat16)):
+        monkeypatch.setattr(precision, "has_bfloat16", lambda has_instructions=has_instructions: has_instructions)
         assert passes() == expected
         assert passes(device="cuda") == torch.float32
         assert passes(torch.bfloat16) == torch.bfloat16
@@ -92,16 +92,16 @@ def test_statistics_and_pruning_are_float32():
     exact = rose.collect_statistics(model, tokens)
     for block in rose.visit_blocks(model, tokens, compute="bfloat16"):
         assert not torch.is_autocast_enabled("cpu")
-        for name, found in block.calibration.items():
-            assert found.hessian.dtype == torch.float32
-            difference = (found.hessian - exact[name].hessian).abs().max() / exact[name].hessian.abs().max()
+        for name, statistics in block.calibration.items():
+            assert statistics.hessian.dtype == torch.float32
+            difference = (statistics.hessian - exact[name].hessian).abs().max() / exact[name].hessian.abs().max()
             assert difference < 0.02, name
             if name == "model.layers.0.self_attn.q_proj":
                 assert difference == 0  # nothing before it is a matrix product
 
 
 @pytest.mark.parametrize(
-    ("stored", "compute", "known", "expected"),
+    ("stored", "compute", "has_instructions", "expected"),
     [
         (torch.float32, "float32", True, torch.float32),
         (torch.float32, "bfloat16", True, torch.bfloat16),
@@ -112,11 +112,11 @@ def test_statistics_and_pruning_are_float32():
         (torch.bfloat16, "float32", True, torch.float32),
     ],
 )
-def test_a_search_multiplies_in_the_format_that_pays(stored, compute, known, expected, monkeypatch):
+def test_a_search_multiplies_in_the_format_that_pays(stored, compute, has_instructions, expected, monkeypatch):
     find = Mock(side_effect=rose_admm.find_mask)
     monkeypatch.setattr(rose_admm, "find_mask", find)
     monkeypatch.delenv(precision.VARIABLE)
-    monkeypatch.setattr(precision, "has_bfloat16", lambda: known)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda: has_instructions)
     model = make_model("llama").to(stored)
     list(rose.analyze_model(model, make_tokens(), methods=["rose_admm"], compute=compute, **OPTIONS))
     for target in ("dense", "layer"):
@@ -127,9 +127,9 @@ def test_a_search_multiplies_in_the_format_that_pays(stored, compute, known, exp
 
 def test_autocast_keeps_no_weights_from_before_pruning():
     """Autocast would keep the cast weights of a model that can be trained, and batches go on with pruned ones."""
-    found = []
+    outputs = []
     for trained in (False, True):
         model = make_model("llama").requires_grad_(trained)
         rose.prune_model(model, make_tokens(), compute="bfloat16", **OPTIONS)
-        found.append(digest(model.state_dict()))
-    assert found[0] == found[1]
+        outputs.append(digest(model.state_dict()))
+    assert outputs[0] == outputs[1]

@@ -53,15 +53,15 @@ layer_lists = st.lists(st.tuples(st.floats(-0.5, 1.5), st.integers(1, 5000)), mi
 @given(layer_lists, st.floats(0, 1))
 def test_the_total_is_exact_and_layers_stay_within_limits(layers, ratio):
     """As a large layer at one limit would push all others over the other one."""
-    wanted, sizes = [want for want, _ in layers], [size for _, size in layers]
+    shares, sizes = [want for want, _ in layers], [size for _, size in layers]
     for reach in (DAMAGE_SPREAD, 1.0):
-        ratios = allocations.exact_ratios(wanted, sizes, ratio, reach)
+        ratios = allocations.exact_ratios(shares, sizes, ratio, reach)
         counts = [round(r * size) for r, size in zip(ratios, sizes, strict=True)]
         assert sum(counts) == round(ratio * sum(sizes))
         assert all(0 <= count <= size for count, size in zip(counts, sizes, strict=True))
         assert all(abs(r - ratio) < reach + 1 / size + 1e-12 for r, size in zip(ratios, sizes, strict=True))
     # One shift for all, but for rounding and where 0 or 1 is the limit.
-    rows = [(r, want, 1 / size) for r, want, size in zip(ratios, wanted, sizes, strict=True)]
+    rows = [(r, want, 1 / size) for r, want, size in zip(ratios, shares, sizes, strict=True)]
     shifts = [(r - want, grain) for r, want, grain in rows if grain < r < 1 - grain]
     for shift, grain in shifts:
         assert all(abs(shift - other) <= 2 * (grain + other_grain) for other, other_grain in shifts)
@@ -101,8 +101,8 @@ def test_layers_with_a_large_negative_trace_keep_more(monkeypatch):
     model = tiny_llama()
     layers = [layer for layer in prunable_layers(model) if layer.projection == "self_attn.q_proj"]
     rule = parse_allocation("sensitivity:0.125")
-    found = allocations.allocate(Network(model), some_tokens(), layers, Pattern(0.5), rule, list)
-    assert [found[layer.name].ratio for layer in layers] == [0.625, 0.375, 0.5]
+    allocation = allocations.allocate(Network(model), some_tokens(), layers, Pattern(0.5), rule, list)
+    assert [allocation[layer.name].ratio for layer in layers] == [0.625, 0.375, 0.5]
 
 
 def exact_trace(model: PreTrainedModel, tokens: Tensor, name: str) -> float:
@@ -135,9 +135,9 @@ def test_trace_is_that_of_the_full_hessian(make):
 def test_the_trace_has_gradients_inside_inference_mode():
     model, tokens = tiny_llama(1), some_tokens(2)
     layers = prunable_layers(model)
-    known = allocations.hessian_traces(Network(model), tokens, layers)
+    traces = allocations.hessian_traces(Network(model), tokens, layers)
     with torch.inference_mode():
-        assert allocations.hessian_traces(Network(model), tokens + 0, layers) == known
+        assert allocations.hessian_traces(Network(model), tokens + 0, layers) == traces
         twin = copy.deepcopy(model)
     refused(r"made in torch\.inference_mode", allocations.hessian_traces, Network(twin), tokens, prunable_layers(twin))
 
@@ -185,7 +185,7 @@ def test_owl_protects_the_block_with_outliers():
 def test_owl_handles_blocks_without_tokens():
     model, tokens = make_model("sparse_experts"), make_tokens()
     records = rose.analyze_model(model, tokens, methods=["wanda"], block_size=8)
-    unreached = next(one.layer for one in records if one.block_index == 0 and not one.tokens)
+    unreached = next(record.layer for record in records if record.block_index == 0 and not record.tokens)
     names = [unreached, "*layers.1.self_attn*"]
     report = rose.prune_model(model, tokens, method="wanda", sparsity=0.5, layers=names, allocation="owl", block_size=8)
     assert report.layers.set_index("layer").loc[unreached, "sparsity"] == 0

@@ -91,10 +91,10 @@ def test_resumed_runs_give_the_same_weights_and_report(family, options, tmp_path
     options.pop("compute", None)  # "auto" goes on in the format of the checkpoint
     for _ in range(2):  # a finished run ends at once, with the same report
         model = make_model(family).to(dtype)
-        weights, found = run(tmp_path, model, **options)
+        weights, figures_of_run = run(tmp_path, model, **options)
         assert weights == digest(plain.state_dict())
-        assert found.layers.drop(columns="seconds").equals(expected.layers.drop(columns="seconds"))
-        assert found.summary["drift"] == expected.summary["drift"]
+        assert figures_of_run.layers.drop(columns="seconds").equals(expected.layers.drop(columns="seconds"))
+        assert figures_of_run.summary["drift"] == expected.summary["drift"]
         factors = factors_of(model)
         assert digest(factors) == digest(factors_of(plain))
         assert bool(factors) == (options.get("method") == "oats")
@@ -145,8 +145,8 @@ def test_damaged_checkpoint_files_are_computed_again(harm, name, restarts_at, be
         harm(begun / name)
     events: list[rose.Progress] = []
     with caplog.at_level(logging.WARNING):
-        found, report = run(begun, progress=events.append)
-    assert found == undisturbed[0]
+        resumed, report = run(begun, progress=events.append)
+    assert resumed == undisturbed[0]
     assert report.layers["layer"].tolist() == undisturbed[1].layers["layer"].tolist()
     assert min(pruned_in(events)) == restarts_at
     if name.startswith("block") and harm is not Path.unlink:
@@ -187,12 +187,12 @@ def test_a_checkpoint_of_other_settings_is_refused(options, message, begun, monk
     assert (begun / "block-00001.safetensors").exists()
 
 
-def test_the_format_of_a_run_in_the_home_folder_is_found(begun, monkeypatch):
+def test_the_format_of_a_run_in_the_home_folder_is_read(begun, monkeypatch):
     monkeypatch.setenv("HOME", str(begun.parent))
     assert checkpoint_module.begun_with("~/begun", "products") == "float32"
 
 
-def test_a_streamed_model_is_told_from_one_in_memory(begun, tmp_path):
+def test_a_streamed_model_is_distinguished_from_one_in_memory(begun, tmp_path):
     model, _ = rose.load_model(save("gemma3", tmp_path / "dense"), stream=True)
     refused("the model was in memory there and is streamed now", run, begun, model)
 

@@ -38,8 +38,8 @@ def test_reports_and_checks_name_the_layer(dense, target):
     row = report.layers.set_index("layer").loc[LAYER]
     assert row["error_without_massive"] > row["relative_error"]
     assert "error_without_massive" not in report.without_errors().layers
-    found = rose.check_checkpoint(dense, pruned, TOKENS, methods=["wanda"], block_size=16)
-    check_sentence(found.cautions)
-    row = found.layers.set_index("layer").loc[LAYER]
+    check = rose.check_checkpoint(dense, pruned, TOKENS, methods=["wanda"], block_size=16)
+    check_sentence(check.cautions)
+    row = check.layers.set_index("layer").loc[LAYER]
     assert row["error_without_massive"] > row["dense_input_error"]
-    assert json.loads(found.to_json())["cautions"] == found.cautions
+    assert json.loads(check.to_json())["cautions"] == check.cautions

@@ -32,6 +32,7 @@ pytestmark = pytest.mark.usefixtures("small_batches")
 
 # What the papers do, in two passes. Dense targets have tests of their own, test_targets.py.
 prune_model = partial(rose.prune_model, target="layer")
+HALF: dict[str, Any] = {"sparsity": 0.5, "block_size": 16}
 
 
 def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -52,13 +53,13 @@ def test_hooks_of_accelerate_stay_and_run():
         hook.pre_forward = Mock(side_effect=lambda _module, *args, **options: (args, options))
         add_hook_to_module(block, hook)
     hooked = [block.forward for block in blocks]
-    prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
+    prune_model(model, make_tokens(), **HALF)
     assert [block.forward for block in blocks] == hooked
     assert all(hook.pre_forward.called for hook in hooks)  # the batches that calibrate pass through them too
     calls = [hook.pre_forward.call_count for hook in hooks]
     logits(model)
     assert [hook.pre_forward.call_count for hook in hooks] == [before + 1 for before in calls]
-    prune_model(plain, make_tokens(), sparsity=0.5, block_size=16)
+    prune_model(plain, make_tokens(), **HALF)
     assert all(torch.equal(model.get_parameter(name), p) for name, p in plain.named_parameters())
 
 
@@ -77,7 +78,7 @@ def test_hooks_of_accelerate_stay_and_run():
 def test_only_the_chosen_layers_change(patterns, expected):
     model = make_model("llama")
     before = weights_of(model)
-    report = prune_model(model, make_tokens(), sparsity=0.5, block_size=16, layers=patterns)
+    report = prune_model(model, make_tokens(), **HALF, layers=patterns)
     assert changed(model, before) == expected
     in_order = [layer.name for layer in rose.prunable_layers(model) if layer.name in expected]
     assert report.layers["layer"].tolist() == [layer.name for layer in Network(model).select(patterns)] == in_order
@@ -105,7 +106,7 @@ def test_subclasses_of_linear_are_pruned():
     model = make_model("llama")
     special = model.model.layers[0].mlp.up_proj
     special.__class__ = type("Special", (nn.Linear,), {})
-    prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
+    prune_model(model, make_tokens(), **HALF)
     assert float(special.weight.eq(0).float().mean()) == 0.5
 
 
@@ -162,7 +163,7 @@ def test_broken_weights_and_inputs_name_their_layer():
     model = make_model("llama")
     model.model.layers[1].mlp.up_proj.weight.data[3, 4] = float("nan")
     for says in (r"mlp\.up_proj: W holds NaN or infinity", r"self_attn\.q_proj: H holds NaN or infinity"):
-        refused(rf"^model\.layers\.1\.{says}", prune_model, model, make_tokens(), sparsity=0.5, block_size=16)
+        refused(rf"^model\.layers\.1\.{says}", prune_model, model, make_tokens(), **HALF)
         assert_clean(model)
         model.model.layers[1].input_layernorm.weight.data.fill_(float("inf"))
 
@@ -174,9 +175,9 @@ def test_the_report_describes_the_run():
     result = rose.prune_layer(weight[f"{name}.weight"], statistics, **settings)
     report = prune_model(model, make_tokens(), **settings)
     row, summary = report.layers.iloc[0].to_dict(), report.summary
-    known = {"layer": name, "block_index": 0, "projection": "self_attn.q_proj", "rows": 32, "columns": 32}
-    known |= {"damping": 0.02, "dead_columns": 0, "sparsity": result.sparsity, "is_columnar": result.plan.is_columnar}
-    assert known.items() <= row.items()
+    facts = {"layer": name, "block_index": 0, "projection": "self_attn.q_proj", "rows": 32, "columns": 32}
+    facts |= {"damping": 0.02, "dead_columns": 0, "sparsity": result.sparsity, "is_columnar": result.plan.is_columnar}
+    assert facts.items() <= row.items()
     assert row["relative_range"] == pytest.approx(result.plan.relative_range, rel=1e-5)
     assert row["relative_error"] == pytest.approx(result.relative_error, rel=1e-4)
     layers = rose.prunable_layers(model)
@@ -229,7 +230,7 @@ def test_rounding_alone_keeps_the_zeros_of_a_pruned_model(target, method):
 
 def test_raised_target_damping_is_remarked_on():
     """Eight tokens span fewer directions than there are columns, so that μ = 0 cannot be factorized; λ can."""
-    settings: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "target_damping": 0.0}
+    settings = HALF | {"target_damping": 0.0}
     report = rose.prune_model(make_model("llama"), make_tokens(1, 8), **settings)
     raised = report.layers[report.layers["target_damping"] > 0]
     assert len(raised)
@@ -242,7 +243,7 @@ def test_raised_target_damping_is_remarked_on():
 def test_windows_that_were_padded_are_remarked_on(side):
     tokens = make_tokens()
     tokens[: len(tokens) // 2 + 1, side] = 0
-    settings: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "target": "layer"}
+    settings = HALF | {"target": "layer"}
     padded = prune_model(make_model("llama"), tokens, **settings)
     assert any("windows begin or end with one repeated token" in remark for remark in padded.remarks)
     smaller = rose.prune_structured(make_model("llama"), tokens, ratio=0.3, multiple=4)
@@ -254,7 +255,7 @@ def test_windows_that_were_padded_are_remarked_on(side):
 def test_dead_columns_are_counted():
     model, dead = make_model("llama"), [*range(12), 30]
     model.model.layers[0].input_layernorm.weight.data[dead] = 0
-    report = prune_model(model, make_tokens(), sparsity=0.5, block_size=16, layers=["*.0.self_attn.?_proj"])
+    report = prune_model(model, make_tokens(), **HALF, layers=["*.0.self_attn.?_proj"])
     assert report.layers["dead_columns"].tolist() == [13, 13, 13, 0]
     assert model.model.layers[0].self_attn.q_proj.weight[:, dead].eq(0).all()
     zeros = [float(layer.weight.eq(0).double().mean()) for layer in rose.prunable_layers(model)[:4]]
@@ -289,7 +290,7 @@ def test_analysis_changes_nothing_and_measures_each_method_as_if_alone(sparsity)
 
 def test_pruning_reports_progress():
     events: list[rose.Progress] = []
-    settings: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "held_out": make_tokens(3)}
+    settings = HALF | {"held_out": make_tokens(3)}
     report = prune_model(make_model("llama"), make_tokens(), progress=events.append, **settings)
     for name in ("fraction", "layers_done", "seconds"):
         values = [getattr(event, name) for event in events]
@@ -315,7 +316,7 @@ def assert_clean(model: PreTrainedModel) -> None:
 def test_cancelling_leaves_nothing_half_done(stage, which, train):
     model, tokens = make_model("llama").train(train), make_tokens()
     events: list[rose.Progress] = []
-    options: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "held_out": make_tokens(3)}
+    options = HALF | {"held_out": make_tokens(3)}
     prune_model(copy.deepcopy(model), tokens, progress=events.append, **options)
     moments = [number for number, event in enumerate(events) if event.stage == stage]
     last = moments[which] if abs(which) < len(moments) else moments[0]
@@ -352,10 +353,10 @@ def test_factors_are_freed_before_a_block_runs_again(run, monkeypatch):
 
     def look(progress: rose.Progress) -> None:
         if progress.stage in ("calibrate", "propagate"):
-            assert not any(one() for one in made)
+            assert not any(reference() for reference in made)
 
     monkeypatch.setattr("rose.layer.hessian.damp", watched)
-    run(make_model("llama"), make_tokens(), sparsity=0.5, block_size=16, held_out=make_tokens(2), progress=look)
+    run(make_model("llama"), make_tokens(), **HALF, held_out=make_tokens(2), progress=look)
     assert len(made) == 2 * 4  # q, k, v; o; gate, up; down
 
 
@@ -384,7 +385,7 @@ def test_one_block_on_the_device_at_a_time(monkeypatch):
 
     monkeypatch.setattr(nn.Module, "to", watched)
     monkeypatch.setattr("rose.model.network.network.pick_device", lambda: device)
-    report = prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
+    report = prune_model(model, make_tokens(), **HALF)
     assert visited == [0, 1, 2, 3]
     assert not there
     assert report.summary["device"] == "cpu:0"
@@ -458,8 +459,7 @@ def test_blocks_that_change_their_input_are_refused(target, monkeypatch):
     monkeypatch.setattr(LlamaDecoderLayer, "forward", forward)
     model = make_model("llama")
     before = weights_of(model)
-    with pytest.raises(rose.RoseError, match="change the hidden states that they are given"):
-        prune_model(model, make_tokens(), sparsity=0.5, block_size=16, target=target)
+    refused("change the hidden states that they are given", prune_model, model, make_tokens(), **HALF, target=target)
     assert not changed(model, before)
     assert_clean(model)
 
@@ -470,11 +470,12 @@ def test_a_layer_that_is_never_called_is_named_before_any_work(target, allocatio
     model = make_model("llama")
     model.model.layers[1].mlp.unused = nn.Linear(32, 32)
     before = weights_of(model)
-    with pytest.raises(rose.RoseError, match=r"model\.layers\.1\.mlp\.unused received no input"):
-        prune_model(model, make_tokens(), sparsity=0.5, block_size=16, target=target, allocation=allocation)
+    options = HALF | {"target": target}
+    message = r"model\.layers\.1\.mlp\.unused received no input"
+    refused(message, prune_model, model, make_tokens(), **options, allocation=allocation)
     assert not changed(model, before)
     layers = [layer.name for layer in rose.prunable_layers(model) if "unused" not in layer.name]
-    report = prune_model(model, make_tokens(), sparsity=0.5, block_size=16, target=target, layers=layers)
+    report = prune_model(model, make_tokens(), **options, layers=layers)
     assert len(report.layers) == 14
 
 
@@ -483,6 +484,6 @@ def test_a_cancelled_run_keeps_the_factors_of_its_layer(method):
     model = make_model("llama")
     before, first = weights_of(model), rose.prunable_layers(model)[0]
     with pytest.raises(rose.Cancelled):
-        prune_model(model, make_tokens(), method=method, sparsity=0.5, block_size=16, progress=stop_at("prune", 0))
+        prune_model(model, make_tokens(), method=method, **HALF, progress=stop_at("prune", 0))
     assert changed(model, before) == {first.name}
     assert (first.low_rank is not None) == (method == "oats")

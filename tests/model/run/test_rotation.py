@@ -55,9 +55,9 @@ def test_rotation_keeps_the_outputs_of_every_family(family):
     assert table["rotated"].all()
     assert difference(logits(model), before) < 1e-5
     rounded = with_biases(make_model(family)).bfloat16()
-    own = copy.deepcopy(rounded).float()  # both are computed in float32, so that only weights are rounded
+    rotated = copy.deepcopy(rounded).float()  # both are computed in float32, so that only weights are rounded
     rose.rotate_heads(rounded, make_tokens(), basis="random")
-    assert difference(logits(rounded.float()), logits(own)) < 0.03
+    assert difference(logits(rounded.float()), logits(rotated)) < 0.03
 
 
 @pytest.mark.parametrize("family", LAYOUTS)
@@ -76,14 +76,14 @@ BETWEEN = {  # the values and what reads them
 }
 
 
-@pytest.mark.parametrize("what", [*BETWEEN, "keys"])
-def test_attention_with_an_operation_between_is_refused(what):
+@pytest.mark.parametrize("operation", [*BETWEEN, "keys"])
+def test_attention_with_an_operation_between_is_refused(operation):
     model = make_model("llama")
     for attention in (layer.self_attn for layer in model.model.layers):
-        if what == "keys":  # they read the values too
+        if operation == "keys":  # they read the values too
             attention.k_proj = attention.v_proj
         else:
-            attention.o_proj.register_forward_pre_hook(lambda _m, args: (BETWEEN[what](args[0]),))
+            attention.o_proj.register_forward_pre_hook(lambda _m, args: (BETWEEN[operation](args[0]),))
     before = digest(model.state_dict())
     refused("LlamaForCausalLM no output projection reads values", rose.rotate_heads, model, make_tokens())
     assert digest(model.state_dict()) == before
@@ -103,10 +103,10 @@ def test_a_method_that_judges_has_only_its_gains_rotated():
     # What it says is what pruning each layer says, by three quarters of the samples and on the last quarter.
     tokens = make_tokens(8)
     records = {}
-    for name, one in (("error", dense), ("rotated_error", model)):
+    for name, model_analyzed in (("error", dense), ("rotated_error", model)):
         options: dict[str, Any] = {"sparsity": 0.6, "block_size": 16, "compute": "float32", "layers": ["*o_proj"]}
-        found = rose.analyze_model(one, tokens[:6], methods=["sparsegpt"], held_out=tokens[6:], **options)
-        records[name] = {record.layer: record.held_out_error for record in found}
+        analyzed = rose.analyze_model(model_analyzed, tokens[:6], methods=["sparsegpt"], held_out=tokens[6:], **options)
+        records[name] = {record.layer: record.held_out_error for record in analyzed}
     for row in table.itertuples():
         assert row.error == pytest.approx(records["error"][row.layer], rel=1e-3)
         if row.rotated:

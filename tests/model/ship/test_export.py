@@ -86,13 +86,13 @@ def test_the_exported_file_computes_what_the_model_does(kind, bits, family, tmp_
     model = save(CONFIGURATIONS[family](), tmp_path / "model", bits)
     made = export_gguf(str(tmp_path / "model"), tmp_path / "model.gguf", kind, embeddings="f32")
     loaded, tokenizer = rose.load_model(str(tmp_path / "model.gguf"))
-    expected, found = logits(model), logits(loaded)
+    expected, exported = logits(model), logits(loaded)
     if bits:
-        assert torch.equal(found, expected)
+        assert torch.equal(exported, expected)
         assert not made.rounded
         assert len(made.exact) == len(prunable_layers(model))
     else:
-        assert torch.allclose(found, expected, atol=3e-3 * float(expected.abs().max()))
+        assert torch.allclose(exported, expected, atol=3e-3 * float(expected.abs().max()))
     assert made.zeros >= sum(int((layer.weight == 0).sum()) for layer in prunable_layers(model))
     text = "A rose, 1234 roses.\n\n  it's\té"
     assert tokenizer(text).input_ids == merging_tokenizer()(text).input_ids
@@ -201,9 +201,9 @@ def test_the_tokenizer_of_a_file_is_taken_over(tmp_path):
     assert made.vocabulary == first.name
     assert cli.main(["export", str(first), "--type", "q4_0"]) == 0
     assert (tmp_path / "model-packed-q4_0-q4_0.gguf").is_file()
-    one, two = (GGUFReader(path).fields for path in (first, tmp_path / "again.gguf"))
-    names = [name for name in {*one, *two} if name.startswith("tokenizer.")]
-    assert all(one[name].contents() == two[name].contents() for name in names)
+    first_fields, second_fields = (GGUFReader(path).fields for path in (first, tmp_path / "again.gguf"))
+    names = [name for name in {*first_fields, *second_fields} if name.startswith("tokenizer.")]
+    assert all(first_fields[name].contents() == second_fields[name].contents() for name in names)
 
 
 @pytest.mark.parametrize("changed", ["nothing", "chat template", "tokenizer"])
@@ -220,8 +220,8 @@ def test_a_changed_tokenizer_wins_over_that_of_the_source_file(changed, tmp_path
     rose.save_model(model, tokenizer, tmp_path / "pruned", report=report.with_recipe(model=str(first)))
     made = export_gguf(str(tmp_path / "pruned"), tmp_path / "second.gguf", "f16")
     assert made.vocabulary == ("tokenizer.json" if changed == "tokenizer" else first.name)
-    said = f"The folder's {changed} is in the file; first.gguf has another."
-    assert (said in made.remarks("f16")) == (changed != "nothing")
+    caution = f"The folder's {changed} is in the file; first.gguf has another."
+    assert (caution in made.remarks("f16")) == (changed != "nothing")
     again = rose.load_model(str(tmp_path / "second.gguf"))[1]
     assert (again.chat_template, again.eos_token) == (tokenizer.chat_template, tokenizer.eos_token)
     assert again("A rose, 1234 roses.").input_ids == tokenizer("A rose, 1234 roses.").input_ids
@@ -290,22 +290,22 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], A
                 weight: Any = getattr(models[family, kind], EMBEDDINGS[tensor.name])().weight
                 weight.data.copy_(torch.from_numpy(dequantize(tensor.data, tensor.tensor_type)))
         tasks.append({"path": str(path), "prompts": [tokens, SAMPLE], "generate": 4, "threads": 1})
-    found = {}
-    for (key, model), said in zip(models.items(), ask(tasks), strict=True):
+    by_key = {}
+    for (key, model), reply in zip(models.items(), ask(tasks), strict=True):
         with torch.no_grad():
-            own = -model(input_ids=torch.tensor([tokens])).logits[0, -1].log_softmax(0)
-        found[key] = own, torch.from_numpy(said["losses"]), said
-    return found
+            losses = -model(input_ids=torch.tensor([tokens])).logits[0, -1].log_softmax(0)
+        by_key[key] = losses, torch.from_numpy(reply["losses"]), reply
+    return by_key
 
 
 @pytest.mark.parametrize("kind", FILES)
 @pytest.mark.parametrize("family", MADE)
 def test_llama_cpp_computes_what_the_model_does(family, kind, answers):
-    own, (after_tokens, after_text), said = answers[family, kind]
-    assert said["counts"] == [len(merging_tokenizer()(SAMPLE).input_ids)] * 2
+    losses, (after_tokens, after_text), reply = answers[family, kind]
+    assert reply["counts"] == [len(merging_tokenizer()(SAMPLE).input_ids)] * 2
     assert torch.equal(after_tokens, after_text)
-    assert (after_tokens - own).abs().mean() < FILES[kind][1] * own.std()
-    assert said["said"]
+    assert (after_tokens - losses).abs().mean() < FILES[kind][1] * losses.std()
+    assert reply["said"]
 
 
 WIDE = SIZES | {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 8, "num_key_value_heads": 4}
@@ -319,7 +319,7 @@ SLIMMED: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("family", SLIMMED)
-def test_llama_cpp_reads_what_slimming_leaves_by_itself(family, tmp_path):
+def test_llama_cpp_reads_a_slimmed_model(family, tmp_path):
     """By default no family gets heads or biases that llama.cpp does not read there, and rows are whole blocks."""
     model = make_from(SLIMMED[family]())
     tokens = merging_tokenizer()(SAMPLE, return_tensors="pt").input_ids
@@ -330,8 +330,8 @@ def test_llama_cpp_reads_what_slimming_leaves_by_itself(family, tmp_path):
     export_gguf(str(tmp_path / "model"), tmp_path / "16.gguf", "f16")
     (answer,) = ask([{"path": str(tmp_path / "16.gguf"), "prompts": [SAMPLE], "generate": 4, "threads": 1}])
     with torch.no_grad():
-        own = -model(input_ids=tokens).logits[0, -1].log_softmax(0)
-    assert (torch.from_numpy(answer["losses"][0]) - own).abs().mean() < FILES["f16"][1] * own.std()
+        losses = -model(input_ids=tokens).logits[0, -1].log_softmax(0)
+    assert (torch.from_numpy(answer["losses"][0]) - losses).abs().mean() < FILES["f16"][1] * losses.std()
 
 
 @pytest.mark.parametrize(

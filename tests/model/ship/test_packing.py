@@ -137,9 +137,9 @@ def test_a_packed_folder_loads_and_unpacks_to_the_bit(family, tmp_path):
     ties = [model.get_output_embeddings().weight is model.get_input_embeddings().weight for model in (plain, loaded)]
     assert ties[0] == ties[1]
     assert unpack_folder(tmp_path / "packed", tmp_path / "unpacked") == made
-    for one, two in zip(weight_files(folder), weight_files(tmp_path / "unpacked"), strict=True):
-        with TensorFile(one) as first, TensorFile(two) as second:
-            assert one.name == two.name
+    for packed_file, unpacked_file in zip(weight_files(folder), weight_files(tmp_path / "unpacked"), strict=True):
+        with TensorFile(packed_file) as first, TensorFile(unpacked_file) as second:
+            assert packed_file.name == unpacked_file.name
             assert first.metadata == second.metadata
             assert all(digest({"": first.tensor(n)}) == digest({"": second.tensor(n)}) for n in first.names())
     assert {path.name for path in (tmp_path / "unpacked").iterdir()} == {path.name for path in folder.iterdir()}
@@ -189,7 +189,7 @@ def test_a_wrong_byte_is_refused_in_a_sentence(tmp_path):
         path.write_bytes(spoiled)
         refused(r"^[^\n]+\.$", rose.load_model, str(tmp_path / "packed"))
         refused(r"^[^\n]+\.$", unpack_folder, tmp_path / "packed", tmp_path / "unpacked")
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["packed", "plain"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["packed", "plain"]
 
 
 def test_pack_and_unpack_commands_round_trip(tmp_path, capsys):
@@ -197,11 +197,11 @@ def test_pack_and_unpack_commands_round_trip(tmp_path, capsys):
     (folder / "mtp.safetensors").touch()
     assert cli.main(["pack", str(folder)]) == 0
     assert cli.main(["unpack", f"{folder}-packed", "--output", str(tmp_path / "again")]) == 0
-    said = capsys.readouterr().out
-    first, second = re.findall(r"equal to .*; digest (\w{16})", said)
+    printed = capsys.readouterr().out
+    first, second = re.findall(r"equal to .*; digest (\w{16})", printed)
     assert first == second
-    assert "matrices that have zeros or lie on a grid take 0." in said
-    assert said.count("Left out, as model.safetensors.index.json does not name them: mtp.safetensors\n") == 1
+    assert "matrices that have zeros or lie on a grid take 0." in printed
+    assert printed.count("Left out, as model.safetensors.index.json does not name them: mtp.safetensors\n") == 1
     (folder / "model.safetensors.index.json").write_text('{"weight_map"')
     assert cli.main(["pack", str(folder), "--output", str(tmp_path / "twice")]) == 2
     assert "index.json cannot be read" in capsys.readouterr().err
@@ -212,8 +212,8 @@ def test_the_reader_in_the_documents_reads_packed_files(tmp_path):
     """It needs nothing of rose."""
     text = (Path(__file__).parents[3] / "docs" / "lab-notes" / "shipping.md").read_text()
     (code,) = re.findall(r"```python\n(.*?def read_packed.*?)```", text, re.DOTALL)
-    known: dict[str, Any] = {}
-    exec(code, known)
+    namespace: dict[str, Any] = {}
+    exec(code, namespace)
     model = make_model("gpt2", dtype=torch.bfloat16)
     rose.prune_model(model, make_tokens(), method="wanda", sparsity=0.5, held_out=None)
     weight = model.transformer.h[0].mlp.c_fc.weight
@@ -226,6 +226,6 @@ def test_the_reader_in_the_documents_reads_packed_files(tmp_path):
         for name, facts in json.loads(file.metadata()["tensors"]).items():
             if facts["kind"] != "plain":
                 kinds.add(facts["kind"])
-                read = torch.from_numpy(known["read_packed"](file, name))
+                read = torch.from_numpy(namespace["read_packed"](file, name))
                 assert torch.equal(read, model.state_dict()[name].float())
     assert kinds == {"sparse", "grid"}

@@ -55,10 +55,10 @@ def test_every_method_prunes_layers_on_a_device(method, sparsity):
         statistics = InputStatistics(64, cuda)
         statistics.update(layer.inputs.to(cuda))
         options = {"method": method, "sparsity": sparsity, "block_size": 8}
-        found = rose.prune_layer(layer.weight.to(cuda), statistics, **options)
-        assert found.weight.is_cuda
-        assert (found.mask.cpu() == expected.mask).float().mean() > 0.99  # a near tie may turn the other way
-        assert found.relative_error == pytest.approx(expected.relative_error, rel=5e-3)
+        result = rose.prune_layer(layer.weight.to(cuda), statistics, **options)
+        assert result.weight.is_cuda
+        assert (result.mask.cpu() == expected.mask).float().mean() > 0.99  # a near tie may turn the other way
+        assert result.relative_error == pytest.approx(expected.relative_error, rel=5e-3)
 
 
 @pytest.mark.parametrize("resident", [False, True], ids=["visiting", "resident"])
@@ -84,12 +84,12 @@ def test_models_are_pruned_on_a_device_and_moved_back(settings, resident, checkp
     with pretend_cuda() as cuda:
         if resident:
             model.to(cuda)
-        found = rose.prune_model(model, CALIBRATION, held_out=HELD_OUT, block_size=16, **settings)
+        report = rose.prune_model(model, CALIBRATION, held_out=HELD_OUT, block_size=16, **settings)
         assert all(weight.is_cuda == resident for weight in model.parameters())
-    assert found.summary["device"] == "cuda"
+    assert report.summary["device"] == "cuda"
     assert bool(solved) == (settings["method"] != "oats")
     for column in ("relative_error", "held_out_error", "relative_range", "sparsity"):
-        assert found.layers[column].to_numpy() == pytest.approx(expected.layers[column].to_numpy(), rel=0.02)
+        assert report.layers[column].to_numpy() == pytest.approx(expected.layers[column].to_numpy(), rel=0.02)
 
 
 def test_a_streamed_model_is_written_from_a_device(checkpoint, tmp_path):
@@ -106,16 +106,16 @@ def test_a_streamed_model_is_written_from_a_device(checkpoint, tmp_path):
 def test_measurements_on_a_device_match_the_processor(resident, checkpoint):
     model, tokenizer = load(checkpoint), byte_tokenizer()
     perplexity = rose.perplexity(model, CALIBRATION)
-    hessians = {name: one.hessian for name, one in rose.collect_statistics(model, CALIBRATION).items()}
+    hessians = {name: entry.hessian for name, entry in rose.collect_statistics(model, CALIBRATION).items()}
     errors = [record.relative_error for record in rose.analyze_model(model, CALIBRATION, block_size=16)]
     text = continue_prompt(model, tokenizer, "abc", new_tokens=4)
     with pretend_cuda() as cuda:
         if resident:
             model.to(cuda)
         assert rose.perplexity(model, CALIBRATION) == pytest.approx(perplexity)
-        for name, one in rose.collect_statistics(model, CALIBRATION).items():
-            assert is_there(one.hessian) == resident
-            torch.testing.assert_close(one.hessian.cpu(), hessians[name])
+        for name, statistics in rose.collect_statistics(model, CALIBRATION).items():
+            assert is_there(statistics.hessian) == resident
+            torch.testing.assert_close(statistics.hessian.cpu(), hessians[name])
         again = [record.relative_error for record in rose.analyze_model(model, CALIBRATION, block_size=16)]
         assert again == pytest.approx(errors, rel=0.02)
         assert continue_prompt(model, tokenizer, "abc", new_tokens=4) == text

@@ -186,8 +186,8 @@ def test_dropout_stays_off_in_a_model_in_training_mode(family):
     evaluated = rose.collect_statistics(model, tokens)
     model.train()
     trained = rose.collect_statistics(model, tokens)
-    for name, found in evaluated.items():
-        assert torch.equal(found.hessian, trained[name].hessian), name
+    for name, statistics in evaluated.items():
+        assert torch.equal(statistics.hessian, trained[name].hessian), name
     assert all(module.training for module in model.modules())
     assert rose.perplexity(model, tokens) == pytest.approx(rose.perplexity(model.eval(), tokens))
 

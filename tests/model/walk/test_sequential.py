@@ -104,10 +104,10 @@ def test_every_expert_sees_all_of_its_tokens(gather, monkeypatch):
     pruned, expert_tokens = [], []
     for block in visit_sequentially(walk):
         (layer,) = block.layers
-        for stream, found in ((tokens, block.calibration), (held_out, block.held_out)):
+        for stream, statistics in ((tokens, block.calibration), (held_out, block.held_out)):
             inputs = hooked_inputs(by_hand, [layer.name], stream)[layer.name]
-            assert found[layer.name].tokens == len(inputs), layer.name
-            torch.testing.assert_close(found[layer.name].hessian, inputs.T @ inputs, rtol=1e-4, atol=1e-4)
+            assert statistics[layer.name].tokens == len(inputs), layer.name
+            torch.testing.assert_close(statistics[layer.name].hessian, inputs.T @ inputs, rtol=1e-4, atol=1e-4)
         pruned.append(layer.name)
         if "experts" in layer.name:
             expert_tokens.append(block.calibration[layer.name].tokens)
@@ -138,8 +138,8 @@ class Doubling(nn.Module):
 def test_a_tensor_overwritten_between_two_layers_is_counted_anew(target):
     """Without pruning, the second layer's H is four times the first's."""
     walk = begin_walk(with_mlp(Doubling), make_tokens(), layers=["*.0.mlp.*"], is_dense=target == "dense")
-    found = {name: one for block in visit_sequentially(walk) for name, one in block.calibration.items()}
-    first, second = (found[f"model.layers.0.mlp.{name}"].hessian for name in ("first", "second"))
+    statistics = {name: seen for block in visit_sequentially(walk) for name, seen in block.calibration.items()}
+    first, second = (statistics[f"model.layers.0.mlp.{name}"].hessian for name in ("first", "second"))
     torch.testing.assert_close(second, 4 * first)
     assert prune(with_mlp(Doubling), target=target).summary["layers"] == 12
 

@@ -29,12 +29,12 @@ OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "method": "sparseg
 
 
 def block_outputs(model: nn.Module, tokens: Tensor) -> list[Tensor]:
-    found: list[Any] = []
+    outputs: list[Any] = []
     with ExitStack() as hooks:
         for block in decoder_blocks(model)[1]:
-            hooks.enter_context(block.register_forward_hook(lambda _m, _a, output: found.append(output)))
+            hooks.enter_context(block.register_forward_hook(lambda _m, _a, output: outputs.append(output)))
         logits(model, tokens)
-    return [output[0] if isinstance(output, tuple) else output for output in found]
+    return [output[0] if isinstance(output, tuple) else output for output in outputs]
 
 
 @pytest.mark.parametrize("family", DENSE)
@@ -71,7 +71,7 @@ LAST |= dict.fromkeys(["llama", "granite"], "mlp.down_proj")
 
 @pytest.mark.parametrize("chosen", ["all", "last"])
 @pytest.mark.parametrize("family", LAST)
-def test_gaps_are_those_of_two_whole_models(family, chosen):
+def test_gaps_match_those_of_two_whole_models(family, chosen):
     """GᵀX and ‖G‖² of every layer, or of the last one of each decoder block, from hooks on both models."""
     dense, model, tokens = make_model(family), make_model(family), make_tokens(4)
     walk = begin_walk(model, tokens, layers=None if chosen == "all" else [f"*.{LAST[family]}"], is_dense=True)
@@ -105,9 +105,9 @@ def test_layers_that_read_the_same_come_together(family):
     for is_dense in (True, False):
         blocks = visit_sequentially(begin_walk(make_model(family), make_tokens(4), is_dense=is_dense))
         layers = [block.layers for block in blocks if block.block_index == 0]
-        found = [[layer.projection.rpartition(".")[2] for layer in together] for together in layers]
+        groups = [[layer.projection.rpartition(".")[2] for layer in together] for together in layers]
         expected = GROUPS[family] if is_dense else [[name] for group in GROUPS[family] for name in group]
-        assert sorted(found) == sorted(expected)
+        assert sorted(groups) == sorted(expected)
 
 
 def lost_by_the_stream(family: str, dense: nn.Module, model: nn.Module, layer: Any, tokens: Tensor) -> Tensor:
@@ -144,15 +144,15 @@ def test_corrections_before_a_norm_act_as_intended_after_it():
     norm.weight.data = torch.rand(32) + 0.5
     norm.weight.data[3] = 1e-3
     put_out = torch.randn(5, 32)
-    wanted = 1e-3 * torch.randn(5, 32)
+    intended = 1e-3 * torch.randn(5, 32)
     with torch.no_grad():
         normed = norm(put_out)
-        change = wanted * _inverse_slope(put_out, normed)
+        change = intended * _inverse_slope(put_out, normed)
         scale = normed / put_out  # what the norm does to a change that leaves the token's length as it is
     loud = torch.arange(32) != 3
-    off = (change * scale - wanted)[:, loud]
-    assert (off.abs() <= 0.3 * wanted[:, loud].abs()).all()
-    assert (change[:, 3].abs() < wanted[:, 3].abs()).all()  # and not a thousand times as much
+    off = (change * scale - intended)[:, loud]
+    assert (off.abs() <= 0.3 * intended[:, loud].abs()).all()
+    assert (change[:, 3].abs() < intended[:, 3].abs()).all()  # and not a thousand times as much
     assert _inverse_slope(torch.zeros(2, 4), torch.zeros(2, 4)).eq(0).all()
 
 
@@ -161,11 +161,11 @@ def test_the_corrected_weight_is_what_is_pruned():
     report = rose.prune_model(model, make_tokens(), **OPTIONS, target_damping=0.3)
     again = make_model("llama")
     walk = begin_walk(again, make_tokens(), is_dense=True)
-    for block, layer in ((found, layer) for found in visit_sequentially(walk) for layer in found.layers):
-        known = block.calibration[layer.name]
-        aim, used = corrected_weight(layer.weight, known, block.gaps["calibration"][layer.name], 0.3)
+    for block, layer in ((visited, layer) for visited in visit_sequentially(walk) for layer in visited.layers):
+        statistics = block.calibration[layer.name]
+        aim, used = corrected_weight(layer.weight, statistics, block.gaps["calibration"][layer.name], 0.3)
         assert used == 0.3
-        layer.write(rose.prune_layer(aim, known, **OPTIONS).weight)
+        layer.write(rose.prune_layer(aim, statistics, **OPTIONS).weight)
     for name, weight in again.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], weight, msg=name)
     assert (report.layers["target_damping"] == 0.3).all()
@@ -190,7 +190,7 @@ APART = ["*.layers.0.*", "*.layers.3.*"]  # of gemma3: two decoder blocks betwee
 
 @pytest.mark.parametrize(("target", "true_sequential"), [("dense", True), ("layer", False), ("layer", True)])
 @pytest.mark.parametrize(("family", "layers"), [("llama", None), ("gemma3", APART)])
-def test_drift_is_that_of_two_whole_models(family, layers, target, true_sequential):
+def test_drift_matches_that_of_two_whole_models(family, layers, target, true_sequential):
     options: dict[str, Any] = {"target": target, "true_sequential": true_sequential, "layers": layers}
     model, held_out = make_model(family), make_tokens(4, seed=3)
     report = rose.prune_model(model, make_tokens(), **OPTIONS, held_out=held_out, **options)
@@ -198,8 +198,8 @@ def test_drift_is_that_of_two_whole_models(family, layers, target, true_sequenti
     outputs = list(zip(block_outputs(make_model(family), held_out), block_outputs(model, held_out), strict=True))
     assert [row["block_index"] for row in rows] == list(range(len(outputs)))
     for row, (dense, pruned) in zip(rows, outputs, strict=True):
-        found = ((pruned - dense).square().sum(-1) / dense.square().sum(-1)).mean()
-        assert row["drift"] == pytest.approx(float(found), rel=1e-4)
+        expected_drift = ((pruned - dense).square().sum(-1) / dense.square().sum(-1)).mean()
+        assert row["drift"] == pytest.approx(float(expected_drift), rel=1e-4)
     assert rows[0]["passed_on"] == 0
     assert rows[0]["arisen"] == pytest.approx(rows[0]["drift"])
     if layers:
