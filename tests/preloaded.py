@@ -1,5 +1,7 @@
 """The process that forks one for each notebook imports this: in all of them the packaged model is loaded already."""
 
+import gc
+
 import torch
 
 import rose
@@ -7,3 +9,4 @@ import rose
 torch.set_num_threads(1)  # before any product, as threads of OpenMP do not live on in forked processes
 loaded, load = rose.load_model("smollm2-135m"), rose.load_model
 rose.load_model = lambda name: loaded if name == "smollm2-135m" else load(name)
+gc.freeze()  # or collections in each forked process would copy what is here
