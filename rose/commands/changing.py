@@ -32,7 +32,7 @@ from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT
 from rose.model.progress import ProgressCallback
 from rose.model.run.checkpoint import begun_with
-from rose.model.run.prune import select
+from rose.model.run.prune import check_layers
 from rose.model.run.settings import KEYWORDS, RunSettings
 from rose.model.tune.task import TuneReport, TuneTask, TuningProgress, check_memory, check_pair
 from rose.model.tune.tuning import Parts, texts_digest, tune_until_stopped
@@ -56,7 +56,7 @@ def prune(spec: Prune, console: Console) -> int:
     spec, model, tokenizer = _load(spec, console)
     shared.check_room(spec, model)
     network = Network(model)
-    select(network, run_setup, spec.layers)
+    check_layers(network.select(spec.layers), network, run_setup)
     network.precision(spec.compute)
     memory = partial(estimate_memory, layers=spec.layers, sequential=spec.true_sequential, method=spec.method)
     seconds = pruning_cost(spec, model, spec.method, spec.target).seconds

@@ -244,10 +244,12 @@ def check_prunable(
     """Raises RoseError where chosen layers cannot be pruned, or are on a grid that this one would not make coarser."""
     check_not_shared(chosen, every)
     check_widths(chosen, pattern, block_size, grid)
-    for layer in chosen[:GRIDS_TRIED] if grid else ():
+    if grid is None:
+        return
+    for layer in chosen[:GRIDS_TRIED]:
         weight = layer.weight
         coded = coarsest_grid(weight) if not weight.is_meta and weight.any() else None
-        if grid and coded and (coded.grid.bits < grid.bits or (coded.grid.bits == grid.bits and pattern.ratio == 0)):
+        if coded and (coded.grid.bits < grid.bits or (coded.grid.bits == grid.bits and pattern.ratio == 0)):
             raise RoseError(
                 f"The weights of {layer.name} are rounded to {coded.grid} already, so {grid.bits} bits would save "
                 "nothing; give fewer bits, or begin with the model as it was before."

@@ -21,7 +21,7 @@ from rose.layer.statistics import InputStatistics
 from rose.layer.target import correction_damping
 from rose.model.defaults import ALLOCATIONS
 from rose.model.network.heads import rotated_heads
-from rose.model.network.layers import LowRank, PrunableLayer, low_rank_tensors
+from rose.model.network.layers import LowRank, PrunableLayer, check_prunable, low_rank_tensors
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT
 from rose.model.progress import Meter, ProgressCallback, part_callback
@@ -96,7 +96,8 @@ def prune_by(
     workers, start = Workers.here(), time.perf_counter()
     if network.is_streamed and run.sharing.rule == "sensitivity":
         raise RoseError("Sensitivity needs the whole model in memory; choose uniform or owl for a streamed one.")
-    selected = select(network, run, layers)
+    selected = network.select(layers)
+    check_layers(selected, network, run)
     compute = (run.compute == DEFAULT and begun_with(checkpoint, "products")) or run.compute
     precision = workers.precision(compute, network)
     streams = check_streams(network, tokens, held_out)
@@ -104,12 +105,11 @@ def prune_by(
     part = part_callback(progress, start, 0, share, "allocate")
     tick = partial(Meter(part, 1, len(selected)).tell, "allocate", 0)
     walking = part_callback(progress, start, share, 1) if share else progress
+    begin = partial(start_walk, network, layers=selected, precision=precision, needs_all=True)
 
     def dense_patterns() -> str:
-        calibration = {"calibration": streams["calibration"]}
-
         def visit() -> Iterator[BlockStatistics]:
-            return start_walk(network, calibration, selected, part, precision=precision, needs_all=True).visit_dense()
+            return begin({"calibration": streams["calibration"]}, progress=part).visit_dense()
 
         patterns = allocate(network, tokens, selected, run.layer.pattern, run.sharing, visit, tick)
         return json.dumps(workers.from_first(lambda: {name: astuple(each) for name, each in patterns.items()}))
@@ -119,13 +119,10 @@ def prune_by(
         patterns = {name: Pattern(*values) for name, values in json.loads(storage.remember(dense_patterns)).items()}
         indices = sorted({layer.block_index for layer in selected})
         records = [LayerRecord(**record) for record in storage.take_up(indices)]
-        way = "with target layer" if run.target == "dense" else "without true-sequential"
-        if not run.sequential:
-            way = "with true-sequential"
-        walk = start_walk(
-            network, streams, selected, walking, storage=storage, has_dense_targets=run.target == "dense",
-            precision=precision, needs_all=True, remedy=f"prune {way}, or {LEAVE_OUT}",
-        )  # fmt: skip
+        is_dense = run.target == "dense"
+        way = "with target layer" if is_dense else f"with{'out' if run.sequential else ''} true-sequential"
+        remedy = f"prune {way}, or {LEAVE_OUT}"
+        walk = begin(streams, progress=walking, storage=storage, has_dense_targets=is_dense, remedy=remedy)
         pruner = _Pruner(run, patterns, walk, start)
         try:
             for block in visit_sequentially(walk) if run.sequential else walk.visit(propagate_again=True):
@@ -153,12 +150,11 @@ def prune_by(
     return RunReport.from_records(records, settings, **results)
 
 
-def select(network: Network, run: RunSettings, layers: Sequence[str] | None) -> list[PrunableLayer]:
-    """The layers to prune; raises RoseError for those that cannot be, and for experts to spare without experts."""
-    selected = network.to_prune(layers, run.layer.pattern, run.layer.block_size, run.layer.grid)
+def check_layers(selected: Sequence[PrunableLayer], network: Network, run: RunSettings) -> None:
+    """Raises RoseError for layers that cannot be pruned so, and for experts to spare without experts."""
+    check_prunable(selected, network.layers, run.layer.pattern, run.layer.block_size, run.layer.grid)
     if run.min_expert_tokens > 1 and not any(layer.is_expert for layer in selected):
         raise RoseError("min_expert_tokens says which experts stay dense, and no layer here is one; leave it out.")
-    return selected
 
 
 @dataclass(frozen=True)

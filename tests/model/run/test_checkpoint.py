@@ -239,7 +239,7 @@ def test_a_full_disk_loses_no_finished_block(moment, step, tmp_path, monkeypatch
 
 def test_a_folder_that_cannot_be_made_is_refused_before_any_work(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(rose.model.run.prune, "start_walk", None)
+    monkeypatch.setattr(rose.model.run.prune, "start_walk", Mock(side_effect=AssertionError))
     for folder, message in (
         (tmp_path / "file", "file is a file, and a checkpoint is a folder"),
         (5, "must be a string or a Path, not 5"),
