@@ -6,22 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from rose.errors import RoseError, check_named, check_word, is_number
 from rose.layer.pattern import METHOD, Pattern
 from rose.spec import Real, Spec, Whole, setting
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from rose.layer.methods import LayerResult, Settings
-    from rose.layer.statistics import InputStatistics
-
-    Prune = Callable[[Tensor, InputStatistics, Settings], LayerResult]
-else:
-    Prune = Any
-
+Prune = TypeVar("Prune", bound=Callable[..., Any])  # see `Method.prune`
 Value = float | str
 Check = Callable[[Pattern, Mapping[str, Value]], None]
 MAX_SEED_DIGITS = 18  # fits into 64 bits
@@ -55,10 +46,10 @@ class Method:
     check: Check = lambda _pattern, _options: None
     rounds: bool = True
     module: str = ""
-    function: Prune | None = None
+    function: Callable[..., Any] | None = None
 
     @property
-    def prune(self) -> Prune:
+    def prune(self) -> Callable[..., Any]:
         """(W, statistics, settings) -> LayerResult, which is checked: W is unchanged, Ŵ has W's shape and dtype, the
         mask is N:M if requested, and without factors Ŵ is 0 where the mask is True."""
         return self.function or getattr(import_module(f"rose.layer.methods.{self.module or self.name}"), self.name)
