@@ -18,8 +18,8 @@ from rose.model.network.precision import Precision
 from rose.model.network.residence import pick_device
 from rose.recipe.file import Recipe
 from rose.recipe.steps import Smaller
-from rose.smaller.measure import Bench
-from rose.smaller.table import Row, SmallerFolder, runtimes, says_llama
+from rose.smaller.measure import Bench, SmallerFolder
+from rose.smaller.table import Row, runtimes, says_llama
 from rose.verdicts.smaller import GOALS, Recommendation, recommend, says_stored
 from rose.wording import number, size
 
@@ -47,7 +47,7 @@ def smaller(spec: Smaller, console: Console) -> int:
     folder.know(
         model, {"calibration": bench.tokens, **{f"evaluation {name}".strip(): t for name, t in bench.texts.items()}}
     )
-    folder.estimated = bench.rows
+    folder.bench = bench
     folder.add()  # writes the estimates
     status = 0
     try:
@@ -55,7 +55,6 @@ def smaller(spec: Smaller, console: Console) -> int:
     except KeyboardInterrupt:
         status = CANCELLED
         console.print("rose: cancelled; rows so far are kept")
-    folder.estimated = bench.rows
     folder.add()
     _print(bench.rows)
     recommendations = recommend(bench.rows)
@@ -74,7 +73,6 @@ def _measure(bench: Bench, folder: SmallerFolder, seconds: float, console: Conso
     with terminal.bar(console, "Measuring") as bar:
         follow = lambda name, share, doing: bar(share, f"{name}: {doing}")  # noqa: E731
         for row in bench.measured_rows(seconds, follow):
-            folder.estimated = bench.rows
             folder.add(row)
             perplexities = f"perplexity {row.perplexity:.2f}, and {row.second_perplexity:.2f} on the second text"
             console.print(f"{row.name}: {size(row.bytes)} as {row.smallest}, {perplexities}", soft_wrap=True)

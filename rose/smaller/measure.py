@@ -1,4 +1,4 @@
-"""Smaller copies made and measured, the most promising first; those that are recommended are kept in a folder."""
+"""Smaller copies made and measured, the most promising first; a folder keeps rows, and copies that are recommended."""
 
 import copy
 import inspect
@@ -11,7 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from rose.interrupt import stop_point
 from rose.model.estimate import estimate_evaluation
 from rose.model.load.models import load_model, save_model, stored_bytes
 from rose.model.load.tokens import load_apart, load_tokens, tuning_draw
+from rose.model.measure.folder import MeasurementFolder
 from rose.model.measure.perplexity import perplexity_of, plain_english, window_losses
 from rose.model.network.layers import text_config
 from rose.model.network.network import Network
@@ -35,7 +36,8 @@ from rose.output import check_room, temporary_folder
 from rose.recipe.parts import PruneSettings, SlimSettings
 from rose.recipe.steps import Slim, Smaller
 from rose.report import RunReport
-from rose.smaller.table import MEASURED, Row
+from rose.rows import csv_text, records_table
+from rose.smaller.table import MEASURED, TABLE, Row
 from rose.smaller.ways import AS_IS, Way, corrected, estimated_rows, file_sizes, says_left_out, ways_of
 from rose.spec import Spec
 from rose.structured.slimming import prune_structured
@@ -46,6 +48,7 @@ Follow = Callable[[float, str], Any]  # told the share that is done, and what is
 PROMPT, NEW_TOKENS = 128, 16
 TURNS = (5, 15)  # of each model, fewest and most
 TIMING = 8.0  # seconds for turns
+SUMMARY = "summary.json"
 
 
 @dataclass
@@ -264,6 +267,24 @@ class Bench:
             assert way.recipe is not None
             way.recipe.write(place)
         return place
+
+
+class SmallerFolder(MeasurementFolder[Row]):
+    """Measured rows; table.csv has the estimates of all others too, and summary.json what is recommended."""
+
+    kind, key = Row, ("key",)
+    holds = ("table of smaller copies", "a row of smaller copies")
+    summaries = (TABLE, SUMMARY)
+    bench: Bench | None = None  # which has the estimates
+
+    def summarize(self, settings: dict[str, Any]) -> dict[str, str]:
+        measured = {row.key: row for row in self.rows}  # also by other processes
+        table = [measured.get(row.key, row) for row in self.bench.rows] if self.bench else self.rows
+        recommendations = [asdict(recommendation) for recommendation in recommend(table)]
+        return {
+            TABLE: csv_text(records_table(table, Row)),
+            SUMMARY: json.dumps({"settings": settings, "recommendations": recommendations}, indent=1),
+        }
 
 
 @torch.no_grad()

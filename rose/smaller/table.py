@@ -1,26 +1,23 @@
-"""A row of the table of smaller copies, and the folder that keeps measured rows as they come; and the programs that
-make zeros or N:M pay, as published, and whether this machine could run them (runtimes.csv)."""
+"""A row of the table of smaller copies; and the programs that make zeros or N:M pay, as published, and whether this
+machine could run them (runtimes.csv)."""
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pandas as pd
 import torch
 
 from rose.errors import RoseError
-from rose.model.measure.folder import MeasurementFolder
-from rose.rows import Count, NotNegative, Within, csv_text, read_records, records_table
+from rose.rows import Count, NotNegative, Within, read_records
 from rose.verdicts import Result
-from rose.verdicts.smaller import recommend
 
 MEASURED, ESTIMATE = "measured", "estimate"
 FILES = ("safetensors", "packed", "f16", "q8_0", "q4_0")
-TABLE, SUMMARY = "table.csv", "summary.json"
+TABLE = "table.csv"
 RUNTIMES = Path(__file__).with_name("runtimes.csv")
 CPU_FLAGS = Path("/proc/cpuinfo")
 Positive = Annotated[float | None, Within(0)]
@@ -102,28 +99,6 @@ class Row:
         value = getattr(self, f"{prefix}perplexity")
         values = tuple(map(float, losses.split()))
         return Result(self.name, self.key, float("nan") if value is None else value, values)
-
-
-class SmallerFolder(MeasurementFolder[Row]):
-    """Measured rows; table.csv has the estimates of all others too, and summary.json what is recommended."""
-
-    kind, key = Row, ("key",)
-    holds = ("table of smaller copies", "a row of smaller copies")
-    summaries = (TABLE, SUMMARY)
-    estimated: Sequence[Row] = ()
-
-    @property
-    def table(self) -> list[Row]:
-        """A row a way, measured where it was."""
-        measured = {row.key: row for row in self.rows}
-        return [measured.get(row.key, row) for row in self.estimated] or list(self.rows)
-
-    def summarize(self, settings: dict[str, Any]) -> dict[str, str]:
-        recommendations = [asdict(recommendation) for recommendation in recommend(self.table)]
-        return {
-            TABLE: csv_text(records_table(self.table, Row)),
-            SUMMARY: json.dumps({"settings": settings, "recommendations": recommendations}, indent=1),
-        }
 
 
 def read_rows(folder: str | Path) -> list[Row]:

@@ -27,6 +27,7 @@ from rose.spec import Spec
 from rose.structured.parts import block_parameters
 from rose.structured.plan import estimate_slim_memory, estimate_slimming
 from rose.structured.slimming import check_slimming
+from rose.tensor_files import digest
 
 AS_IS = "as-is"
 NARROW = 32  # input columns that share a scale in a slimmed copy: few heads may be left
@@ -165,10 +166,11 @@ def estimated_rows(spec: Smaller, model: nn.Module, ways: Sequence[Way], dense: 
     network = Network(model)
     weights = sum(layer.weight.numel() for layer in network.layers)
     layers = {layer.weight.untyped_storage().data_ptr() for layer in network.layers}
-    every = [parameter.detach() for parameter in model.parameters()]
-    rest = [tensor for tensor in every if tensor.untyped_storage().data_ptr() not in layers]
-    # Packed bytes of tensors that no way changes: embeddings, norms and biases.
-    untouched = sum(tensor.nbytes if (packed := packed_bytes(tensor)) is None else packed for tensor in rest)
+    untouched = 0  # packed bytes of tensors that no way changes: embeddings, norms and biases
+    for name, tensor in model.named_parameters():
+        if tensor.untyped_storage().data_ptr() not in layers:
+            packed = packed_bytes(tensor, digest({name: tensor}))
+            untouched += tensor.nbytes if packed is None else packed
     rows = []
     for way in ways:
         seconds, memory = _cost(spec, network, weights, way)

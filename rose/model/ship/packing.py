@@ -124,17 +124,17 @@ def packed_size(model: nn.Module) -> PackedSize:
     sizes = PackedSize()
     for name, tensor in model.named_parameters():
         stop_point()
-        sizes.add(name, tensor, packed_bytes(tensor), digest({name: tensor}))
+        checksum = digest({name: tensor})
+        sizes.add(name, tensor, packed_bytes(tensor, checksum), checksum)
     return sizes
 
 
-def packed_bytes(tensor: Tensor) -> int | None:
-    """Bytes of a tensor in a packed file, None for a plain tensor; remembered by the tensor's digest."""
-    key = digest({"": tensor})
-    if key not in _SIZES:
+def packed_bytes(tensor: Tensor, checksum: str) -> int | None:
+    """Bytes of a tensor in a packed file, None for a plain tensor; remembered by the tensor's `checksum`."""
+    if checksum not in _SIZES:
         packed_tensor = encode(tensor)
-        _SIZES[key] = packed_tensor.size if packed_tensor else None
-    return _SIZES[key]
+        _SIZES[checksum] = packed_tensor.size if packed_tensor else None
+    return _SIZES[checksum]
 
 
 def pack_folder(folder: str | Path, output: str | Path, follow: Follow | None = None) -> PackedSize:
