@@ -36,7 +36,7 @@ from rose.model.network.heads import rotated_heads
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import PART, Network, padding
 from rose.model.network.precision import Precision
-from rose.model.run.settings import RunSettings, describe_layer
+from rose.model.run.settings import RunSettings
 from rose.model.walk.storage import Activations, BlockDrift, Storage, lay_over
 from rose.model.workers import Workers
 from rose.tensor_files import DamagedFile, digest, facts_of, read_tensors, write_tensors
@@ -286,16 +286,15 @@ def describe_run(
     precision: Precision,
 ) -> dict[str, Any]:
     """All that the pruned weights depend on, except the machine and library versions, as JSON values."""
-    layer = describe_layer(run.layer)
-    del layer["sparsity"]  # same as the pattern
+    settings = run.describe()
+    del settings["sparsity"]  # same as the pattern
     return {
         "format": FORMAT,  # then in the order of settings, because the first difference is reported
         "method": run.layer.method,
         "pattern": dataclasses.astuple(run.layer.pattern),
-        **layer,
         "order": run.layer.order,
         "budget": run.layer.budget,
-        **run.describe(),
+        **settings,
         "damages": run.sharing.identity(),
         "min_expert_tokens": run.min_expert_tokens if any(layer.is_expert for layer in layers) else None,
         **precision.describe(),

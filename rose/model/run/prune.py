@@ -28,7 +28,7 @@ from rose.model.progress import Meter, ProgressCallback, part_callback
 from rose.model.run.allocation import allocate
 from rose.model.run.checkpoint import begun_with, describe_run, open_checkpoint, report_inputs
 from rose.model.run.one_layer import dense_record, is_left_dense, prune_in
-from rose.model.run.settings import RunSettings, describe_layer
+from rose.model.run.settings import RunSettings
 from rose.model.walk.sequential import visit_sequentially
 from rose.model.walk.walk import (
     LEAVE_OUT,
@@ -146,8 +146,7 @@ def prune_by(
         "device": str(network.device),
         "seconds": storage.seconds + time.perf_counter() - start,
     }
-    settings = {"run": "prune"} | describe_layer(run.layer) | run.describe()
-    return RunReport.from_records(records, settings, **results)
+    return RunReport.from_records(records, {"run": "prune"} | run.describe(), **results)
 
 
 def check_layers(selected: Sequence[PrunableLayer], network: Network, run: RunSettings) -> None:

@@ -39,9 +39,9 @@ class RunSettings(PruneSettings):
         return self
 
     def describe(self) -> dict[str, Any]:
-        """The settings of the walk, for the report."""
+        """The settings of the layers and of the walk, for the report."""
         walk = self.model_dump(include={*WalkPart.fields()} - {"min_expert_tokens", "compute"})
-        return walk | {"true_sequential": self.sequential}
+        return describe_layer(self.layer) | walk | {"true_sequential": self.sequential}
 
 
 def describe_grid(grid: Grid | None) -> dict[str, Any]:
