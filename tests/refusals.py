@@ -1,4 +1,4 @@
-"""Bad input is refused in one sentence on one line."""
+"""Bad input is refused in one sentence on one line, and cancelled work says so."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,3 +14,8 @@ def refused(message: str, work: Callable[..., Any], /, *arguments: Any, **option
         work(*arguments, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def cancelled(work: Callable[..., Any], /, *arguments: Any, **options: Any) -> None:
+    with pytest.raises(rose.Cancelled):
+        work(*arguments, **options)

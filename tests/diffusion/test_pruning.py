@@ -17,7 +17,7 @@ from rose.diffusion.trajectory import Trajectories, denoiser_of
 from rose.model.network.layers import LEFT, RIGHT
 from tests.diffusion.pipelines import FAMILIES, garments
 from tests.model.families import stop_when
-from tests.refusals import refused
+from tests.refusals import cancelled, refused
 
 TO_Q = "transformer_blocks.0.attn1.to_q"
 STEPS = 3
@@ -116,8 +116,7 @@ def test_progress_reaches_its_total_and_can_cancel():
 
     stop = stop_when(lambda progress: progress.stage == "prune")
     stopped, _ = garments()
-    with pytest.raises(rose.Cancelled):
-        rose.prune_diffusion(stopped, classes, sparsity=0.5, steps=2, packages=2, progress=stop)
+    cancelled(rose.prune_diffusion, stopped, classes, sparsity=0.5, steps=2, packages=2, progress=stop)
     layers = [each for each in denoiser_of(stopped).transformer_blocks.modules() if isinstance(each, torch.nn.Linear)]
     shares = [float((layer.weight == 0).float().mean()) for layer in layers]
     assert sum(share > 0.4 for share in shares) == 1, "one layer was done, and is whole"

@@ -16,7 +16,7 @@ from rose.diffusion.trajectory import Trajectories, denoiser_of
 from rose.structured.problem import error
 from tests.diffusion.pipelines import FAMILIES
 from tests.model.families import stop_when
-from tests.refusals import refused
+from tests.refusals import cancelled, refused
 
 
 def slim(family: str, **options: Any) -> tuple[Any, list[Any], rose.RunReport]:
@@ -120,8 +120,7 @@ def test_a_run_that_is_stopped_leaves_the_model_as_it_was():
     before = {name: value.clone() for name, value in denoiser_of(pipeline).state_dict().items()}
 
     stop = stop_when(lambda progress: progress.layers_done == 3)
-    with pytest.raises(rose.Cancelled):
-        rose.prune_diffusion_structured(pipeline, conditions, ratio=0.5, steps=2, multiple=1, progress=stop)
+    cancelled(rose.prune_diffusion_structured, pipeline, conditions, ratio=0.5, steps=2, multiple=1, progress=stop)
     after = denoiser_of(pipeline).state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)

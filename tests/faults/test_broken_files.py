@@ -20,6 +20,7 @@ from rose.model.network.network import read_norms
 from rose.model.rules import parse_allocation
 from rose.rows import DamageRecord, csv_text, read_damages, read_records, records_table
 from tests.app.results.made_reports import made_report
+from tests.refusals import refused
 from tests.tiny import byte_tokenizer, save_tiny_llama
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 40
@@ -118,8 +119,8 @@ def test_an_impossible_number_is_reported_with_its_line(name: str, text: str, fo
     rows = pd.read_csv(folder / "rows.csv", dtype=str)
     rows.loc[1, name] = text
     rows.to_csv(folder / "rows.csv", index=False)
-    refused = rf"Line 3 of .*rows\.csv is no whole row of damages \({name} {re.escape(repr(text[:40]))}\)"
-    with pytest.raises(rose.RoseError, match=refused):
+    sentence = rf"Line 3 of .*rows\.csv is no whole row of damages \({name} {re.escape(repr(text[:40]))}\)"
+    with pytest.raises(rose.RoseError, match=sentence):
         list(parse_allocation(f"damage:{folder}").damages)
 
 
@@ -150,9 +151,9 @@ def test_losses_that_are_not_numbers_are_refused(losses: str, tmp_path: Path) ->
 @pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe", b""])
 def test_an_empty_description_is_refused_or_measured_again(name, content, call, folder):
     (folder / name).write_bytes(content)
-    refused = name == "settings.json"
-    assert cli.main([*call, str(folder)]) == (2 if refused else 0)
-    assert ((folder / name).read_bytes() == content) == refused
+    is_refused = name == "settings.json"
+    assert cli.main([*call, str(folder)]) == (2 if is_refused else 0)
+    assert ((folder / name).read_bytes() == content) == is_refused
     assert read_norms(folder / "summary.json")
     (folder / "summary.json").write_bytes(content)
     assert read_norms(folder / "summary.json") == []
@@ -205,20 +206,15 @@ def test_texts_in_csv_files_are_never_formulas() -> None:
 
 def test_deep_json_and_accuracies_above_one_are_refused(tmp_path: Path) -> None:
     deep = "[" * 100_000
-    with pytest.raises(rose.RoseError, match="not a report"):
-        rose.RunReport.from_json(deep)
+    refused("not a report", rose.RunReport.from_json, deep)
     (tmp_path / "deep.jsonl").write_text(deep)
-    with pytest.raises(rose.RoseError, match="line 1 is not a JSON object"):
-        load_text(str(tmp_path / "deep.jsonl"))
+    refused("line 1 is not a JSON object", load_text, str(tmp_path / "deep.jsonl"))
     made_report().save(tmp_path)
     pd.DataFrame({"task": ["piqa"], "questions": [10], "accuracy": [2.5]}).to_csv(tmp_path / "zero_shot.csv")
-    with pytest.raises(rose.RoseError, match="an accuracy is not from 0 to 1"):
-        rose.RunReport.load(tmp_path)
+    refused("an accuracy is not from 0 to 1", rose.RunReport.load, tmp_path)
     (tmp_path / "zero_shot.csv").write_text(f"task,questions,accuracy\npiqa,{'1' * 400},0.5\n")
-    with pytest.raises(rose.RoseError, match="holds no accuracies"):
-        rose.RunReport.load(tmp_path)
+    refused("holds no accuracies", rose.RunReport.load, tmp_path)
 
 
 def test_too_many_tokens_are_refused_before_the_text_is_read() -> None:
-    with pytest.raises(rose.RoseError, match="ask for fewer"):
-        rose.load_tokens("/no/such.txt", byte_tokenizer(), samples=10**9, length=2048)
+    refused("ask for fewer", rose.load_tokens, "/no/such.txt", byte_tokenizer(), samples=10**9, length=2048)

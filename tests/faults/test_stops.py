@@ -18,6 +18,7 @@ from rose.model.load.tokens import load_tokens
 from rose.model.measure.perplexity import continue_prompt, perplexity, read_text
 from rose.model.network.network import Network
 from rose.model.run.allocation import hessian_traces
+from tests.refusals import cancelled
 from tests.tiny import save_tiny_llama
 
 BLOCKS = 3
@@ -76,8 +77,7 @@ def test_a_pass_can_be_cancelled_after_any_decoder_block(name, tiny):
     every = passed(lambda: work(model, tokenizer, tokens))
     assert every >= least
     for last in {1, 2, every // 2, every}:
-        with pytest.raises(rose.Cancelled):
-            passed(lambda: work(model, tokenizer, tokens), last)
+        cancelled(passed, lambda: work(model, tokenizer, tokens), last)
         assert settings_of(model) == before
 
 
@@ -99,8 +99,7 @@ def test_loading_can_be_cancelled_between_tensors(folder: Path, stream: bool) ->
     every = passed(load)
     assert every > (2 if stream else 9 * BLOCKS)
     for last in {1, every // 2, every}:
-        with pytest.raises(rose.Cancelled):
-            passed(load, last)
+        cancelled(passed, load, last)
         assert (logging.is_progress_bar_enabled(), torch.get_default_dtype()) == (bars, dtype)
         assert logging.set_tqdm_hook(None) is None
 

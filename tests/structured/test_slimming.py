@@ -21,7 +21,7 @@ from rose.structured.plan import plan_slimming, possible_shapes, saved_by, simil
 from rose.structured.slimming import SlimRun
 from rose.structured.survey import survey
 from tests.model.families import DENSE, GATED, VOCABULARY, WINDOW, logits, make_from, make_model, make_tokens, stop_at
-from tests.refusals import refused
+from tests.refusals import cancelled, refused
 from tests.tiny import byte_tokenizer
 
 pytestmark = pytest.mark.usefixtures("small_batches")
@@ -179,8 +179,7 @@ def test_depth_drops_the_blocks_that_change_least(tmp_path):
 def test_a_stopped_run_leaves_the_model_as_it_was(stage):
     model = make_model("llama")
     before, names = logits(model), set(model.state_dict())
-    with pytest.raises(rose.Cancelled):
-        slim(model, progress=stop_at(stage, 1))
+    cancelled(slim, model, progress=stop_at(stage, 1))
     assert torch.equal(logits(model), before)
     assert set(model.state_dict()) == names
 

@@ -16,7 +16,7 @@ from rose.recipe.parts import SlimSettings
 from rose.structured.plan import estimate_slim_memory
 from rose.tensor_files import digest
 from tests.model.families import DENSE, figures, logits, make_model, make_tokens, on_meta, read_both_ways, save, stop_at
-from tests.refusals import refused
+from tests.refusals import cancelled, refused
 from tests.structured.test_slimming import UNSAID
 
 pytestmark = pytest.mark.usefixtures("small_batches")
@@ -91,8 +91,7 @@ def test_a_stopped_run_leaves_a_streamed_model_as_it_was(tmp_path):
     folder = save("gemma3", tmp_path / "dense")
     model, tokenizer = rose.load_model(folder, stream=True)
     names = {name: parameter.shape for name, parameter in model.named_parameters()}
-    with pytest.raises(rose.Cancelled):
-        slim(model, progress=stop_at("prune", 2))
+    cancelled(slim, model, progress=stop_at("prune", 2))
     assert on_meta(model)
     assert {name: parameter.shape for name, parameter in model.named_parameters()} == names
     rose.save_model(model, tokenizer, tmp_path / "out")
@@ -109,8 +108,7 @@ def run(family: str, folder: Path | None, dtype: torch.dtype = torch.float32, **
 
 
 def interrupt(folder: Path, family: str = "gemma3", **options: Any) -> None:
-    with pytest.raises(rose.Cancelled):
-        run(family, folder, progress=stop_at("prune", 2 if family == "gemma3" else 1), **options)
+    cancelled(run, family, folder, progress=stop_at("prune", 2 if family == "gemma3" else 1), **options)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from rose.model.measure import comparison
 from rose.model.measure import perplexity as evaluation
 from rose.rows import records_table
 from tests.model.families import VOCABULARY, make_model, make_tokens
-from tests.refusals import refused
+from tests.refusals import cancelled, refused
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "opt", "bloom", "gpt_neox"])
@@ -50,8 +50,7 @@ def test_perplexity_reports_progress_and_can_be_cancelled(monkeypatch):
     assert len(shares) == 3 * (blocks + 1)  # after each decoder block of a batch, and after the batch
     assert shares[blocks :: blocks + 1] == [0.4, 0.8, 1.0]
     assert shares == sorted(shares)
-    with pytest.raises(rose.Cancelled):
-        rose.perplexity(model, make_tokens(), progress=Mock(side_effect=rose.Cancelled))
+    cancelled(rose.perplexity, model, make_tokens(), progress=Mock(side_effect=rose.Cancelled))
     assert model.training
 
 

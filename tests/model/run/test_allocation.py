@@ -26,7 +26,7 @@ from rose.model.rules import DAMAGE_SPREAD, parse_allocation
 from rose.model.run import allocation as allocations
 from rose.rows import DamageRecord, records_table
 from tests.model.families import make_model, make_tokens, stop_at
-from tests.refusals import refused
+from tests.refusals import cancelled, refused
 
 
 def tiny_llama(blocks: int = 3) -> PreTrainedModel:
@@ -276,8 +276,7 @@ def test_a_resumed_run_needs_the_same_damages(tmp_path):
     table = rose.damage(model, some_tokens(), units="blocks", **options).units
     table.to_csv(rows, index=False)
     options |= {"checkpoint": tmp_path / "kept", "allocation": f"damage:{tmp_path}"}
-    with pytest.raises(rose.Cancelled):
-        rose.prune_model(tiny_llama(), some_tokens(), progress=stop_at("calibrate", 1), **options)
+    cancelled(rose.prune_model, tiny_llama(), some_tokens(), progress=stop_at("calibrate", 1), **options)
     table.assign(damage=table["damage"] * 2).to_csv(rows, index=False)
     refused("the damages differ", rose.prune_model, model, some_tokens(), **options)
 

@@ -23,7 +23,7 @@ from rose.model.run import checkpoint as checkpoint_module
 from rose.model.run.checkpoint import open_checkpoint
 from rose.tensor_files import digest
 from tests.model.families import LENGTH, make_model, make_tokens, save, stop_at
-from tests.refusals import refused
+from tests.refusals import cancelled, refused
 
 ROOT = Path(__file__).parents[3]
 OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16}
@@ -56,8 +56,7 @@ def undisturbed(small_batches: None) -> tuple[str, rose.RunReport]:
 def stopped(small_batches: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of a run that was stopped in decoder block 2 of 4."""
     folder = tmp_path_factory.mktemp("stopped")
-    with pytest.raises(rose.Cancelled):
-        run(folder, progress=stop_at("calibrate", 2))
+    cancelled(run, folder, progress=stop_at("calibrate", 2))
     return folder
 
 
@@ -86,8 +85,7 @@ def test_resumed_runs_give_the_same_weights_and_report(family, options, tmp_path
     dtype = options.pop("dtype", torch.float32)
     plain = make_model(family).to(dtype)
     expected = rose.prune_model(plain, make_tokens(), **options)
-    with pytest.raises(rose.Cancelled):
-        run(tmp_path, make_model(family).to(dtype), progress=stop_at("prune", 1), **options)
+    cancelled(run, tmp_path, make_model(family).to(dtype), progress=stop_at("prune", 1), **options)
     options.pop("compute", None)  # "auto" goes on in the format of the checkpoint
     for _ in range(2):  # a finished run ends at once, with the same report
         model = make_model(family).to(dtype)

@@ -32,7 +32,7 @@ from rose.model.workers import Workers
 from rose.recipe.parts import TuneSettings
 from rose.tensor_files import digest, write_tensors
 from tests.model.families import GATED, make_from, make_model, make_tokens, stop_when
-from tests.refusals import refused
+from tests.refusals import cancelled, refused
 from tests.tiny import byte_tokenizer, save_tiny_llama
 
 FAMILIES = ("llama", "gpt2", "gemma3", "phi3", "qwen3_moe", "gpt_neox")
@@ -102,8 +102,7 @@ def test_double_precision_weights_are_tuned(compute, layers):
         assert model.state_dict()[name].dtype == torch.float64
         assert torch.equal(model.state_dict()[name], tensor) != (name in trained)
     was = digest(start.state_dict())
-    with pytest.raises(rose.Cancelled):
-        rose.tune_model(start, dense, TOKENS, layers=layers, **FAST, progress=Mock(side_effect=rose.Cancelled))
+    cancelled(rose.tune_model, start, dense, TOKENS, layers=layers, **FAST, progress=Mock(side_effect=rose.Cancelled))
     assert digest(start.state_dict()) == was
 
 
@@ -296,8 +295,7 @@ def test_a_stopped_run_keeps_the_best_and_goes_on_to_the_same_bits(tmp_path, mon
     expected = rose.tune_model(whole, dense, TOKENS, **JUDGED)
 
     stop = stop_when(lambda progress: progress.layers_done == 30)
-    with pytest.raises(rose.Cancelled):
-        rose.tune_model(model, dense, TOKENS, **JUDGED, checkpoint=tmp_path, progress=stop)
+    cancelled(rose.tune_model, model, dense, TOKENS, **JUDGED, checkpoint=tmp_path, progress=stop)
     assert digest(start.state_dict()) != digest(model.state_dict()) != digest(whole.state_dict())
     assert all(map(torch.equal, masks(model), masks(start)))
     seen: list[TuningProgress] = []
@@ -339,8 +337,7 @@ def test_parts_of_blocks_are_tuned_one_after_another(tmp_path):
     assert seen[-1].fraction == 1
 
     stop = stop_when(lambda progress: progress.fraction > 0.75)
-    with pytest.raises(rose.Cancelled):
-        rose.tune_model(copy.deepcopy(again), dense, TOKENS, **fast, parts=2, checkpoint=tmp_path, progress=stop)
+    cancelled(rose.tune_model, copy.deepcopy(again), dense, TOKENS, **fast, parts=2, checkpoint=tmp_path, progress=stop)
     rose.tune_model(again, dense, TOKENS.int(), **fast, parts=2, checkpoint=tmp_path)  # the same tokens
     assert digest(again.state_dict()) == digest(model.state_dict())
     with pytest.raises(rose.RoseError, match="epochs was 2 there and is 3 now"):  # as given, not a part's share
@@ -351,14 +348,12 @@ def test_parts_of_blocks_are_tuned_one_after_another(tmp_path):
 def test_a_resumed_run_keeps_its_parts_and_its_format(tmp_path, monkeypatch, parts):
     dense, model = pruned_pair()
     task, auto, stop_at_once = TuneTask(model, dense, TOKENS[:4]), {"epochs": 1.0}, Mock(side_effect=rose.Cancelled)
-    with pytest.raises(rose.Cancelled):
-        Parts(task, TuneSettings(**auto), parts).run(stop_at_once, tmp_path)
+    cancelled(Parts(task, TuneSettings(**auto), parts).run, stop_at_once, tmp_path)
     begun = Parts(task, TuneSettings(**auto), parts).tuner.precision.describe()["products"]
     other = "float32" if begun == "bfloat16" else "bfloat16"
     monkeypatch.setattr(precision, "_chosen", lambda _device: other)  # as on another processor
     again = Parts(task, TuneSettings(**auto), parts)
-    with pytest.raises(rose.Cancelled):
-        again.run(stop_at_once, tmp_path)
+    cancelled(again.run, stop_at_once, tmp_path)
     assert again.tuner.precision.describe()["products"] == begun
     with pytest.raises(rose.RoseError, match=f"computed in {begun} there and are in {other} now"):
         Parts(task, TuneSettings(**auto, compute=other), parts).run(None, tmp_path)

@@ -19,7 +19,7 @@ from rose.model.walk.sequential import visit_sequentially
 from tests.layer.helpers import statistics_of
 from tests.model.families import DENSE, LENGTH, begin_walk, logits, make_model, make_tokens
 from tests.model.walk.test_families import hooked_inputs
-from tests.refusals import refused
+from tests.refusals import cancelled, refused
 
 pytestmark = pytest.mark.usefixtures("small_batches")
 OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "method": "sparsegpt", "target": "layer"}
@@ -165,8 +165,7 @@ def test_a_stopped_run_leaves_no_hook_and_no_batch_under_way():
             alive.extend(weakref.ref(x) for x in gc.get_objects() if type(x).__name__ == "_Batch")
             raise rose.Cancelled
 
-    with pytest.raises(rose.Cancelled):
-        prune(model, progress=stop)
+    cancelled(prune, model, progress=stop)
     assert not any(module._forward_pre_hooks for module in model.modules())
     gc.collect()
     assert alive
