@@ -4,6 +4,7 @@ A process of its own, because it forks: each call is a child that runs the comma
 line of code of `rose` that it executes, which makes the moments random and a run of this repeatable.
 """
 
+import gc
 import json
 import os
 import random
@@ -32,11 +33,11 @@ CALIBRATION = "--calibration {text} --samples 4 --length 32 --held-out 2"
 COMMANDS = {
     "prune": f"prune --model {{model}} {CALIBRATION} --sparsity 0.5 --allocation owl --checkpoint {{out}}/kept "
     "--output {out}/pruned",
-    "slim": f"slim --model {{model}} {CALIBRATION} --ratio 0.3 --multiple 4 --prune 0.5 --checkpoint {{out}}/kept "
-    "--output {out}/slim",
+    "slim": f"slim --model {{model}} {CALIBRATION} --ratio 0.3 --multiple 4 --prune 0.5 --prune-method sparsegpt "
+    "--checkpoint {out}/kept --output {out}/slim",
     "damage": f"damage --model {{model}} {CALIBRATION} --sparsity 0.5 --units blocks --evaluate {{text}} --windows 2 "
     "--output {out}/damage",
-    "compare": f"compare --model {{model}} {CALIBRATION} --sparsity 0.5 --methods wanda,sparsegpt --seeds 0,1 "
+    "compare": f"compare --model {{model}} {CALIBRATION} --sparsity 0.5 --methods wanda,sparsegpt --seeds 0 "
     "--evaluate {text} --windows 2 --output {out}/compare",
     "tune": f"tune {{pruned}} --dense {{model}} {CALIBRATION} --batch 1 --checkpoint {{out}}/kept "
     "--output {out}/tuned",
@@ -106,6 +107,7 @@ def read_ahead(folder: Path) -> None:
     words = f"{COMMANDS['prune']} --evaluate {{text}} --windows 2".format(model=model, text=text, out=folder)
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         assert cli.main(words.split()) == 0
+    gc.freeze()  # or collections in each child would copy what is here
 
 
 def _subject(folder: Path) -> tuple[Path, Path]:
@@ -113,7 +115,7 @@ def _subject(folder: Path) -> tuple[Path, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     text = folder / "text.txt"
     text.write_text("The quick brown fox jumps over the lazy dog, and the dog dreams of it. " * 30)
-    return save_tiny_llama(folder / "model"), text
+    return save_tiny_llama(folder / "model", blocks=2), text
 
 
 def kill(command: str, folder: Path, kills: int, seed: int) -> Outcome:
@@ -168,9 +170,9 @@ def _call(
     counted = folder / "lines"
     child = os.fork()
     if child == 0:
-        with (folder / "said").open("w") as said:
-            os.dup2(said.fileno(), 1)
-            os.dup2(said.fileno(), 2)
+        with (folder / "said").open("w") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
             counter = Lines(scopes, fatal)
             status = cli.main(list(arguments))
             sys.settrace(None)
@@ -185,19 +187,19 @@ def _call(
 
 def result(folder: Path) -> dict[str, str]:
     """What a command has left, by file, without what differs between two equal runs."""
-    found = {}
+    files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_dir() or name.startswith("kept/") or path.suffix in (".parquet", ".lock") or is_unfinished(path):
             continue
         if path.suffix == ".json":
-            found[name] = json.dumps(_settled(json.loads(path.read_text()), str(folder)))
+            files[name] = json.dumps(_settled(json.loads(path.read_text()), str(folder)))
         elif path.suffix == ".csv":
             table = pd.read_csv(path)
-            found[name] = table[[column for column in table if column not in MOVES]].to_csv()
+            files[name] = table[[column for column in table if column not in MOVES]].to_csv()
         elif path.name not in (".lock", "lock"):
-            found[name] = digest({}, {"content": path.read_bytes().hex()})
-    return found
+            files[name] = digest({}, {"content": path.read_bytes().hex()})
+    return files
 
 
 def is_unfinished(path: Path) -> bool:
@@ -208,7 +210,7 @@ def is_unfinished(path: Path) -> bool:
 def _settled(value: Any, place: str) -> Any:
     """JSON without the entries that differ between two equal runs."""
     if isinstance(value, dict):
-        return {name: _settled(one, place) for name, one in value.items() if name not in MOVES}
+        return {name: _settled(entry, place) for name, entry in value.items() if name not in MOVES}
     if isinstance(value, list):
-        return [_settled(one, place) for one in value]
+        return [_settled(entry, place) for entry in value]
     return value.replace(place, "") if isinstance(value, str) else value

@@ -8,6 +8,7 @@ which something else may be read. Exit status 1 where a case did otherwise.
 
 import argparse
 import dataclasses
+import gc
 import json
 import sys
 
@@ -25,6 +26,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the changes (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the outcomes as JSON")
     options = parser.parse_args()
+    gc.freeze()  # or collections in each child would copy what is here
     cases = range(options.first, options.first + options.cases)
     outcomes = [run(READERS[name], cases, options.seed) for name in options.readers or READERS]
     if options.json:
