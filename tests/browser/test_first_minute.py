@@ -1,5 +1,6 @@
 """The first minute in a browser: the example, Back, reloads, downloads, and narrow screens."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ PAGES = (
     *("Start", "Learn", "Layers", "Layer", "Order lab", "Prune", "Make it smaller"),
     *("Heads and channels", "Compare runs", "Layer sensitivity", "Your text", "Check a checkpoint", "Diffusion"),
 )
+SERIOUS = ("serious", "critical")
 
 
 def test_from_a_cold_start_into_the_example(open_page: OpenPage) -> None:
@@ -105,7 +107,7 @@ def test_page_down_scrolls_and_narrow_screens_show_titles(open_page: OpenPage, m
     title = page.locator(".figure-title").first
     expect(title).to_contain_text(re.compile("layers? (is|are) columnar"))
     expect(title).to_be_in_viewport(ratio=1)
-    assert title.evaluate("one => one.scrollWidth <= one.clientWidth")
+    assert title.evaluate("node => node.scrollWidth <= node.clientWidth")
 
 
 def test_links_show_the_focus_of_the_keyboard(open_page: OpenPage) -> None:
@@ -120,19 +122,19 @@ def test_pages_have_no_serious_violation_of_accessibility(open_page: OpenPage, m
     page, axe = open_page("", measured), Axe()
 
     def serious(**options: object) -> list[tuple[str, str]]:
-        found = axe.run(page, options={"resultTypes": ["violations"]} | options).response["violations"]
-        return [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
+        violations = axe.run(page, options={"resultTypes": ["violations"]} | options).response["violations"]
+        return [(rule["id"], rule["nodes"][0]["html"]) for rule in violations if rule["impact"] in SERIOUS]
 
-    for name in PAGES:
+    for name, scheme in zip(PAGES, itertools.cycle(("dark", "light"))):  # the next page opens in this page's last one
         page.get_by_role("link", name=name, exact=True).click()
         expect(page.get_by_role("heading", level=1)).to_contain_text(name)
         settle(page)
         assert not serious(), name
-        page.emulate_media(color_scheme="dark")
-        expect(page.get_by_test_id("stApp")).to_have_css("color-scheme", "dark")
+        page.emulate_media(color_scheme=scheme)
+        expect(page.get_by_test_id("stApp")).to_have_css("color-scheme", scheme)
+        settle(page)
         for _ in range(40):  # texts change their colours a moment after the page
             if not (bad := serious(runOnly=["color-contrast"])):  # the rule that depends on the theme
                 break
             page.wait_for_timeout(250)
-        assert not bad, (name, "dark")
-        page.emulate_media(color_scheme="light")
+        assert not bad, (name, scheme)
