@@ -35,6 +35,7 @@ VERDICTS = (
     *(WORSE_THAN_WANDA, MASK_ALONE, NOT_PRUNED, NO_FAULT),
 )  # the worst first
 MOVED = 1e-3  # share of kept weights that differ, above which they were moved and not only masked
+GRID_ZEROS = 0.3  # share of zeros that rounding alone leaves in a dense layer; a low-rank part or a merge fills them
 FEW_ZEROS = 0.1  # of the peers' share of zeros: a layer with less has lost them
 ROUNDED = 0.01  # of a layer's norm: no more is changed by rounding, such as after a rotation; removed weights are more
 PEERS = 0.8  # share of the pruned layers that must agree before another layer is remarkable
@@ -141,7 +142,8 @@ def _faults(change: WeightChange, peers: Peers) -> Iterator[tuple[str, str]]:
     if peers.sparsity and change.change > ROUNDED and change.sparsity < FEW_ZEROS * peers.sparsity:
         beside = f"{zeros}, where other pruned layers have {percent(peers.sparsity)}"
         yield ZEROS_LOST, f"{beside}; its weights differ by {percent(change.change)} of their norm."
-    if change.refilled > MOVED * change.size and change.zeros < change.zeros_before:  # else it was pruned once more
+    was_sparse = change.zeros_before > GRID_ZEROS * change.size
+    if was_sparse and change.refilled > MOVED * change.size and change.zeros < change.zeros_before:  # else pruned again
         yield ZEROS_LOST, f"{whole(change.refilled)} zeros of the dense model are no zeros any more."
     # Compensation explains lawful parts.
     wrong = [part for part in change.misfits if not part.may_be_lawful and not (part.kind == EMPTY and peers.are_cut)]
