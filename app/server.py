@@ -1,7 +1,7 @@
 """Serves the app: python app/server.py [options of `streamlit run`].
 
 Streamlit reads a page's modules when the first browser asks for it. Here torch, transformers and plotly are read while
-the server starts, so that the first page does not wait for them.
+the server starts, so that the first page does not wait for them. What other pages' first visits need is read next.
 """
 
 import importlib
@@ -14,7 +14,25 @@ from pathlib import Path
 FIRST = ("numpy", "PIL.ImageFile", "streamlit.material_icon_names")  # which every first picture needs
 MODULES = ("app.session", "app.sidebar", "app.figures.maps")
 HOME = Path(__file__).parent
+SPARE = 4 * 2**30  # bytes of free memory from which on the example's model is read before a page needs it
 WAIT = 5.0  # seconds: the first page of who comes with the server has the processor for itself
+
+
+def read_ahead() -> None:
+    """What the first visit of a page would wait for: how fast this machine is, finished runs, the example's model."""
+    from app import shared
+    from app.runs import example
+    from app.study.setup import Setup
+    from rose.model import estimate
+    from rose.model.network import precision
+
+    importlib.import_module("streamlit.emojis")
+    setup = Setup()
+    shared.skeleton(setup.model)
+    for read in (estimate.matmul_rate, precision.bfloat16_gain, example.pruning):
+        read()
+    if estimate.psutil.virtual_memory().available > SPARE:
+        shared.load(setup.model, setup.dtype)
 
 
 def read_modules() -> None:
@@ -25,6 +43,8 @@ def read_modules() -> None:
     for name in MODULES:
         importlib.import_module(name)
     first.ready.set()
+    time.sleep(WAIT / 2)  # the browser draws
+    read_ahead()
     importlib.import_module("app.shared").let_go_when_idle()
 
 

@@ -19,12 +19,12 @@ import rose
 from app import shared, words
 from app.jobs import Job, Run
 from app.runs.copies import CopyRun, Tuning
-from app.runs.damage import DamageRequest
 from app.runs.kept_copies import FileRun
 from app.runs.pruning import PruneRequest, PruningRun
 from app.study.setup import CHOSEN, Setup
 from app.study.study import Study
 from rose.layer.pattern import THRESHOLD
+from rose.recipe.steps import Damage
 
 RECENT = 5
 PRUNING = "content_cut: Pruning"
@@ -272,9 +272,9 @@ def start_file(run: PruningRun, folder: Path, form: str) -> None:
     _begin(file, WRITING)
 
 
-def start_damage(request: DamageRequest) -> None:
-    """Measures damage with the current set-up, or joins such a run."""
-    follow(shared.start_damage(setup(), request, viewer()), "healing: Measuring sensitivity")
+def start_damage(request: Damage) -> None:
+    """Measures damage, or joins such a run."""
+    follow(shared.start_damage(request, viewer()), "healing: Measuring sensitivity")
 
 
 def layer() -> str | None:

@@ -17,7 +17,7 @@ from torch import nn
 import rose
 from app.jobs import Run, is_busy, return_memory
 from app.runs.checked import CheckpointRun, setup_of
-from app.runs.damage import DamageRequest, DamageRun
+from app.runs.damage import DamageRun
 from app.runs.diffusion import DenseModel
 from app.runs.pruning import PruningRun
 from app.study import cache as disk
@@ -25,7 +25,7 @@ from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study, held_by
 from rose.files import expand
 from rose.model.load.models import is_hub_id, load_skeleton
-from rose.recipe.steps import CheckCopies
+from rose.recipe.steps import CheckCopies, Damage
 
 IDLE = 600.0  # seconds without a page before memory is freed
 KEPT_STUDIES = 4
@@ -36,7 +36,7 @@ KEPT_MEASUREMENTS = 16  # of each kind
 KEPT_REPORTS = 40
 ASKED_ON_START = "; the page Start has a button that asks the Hub for it"
 R = TypeVar("R", bound=Run)
-Key = tuple[Setup, DamageRequest | CheckCopies, tuple[str | None, ...]]
+Key = tuple[str | None, ...]
 
 # Runs that sessions have started, the latest last: one object for all sessions.
 studies: Callable[[], dict[Setup, Study]] = cache(dict)
@@ -191,26 +191,29 @@ def _drop_ended(runs: dict[Any, R], limit: int) -> None:
         runs.pop(key).discard()
 
 
-def key_of(chosen: Setup, request: DamageRequest | CheckCopies) -> Key:
-    """The request and the identities of its files: replaced files are measured anew."""
-    pruned = request.restore if isinstance(request, DamageRequest) else request.pruned[0]
-    return chosen, request, tuple(disk.model_identity(name) for name in (chosen.model, pruned) if name)
+def key_of(request: Damage | CheckCopies) -> Key:
+    """The recipe and the identities of its files: replaced files are measured anew."""
+    if isinstance(request, CheckCopies):
+        names = [request.dense, request.pruned[0]]
+    else:
+        names = [request.model, request.restore or ""]
+    return request.model_dump_json(), *(disk.model_identity(name) for name in names if name)
 
 
-def start_damage(chosen: Setup, request: DamageRequest, viewer: str) -> DamageRun:
+def start_damage(request: Damage, viewer: str) -> DamageRun:
     """Starts a measurement for a session, joins a running or finished one, or continues a stopped measurement."""
 
     def make(earlier: DamageRun | None) -> DamageRun:
-        return DamageRun(chosen, request, partial(load, chosen.model, chosen.dtype), earlier.records if earlier else ())
+        return DamageRun(request, partial(load, request.model, request.dtype), earlier.records if earlier else ())
 
-    return _join(damages(), key_of(chosen, request), make, viewer)
+    return _join(damages(), key_of(request), make, viewer)
 
 
 def start_check(request: CheckCopies, viewer: str) -> CheckpointRun:
     """As `start_damage`, for a check of a checkpoint."""
     setup = setup_of(request)
     load_dense = partial(load, setup.model, setup.dtype, stream=setup.stream)
-    return _join(checks(), key_of(setup, request), lambda _: CheckpointRun(request, load_dense), viewer)
+    return _join(checks(), key_of(request), lambda _: CheckpointRun(request, load_dense), viewer)
 
 
 def _join(runs: dict[Key, R], key: Key, make: Callable[[R | None], R], viewer: str) -> R:

@@ -17,6 +17,7 @@ from app.figures import style
 from app.figures.style import Drawing
 from rose.recipe import Recipe
 from rose.rows import csv_text, json_rows
+from rose.spec import Spec
 
 REDRAW, STEP_BY_KEY = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("theme.js", "steps.js"))
 _redraw = st.components.v2.component("redraw_in_another_theme", js=REDRAW, isolate_styles=False)
@@ -166,12 +167,15 @@ def follow_theme() -> None:
     _redraw(key="theme", data={"drawn": session.theme()}, on_changed_change=lambda: None)
 
 
-def recipe(steps: Recipe, name: str) -> None:
-    """A recipe as text and as a file, with the command that runs it."""
-    st.code(str(steps), language="yaml")
-    st.download_button("Download", str(steps), f"{name}.yaml", icon=":material/download:", key=f"recipe-of-{name}")
-    st.caption(
-        f"`rose run {name}.yaml output=FOLDER` does this again; in Python, "
-        f'`rose.Recipe.read("{name}.yaml", "output=FOLDER").run()`. On the same machine the weights are the same to '
-        "the bit."
-    )
+def recipe(key: str, steps: Sequence[Spec], label: Callable[[Any], str] = str) -> None:
+    """The recipe of what the page would run, as text and as a file; of several copies, one is chosen by its `label`."""
+    with st.popover("Recipe", icon=":material/description:", key=f"{key}-recipe"):
+        step, *further = steps
+        if further:
+            step = st.selectbox("Copy", steps, format_func=label, key=f"{key}-recipe-of")
+        text, place = str(Recipe((step,))), getattr(step, "output", None)
+        name = f"{place.name if place else step.run}.yaml"
+        st.code(text, language="yaml")
+        st.download_button("Download", text, name, icon=":material/download:", key=f"{key}-recipe-file")
+        again, python = (" output=FOLDER", 'output="FOLDER"') if place else ("", "")
+        st.caption(f'`rose run {name}{again}` does this again; in Python, `rose.Recipe.read("{name}").run({python})`.')

@@ -42,7 +42,7 @@ METRICS = {
     "relative_range": Metric(
         "Relative range",
         "relative range",
-        meaning="(max − min) / max of what the blocks of columns would lose without their least important weights",
+        meaning="(max − min) / max of the blocks' losses",
     ),
     "column_variation": Metric(
         "Variation of column losses", "std / mean", meaning="standard deviation of the column losses over their mean"
@@ -269,6 +269,7 @@ def where_layers(rows: pd.DataFrame, kind: str) -> str:
 
 # Does order matter there?
 
+KINDS, OTHERS = 3, "others"  # projections with their own marks, those that gain most; and the rest
 FORETELL = ("relative_range", "column_variation", "forecast_gain", "forecast_global_gain")  # known before any sweep
 
 
@@ -291,6 +292,9 @@ def gain_scatter(
     kinds = rows["projection"].map(map_row)
     looks = palette.projection_styles(list(dict.fromkeys(table["projection"].map(map_row))))
     hover = f"%{{customdata[0]}}<br>{predictor.unit} %{{customdata[1]}}<br>{saved.unit} %{{y:.1f}}\u2009%"
+    looks[OTHERS] = Style(chart.ink.muted, OTHERS, symbol="circle-open")
+    most = list(rows[column].groupby(kinds).max().nlargest(KINDS).index)
+    kinds = kinds.where(kinds.isin(most), OTHERS) if kinds.nunique() > KINDS + 1 else kinds
     for projection, part in rows.groupby(kinds, sort=False):
         shown = np.stack([part["layer"], part[x].map(predictor.text)], axis=1)
         behind = {"marker": {"opacity": 0.85}, "customdata": shown}
@@ -302,9 +306,6 @@ def gain_scatter(
             chart.rings(along * part[x], 100 * part[column], name, size=size, colour=colour)
     if x == "relative_range":
         chart.figure.add_vline(x=threshold, line=chart.dashed)
-        # Above the plot: inside it covers marks.
-        above: dict[str, Any] = {"y": 1, "yref": "paper", "yanchor": "bottom", "bgcolor": "rgba(0,0,0,0)"}
-        chart.note(f"columnar above {threshold:g}", x=threshold, **above)
         chart.x(range=[-0.02, 1.04])
     chart.figure.add_hline(y=0, line={"color": chart.ink.text, "width": 1.5})
     chart.x(zeroline=False, **(PERCENT if along == 100 else {}))
@@ -322,7 +323,7 @@ def gain_scatter(
         finding = finding if len(columnar) else "No layer is columnar, so ROSE reorders none"
     subtitle = f"{'Held-out' if held else 'Calibration'} error saved against SparseGPT, a mark a layer"
     ranked = verdicts.rank_correlation(rows[x], rows[column])
-    caption = "" if ranked is None else f"{verdicts.says_correlation(predictor.label, 'which layers gain', ranked)}."
+    caption = "" if ranked is None else f"Rank correlation {ranked}."
     alt = f"Scatter chart of the error saved by {saved.who} against {predictor.label.lower()}"
     columns = list(dict.fromkeys(["layer", "block_index", "projection", "relative_range", x, column]))
     return chart.done(finding, subtitle, caption, alt, rows[columns].reset_index(drop=True))
@@ -396,7 +397,7 @@ def run_difference(rows: pd.DataFrame, names: tuple[str, str], measure: str, *, 
     if not (shown > 0).any():  # half a scale of colours that no cell has says nothing
         scale |= {"colorscale": [[2 * place, colour] for place, colour in steps if place <= 0.5], "zmax": 0.0}
     chart.layer_map(layer_grid(cells).clip(-limit, limit), cells, "change", colorbar=bar, **scale)
-    caption = "Averages over layers are geometric means of ratios."
+    caption = "Average: geometric mean of ratios."
     alt = f"Map of the difference in {measure} by decoder block and projection"
     table = rows[["layer", "block_index", "projection", "first", "second"]]
     table = table.assign(difference=rows["second"] - rows["first"])

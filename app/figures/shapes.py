@@ -223,8 +223,8 @@ def block_span(widths: Sequence[int], block: int) -> tuple[int, int]:
 
 
 def whole_step(count: int) -> int:
-    """Distance of ticks on an axis that counts up to `count`: never a fraction, at most 16 ticks."""
-    return next(step for step in (1, 2, 4, 5, 10, 20, 50, 100, 1000) if count / step <= 16 or step == 1000)
+    """Distance of ticks on an axis that counts up to `count`: never a fraction, at most ten ticks."""
+    return next(step for step in (1, 2, 4, 5, 10, 20, 50, 100, 1000) if count / step <= 10 or step == 1000)
 
 
 def _label_ends(figure: go.Figure, x: float, ends: Sequence[End], top: float, bottom: float) -> None:

@@ -9,7 +9,7 @@ import rose
 from app import session, shared
 from app.forms.widgets import linked, spec_number, text_input
 from app.runs.pruning import HELD_OUT, PROMPT, WINDOWS, Keep, PruneRequest
-from app.study.setup import CHOSEN, Setup, patterns_of
+from app.study.setup import Setup, patterns_of
 from rose.layer.pattern import BITS as GRID_BITS
 from rose.layer.pattern import GROUP, GROUPS, RECOMMENDED, THRESHOLD, Grid, parse_grid
 from rose.model.defaults import SOURCES
@@ -63,19 +63,6 @@ def choose(setup: Setup) -> PruneRequest:
         window_length=setup.length,
         **settings,
     )
-
-
-def fill(step: Prune) -> list[str]:
-    """Fills these choices from a recipe; returns its changed fields that this page does not offer."""
-    weights = {"bits": [str(step.bits or AS_STORED)], "group": str(step.group or GROUP)}
-    walk = step.pick(("target_damping", "true_sequential"))
-    chosen = weights | walk | {"methods": [step.method], "sparsities": step.sparsity, "targets": [step.target]}
-    chosen["layers"] = " ".join(step.layers or ())
-    st.session_state.update({f"prune_{name}": value for name, value in chosen.items()})
-    st.session_state.chosen_threshold = step.threshold
-    offered = {*CHOSEN, *weights, *walk, "method", "target", "threshold"}
-    missing = (field for field in FIELDS.values() if field.extra["changes"] and field.name not in offered)
-    return [field.name for field in missing if getattr(step, field.name) != field.default]
 
 
 def _several(place: DeltaGenerator, label: str, options: dict[str, str], usual: str, key: str, help: str) -> list[str]:

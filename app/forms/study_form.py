@@ -1,4 +1,4 @@
-"""The set-up as widgets of the start page, from a dropped recipe, and in one line."""
+"""The set-up as widgets of the start page, and in one line."""
 
 from typing import Any
 
@@ -6,8 +6,7 @@ import streamlit as st
 from torch import nn
 
 import rose
-from app import session, shared, words
-from app.forms import prune_choices
+from app import session, shared
 from app.forms.widgets import HUB, spec_number
 from app.study import preflight
 from app.study.setup import NUMBERS, Setup, patterns_of
@@ -18,9 +17,6 @@ from rose.model.network.layers import decoder_blocks
 from rose.model.network.network import Network
 from rose.model.network.precision import name_of
 from rose.model.packaged import PACKAGED
-from rose.recipe import Recipe
-from rose.recipe.steps import Analyze, Prune
-from rose.spec import Spec
 
 FILE = "file"
 NAMES = {"wikitext2": "WikiText-2", "c4": "C4", "ptb": "Penn Treebank"}  # of data sets, for people
@@ -37,8 +33,6 @@ LAYERS = {
 }
 SPARSITIES = ["0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "2:4", "4:8", "1:4"]
 PREFIX = "start_"  # of the keys of these widgets
-RECIPE = "start-recipe"
-RECIPE_USED = "recipe_used"  # in the session: how the last recipe was used
 PHRASES = {
     "dtype": "{}",
     "seed": "seed {}",
@@ -116,7 +110,7 @@ def _key(name: str) -> dict[str, Any]:
 def _choose_model() -> str:
     packaged, typed = list(PACKAGED), st.session_state[PREFIX + "model"]
     name = st.selectbox(
-        "Model, or type a folder or Hub name",
+        "Model, folder or Hub name",
         packaged if typed in PACKAGED else [*packaged, typed],
         format_func=lambda name: f"{name}, packaged" if name in PACKAGED else name,
         accept_new_options=True,
@@ -199,42 +193,3 @@ def describe(setup: Setup) -> str:
     sizes = f"{text} {setup.samples} × {setup.length}"
     other += ["weights left on disk"] if setup.stream else []
     return ", ".join([model, layers, sizes, f"sparsity {setup.sparsity}", *other])
-
-
-def drop_recipe() -> None:
-    """Draws the place to drop a recipe, and says how the last recipe was used."""
-    st.file_uploader("Or drop a recipe.yaml here", ["yaml", "yml"], key=RECIPE, on_change=_take, max_upload_size=1)
-    sentence, page = st.session_state.get(RECIPE_USED, ("", ""))
-    if sentence:
-        st.caption(words.plain(sentence))
-    if page:
-        st.page_link(f"views/{page}.py", label="Open Prune", icon=":material/arrow_forward:")
-
-
-def _take() -> None:
-    """Callback: reads the recipe and fills the forms."""
-    file = st.session_state[RECIPE]
-    if file is None:
-        st.session_state.pop(RECIPE_USED, None)
-        return
-    try:
-        recipe = Recipe.parse(file.getvalue(), name=file.name, is_placed=False)
-        st.session_state[RECIPE_USED] = _use(file.name, recipe.steps)
-    except rose.RoseError as problem:
-        st.session_state[RECIPE_USED] = str(problem), ""
-
-
-def _use(name: str, steps: tuple[Spec, ...]) -> tuple[str, str]:
-    """Fills the forms; returns a sentence and the page to open next, if any."""
-    step = steps[0]
-    if len(steps) > 1 or not isinstance(step, Analyze | Prune):
-        runs = ", ".join(step.run for step in steps)
-        return f"This page cannot run {name} ({runs}). Run it in a terminal: rose run {name} output=FOLDER", ""
-    forget()
-    session.choose_draft(Setup.of(step))
-    if isinstance(step, Analyze):
-        return f"The form above has the settings of {name}. Measure the layers next.", ""
-    session.use_draft()
-    missing = prune_choices.fill(step)
-    without = f" without {words.listing(missing)}, which it does not offer" if missing else ""
-    return f"The page Prune has the settings of {name}{without}.", "prune"

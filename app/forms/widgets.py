@@ -10,13 +10,10 @@ from streamlit.delta_generator import DeltaGenerator
 
 from app import components, shared, words
 from app.runs.copies import kept_checkpoints
-from app.runs.damage import DamageRequest
-from app.runs.pruning import PruneRequest
 from app.study.preflight import asked_of_hub
 from app.study.setup import LARGEST, Setup
 from rose import METHODS, RoseError
-from rose.model.estimate import Cost
-from rose.spec import SpecField
+from rose.spec import Spec, SpecField
 
 HUB = urlsplit(constants.ENDPOINT).netloc
 
@@ -27,7 +24,7 @@ def linked(key: str) -> dict[str, Any]:
 
 def spec_number(place: DeltaGenerator, field: SpecField, key: Mapping[str, Any], **widget: Any) -> Any:
     """A number of a recipe, with its label, help and limits unless `widget` has others; `key` as from `linked`."""
-    low, high = (field.limits.get(limit) for limit in ("ge", "le"))
+    low, high = (field.limits.get(f"{limit}e", field.limits.get(f"{limit}t")) for limit in "gl")
     least, most = (None if limit is None else field.kind(min(limit, LARGEST)) for limit in (low, high))
     look = {"label": field.label, "help": words.sentence(field.description) + "."}
     look |= {"format": "%g"} if field.kind is float else {}
@@ -37,17 +34,6 @@ def spec_number(place: DeltaGenerator, field: SpecField, key: Mapping[str, Any],
 def method_choice(place: DeltaGenerator, usual: str, key: str) -> str:
     look: dict[str, Any] = {"format_func": lambda name: METHODS[name].label, "index": list(METHODS).index(usual)}
     return place.selectbox("Method", list(METHODS), **look, **linked(key))
-
-
-def priced(setup: Setup, request: DamageRequest | PruneRequest) -> tuple[Cost | None, str]:
-    """The cost of a run, or a sentence that says why it is impossible."""
-
-    def estimate() -> Cost:
-        skeleton = shared.skeleton(setup.model)
-        request.check(setup, skeleton)
-        return request.estimate(setup, skeleton)
-
-    return attempt(estimate)
 
 
 def attempt(make: Callable[[], Any]) -> tuple[Any, str]:
@@ -110,15 +96,21 @@ def start_button(
     ready: bool = True,
     takes: str = "",
     asking: Sequence[Setup] = (),
+    recipes: Sequence[Spec] = (),
+    label_of: Callable[[Any], str] = str,
 ) -> DeltaGenerator:
     """The button that starts a run, and the place beside it.
 
     The place says what stands in the way; or, unless a run goes on, what a run takes and what `asking` asks the Hub.
+    `recipes` of the run, by their label, are offered beside it.
     """  # fmt: skip
-    left, right = st.columns([1, 3], vertical_alignment="center")
+    left, *middle, right = st.columns([1, 0.6, 2.4] if recipes else [1, 3], vertical_alignment="center")
     disabled = bool(problem) or running or not ready
     look: dict[str, Any] = {"type": "primary", "icon": icon, "disabled": disabled, "width": "stretch"}
     left.button(label, key=key, on_click=start, args=args, **look)
+    if recipes:
+        with middle[0]:
+            components.recipe(key.removesuffix("-start"), recipes, label_of)
     with right:
         if problem:
             components.warning(problem)

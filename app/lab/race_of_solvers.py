@@ -76,9 +76,8 @@ def description(layer: str, solvers: Sequence[str], run: PruningRun | None) -> s
     return (
         f"{words.sentence(words.count(len(solvers), 'solver'))} remove the same number of weights from "
         f"**{words.short_layer(layer)}**{', a layer of your study that this run did not prune' if is_other else ''}. "
-        "SparseGPT sweeps once in natural order, ROSE once in two-level order where a layer is columnar. ROSE dealt "
-        "sweeps once in dealt order, then refits; ROSE ADMM uses ADMM."
-        + (" No method prunes in five stages; they are here to compare." if "stages" in solvers else "")
+        "SparseGPT and ROSE sweep once, ROSE dealt also refits, ROSE ADMM uses ADMM."
+        + (" No method prunes in five stages." if "stages" in solvers else "")
     )
 
 

@@ -1,4 +1,4 @@
-"""Look inside a file of weights, and compare it with another: the first mode of *Check a checkpoint*."""
+"""Look inside a file of weights, and compare it with another: a section of *Check a checkpoint*."""
 
 import contextlib
 
@@ -8,7 +8,7 @@ import streamlit as st
 import rose
 from app import components, session, words
 from app.figures import weights as figures
-from app.forms.widgets import linked, text_input
+from app.forms.widgets import linked
 from app.results.downloads import csv_button
 from app.study.cache import model_identity
 from rose.model import inspect as tensors
@@ -17,7 +17,6 @@ from rose.model.inspect import TensorFiles
 from rose.model.packaged import PACKAGED
 
 QUICK = 2**24  # numbers of a matrix
-FILE_HELP = "A .safetensors or .gguf file, or a folder of a checkpoint, packed or sharded. Nothing is loaded whole."
 LABELS = {
     "name": "Tensor", "kind": "Format", "shape": "Shape", "stored": "Bytes", "sparsity": "Zeros", "pattern": "Pattern",
     "true_bits": "Bits used", "norm": "Norm", "largest": "Largest", "zero_rows": "Zero rows",
@@ -31,14 +30,12 @@ BESIDE = {
 }  # fmt: skip
 
 
-def draw() -> None:
-    left, right = st.columns(2)
-    usual = next(iter(PACKAGED))
-    path = text_input("Your file or folder", "inspect_path", f"{usual}, which comes with the app", FILE_HELP, left)
-    other = text_input("Compare with, if you like", "inspect_other", "another file or folder", None, right)
-    path = path or usual
+def draw(path: str, other: str) -> None:
+    """What is in a checkpoint, at first in the packaged model; or how it differs from another."""
+    label, help = f"Compare with {words.plain(other)}", "Reads any .safetensors or .gguf file, or a folder."
+    is_compared = path and st.toggle(label, **linked("inspect_beside"), help=help)
     try:
-        _beside(path, other) if other else _one(path)
+        _beside(path, other) if is_compared else _one(path or next(iter(PACKAGED)))
     except rose.RoseError as problem:
         components.error(problem)
 

@@ -146,7 +146,7 @@ NUMBERS: dict[str, Callable[[RunReport], float | None]] = {
     "Perplexity": lambda run: run.number("perplexity_after"),
     "Perplexity on plain English": lambda run: run.number("perplexity_second"),
     "Perplexity of the dense model": lambda run: run.number("perplexity_before"),
-    "The same on plain English": lambda run: run.number("perplexity_second_before"),
+    "Perplexity of the dense model on plain English": lambda run: run.number("perplexity_second_before"),
     ACCURACY: lambda run: None if run.zero_shot is None else run.zero_shot["accuracy"].mean(),
     "Drift after the last decoder block": lambda run: run.drift[-1]["drift"] if run.drift else None,
     "Mean held-out error": lambda run: run.pruned["held_out_error"].mean(),
@@ -182,7 +182,7 @@ def in_words(table: pd.DataFrame) -> pd.DataFrame:
             return [words.percent(value) for value in values]
         if name == COUNT:
             return [words.whole(int(value)) if value.is_integer() else words.number(value) for value in values]
-        return words.apart(*values)
+        return words.apart(*values) if name.startswith("Perplexity") else [words.number(value) for value in values]
 
     rows = [[name, *texts(name, *values)] for name, *values in table.itertuples(index=False)]
     return pd.DataFrame(rows, columns=table.columns).replace("–", MISSING)

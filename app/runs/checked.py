@@ -12,7 +12,7 @@ import rose
 from app.figures.trust import MaskExcerpt
 from app.jobs import Job, Run, holding
 from app.runs.pruning import HELD_OUT
-from app.study.setup import Setup
+from app.study.setup import TOKENS, Setup
 from app.study.study import LoadedModel
 from rose.files import expand
 from rose.model.check.check import CheckpointCheck
@@ -27,7 +27,6 @@ from rose.report import NUMBERS
 PICTURED = 12  # layers that break a pattern and have a picture of their mask
 AROUND = (24, 64)  # rows and columns of that picture
 UNKNOWN = "checkpoint"  # in place of a method that is not known
-TOKENS = ("calibration", "samples", "length", "seed", "held_out")  # fields of a set-up and of a recipe
 COLUMNS = {"error": "target_error", "held_out_error": "held_out_target_error", "dense_input_error": "relative_error"}
 
 
@@ -43,8 +42,8 @@ def request_of(setup: Setup, dense: str, pruned: str, *, with_tokens: bool, stre
 
 def setup_of(request: CheckCopies) -> Setup:
     """The dense model and the tokens, if it has any."""
-    tokens = {} if request.calibration is None else request.pick(TOKENS)
-    return Setup(model=request.dense, **request.pick(("dtype", "stream")), **tokens)
+    setup = Setup.of(request.changed(calibration=Setup().calibration)).changed(model=request.dense)
+    return setup if request.calibration else setup.changed(**Setup().pick(TOKENS))
 
 
 def name_of(request: CheckCopies) -> str:
@@ -101,7 +100,8 @@ class CheckpointRun(Run):
         keep_low_rank(pruned, expand(self.request.pruned[0]))
         self._say("Comparing layer by layer")
         with holding(loaded.lock, job):
-            check = rose.check_checkpoint(loaded.model, pruned, tokens, held_out=held_out, progress=self._follow())
+            chosen = {"held_out": held_out, **self.request.pick(("methods", "compute"))}
+            check = rose.check_checkpoint(loaded.model, pruned, tokens, progress=self._follow(), **chosen)
         self.excerpts = _excerpts(check, Network(pruned))
         self.check, self.fraction, self.seconds = check, 1.0, job.worked
 

@@ -18,9 +18,11 @@ import torch
 
 import rose
 from app.figures.trust import MaskExcerpt
+from app.runs import damage as damages
+from app.runs import slimming as slims
 from app.runs.checked import CheckpointRun, request_of
 from app.runs.copies import as_before, dense_record
-from app.runs.damage import DamageRequest, DamageRun
+from app.runs.damage import DamageRun
 from app.runs.diffusion import PICTURES, DiffusionRun
 from app.runs.diffusion import recipe as diffusion_recipe
 from app.runs.pruning import PROMPT, PruneRequest, PruningRun
@@ -30,7 +32,6 @@ from app.study.setup import Setup
 from rose.layer.pattern import RECOMMENDED
 from rose.model.check.check import CheckpointCheck
 from rose.model.measure.perplexity import EncodedText, Reading
-from rose.recipe.parts import SlimSettings
 from rose.recipe.steps import Smaller
 from rose.rows import DamageRecord
 from rose.smaller import Row
@@ -41,8 +42,8 @@ FILE = Path(__file__).with_name("example.json.gz")
 REQUEST = PruneRequest(
     ("sparsegpt", "rose", RECOMMENDED), ("0.5", "0.7"), window_length=SETUP.length, prompt=PROMPT, keep="all"
 )
-SLIM = SlimSettings.of(method="slimllm", ratio=0.2)
-DAMAGE = DamageRequest("layers")
+SLIM = slims.recipe_of(SETUP, method="slimllm", ratio=0.2)
+DAMAGE = damages.recipe_of(SETUP, units="layers")
 SMALLER = Smaller(
     model=SETUP.model,
     samples=SETUP.samples,
@@ -107,7 +108,7 @@ def damage() -> DamageRun:
     rows: list[dict[str, Any]] = [
         {name: math.nan if value is None else value for name, value in row.items()} for row in part["records"]
     ]
-    run = DamageRun(SETUP, DAMAGE, _no_model, [DamageRecord(**row) for row in rows])
+    run = DamageRun(DAMAGE, _no_model, [DamageRecord(**row) for row in rows])
     run.facts = part["told"]
     return _finished(run)
 

@@ -19,15 +19,16 @@ from app import words
 from app.jobs import Job, Run, holding
 from app.runs.copies import NEW_TOKENS, CopyRun, Step, as_before, dense_record
 from app.runs.pruning import HELD_OUT
-from app.study.setup import Setup, check_memory
+from app.study.setup import TOKENS, Setup, check_memory
 from app.study.study import LoadedModel
 from rose.model.estimate import Cost, estimate_cost, estimate_evaluation
 from rose.model.load.models import parse_dtype
 from rose.model.network.layers import count_parameters
 from rose.recipe.parts import SlimSettings
-from rose.recipe.steps import Smaller
+from rose.recipe.steps import Slim, Smaller
 from rose.smaller import Bench, Row
 from rose.smaller.measure import PROMPT, in_turns
+from rose.structured.defaults import WHOLE_BLOCKS
 from rose.structured.plan import estimate_slim_memory, estimate_slimming
 from rose.structured.slimming import check_slimming
 from rose.verdicts import Interval, paired_ratio, says_perplexity
@@ -55,9 +56,17 @@ class Speedup:
         return f"It reads {prompt} {times} times as fast here (95\u202f% interval {self.ratio.bounds}, {turns} each)."
 
 
-def estimate(setup: Setup, settings: SlimSettings, model: nn.Module) -> Cost:
+def recipe_of(setup: Setup, **chosen: Any) -> Slim:
+    """The recipe of a copy; `chosen`: its method, ratio and allocation. Raises RoseError for impossible values."""
+    fields = setup.pick(("model", "dtype", *TOKENS)) | {"output": "slim"}
+    if chosen["method"] == WHOLE_BLOCKS:  # as they are
+        return Slim.of(**fields, method=chosen["method"], ratio=chosen["ratio"])
+    return Slim.of(**fields, damping=setup.damping, **chosen)
+
+
+def estimate(setup: Setup, request: Slim, model: nn.Module) -> Cost:
     """Cost of a copy and of evaluating both models; raises RoseError for an impossible copy."""
-    sizes = setup.extent
+    sizes, settings = setup.extent, SlimSettings(**request.stages()[0])
     check_slimming(model, settings)
     seconds = estimate_slimming(model, settings, **sizes)
     seconds += 2 * estimate_evaluation(model, tokens=setup.held_out * setup.length, new_tokens=NEW_TOKENS)
@@ -71,11 +80,9 @@ class Slimming(CopyRun):
 
     UNIT = " parts"
 
-    def __init__(
-        self, setup: Setup, settings: SlimSettings, load: Callable[[], LoadedModel], *, prompt: str = ""
-    ) -> None:
+    def __init__(self, setup: Setup, request: Slim, load: Callable[[], LoadedModel], *, prompt: str = "") -> None:
         super().__init__(setup, load, prompt=prompt)
-        self.settings = settings
+        self.request = request
         self.speedup: Speedup | None = None  # of the slim model
 
     def windows(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
@@ -87,21 +94,21 @@ class Slimming(CopyRun):
         return super().judge(model_name, model, tokenizer, windows, step) | {"kept_parameters": count_parameters(model)}
 
     def _run(self, job: Job) -> None:
-        settings, setup = self.settings, self.setup
+        request, setup = self.request, self.setup
         self._say("Loading the model")
         loaded = self._load()
-        check_memory(estimate(setup, settings, loaded.model), setup.dtype)
+        check_memory(estimate(setup, request, loaded.model), setup.dtype)
         cautions: list[str] = []
         tokens, held_out = setup.draw(loaded.tokenizer, cautions.append)
         windows = self.windows(loaded.tokenizer)
         model = self._copy(loaded.model, loaded.lock)
         dense = dense_record(self.judge("the dense model", model, loaded.tokenizer, windows, self._step))
-        share = f"{100 * settings.ratio:g} %"
+        share = f"{100 * request.ratio:g} %"
         self._say(f"Taking {share} out")
         report = rose.prune_structured(
-            model, tokens, **vars(settings), held_out=held_out, progress=self._follow(0.2, 0.8)
+            model, tokens, **request.stages()[0], held_out=held_out, progress=self._follow(0.2, 0.8)
         )
-        label = f"{settings.method}, {share} out"
+        label = f"{request.method}, {share} out"
         measured = self.judge(label, model, loaded.tokenizer, windows, self._step)
         about = {"evaluated_on": HELD_OUT, "windows": len(windows), "window_length": setup.length}
         before = about | as_before(dense) if len(windows) else {}
@@ -130,9 +137,9 @@ class Slimming(CopyRun):
 class SmallerRun(Run):
     """Every way estimated, then measured, the most promising first, for the minutes that were asked for."""
 
-    def __init__(self, spec: Smaller, load: Callable[[], LoadedModel]) -> None:
+    def __init__(self, request: Smaller, load: Callable[[], LoadedModel]) -> None:
         super().__init__()
-        self.spec, self._load = spec, load
+        self.request, self._load = request, load
         self.rows: list[Row] = []  # one a way, measured rows in place of their estimates
         self.left_out: list[str] = []  # sentences on ways that cannot be made
 
@@ -141,8 +148,8 @@ class SmallerRun(Run):
         loaded = self._load()
         model = self._copy(loaded.model, loaded.lock)
         self._say("Estimating every way")
-        bench = Bench(self.spec, model, loaded.tokenizer, self._temporary())
-        self.rows, self.left_out, seconds = bench.rows, bench.left_out, 60 * self.spec.minutes
+        bench = Bench(self.request, model, loaded.tokenizer, self._temporary())
+        self.rows, self.left_out, seconds = bench.rows, bench.left_out, 60 * self.request.minutes
         start = time.monotonic()
 
         def follow(name: str, _share: float, doing: str) -> None:

@@ -14,7 +14,7 @@ from rose.model.defaults import STORED, STUDY
 from rose.model.estimate import Cost, check_free
 from rose.model.load.models import parse_dtype
 from rose.recipe import parts as part
-from rose.recipe.steps import Analyze, Prune
+from rose.recipe.steps import Analyze
 
 # What measures every layer: name in the table -> arguments of `rose.prune_layer`. Two-level order is measured on all
 # layers, columnar or not, so that the threshold can move without pruning anything again.
@@ -28,10 +28,9 @@ MEASURED: dict[str, dict[str, Any]] = {
 FORETOLD = {"sparsegpt": ("natural", "block"), "two_level": ("two_level", "block"), "rose_global": ("global", "layer")}
 
 NUMBERS = ("samples", "length", "seed", "held_out", "block_size", "damping")
-CHOSEN = (  # fields that the start page offers and a link carries
-    *("model", "dtype", "calibration", "samples", "length", "seed", "held_out", "layers", "sparsity", "block_size"),
-    *("damping", "stream"),
-)
+TOKENS = ("calibration", "samples", "length", "seed", "held_out")
+INPUTS = ("model", "dtype", *TOKENS, "layers")  # fields that inputs of layers depend on
+CHOSEN = (*INPUTS, "sparsity", "block_size", "damping", "stream")  # that the start page offers and a link carries
 LARGEST = 2**53 - 1  # that a browser takes for a whole number
 
 
@@ -53,7 +52,7 @@ class Setup(Analyze):
     @property
     def calibration_key(self) -> tuple[Any, ...]:
         """The choices that inputs of layers depend on."""
-        return tuple(self.pick(CHOSEN[:8]).values())
+        return tuple(self.pick(INPUTS).values())
 
     @property
     def layers_text(self) -> str:
@@ -96,8 +95,8 @@ class Setup(Analyze):
         return Analyze.of(**dict(self) | {"methods": tuple(methods), "threshold": threshold})
 
     @classmethod
-    def of(cls, recipe: Analyze | Prune) -> Setup:  # type: ignore[override]
-        """The set-up of a recipe; its dtype is float32 where the recipe leaves it open."""
+    def of(cls, recipe: Any) -> Setup:  # type: ignore[override]
+        """The set-up of a recipe for a language model; its dtype is float32 where the recipe leaves it open."""
         return cls(**recipe.pick(CHOSEN) | {"dtype": "float32" if recipe.dtype == STORED else recipe.dtype})
 
     def check(self) -> None:

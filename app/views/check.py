@@ -14,7 +14,7 @@ from app.components import SHARE
 from app.components.work import follow
 from app.figures import trust as figures
 from app.forms import study_form
-from app.forms.widgets import linked, pruned_model, say_hub, text_input
+from app.forms.widgets import linked, pruned_model, start_button, text_input
 from app.results import html_report, look_inside, naming
 from app.results.downloads import csv_button, file_button, menu
 from app.results.pairs import DRIFT_SCALE
@@ -31,8 +31,8 @@ from rose.model.estimate import Cost
 from rose.recipe.steps import CheckCopies
 
 OTHER = "Another checkpoint"
-ON = {"tokens": "Weights and errors", "weights": "Weights alone", "inside": "Look inside"}
-EVERY, ONE, DRIFT = "All layers", "One layer", "Drift"
+ON = {"tokens": "Weights and errors", "weights": "Weights alone"}
+EVERY, ONE, DRIFT, INSIDE = "All layers", "One layer", "Drift", "Look inside"
 BOXES = {  # what the headline stands in, by its status; green only over what was measured
     WRONG: (components.error, ":material/error:"),
     WORSE: (components.warning, ":material/warning:"),
@@ -54,59 +54,66 @@ FACTS: dict[str, Any] = {  # columns of the table of all layers, besides errors
 def draw() -> None:
     st.title("Check a checkpoint: is something wrong with it?")
     components.edited_setup()
-    with st.container(horizontal=True, vertical_alignment="center"):
-        mode = components.section(ON, "check_on", "What is checked")
-        help = "Reads one decoder block of each model at a time, for safetensors files larger than memory."
-        stream = mode != "inside" and st.toggle("Leave the weights on disk", **linked("check_stream"), help=help)
-    if mode == "inside":
-        look_inside.draw()
-        return
-    first, second, third = st.columns([2, 2, 1.4], vertical_alignment="bottom")
-    request = _choose(first, second, with_tokens=mode == "tokens", stream=stream)
-    run = None if request is None else shared.checks().get(shared.key_of(checked.setup_of(request), request))
-    if run is None or run.job.status not in ("running", "done"):
-        _offer(third, request)
+    request, pruned, dense = _choose()
+    run = None if request is None else shared.checks().get(shared.key_of(request))
+    place = st.container() if request is not None and run is not None and run.job.status == "done" else _offer(request)
     if run is not None:
         follow(run, "checkpoint", ". Nothing was kept.")
-    elif request is None:  # or it would stand under the name of another checkpoint
-        run = example.check(with_tokens=mode == "tokens")
-        tokens = f", checked on {run.setup.samples} × {run.setup.length} tokens" if run.request.calibration else ""
-        components.example(f"a copy of {run.setup.model} at 2:4, one group broken by hand", tokens)
-    if run is not None and run.check is not None:
-        _results(run, run.check)
+    elif not pruned:  # or it would stand under the name of another checkpoint
+        run = example.check(with_tokens=st.session_state.check_on == "tokens")
+        with place:
+            components.example("one group broken by hand in a copy at 2:4")
+    check = None if run is None else run.check
+    drift = [DRIFT] if check is not None and check.summary["drift"] else []
+    view = components.section([EVERY, ONE, *drift, INSIDE], "check_view", "What is shown")
+    if view == INSIDE:
+        look_inside.draw(pruned, dense)
+    elif run is not None and check is not None:
+        _results(run, check, view)
+    elif run is None or run.job.status != "running":
+        st.info("Layers appear here once they are checked.")
 
 
-def _choose(left: DeltaGenerator, right: DeltaGenerator, *, with_tokens: bool, stream: bool) -> CheckCopies | None:
+def _choose() -> tuple[CheckCopies | None, str, str]:
+    """The check that is asked for, if any, and the names of the checkpoint and of its dense model."""
     setup, usual = session.setup(), f"{session.setup().model}, as on the start page"
-    dense = text_input("Dense model it was made from", "check_dense", usual, None, right)
+    left, middle, right = st.columns([2, 2, 0.8], vertical_alignment="bottom")
+    dense = text_input("Dense model it was made from", "check_dense", usual, None, middle) or setup.model
     with left:
         path = ("Your checkpoint", "a folder, a .gguf file or a Hub id")
-        pruned = pruned_model(dense or setup.model, "check", path[0], OTHER, path, None)
+        pruned = pruned_model(dense, "check", path[0], OTHER, path, None)
+    with right.popover("More", icon=":material/tune:", width="stretch"):
+        mode = st.selectbox("Measure", list(ON), format_func=ON.__getitem__, **linked("check_on"))
+        help = "Reads one decoder block of each model at a time, for safetensors files larger than memory."
+        stream = st.toggle("Leave the weights on disk", **linked("check_stream"), help=help)
+    if not pruned:
+        return None, "", dense
     try:
-        return checked.request_of(setup, dense, pruned, with_tokens=with_tokens, stream=stream) if pruned else None
+        request = checked.request_of(setup, dense, pruned, with_tokens=mode == "tokens", stream=stream)
     except rose.RoseError as problem:
         components.error(problem)
-        return None
+        return None, pruned, dense
+    return request, pruned, dense
 
 
-def _offer(place: DeltaGenerator, request: CheckCopies | None) -> None:
+def _offer(request: CheckCopies | None) -> DeltaGenerator:
     cost, problem, missing = _priced(request) if request else (None, "", "")
-    label = "Check" if cost is None else f"Check, about {components.lasting(cost)}"
-    look: dict[str, Any] = {"type": "primary", "icon": ":material/fact_check:", "width": "stretch"}
-    is_ready = request is not None and not problem
-    place.button(label, key="check-start", on_click=_start, args=(request,), disabled=not is_ready, **look)
-    if problem:
-        components.warning(problem)
-    elif request is not None:
+    setups, takes = [], ""
+    if request is not None:
         setup, takes = checked.setup_of(request), "Zeros, patterns and changes in seconds; no errors and no perplexity."
+        setups = [setup, setup.changed(model=request.pruned[0])]
         if cost is not None:
             needed = words.size(2 * weights_size(cost, setup.dtype) + cost.memory)
             takes = f"{setup.samples} × {setup.length} tokens of {words.text_name(setup.calibration)} and "
-            takes += f"{setup.held_out} × {setup.length} held out through both models; {needed} of memory."
-        st.caption(words.plain(takes))
-        say_hub(setup, setup.changed(model=request.pruned[0]))
+            takes += f"{setup.held_out} × {setup.length} held out through both models: about "
+            takes += f"{components.lasting(cost)}, {needed}."
+    place = start_button(
+        "Check", "check-start", _start, request, icon=":material/fact_check:", problem=problem,
+        ready=request is not None, takes=words.plain(takes), asking=setups, recipes=[request] if request else (),
+    )  # fmt: skip
     if missing:
         study_form.offer_to_find(missing)
+    return place
 
 
 def _priced(request: CheckCopies) -> tuple[Cost | None, str, str]:
@@ -131,12 +138,10 @@ def _start(request: CheckCopies) -> None:
     session.follow(run, f"fact_check: Checking {words.plain(checked.name_of(request))}")
 
 
-def _results(run: CheckpointRun, check: CheckpointCheck) -> None:
+def _results(run: CheckpointRun, check: CheckpointCheck, view: str) -> None:
     answer = headline(check)
     box, icon = BOXES[answer.status]
     box(answer.text, icon=icon)
-    sections = [EVERY, ONE] + ([DRIFT] if check.summary["drift"] else [])
-    view = components.section(sections, "check_view", "What is shown")
     if view == DRIFT:
         components.show(html_report.check_drift(run, session.theme()), "check-drift")
         st.caption(DRIFT_SCALE)

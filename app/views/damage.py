@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -10,12 +11,13 @@ import rose
 from app import components, session, shared, words
 from app.components.work import progress
 from app.figures import sensitivity as figures
-from app.forms.widgets import method_choice, priced, pruned_model, start_button
+from app.forms.widgets import attempt, method_choice, pruned_model, start_button
 from app.results.downloads import csv_button, file_button, menu
 from app.runs import example
-from app.runs.damage import DamageRequest, DamageRun, layer_of
+from app.runs.damage import DamageRun, estimate, layer_of, recipe_of, says_changed, unit_names
 from rose.layer.pattern import THRESHOLD
 from rose.model.measure.damage import CLEAR, correlations
+from rose.recipe.steps import Damage
 from rose.rows import finite, json_rows
 
 INTERVENTIONS = {"prune": "Prune alone", "restore": "Restore alone"}
@@ -33,14 +35,13 @@ def draw() -> None:
     components.edited_setup()
     components.require_weights()
     with st.expander("Measure your own", icon=":material/tune:", key="damage-form"):
-        request = _choose()
-        run = None if request is None else shared.damages().get(shared.key_of(session.setup(), request))
+        request, problem = _choose()
+        run = None if request is None else shared.damages().get(shared.key_of(request))
         if run is None or run.job.status not in ("running", "done"):
-            _offer(request, run)
+            _offer(request, problem, run)
     if request is None or run is None:
         run = example.damage()
-        tokens = f" in {run.setup.model}, loss on {run.setup.held_out} × {run.setup.length} held-out tokens"
-        components.example(f"each layer pruned alone by SparseGPT at {run.setup.sparsity}", tokens)
+        components.example(f"each layer pruned alone by SparseGPT at {run.setup.sparsity}")
 
     def arriving(shown: DamageRun) -> None:
         table, running = shown.table, shown.job.status == "running"
@@ -57,8 +58,9 @@ def draw() -> None:
     components.while_measured(run.job, partial(arriving, run))
 
 
-def _choose() -> DamageRequest | None:
-    """What is changed alone; None where a pruned model is still to be chosen."""
+def _choose() -> tuple[Damage | None, str]:
+    """What is changed alone, or why nothing can be."""
+    setup, chosen = session.setup(), dict[str, Any]()
     left, middle, right = st.columns(3)
     with left:
         how = components.choose("Change", INTERVENTIONS, "damage_how")
@@ -68,25 +70,23 @@ def _choose() -> DamageRequest | None:
         if how == "restore":
             help = "A checkpoint that `rose prune` or the Prune page has written, of the model chosen on Start."
             path = ("Folder of a pruned model", "pruned/")
-            place = pruned_model(session.setup().model, "damage", "Pruned model", "Another folder", path, help)
-            request = DamageRequest(units, restore=place) if place else None
+            chosen["restore"] = pruned_model(setup.model, "damage", "Pruned model", "Another folder", path, help)
         else:
             method = method_choice(right, "sparsegpt", "damage_method")
-            threshold = session.threshold() if method == "rose" else THRESHOLD
-            request = DamageRequest(units, method, threshold=threshold)
-    setup = session.setup()
+            chosen = {"method": method, "threshold": session.threshold() if method == "rose" else THRESHOLD}
     amount = f" Sparsity {setup.sparsity}." if how == "prune" else ""
     which = "" if setup.layers is None else f" Only layers named {words.plain(setup.layers_text)} are changed."
     st.caption(
         f"{MEANING[how]}{amount} Calibration: {setup.samples} × {setup.length} tokens; loss: {setup.held_out} × "
         f"{setup.length} held-out tokens.{which}"
     )
-    return request
+    return (None, NO_RUN) if chosen.get("restore") == "" else attempt(lambda: recipe_of(setup, units=units, **chosen))
 
 
-def _offer(request: DamageRequest | None, run: DamageRun | None) -> None:
-    setup = session.setup()
-    cost, problem = priced(setup, request) if request is not None else (None, NO_RUN)
+def _offer(request: Damage | None, problem: str, run: DamageRun | None) -> None:
+    cost = None
+    if request is not None:
+        cost, problem = attempt(lambda: estimate(request, shared.skeleton(request.model)))
     label, takes = "Measure sensitivity", ""
     if run is not None and run.records:
         label, takes = "Go on measuring", "What is measured is kept."
@@ -94,7 +94,7 @@ def _offer(request: DamageRequest | None, run: DamageRun | None) -> None:
         takes = f"About {components.lasting(cost)}, {words.size(cost.memory + cost.model_memory)} of memory."
     start_button(
         label, "damage-start", session.start_damage, request, icon=":material/play_arrow:", problem=problem,
-        takes=takes, asking=[setup],
+        takes=takes, asking=[session.setup()], recipes=[request] if request else (),
     )  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def _results(run: DamageRun, table: pd.DataFrame) -> None:
     _together(run)
     predictor = components.choose("Compare sensitivity with", MEASURES, "damage_predictor")
     skeleton = shared.skeleton(run.setup.model)
-    units = request.names(run.setup, skeleton)
+    units = unit_names(request, skeleton)
     layer, theme = session.layer() or "", session.theme()
     marked = next((unit for unit in units if layer == unit or layer.startswith(unit + ".")), None)
 
@@ -130,7 +130,7 @@ def _results(run: DamageRun, table: pd.DataFrame) -> None:
     components.cautions([*summary.get("text_cautions", []), *summary["cautions"]])
     if not request.restore:
         st.caption("Each is pruned on the dense model's inputs. On *Prune* later layers make up for earlier ones.")
-    if changed := request.changed(run.setup, skeleton):
+    if changed := says_changed(request, skeleton):
         st.caption(changed)
     _exact(run, table)
 

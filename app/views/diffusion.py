@@ -11,6 +11,7 @@ from app import components, session, shared, words
 from app.components.work import follow
 from app.figures import drift as figures
 from app.figures import maps
+from app.forms.study_form import SPARSITIES, choose_sparsity
 from app.forms.widgets import attempt, linked, method_choice, start_button
 from app.runs import example
 from app.runs.diffusion import PICTURES, DiffusionRun, recipe
@@ -18,7 +19,6 @@ from rose.diffusion.evaluation import GARMENTS
 from rose.diffusion.steps import STEP_WEIGHTS, STEPS
 from rose.recipe.tools import DiffusePrune
 
-SPARSITIES = ("0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "2:4")
 COMPARED = 2  # earlier runs whose pictures stay beside the latest
 FIELDS = DiffusePrune.fields()
 PICTURE, DRIFT, WEIGHTS, LAYERS = "Pictures", "Drift by step", "Step weights", "Columnar layers"
@@ -58,7 +58,10 @@ def _choose() -> dict[str, Any]:
     first, second, third = st.columns([2, 2, 1], vertical_alignment="bottom")
     popover = third.popover("More", icon=":material/tune:", help="Step weights and noise", width="stretch")
     method = method_choice(first, FIELDS["method"].default, "diffusion_method")
-    sparsity = second.select_slider("Sparsity", SPARSITIES, FIELDS["sparsity"].default, **linked("diffusion_sparsity"))
+    with second:
+        usual, key = FIELDS["sparsity"].default, "diffusion_sparsity"
+        look = {"index": SPARSITIES.index(usual), "bind": components.URL}
+        sparsity = choose_sparsity(key, st.session_state.get(key, usual), **look)
     help = "How much each denoising step counts in the Hessians. OBS-Diff lets early, noisy steps count more."
     labels = {name: figures.WEIGHTINGS[name].label for name in STEP_WEIGHTS}
     weights = popover.selectbox(
@@ -70,16 +73,13 @@ def _choose() -> dict[str, Any]:
 
 def _offer(request: Any, problem: str, run: DiffusionRun | None) -> None:
     running = session.sees_at_work(run)
-    takes = (
-        f"Layers are pruned like a language model's, with Hessians summed over the {STEPS} steps of {2 * PICTURES} "
-        "pictures. One sweep takes some seconds; methods that refit or revise a mask take about a minute."
-    )
+    takes = "One sweep takes some seconds; methods that refit or revise a mask take about a minute."
     is_over = run is None or run.job.status == "done"
     place = start_button(
         "Prune and draw", "diffusion-start", session.start_run, "diffusion_run",
         partial(DiffusionRun, request, shared.dense_diffusion), "blur_on: Pruning the diffusion model",
         problem="" if running else problem, running=running, takes=takes if is_over else "",
-        icon=":material/content_cut:",
+        icon=":material/content_cut:", recipes=[request] if request else (),
     )  # fmt: skip
     if run is not None:
         with place:

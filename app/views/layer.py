@@ -19,6 +19,9 @@ from app.study.study import Study
 
 NO_BLOCK = "none"
 ORDERS = {"rose": "ROSE", "two_level": "Two-level", "global": "Global", "pivot": "Pivot"}
+DIAGONALS = {
+    "natural linear": "Natural", "natural log": "Natural, log", "sorted linear": "Sorted", "sorted log": "Sorted, log",
+}  # fmt: skip
 Section = Callable[[Study, str, rose.OrderPlan, int | None], None]
 
 
@@ -28,6 +31,8 @@ def draw() -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         section = components.section(SECTIONS, "section")
         block = choose_block(plan)
+        if section in CHOICES:
+            _choose(*CHOICES[section])
     SECTIONS[section][1](study, layer, plan, block)
     expander = st.expander("More: numbers, weights, spectrum, blocks, checks", key="layer_more", bind=URL)
     if expander.open:
@@ -55,6 +60,12 @@ def choose_block(plan: rose.OrderPlan) -> int | None:
     return None if chosen in (None, NO_BLOCK) else int(chosen)
 
 
+def _choose(label: str, options: dict[str, str], key: str) -> None:
+    """What a picture shows, in the row of the sections."""
+    look: dict[str, Any] = {"label_visibility": "collapsed", "width": 170, "help": label}
+    st.selectbox(label, list(options), format_func=options.__getitem__, key=key, bind=URL, **look)
+
+
 # The five pictures
 
 
@@ -73,9 +84,7 @@ def massive_errors(study: Study, layer: str) -> tuple[float, float] | None:
 
 
 def diagonal(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
-    with st.container(horizontal=True):
-        arrange = components.choose("Channels", {"natural": "Natural", "sorted": "Sorted"}, "arrange")
-        scale = components.choose("Scale", {"linear": "Linear", "log": "Logarithmic"}, "scale")
+    arrange, scale = str(st.session_state.arrange).split()
     options = look(layer, marked_block=block, added=study.added_damping(layer), widths=plan.block_width)
     options |= {"arrange": arrange, "scale": scale, "massive_errors": massive_errors(study, layer)}
     components.show(weights.hessian_diagonal(plan.hessian_diagonal, **options), "layer-diagonal")
@@ -90,12 +99,12 @@ LOSS_MAPS: dict[str, tuple[str, Callable[..., Drawing]]] = {
 
 
 def loss_maps(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
-    shown = components.section(LOSS_MAPS, "loss_map", "Map of")
+    shown = st.session_state.loss_map
     components.show(LOSS_MAPS[shown][1](plan, **look(layer, marked_block=block)), f"layer-{shown}")
 
 
 def order(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
-    name = components.section(ORDERS, "picture_order", "Order")
+    name = st.session_state.picture_order
     chosen = plan.order if name == "rose" else rose.make_order(plan, name)
     if name == "rose":
         st.caption(
@@ -177,6 +186,11 @@ SECTIONS: dict[str, tuple[str, Section]] = {
     "losses": ("Losses", loss_maps),
     "order": ("Order and prices", order),
     "error": ("Error", error),
+}
+CHOICES: dict[str, tuple[str, dict[str, str], str]] = {  # by section: label, options and key
+    "diagonal": ("Channels and scale", DIAGONALS, "arrange"),
+    "losses": ("Map of", {name: text for name, (text, _) in LOSS_MAPS.items()}, "loss_map"),
+    "order": ("Order", ORDERS, "picture_order"),
 }
 MORE: dict[str, tuple[str, Section]] = {
     "numbers": ("Numbers", numbers),

@@ -65,7 +65,7 @@ def results(study: Study, table: pd.DataFrame) -> None:
             components.info(problem)
     if session.layer():
         name = words.plain(words.short_layer(session.layer() or ""))
-        st.page_link("views/layer.py", label=f"See {name} in depth", icon=":material/layers:")
+        st.page_link("views/layer.py", label=f"Open {name}", icon=":material/layers:")
     cautions = study.cautions()
     icon = f":material/{'warning' if cautions else 'fact_check'}:"
     expander = st.expander(trust_line(study.records(), len(cautions)), icon=icon, key="layers_trust", bind=URL)
@@ -112,7 +112,7 @@ def experts(study: Study) -> str | None:
 
 
 def columnar(table: pd.DataFrame) -> str:
-    """Which layers are columnar, what ROSE's order saves there, and what the rule leaves unused."""
+    """Which layers are columnar, what ROSE's order saves there, and over all layers."""
     threshold, layers = session.threshold(), table[table["is_columnar"]]
     which, verb = words.sentence(words.out_of(len(layers), len(table), "layer")), "is" if len(layers) < 2 else "are"
     kinds, places = table["projection"].map(maps.map_row), []
@@ -127,14 +127,9 @@ def columnar(table: pd.DataFrame) -> str:
     gain = "held_out_gain" if table.get("held_out_gain", pd.Series()).notna().any() else "gain"
     if gain not in table or not table[gain].notna().any():
         return text
-    kind, best = "held-out" if gain.startswith("held") else "calibration", table.loc[table[gain].idxmax()]
     if len(layers):
-        share = words.percent(layers[gain].mean(), 0)
-        text += f" There ROSE's order saves {share} of SparseGPT's {kind} error; in all others ROSE is SparseGPT."
-    if not best["is_columnar"] and best[gain] > 0:
-        brief = f"not columnar{', ' * bool(best['cautions'])}{best['cautions']}"
-        share, where = words.percent(best[gain], 0), words.plain(words.short_layer(best["layer"]))
-        text += f" Order would save most, {share}, in {where} ({brief})."
+        kind, share = "held-out" if gain.startswith("held") else "calibration", words.percent(layers[gain].mean(), 0)
+        text += f" There ROSE's order saves {share} of SparseGPT's {kind} error."
     rule, always = words.percent((table[gain] * table["is_columnar"]).mean()), words.percent(table[gain].mean())
     return f"{text} Over all layers the rule saves {rule}, the order in every layer {always}."
 
@@ -163,11 +158,11 @@ def trust_line(records: pd.DataFrame, cautions: int) -> str:
     over = records[records["held_out_error"] > OVERFIT * records["relative_error"]]
     caution_text = f" {words.sentence(words.count(cautions, 'caution'))}." if cautions else ""
     if over.empty:
-        return f"Can these numbers be trusted? No layer overfits.{caution_text}"
+        return f"No layer overfits.{caution_text}"
     labels = over["method"].map(lambda name: palette.method_style(name).label)
     methods = ", ".join(f"{label} {layers}" for label, layers in labels.value_counts().items())
     layers = words.sentence(words.count(over["layer"].nunique(), "layer overfits", "layers overfit"))
-    return f"Can these numbers be trusted? {layers}: {methods}.{caution_text}"
+    return f"{layers}: {methods}.{caution_text}"
 
 
 def exact(study: Study, table: pd.DataFrame) -> None:

@@ -1,6 +1,7 @@
 """Prune: what does the whole model lose?"""
 
 import tempfile
+from functools import partial
 
 import streamlit as st
 
@@ -8,14 +9,14 @@ import rose
 from app import components, session, shared, words
 from app.components.work import follow
 from app.forms.prune_choices import choose
-from app.forms.widgets import priced, start_button
+from app.forms.widgets import attempt, start_button
 from app.lab import race_of_solvers
 from app.results import prune_results as results
 from app.runs import example
 from app.runs.kept_copies import RESERVE, free_space
 from app.runs.pruning import PruneRequest, PruningRun, label_of
 from app.study.setup import Setup, weights_size
-from rose.recipe import Recipe
+from rose.model.estimate import Cost
 
 
 def draw() -> None:
@@ -27,7 +28,6 @@ def draw() -> None:
         "What to prune and how to evaluate it", icon=":material/tune:", key="prune-settings", on_change="rerun"
     ):
         request = choose(setup)
-        _recipes(setup, request)
     _offer(setup, request, run)
     _others()
     if run is not None:
@@ -51,23 +51,8 @@ def draw() -> None:
         results.tune(run, lambda: shared.skeleton(run.setup.model))
 
 
-def _recipes(setup: Setup, request: PruneRequest) -> None:
-    """A recipe for each copy, for a terminal and for Python."""
-    with st.popover("Recipe", icon=":material/description:", key="prune-recipe"):
-        if not request.count:
-            st.caption("Choose at least one method, sparsity, target and number of bits.")
-            return
-        try:
-            case, *further = request.cases(setup)
-            if further:
-                case = st.selectbox("Copy", [case, *further], format_func=label_of, key="prune-recipe-of")
-            components.recipe(Recipe((case,)), case.output.name)
-        except rose.RoseError as problem:
-            st.caption(words.plain(str(problem)))
-
-
 def _offer(setup: Setup, request: PruneRequest, run: PruningRun | None) -> None:
-    cost, problem = priced(setup, request)
+    cost, problem = attempt(partial(_price, setup, request))
     own_run = session.pruning("own_pruning")
     if not problem and own_run is not run and own_run is not None and own_run.job.status == "running":
         problem = "Your own run goes on; choose it under the other runs below to cancel it first."
@@ -83,7 +68,14 @@ def _offer(setup: Setup, request: PruneRequest, run: PruningRun | None) -> None:
     start_button(
         "Prune", "prune-start", _start, request, icon=":material/content_cut:", problem=problem,
         running=session.sees_at_work(run), takes=takes, asking=[setup, setup.changed(calibration=request.evaluate)],
+        recipes=attempt(partial(request.cases, setup))[0] or (), label_of=label_of,
     )  # fmt: skip
+
+
+def _price(setup: Setup, request: PruneRequest) -> Cost:
+    skeleton = shared.skeleton(setup.model)
+    request.check(setup, skeleton)
+    return request.estimate(setup, skeleton)
 
 
 def _disk(request: PruneRequest, weights: int) -> str:

@@ -49,21 +49,24 @@ def _offer(run: SmallerRun | None) -> None:
     minutes = spec_number(third, FIELDS["minutes"], linked("smaller_minutes"), value=usual_minutes, help=None)
     settings = setup.pick(("model", "dtype", "calibration", "samples", "length", "seed"))
     settings |= {"held_out": max(2, setup.held_out), "second": text or None}
-    spec, problem = attempt(lambda: Smaller.of(**settings, minutes=minutes, output="smaller"))
+    request, problem = attempt(lambda: Smaller.of(**settings, minutes=minutes, output="smaller"))
     start_button(
         f"Measure for {minutes:g} minutes", "smaller-start", session.start_run, "smaller",
-        partial(SmallerRun, spec, partial(shared.load, setup.model, setup.dtype)), "compare_arrows: Making it smaller",
+        partial(SmallerRun, request, partial(shared.load, setup.model, setup.dtype)),
+        "compare_arrows: Making it smaller",
         problem=problem, running=session.sees_at_work(run), icon=":material/compare_arrows:", asking=[setup],
+        recipes=[request] if request else (),
         takes="Estimates every way, then makes and measures copies, the most promising first.",
     )  # fmt: skip
 
 
 def _results(run: SmallerRun) -> None:
-    advice, spec = recommend(run.rows), run.spec
+    advice, spec = recommend(run.rows), run.request
     for note in filter(None, (says_stored(run.rows[0]), says_llama(run.rows))):
         st.caption(words.plain(note))
-    for place, answer in zip(st.columns(len(advice) or 1), advice, strict=False):
-        _advise(place.container(border=True, height="stretch"), answer)
+    for index, (place, answer) in enumerate(zip(st.columns(len(advice) or 1), advice, strict=False)):
+        is_named = answer.key in [earlier.key for earlier in advice[:index] if earlier.key]
+        _advise(place.container(border=True, height="stretch"), answer, is_named=is_named)
     measured = [row for row in run.rows if row.is_measured]
     components.table([_cells(row) for row in measured], "Ways that were measured", key="smaller-table")
     st.caption(
@@ -88,12 +91,12 @@ def _results(run: SmallerRun) -> None:
                 checkpoint_button(folder, key=f"smaller-{key}")
 
 
-def _advise(place: DeltaGenerator, answer: Recommendation) -> None:
-    """A goal, the way that reaches it, and why."""
+def _advise(place: DeltaGenerator, answer: Recommendation, *, is_named: bool) -> None:
+    """A goal, the way that reaches it, and why, unless another goal names the same way."""
     goal, nothing = words.sentence(answer.goal), "Nothing pays here" if answer.is_complete else "Not known yet"
     why = answer.text.removeprefix(f"{goal}: ").removeprefix(f"{answer.name}, ").removeprefix("nothing pays here; ")
     place.markdown(f"{goal}: **{words.plain(answer.name or nothing)}**")
-    place.caption(words.plain(words.sentence(why)))
+    place.caption("The same copy." if is_named else words.plain(words.sentence(why)))
 
 
 def _cells(row: Row) -> dict[str, str]:

@@ -9,7 +9,7 @@ from streamlit.delta_generator import DeltaGenerator
 import rose
 from app import components, session, shared, words
 from app.figures import maps
-from app.forms import study_form
+from app.forms import recipes, study_form
 from app.forms.widgets import say_hub
 from app.study import preflight
 from app.study.preflight import Preflight
@@ -36,7 +36,7 @@ def draw() -> None:
                 edited = Setup.edited(**chosen, **study_form.choose_more(chosen["model"]))
             with st.container(width="content"):
                 st.html(DROP)
-                study_form.drop_recipe()
+                recipes.drop_recipe()
         expected = st.container(key="start-expected")
         earlier = [other for other in st.session_state.get("recent", []) if other != session.setup()]
         for place, setup in enumerate(earlier):
@@ -88,7 +88,7 @@ def offer(button: DeltaGenerator, expected: DeltaGenerator, edited: Setup, study
         if outdated:
             st.warning("The files of this model or text have changed since; measure again.", icon=":material/update:")
         if there and not running:
-            st.caption("These layers are measured already. Change something to measure again.")
+            st.caption("Measured already; change something to measure again.")
         elif not there and estimated == edited:
             show_estimate(edited, estimate)
     return not there and estimated != edited
@@ -165,11 +165,11 @@ def beside(study: Study, table: pd.DataFrame) -> None:
         with st.container(key="explore"):
             label, icon = f"Explore {'the example' if study.is_example else best_name}", ":material/travel_explore:"
             st.page_link("views/layer.py", label=label, icon=icon, width="stretch", query_params=best)
-        st.page_link("views/layers.py", label="See all layers at a glance", icon=":material/grid_on:")
+        st.page_link("views/layers.py", label="See all layers", icon=":material/grid_on:")
         st.page_link("views/prune.py", label="Prune this model", icon=":material/content_cut:")
-    st.page_link("views/learn.py", label="New to pruning? Learn how", icon=":material/school:")
+    st.page_link("views/learn.py", label="Learn how pruning works", icon=":material/school:")
     if study.is_example and study.kept is not None:
-        st.caption("A finished example, which comes with the app.", help=f"Measured with {study.kept.made_with}.")
+        st.caption("A finished example.", help=f"Comes with the app; measured with {study.kept.made_with}.")
 
 
 draw()

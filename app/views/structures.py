@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import streamlit as st
 
@@ -9,17 +10,17 @@ import rose
 from app import components, session, shared, words
 from app.components.work import follow
 from app.figures import sensitivity as figures
-from app.forms.widgets import attempt, linked, start_button
+from app.forms.widgets import attempt, linked, spec_number, start_button
 from app.results import prune_results
 from app.results.downloads import checkpoint_button, csv_button, file_button, menu
 from app.runs import example
 from app.runs.pruning import PROMPT
-from app.runs.slimming import Slimming, estimate
+from app.runs.slimming import Slimming, estimate, recipe_of
 from app.study.setup import weights_size
 from app.study.structures import Structures
-from rose.recipe.parts import SlimSettings
+from rose.recipe.steps import Slim
 from rose.rows import with_cautions
-from rose.structured.defaults import ALLOCATIONS
+from rose.structured.defaults import ALLOCATIONS, RATIO
 from rose.structured.parts import CHANNELS, HEADS, Part
 
 HEAD_MAP, CHANNEL_CURVE, COPY = "Heads", "Channels", "A smaller copy"
@@ -119,12 +120,13 @@ def _channels() -> None:
         components.show(drawing, "structures-channels")
 
 
-def _choose_slimming() -> tuple[SlimSettings, str]:
-    """How a copy is made smaller, and the prompt that it continues."""
+def _choose_slimming() -> tuple[Any, str, str]:
+    """How a copy is made smaller, or why it cannot be; and the prompt that it continues."""
     first, second, third, fourth = st.columns([2, 2, 2, 3])
     help = "\n".join(f"- **{method.name}**: {method.summary}" for method in rose.STRUCTURED.values())
     method = first.selectbox("Method", list(rose.STRUCTURED), **linked("slim_method"), help=help)
-    percent = second.slider("Take out, %", 5, 60, 20, step=5, **linked("slim_ratio"))
+    field, key = Slim.fields()["ratio"], linked("slim_ratio")
+    ratio = spec_number(second, field, key, value=RATIO, step=0.05, label="Share to take out", help=None)
     help = "\n".join(f"- **{name}**: {text}" for name, text in ALLOCATIONS.items())
     is_depth = method == "depth"
     allocation = third.selectbox("Shapes", list(ALLOCATIONS), **linked("slim_allocation"), disabled=is_depth, help=help)
@@ -134,8 +136,8 @@ def _choose_slimming() -> tuple[SlimSettings, str]:
         components.warning(
             "The decoder blocks will differ in shape: rose.load_model reads the result, plain transformers does not."
         )
-    damping = session.setup().damping
-    return SlimSettings.of(method=method, ratio=percent / 100, allocation=shapes, damping=damping), prompt
+    chosen = {"method": method, "ratio": ratio, "allocation": shapes}
+    return *attempt(partial(recipe_of, session.setup(), **chosen)), prompt
 
 
 def _slim() -> None:
@@ -143,16 +145,19 @@ def _slim() -> None:
     run: Slimming | None = st.session_state.get("slimming")
     if run is not None and run.setup != setup:
         run = None
-    settings, prompt = _choose_slimming()
-    takes, (cost, problem) = "", attempt(lambda: estimate(setup, settings, shared.skeleton(setup.model)))
+    request, problem, prompt = _choose_slimming()
+    takes, cost = "", None
+    if request is not None:
+        cost, problem = attempt(lambda: estimate(setup, request, shared.skeleton(setup.model)))
     if cost is not None:
         memory = words.size(weights_size(cost, setup.dtype) + cost.memory)
         takes = f"About {components.lasting(cost)}, {memory} besides the model."
-    make = partial(Slimming, setup, settings, partial(shared.load, setup.model, setup.dtype), prompt=prompt)
+    make = partial(Slimming, setup, request, partial(shared.load, setup.model, setup.dtype), prompt=prompt)
     start_button(
         "Make a smaller copy", "slim-start", session.start_run, "slimming", make, "compress: Making it smaller",
         icon=":material/compress:",
         problem=problem, running=session.sees_at_work(run), takes=takes, asking=[setup],
+        recipes=[request] if request else (),
     )  # fmt: skip
     if run is not None and run.job.status != "done":
         follow(run, "slim", "; nothing was changed.")

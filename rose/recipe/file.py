@@ -115,7 +115,7 @@ class Recipe:
         if version > VERSION:
             ours = f"this program reads version {VERSION}"
             raise RoseError(f"{name} is a recipe of version {version}, and {ours}; update it.")
-        steps = data.pop("steps", None)
+        steps = None if "run" in data else data.pop("steps", None)  # a diffusion step has a number of steps, too
         if steps is None:
             steps = [data]
         elif data or not (isinstance(steps, list) and steps and all(isinstance(step, dict) for step in steps)):

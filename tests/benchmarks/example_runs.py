@@ -92,7 +92,7 @@ def make_slimming(load: Any) -> dict[str, Any]:
 
 
 def make_damage(load: Any) -> dict[str, Any]:
-    run = DamageRun(SETUP, DAMAGE, load)
+    run = DamageRun(DAMAGE, load)
     follow(run)
     return {"damage": {"records": [finite(asdict(record)) for record in run.records], "told": finite(run.facts)}}
 

@@ -171,7 +171,7 @@ def measure(page: Page) -> None:
     page.get_by_role("button", name="Measure layers").click(timeout=PATIENCE)
     expect(page.get_by_role("link", name=re.compile("^Explore the "))).to_be_visible()
     settle(page)
-    expect(page.get_by_role("link", name="See all layers at a glance")).to_be_visible()
+    expect(page.get_by_role("link", name="See all layers")).to_be_visible()
 
 
 def section(page: Page, name: str) -> None:

@@ -21,7 +21,7 @@ def test_from_a_cold_start_into_the_example(open_page: OpenPage) -> None:
     expect_finding(page, "^Four of 210 layers are columnar")
     measure = page.get_by_role("button", name="Measure layers")
     expect(measure).to_be_disabled()
-    expect(page.get_by_text("These layers are measured already. Change something to measure again.")).to_be_visible()
+    expect(page.get_by_text("Measured already; change something to measure again.")).to_be_visible()
     expect(page.get_by_role("combobox", name=re.compile("^Model"))).to_be_in_viewport()
     page.get_by_role("link", name="Explore the example").click()
     expect(page.get_by_text(re.compile(r"Held-out error: SparseGPT 0\.\d+, ROSE 0\.\d+, "))).to_be_visible()
@@ -112,7 +112,7 @@ def test_page_down_scrolls_and_narrow_screens_show_titles(open_page: OpenPage, m
 
 def test_links_show_the_focus_of_the_keyboard(open_page: OpenPage) -> None:
     page = open_page()
-    for link in (page.get_by_role("link", name="Layers", exact=True), page.get_by_role("link", name="New to pruning?")):
+    for link in (page.get_by_role("link", name="Layers", exact=True), page.get_by_role("link", name="Learn how")):
         while not link.evaluate("link => link === document.activeElement"):
             page.keyboard.press("Tab")
         expect(link).to_have_css("outline-style", "solid")

@@ -27,7 +27,7 @@ def test_from_the_start_to_one_layer(open_page: OpenPage) -> None:
     settle(page)
     measure(page)
 
-    page.get_by_role("link", name="See all layers at a glance").click()
+    page.get_by_role("link", name="See all layers").click()
     expect_finding(page, "^One of five layers is columnar")
     thumb = page.get_by_role("slider", name=re.compile("Columnar above"))
     thumb.press("End")
@@ -44,7 +44,7 @@ def test_from_the_start_to_one_layer(open_page: OpenPage) -> None:
     expect(chosen_layer(page)).to_have_value("18 · self_attn.o_proj")
     settle(page)
     expect(page).not_to_have_url(re.compile("layer="))  # the most columnar one, which a link without a layer shows
-    page.get_by_role("link", name="See 18 · self_attn.o_proj in depth").click()
+    page.get_by_role("link", name="Open 18 · self_attn.o_proj").click()
     expect(page.get_by_text(re.compile(r"columnar, relative range 0\.\d+ > 0\. "))).to_be_visible()
 
 

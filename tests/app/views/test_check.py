@@ -104,7 +104,7 @@ def test_typed_path_replaces_the_kept_copy(setup, planted, monkeypatch):
 
 def test_check_with_tokens_measures_compensation(setup, pruned_folder):
     app = opened(setup, pruned_folder, check_view="One layer")
-    assert re.match(r"Check, about \d+ s", app.button(key="check-start").label)
+    assert re.search(r"held out through both models: about \d+ s, ", texts(app))
     run = pressed(app)
     layers = run.check.layers.set_index("layer")
     layer = layers["recovered"].astype(float).idxmin()  # compensated for other inputs
@@ -152,12 +152,12 @@ def test_equal_verdicts_are_a_sentence_without_a_map(setup, folder, tmp_path):
 
 
 def test_two_files_are_compared_inside(setup, folder, pruned_folder):
-    asked = {"inspect_path": str(folder), "inspect_other": str(pruned_folder)}
-    app = open_on(setup, PAGE, check_on="Look inside", **asked)
+    asked = {"check_view": "Look inside", "check_dense": str(pruned_folder)}
+    app = opened(setup, folder, inspect_beside="true", **asked)
     assert "21 of 30 tensors differ: 0 · " in texts(app)
     assert "The others: 9 equal." in texts(app)
     assert (app.main.dataframe[0].value["Status"] == "differs").sum() == 21
-    single = open_on(setup, PAGE, check_on="Look inside", inspect_path=str(pruned_folder))
+    single = opened(setup, pruned_folder, check_view="Look inside")
     assert "Nothing stands out: 30 tensors" in texts(single)
     assert len(figures(single)) == 3
     assert single.main.dataframe[0].value.set_index("Tensor")["Zeros"].max() > 1

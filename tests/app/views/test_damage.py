@@ -9,7 +9,7 @@ import pytest
 
 import rose
 from app import shared
-from app.runs.damage import DamageRequest, DamageRun, layer_of
+from app.runs.damage import DamageRun, layer_of, recipe_of
 from app.study.setup import Setup
 from rose.model.measure.damage import WHOLE, rank_correlation
 from tests.app.tiny_study import ended, figures, finish, open_on, texts, titles
@@ -22,8 +22,8 @@ def setup(folder: Path) -> Setup:
     return Setup(model=str(folder), samples=3, length=32, held_out=2, block_size=16, sparsity="0.5")
 
 
-def run_of(setup: Setup, request: DamageRequest) -> DamageRun:
-    return ended(shared.damages()[shared.key_of(setup, request)])
+def run_of(setup: Setup, **chosen: str) -> DamageRun:
+    return ended(shared.damages()[shared.key_of(recipe_of(setup, **chosen))])
 
 
 def test_example_is_replaced_by_measurements(setup):
@@ -33,7 +33,7 @@ def test_example_is_replaced_by_measurements(setup):
     assert len(figures(app)) == 2
     assert "of memory." in texts(app)
     app.button(key="damage-start").click().run()
-    run = run_of(setup, DamageRequest("layers"))
+    run = run_of(setup, units="layers")
     app.run()
     damage_map, scatter = titles(app)
     table = run.table
@@ -51,8 +51,8 @@ def test_example_is_replaced_by_measurements(setup):
 
 
 def test_cancelled_run_resumes(setup):
-    request = DamageRequest("blocks")
-    run = DamageRun(setup, request, lambda: shared.load(setup.model, setup.dtype))
+    request = recipe_of(setup)
+    run = DamageRun(request, lambda: shared.load(setup.model, setup.dtype))
     tell = run.job.tell
 
     def stop(progress: rose.Progress) -> None:
@@ -63,13 +63,13 @@ def test_cancelled_run_resumes(setup):
     run.job.tell = stop  # type: ignore[method-assign]
     finish(run, "cancelled")
     assert [record.unit for record in run.records] == ["model.layers.0", "model.layers.1"]
-    shared.damages()[shared.key_of(setup, request)] = run
+    shared.damages()[shared.key_of(request)] = run
     app = open_on(setup, PAGE)
     assert "Cancelled after two units; what is measured is kept." in app.warning[0].value
     bars = json.loads(figures(app)[0])
     assert bars["layout"]["xaxis"]["range"] == [-0.6, 2.6]  # room for the third, still to come
     app.button(key="damage-start").click().run()
-    rest = run_of(setup, request)
+    rest = run_of(setup)
     assert [record.unit for record in rest.records] == [*(f"model.layers.{i}" for i in range(3)), WHOLE]
     assert rest.records[:2] == run.records
     assert len(rest.table) == 3
@@ -85,7 +85,7 @@ def test_restoring_units_gives_dense_weights_back(setup, tmp_path):
     assert "prune one on the Prune page and keep its checkpoint" in texts(app)
     app.text_input(key="damage_path").set_value(str(tmp_path / "pruned")).run()
     app.button(key="damage-start").click().run()
-    run = run_of(setup, DamageRequest("blocks", restore=str(tmp_path / "pruned")))
+    run = run_of(setup, restore=str(tmp_path / "pruned"))
     app.run()
     assert "Changed together, the decoder blocks give back" in texts(app)
     dense, _ = rose.load_model(setup.model)
@@ -100,8 +100,9 @@ def test_only_rose_uses_the_chosen_threshold(setup):
     for method in ("rose", "sparsegpt"):
         app = open_on(setup, PAGE, threshold="0.1", damage_method=rose.METHODS[method].label)
         app.button(key="damage-start").click().run()
-        asked[method] = next(reversed(shared.damages()))[1]
-        next(reversed(shared.damages().values())).job.wait(240)
+        run = next(reversed(shared.damages().values()))
+        run.job.wait(240)
+        asked[method] = run.request
     assert {method: request.threshold for method, request in asked.items()} == {"rose": 0.1, "sparsegpt": 0.5}
     assert r"Only layers named \*.o_proj are changed" in texts(open_on(setup, PAGE, layers="*.o_proj"))
 

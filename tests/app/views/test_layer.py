@@ -56,7 +56,7 @@ def test_link_to_prune_requests_the_layers_and_settings_of_the_study(study):
     [
         ({"section": "Why"}, ["Columnar because block 3"]),
         ({"section": "Hessian diagonal"}, ["Hessian diagonal of 1 · self_attn.o_proj"]),
-        ({"section": "Hessian diagonal", "scale": "Logarithmic", "arrange": "Sorted"}, ["logarithmic scale"]),
+        ({"section": "Hessian diagonal", "arrange": "Sorted, log"}, ["logarithmic scale"]),
         ({"section": "Losses"}, ["Column loss of 1 · self_attn.o_proj"]),
         ({"section": "Losses", "loss_map": "Importance"}, ["Importance S"]),
         ({"section": "Losses", "loss_map": "Pre-pruning mask"}, ["Pre-pruning mask of 1 · self"]),

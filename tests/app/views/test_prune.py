@@ -9,19 +9,15 @@ from urllib.parse import parse_qsl
 
 import pandas as pd
 import pytest
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 import rose
 from app import session, shared, words
-from app.forms import prune_choices
 from app.runs.pruning import PruningRun
-from app.study.setup import CHOSEN
 from rose import verdicts
 from rose.layer.pattern import RECOMMENDED
 from rose.model.defaults import TUNING
 from rose.recipe import Recipe
-from rose.recipe.steps import Prune
 from tests.app.tiny_study import ended, figures, open_on, open_page, texts, titles, tune_one_epoch
 
 PAGE = "views/prune.py"
@@ -135,16 +131,6 @@ def test_run_shows_results_of_chosen_settings(setup, tmp_path):
     app = view(app, "Texts")
     assert {model.summary["continuation"] for model in run.copies} <= {block.value for block in app.code}
     assert all(rose.load_model(str(run.kept(model))) for model in run.copies)
-
-
-def test_a_dropped_recipe_comes_back(setup):
-    step = Prune(**setup.pick(CHOSEN), output="x", target="layer", true_sequential=True, bits=4, min_expert_tokens=2)
-    assert prune_choices.fill(step) == ["min_expert_tokens"]
-    app = open_on_page(setup)
-    for name, value in st.session_state.to_dict().items():
-        app.session_state[name] = value
-    (asked,) = Recipe.parse(app.run().code[0].value, "output=x").steps
-    assert asked == step.changed(min_expert_tokens=1, group=64)
 
 
 def test_shown_recipes_match_the_choices(setup):

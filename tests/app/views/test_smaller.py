@@ -26,6 +26,6 @@ def test_a_run_estimates_every_way_and_measures_those_that_fit(setup, folder):
     app.button(key="smaller-start").click().run()
     run: SmallerRun = ended(app.session_state["smaller"])
     app.run()
-    assert run.spec.model == str(folder)
+    assert run.request.model == str(folder)
     assert run.rows[0].is_measured
     assert len(app.main.dataframe[0].value) == len(run.rows) > 5

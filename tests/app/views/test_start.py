@@ -54,7 +54,7 @@ def test_page_opens_on_the_example():
     assert app.session_state["chosen_layer"] == study.overview(0.5).set_index("layer")["relative_range"].idxmax()
     links = {link.proto.label: link.proto.page for link in app.main.get("page_link")}
     assert "Explore the example" in links
-    assert links["New to pruning? Learn how"] == "learn"
+    assert links["Learn how pruning works"] == "learn"
     assert button(app).disabled
     assert "about" not in texts(app)  # nothing is estimated that nobody asked for
     app.selectbox(key="start_layers").set_value("attention").run()

@@ -93,7 +93,7 @@ def test_button_makes_a_smaller_copy(monkeypatch, study):
     monkeypatch.setattr("app.runs.copies.plain_english", lambda *_: english)
     monkeypatch.setattr(shared, "skeleton", lambda _name: model)
     monkeypatch.setattr(shared, "load", lambda *_: LoadedModel(model, byte_tokenizer(), threading.Lock()))
-    app = open_page(PAGE, study, structures_view=COPY, slim_ratio="30", slim_prompt="Hello")
+    app = open_page(PAGE, study, structures_view=COPY, slim_ratio="0.3", slim_prompt="Hello")
     app.button(key="slim-start").click().run()
     run: Slimming = ended(app.session_state["slimming"])
     _, slim = run.models

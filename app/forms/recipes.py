@@ -1,0 +1,124 @@
+"""A recipe that is dropped on the start page: the page that runs it, with its settings filled in."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import streamlit as st
+
+import rose
+from app import session, words
+from app.forms import study_form
+from app.forms.prune_choices import AS_STORED
+from app.runs.checked import setup_of
+from app.runs.diffusion import recipe as diffusion_recipe
+from app.study.setup import CHOSEN, Setup
+from rose.layer.pattern import GROUP
+from rose.recipe import Recipe
+from rose.recipe.steps import Analyze, CheckCopies, Damage, Prune, Slim, Smaller
+from rose.recipe.tools import DiffusePrune
+from rose.spec import Spec
+
+RECIPE = "start-recipe"
+USED = "recipe_used"  # in the session: how the last recipe was used
+
+
+class Form(NamedTuple):
+    """A page that runs such recipes."""
+
+    view: str
+    title: str
+    key: str  # before the keys of its widgets
+    values: Callable[[Any], dict[str, Any]]  # of its widgets, for a recipe
+    offered: tuple[str, ...]  # fields of a recipe that the page offers, besides those of the start page
+
+
+def _prune(step: Prune) -> dict[str, Any]:
+    chosen = {"bits": [str(step.bits or AS_STORED)], "group": str(step.group or GROUP), "sparsities": step.sparsity}
+    chosen |= {"methods": [step.method], "targets": [step.target], "layers": " ".join(step.layers or ())}
+    return chosen | step.pick(("target_damping", "true_sequential"))
+
+
+def _damage(step: Damage) -> dict[str, Any]:
+    how = "restore" if step.restore else "prune"
+    return {"how": how, "path": step.restore or "", "units": step.units, "method": step.method}
+
+
+def _check(step: CheckCopies) -> dict[str, Any]:
+    measured = "tokens" if step.calibration else "weights"
+    return {"on": measured, "dense": "", "path": step.pruned[0], "stream": step.stream}
+
+
+def _diffusion(step: DiffusePrune) -> dict[str, Any]:
+    return step.pick(("method", "sparsity")) | {"weights": step.step_weights, "noise": max(0, step.seed - 1)}
+
+
+SLIM, DIFFUSION = ("method", "ratio", "allocation"), ("method", "sparsity", "step_weights", "seed")
+CORRECTION = ("target", "target_damping", "true_sequential")
+FORMS: dict[type[Spec], Form] = {
+    Prune: Form("prune", "Prune", "prune", _prune, ("method", "bits", "group", "threshold", *CORRECTION)),
+    Slim: Form("structures", "Heads and channels", "slim", lambda step: step.pick(SLIM), SLIM),
+    Damage: Form("damage", "Layer sensitivity", "damage", _damage, ("units", "method", "restore", "threshold")),
+    CheckCopies: Form("check", "Check a checkpoint", "check", _check, ("dense", "pruned")),
+    Smaller: Form(
+        *("smaller", "Make it smaller", "smaller"),
+        lambda step: {"model": "", "second": step.second or "", "minutes": step.minutes},
+        ("second", "minutes"),
+    ),
+    DiffusePrune: Form("diffusion", "Diffusion", "diffusion", _diffusion, DIFFUSION),
+}
+
+
+def drop_recipe() -> None:
+    """Draws the place to drop a recipe, and says how the last recipe was used."""
+    st.file_uploader("Or drop a recipe.yaml", ["yaml", "yml"], key=RECIPE, on_change=_take, max_upload_size=1)
+    sentence, form = st.session_state.get(USED, ("", None))
+    if sentence:
+        st.caption(words.plain(sentence))
+    if form:
+        st.page_link(f"views/{form.view}.py", label=f"Open {form.title}", icon=":material/arrow_forward:")
+
+
+def _take() -> None:
+    """Callback: reads the recipe and fills the forms."""
+    file = st.session_state[RECIPE]
+    if file is None:
+        st.session_state.pop(USED, None)
+        return
+    try:
+        recipe = Recipe.parse(file.getvalue(), name=file.name, is_placed=False)
+        st.session_state[USED] = fill(file.name, recipe.steps)
+    except rose.RoseError as problem:
+        st.session_state[USED] = str(problem), None
+
+
+def fill(name: str, steps: tuple[Spec, ...]) -> tuple[str, Form | None]:
+    """Fills the forms; returns a sentence and the page to open next, if any."""
+    step, form = steps[0], FORMS.get(type(steps[0]))
+    if len(steps) > 1 or (form is None and not isinstance(step, Analyze)):
+        runs = ", ".join(step.run for step in steps)
+        return f"No page runs {name} ({runs}). Run it in a terminal: rose run {name} output=FOLDER", None
+    study_form.forget()
+    if form is None:
+        session.choose_draft(Setup.of(step))
+        return f"The form above has the settings of {name}. Measure the layers next.", None
+    offered = set(form.offered)
+    if not isinstance(step, DiffusePrune):  # whose model is another
+        session.choose_draft(setup_of(step) if isinstance(step, CheckCopies) else Setup.of(step))
+        session.use_draft()
+        offered |= set(CHOSEN)
+    st.session_state.update({f"{form.key}_{name}": value for name, value in form.values(step).items()})
+    st.session_state.structures_view = "A smaller copy"
+    if "threshold" in form.offered:
+        st.session_state.chosen_threshold = step.pick(("threshold",))["threshold"]
+    missing = _missing(step, offered)
+    without = f" without {words.listing(missing)}, which it does not offer" if missing else ""
+    return f"The page {form.title} has the settings of {name}{without}.", form
+
+
+def _missing(step: Spec, offered: set[str]) -> list[str]:
+    """Changed fields of a recipe that its page does not offer."""
+    usual = diffusion_recipe() if isinstance(step, DiffusePrune) else step.model_construct()
+    fields = [name for name, field in step.fields().items() if field.extra["changes"] and name not in offered]
+    missing = [name for name in fields if getattr(step, name) != getattr(usual, name)]
+    missing += ["seed"] if getattr(step, "seed", 1) == 0 and isinstance(step, DiffusePrune) else []
+    return missing + (["the further checkpoints"] if len(getattr(step, "pruned", ())) > 1 else [])

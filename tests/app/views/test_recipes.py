@@ -1,0 +1,67 @@
+"""The recipe that a page offers fills that page again, dropped on the start page, and is what the page runs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import streamlit as st
+
+from app import shared
+from app.forms import recipes
+from app.study.setup import Setup
+from rose.recipe import Recipe
+from tests.app.tiny_study import MAIN, AppTest, open_on
+
+PLACES: dict[str, tuple[dict[str, str], Any]] = {  # by page: choices, and its run's recipe
+    "prune": (
+        {"prune_methods": "SparseGPT", "prune_layers": "*.o_proj", "prune_bits": "4 bits", "prune_targets": "layer"},
+        lambda app: shared.prunings()[app.session_state["pruning"]].request.cases(app.session_state["setup"])[0],
+    ),
+    "structures": (
+        {"structures_view": "A smaller copy", "slim_method": "wanda", "slim_ratio": "0.25"},
+        lambda app: app.session_state["slimming"].request,
+    ),
+    "damage": (
+        {"damage_units": "Layers", "damage_method": "Wanda", "layers": "*.o_proj"},
+        lambda _: list(shared.damages().values())[-1].request,
+    ),
+    "check": ({"check_path": "PRUNED"}, lambda _: list(shared.checks().values())[-1].request),
+    "smaller": ({"smaller_minutes": "0.01"}, lambda app: app.session_state["smaller"].request),
+    "diffusion": ({"diffusion_sparsity": "0.6"}, lambda app: app.session_state["diffusion_run"].request),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_page_runs_the_recipe_that_it_offers(name: str, setup: Setup, pruned_folder: Path) -> None:
+    query, recipe_of = PLACES[name]
+    page = f"views/{name}.py"
+    app = open_on(setup, page, **{key: value.replace("PRUNED", str(pruned_folder)) for key, value in query.items()})
+    text = app.code[0].value
+    st.session_state.clear()
+    st.session_state.setup = Setup()  # of another session
+    sentence, form = recipes.fill("my.yaml", Recipe.parse(text).steps)
+    assert form.view == name
+    assert sentence == f"The page {form.title} has the settings of my.yaml."
+    other = AppTest.from_file(MAIN, default_timeout=60).run()
+    for key, value in st.session_state.to_dict().items():
+        other.session_state[key] = value
+    other.switch_page(page).run()
+    assert other.code[0].value == text
+    other.button(key="slim-start" if name == "structures" else f"{name}-start").click().run()
+    assert str(Recipe((recipe_of(other),))).rstrip() == text
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"run": "prune", "min_expert_tokens": 2}, "without min_expert_tokens, which it does not offer."),
+        ({"run": "check", "dense": "a", "pruned": ["b", "c"]}, "without the further checkpoints, which it does"),
+        ({"run": "diffuse prune", "prompts": "a.txt"}, "without prompts, samples and seed, which it does not offer."),
+        ({"run": "evaluate", "text": "packaged"}, "No page runs my.yaml (evaluate). Run it in a terminal: rose run"),
+    ],
+)
+def test_what_a_page_cannot_offer_is_named(fields: dict[str, Any], sentence: str) -> None:
+    st.session_state.clear()
+    st.session_state.setup = Setup()
+    steps = Recipe.parse("\n".join(["recipe: 1", *(f"{name}: {value}" for name, value in fields.items())])).steps
+    assert sentence in recipes.fill("my.yaml", steps)[0]
