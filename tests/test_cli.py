@@ -96,18 +96,6 @@ def test_a_model_is_saved_if_its_evaluation_fails(checkpoint, text, tmp_path, mo
     assert summary["perplexity_after"] is None
 
 
-def test_command_line_and_python_prune_alike(checkpoint, tmp_path):
-    chosen = ["--method", "rose_global", "--layers", "*o_proj", "--seed", "3", "--bits", "3", "--group", "row"]
-    assert prune(checkpoint, tmp_path / "out", *chosen) == 0
-    model, tokenizer = rose.load_model(checkpoint)
-    tokens = rose.load_tokens("packaged", tokenizer, samples=6, length=48, seed=3)
-    words = {"layers": ["*o_proj"], "block_size": 16, "bits": 3, "group": "row"}
-    rose.prune_model(model, tokens[:4], method="rose_global", **words)
-    written = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    for name, expected in model.state_dict().items():
-        assert torch.equal(written.state_dict()[name], expected), name
-
-
 def test_analyze_prints_and_writes_every_layer(checkpoint, tmp_path, capsys):
     output = tmp_path / "analysis"
     arguments = ["--methods", "sparsegpt,rose,wanda,rose", "--threshold", "0", "--output", output]
@@ -139,17 +127,11 @@ def test_evaluate_measures_tasks(checkpoint, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_compare_resumes(checkpoint, text, tmp_path, capsys, monkeypatch):
+def test_compare_writes_rows_and_summaries(checkpoint, text, tmp_path, capsys):
     output = tmp_path / "comparison"
     common = ["compare", "--model", checkpoint, *CALIBRATION, "--evaluate", text, "--windows", "2", "--output", output]
     methods = ["--methods", "wanda,sparsegpt@random:1/layer", "--sparsity", "0.5,2:4"]
-    assert run(*common, *methods, "--seeds", "0") == 0
-    first = (output / "rows.csv").read_text()
-    monkeypatch.chdir(Path(text).parent)
-    near = [Path(text).name if word == text else word for word in common]
-    assert run(*near, *methods, "--seeds", "0,1") == 0
-    assert json.loads((output / "settings.json").read_text())["evaluate"] == str(text)
-    assert (output / "rows.csv").read_text().startswith(first)
+    assert run(*common, *methods, "--seeds", "0,1") == 0
     rows = pd.read_csv(output / "rows.csv")
     assert len(rows) == len(rows.drop_duplicates(["method", "sparsity", "seed"])) == 8
     errors = rows[["mean_held_out_target_error", "drift"]]
@@ -159,7 +141,6 @@ def test_compare_resumes(checkpoint, text, tmp_path, capsys, monkeypatch):
     values = rows[(rows["method"] == "wanda") & (rows["sparsity"] == "2:4")]["perplexity"]
     assert summary.loc[("wanda", "2:4"), "perplexity"] == pytest.approx(values.mean())
     assert summary.loc[("wanda", "2:4"), "spread"] == pytest.approx((values.max() - values.min()) / 2)
-    assert "| sparsegpt@random:1/layer |" in (output / "summary.md").read_text()
     shown = capsys.readouterr().out
     assert "…" not in shown  # a terminal of 80 columns shows every number whole
     assert all(f"{line.perplexity:.1f} ± {line.spread:.1f}" in shown for line in summary.itertuples())
@@ -391,8 +372,6 @@ def test_damage_writes_rows_as_they_come_and_resumes(checkpoint, tmp_path, capsy
     rows = pd.read_csv(output / "rows.csv")
     assert list(rows["unit"]) == ["model.layers.0", "model.layers.1", "model.layers.2", "*"]
     pd.testing.assert_frame_equal(rows.head(2), first)
-    summary = json.loads((output / "summary.json").read_text())
-    assert (summary["together"], summary["method"]) == (rows["damage"].iloc[-1], "sparsegpt")
     assert "All at once cost" in capsys.readouterr().out
     assert run(*command, "--seed", "7") == 2
     assert "other settings: seed was 0 there and is 7 now" in capsys.readouterr().err

@@ -327,7 +327,9 @@ def _llama_speed(name: str, row: Row) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "model.gguf"
         export_gguf(name, file, kinds[0])
-        command = [program, "-m", str(file), "-p", str(PROMPT), "-n", str(NEW_TOKENS), "-o", "json"]
+        sizes = {"-p": PROMPT, "-n": NEW_TOKENS, "-t": torch.get_num_threads()}  # threads as in torch
+        options = [str(part) for pair in sizes.items() for part in pair]
+        command = [program, "-m", str(file), *options, "-o", "json"]
         done = subprocess.run(command, capture_output=True, text=True)
     try:
         rates = {bool(run["n_gen"]): float(run["avg_ts"]) for run in json.loads(done.stdout)}

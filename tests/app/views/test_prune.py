@@ -15,7 +15,6 @@ import rose
 from app import session, shared, words
 from app.runs.pruning import PruningRun
 from rose import verdicts
-from rose.layer.pattern import RECOMMENDED
 from rose.model.defaults import TUNING
 from rose.recipe import Recipe
 from tests.app.tiny_study import ended, figures, open_on, open_page, texts, titles, tune_one_epoch
@@ -134,11 +133,7 @@ def test_run_shows_results_of_chosen_settings(setup, tmp_path):
 
 
 def test_shown_recipes_match_the_choices(setup):
-    app = open_on_page(setup, prune_sparsities="0.6", prune_layers="*.o_proj", prune_text="ptb", prune_windows="5")
-    app.selectbox(key="prune-recipe-of").select_index(2).run()
-    (asked,) = Recipe.parse(app.code[0].value, "output=x").steps
-    assert (asked.method, asked.sparsity, asked.layers) == (RECOMMENDED, "0.6", ("*.o_proj",))
-    assert (asked.evaluate, asked.windows, asked.true_sequential) == ("ptb", 5, False)
+    app = open_on_page(setup, prune_text="ptb", prune_windows="5")
     assert "prune_true_sequential" not in [toggle.key for toggle in app.toggle]  # as dense targets always are
     app.multiselect(key="prune_targets").set_value(["layer", "dense"]).run()
     app.toggle(key="prune_true_sequential").set_value(True).run()
@@ -148,6 +143,7 @@ def test_shown_recipes_match_the_choices(setup):
         (asked,) = Recipe.parse(app.code[0].value, "output=x").steps
         assert asked.true_sequential == (asked.target == "layer")
         assert asked.target_damping == (2.5 if asked.target == "dense" else None)
+        assert (asked.evaluate, asked.windows) == ("ptb", 5)
 
 
 def test_failed_run_shows_finished_copies(setup, monkeypatch):
