@@ -223,12 +223,13 @@ def test_different_numbers_print_differently() -> None:
     whose = "the dense model's"
     unknown = compare(result("A", losses=(), value=12.98), result("B", losses=(), value=13.04))
     assert verdicts.says_move(12.98, 13.04, whose, unknown) == "from 12.98 to 13.04, 1.005 times the dense model's"
+    clear = compare(result("A"), result("B", EASY_AND_HARD - 40))
+    assert "10⁻¹⁸ times" in verdicts.says_move(13.0, 13e-18, whose, clear)
     same = compare(result("A"), result("B"))
     assert verdicts.says_move(13.0, 13.0, whose, same) == "from 13.0 to the same, to the last digit"
     near = compare(result("A"), result("B", EASY_AND_HARD + WOBBLE))
-    assert verdicts.says_move(13.0, 13.04, whose, near).endswith(
-        "(95 % interval over six windows 0.988 to 1.019, no clear difference; more windows may tell)"
-    )
+    interval = "(95 % interval over six windows 0.988 to 1.019, no clear difference; more windows may tell)"
+    assert verdicts.says_move(13.0, 13.04, whose, near).endswith(interval)
 
 
 def test_odd_windows_are_named() -> None:
