@@ -115,7 +115,8 @@ class Recipe:
         if version > VERSION:
             ours = f"this program reads version {VERSION}"
             raise RoseError(f"{name} is a recipe of version {version}, and {ours}; update it.")
-        steps = None if "run" in data else data.pop("steps", None)  # a diffusion step has a number of steps, too
+        is_number = "run" in data and not isinstance(data.get("steps"), list)  # of denoising steps
+        steps = None if is_number else data.pop("steps", None)
         if steps is None:
             steps = [data]
         elif data or not (isinstance(steps, list) and steps and all(isinstance(step, dict) for step in steps)):
