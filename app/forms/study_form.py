@@ -124,9 +124,13 @@ def _choose_model() -> str:
 
 def _read_as_stored() -> None:
     """A model that is chosen is read in the format that suits how it is stored, until another is chosen."""
-    skeleton = structure((st.session_state[PREFIX + "model"] or "").strip())
-    stored = None if skeleton is None else Network(skeleton).dtype
-    st.session_state[PREFIX + "dtype"] = name_of(read_as(STORED, stored))
+    st.session_state[PREFIX + "dtype"] = format_of((st.session_state[PREFIX + "model"] or "").strip())
+
+
+def format_of(model: str) -> str:
+    """The number format in which a model is read, as it is stored; float32 where its configuration is not found."""
+    skeleton = structure(model)
+    return name_of(read_as(STORED, None if skeleton is None else Network(skeleton).dtype))
 
 
 def _choose_layers(choice: str, model: str) -> str:

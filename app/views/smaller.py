@@ -9,6 +9,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from app import components, session, shared, words
 from app.components.work import follow
+from app.forms.study_form import format_of
 from app.forms.widgets import attempt, linked, spec_number, start_button, text_input
 from app.results.downloads import checkpoint_button, csv_button, menu
 from app.runs import example
@@ -43,7 +44,8 @@ def _offer(run: SmallerRun | None) -> None:
     first, second, third = st.columns([3, 2, 1], vertical_alignment="bottom")
     usual = f"{setup.model}, as on the start page"
     model = text_input("Your checkpoint: a folder, a .gguf file or a Hub id", "smaller_model", usual, None, first)
-    setup = setup.changed(model=model or setup.model)
+    if model:
+        setup = setup.changed(model=model, dtype=format_of(model))
     text = text_input("Second text", "smaller_second", "plain English", None, second)
     usual_minutes = float(FIELDS["minutes"].default)
     minutes = spec_number(third, FIELDS["minutes"], linked("smaller_minutes"), value=usual_minutes, help=None)
