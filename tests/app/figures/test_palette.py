@@ -79,7 +79,7 @@ def test_method_that_is_an_order_has_its_colour():
 def test_plugins_have_a_style_of_their_own():
     drawn = {palette.method_style(name)[2::2] for name in palette.METHOD_COLOURS}  # dash and pattern
     assert palette.method_style("my_method")[2::2] not in drawn
-    drawn = {palette.order_style(name)[2::2] for name in order_names()}
+    drawn = {palette.order_style(name)[2::2] for name in palette.ORDER_COLOURS}
     assert palette.order_style("my_order")[2::2] not in drawn
 
 
