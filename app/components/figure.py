@@ -168,7 +168,7 @@ def follow_theme() -> None:
 
 
 def recipe(key: str, steps: Sequence[Spec], label: Callable[[Any], str] = str) -> None:
-    """The recipe of what the page would run, as text and as a file; of several copies, one is chosen by its `label`."""
+    """The recipe that the page would run, as text and as a file; `label` names each of several copies."""
     with st.popover("Recipe", icon=":material/description:", key=f"{key}-recipe"):
         step, *further = steps
         if further:
