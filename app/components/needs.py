@@ -50,9 +50,9 @@ def example(subject: str, of: str = "") -> None:
     """Says that the page shows the packaged example, and how that was made."""
     setup = packaged.SETUP
     tokens = f"{setup.samples} × {setup.length} tokens of {text_name(setup.calibration)}"
-    made = f"Calibrated on {tokens}, measured on {setup.held_out} × {setup.length} others. " if not of else ""
+    origin = f"Calibrated on {tokens}, measured on {setup.held_out} × {setup.length} others. " if not of else ""
     of = of or f" of {setup.model}"
-    st.caption(f"Example: {subject}{of}.", help=f"{made}Comes with the app; made with {packaged.made_with()}.")
+    st.caption(f"Example: {subject}{of}.", help=f"{origin}Comes with the app; made with {packaged.made_with()}.")
 
 
 def _collect(study: Study, layer: str) -> None:

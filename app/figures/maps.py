@@ -255,7 +255,7 @@ def _map_finding(rows: pd.DataFrame, measure: Metric, threshold: float) -> str:
 
 
 def where_layers(rows: pd.DataFrame, kind: str) -> str:
-    """ "columnar layers lie in decoder blocks 4, 5 and 18", or "… 4 to 25" where they are many; a single layer by its name."""
+    """ "columnar layers lie in decoder blocks 4, 5 and 18", or "… 4 to 25" of many; the name of a single layer."""
     if rows.empty:
         return f"no layer is {kind}"
     if len(rows) == 1:
