@@ -20,18 +20,22 @@ WAIT = 5.0  # seconds: the first page of who comes with the server has the proce
 
 def read_ahead() -> None:
     """What the first visit of a page would wait for: how fast this machine is, finished runs, the example's model."""
+    import psutil
+
     from app import shared
     from app.runs import example
     from app.study.setup import Setup
-    from rose.model import estimate
-    from rose.model.network import precision
+    from rose.model.estimate import matmul_rate
+    from rose.model.network.precision import bfloat16_gain
 
+    time.sleep(WAIT / 2)  # the browser draws
     importlib.import_module("streamlit.emojis")
     setup = Setup()
     shared.skeleton(setup.model)
-    for read in (estimate.matmul_rate, precision.bfloat16_gain, example.pruning):
-        read()
-    if estimate.psutil.virtual_memory().available > SPARE:
+    matmul_rate()
+    bfloat16_gain()
+    example.pruning()
+    if psutil.virtual_memory().available > SPARE:
         shared.load(setup.model, setup.dtype)
 
 
@@ -43,8 +47,7 @@ def read_modules() -> None:
     for name in MODULES:
         importlib.import_module(name)
     first.ready.set()
-    time.sleep(WAIT / 2)  # the browser draws
-    read_ahead()
+    threading.Thread(target=read_ahead, daemon=True).start()  # its failure must not stop the return of memory
     importlib.import_module("app.shared").let_go_when_idle()
 
 

@@ -107,7 +107,8 @@ def fill(name: str, steps: tuple[Spec, ...]) -> tuple[str, Form | None]:
         session.use_draft()
         offered |= set(CHOSEN)
     st.session_state.update({f"{form.key}_{name}": value for name, value in form.values(step).items()})
-    st.session_state.structures_view = "A smaller copy"
+    if isinstance(step, Slim):
+        st.session_state.structures_view = "A smaller copy"
     if "threshold" in form.offered:
         st.session_state.chosen_threshold = step.pick(("threshold",))["threshold"]
     missing = _missing(step, offered)

@@ -98,7 +98,7 @@ def misfits(before: Tensor, after: Tensor) -> tuple[Misfit, ...]:
     tiles = layer.odd_tiles()
     parts += _tiles(layer, tiles)
     if layer.is_still:
-        odd = layer.moved & (layer.residual > ONE_RESIDUAL) & ~tiles.repeat_interleave(32, 1)[:, : dense.shape[1]]
+        odd = layer.changed & ~tiles.repeat_interleave(32, 1)[:, : dense.shape[1]]
         parts += [_weight(CHANGED, layer.pruned, layer.dense, place) for place in _first(odd)]
     # Grown rows may be lawful: where a row writes into a massive channel of the residual stream, a correction towards
     # the dense model can exceed the row's own weights.
@@ -209,10 +209,15 @@ class _Layer:
         """r² / s², (out, in)."""
         return (self.pruned - self.slope * self.dense).square() / self.variance
 
+    @property
+    def changed(self) -> Tensor:
+        """Weights that are not those of W where weights stayed, (out, in) bool; rounding to 16 bits changes none."""
+        return self.moved & (self.residual > ONE_RESIDUAL)
+
     def odd_tiles(self) -> Tensor:
         """The runs of 32 columns that lie in a tile of another direction, (out, runs) bool."""
         if self.is_still:
-            return _runs((self.moved & (self.residual > ONE_RESIDUAL)).float()) >= SEVERAL
+            return _runs(self.changed.float()) >= SEVERAL
         negative = -(self.dense * self.pruned) / self.variance
         matrices = ((self.pruned != 0).float(), (negative > 0).float(), negative, self.residual)
         runs = [_runs(matrix) for matrix in matrices]

@@ -147,8 +147,8 @@ class Bench:
         model, report = (self.model, None) if way.recipe is None else self.make(way, follow_in_time)
         finished = time.perf_counter()
         sizes: Any = file_sizes(model, self.tokenizer, self.spec.model, way.key) if way.recipe else self.dense_sizes
-        row = replace(self.row(way.key), basis=MEASURED, prefill_gain=None, **sizes)
-        row = replace(row, minutes=(finished - start + spared) / 60)
+        minutes = (finished - start + spared) / 60
+        row = replace(self.row(way.key), basis=MEASURED, minutes=minutes, prefill_gain=None, **sizes)
         row = replace(row, **self._quality(model, follow), **self._speed(model, way, follow))
         self.know([row])
         self.judging = time.perf_counter() - finished

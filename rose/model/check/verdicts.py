@@ -152,10 +152,11 @@ def _faults(change: WeightChange, peers: Peers) -> Iterator[tuple[str, str]]:
     is_multiple = change.cosine > 1 - EXACTLY**2 / 8 and abs(change.slope - 1) > EXACTLY
     if not is_empty and (is_multiple or not SMALL < change.slope < LARGE):
         yield OTHER_MODEL, f"Kept weights are {number(change.slope)} times as large as the dense ones."
-    excess = change.sparsity - (peers.sparsity or change.sparsity)
-    # On a grid, small weights are rounded to zero, too.
-    if is_pruned and peers.agree and (excess < -FAR or (excess > FAR and change.grid is None)):
-        yield OTHER_SPARSITY, f"{zeros}, where nearly all other layers have {percent(peers.sparsity or 0)}."
+    if is_pruned and peers.agree and peers.sparsity:
+        excess = change.sparsity - peers.sparsity
+        # On a grid, small weights are rounded to zero, too.
+        if excess < -FAR or (excess > FAR and change.grid is None):
+            yield OTHER_SPARSITY, f"{zeros}, where nearly all other layers have {percent(peers.sparsity)}."
 
 
 def says_pattern(pattern: object) -> str:
