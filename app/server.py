@@ -13,30 +13,42 @@ from pathlib import Path
 
 FIRST = ("numpy", "PIL.ImageFile", "streamlit.material_icon_names")  # which every first picture needs
 MODULES = ("app.session", "app.sidebar", "app.figures.maps")
+LATER = ("streamlit.emojis", "app.lab.basis", "app.lab.race_of_solvers", "app.results.prune_results")
 HOME = Path(__file__).parent
-SPARE = 4 * 2**30  # bytes of free memory from which on the example's model is read before a page needs it
+SPARE = 4 * 2**30  # bytes of free memory from which on the example's model and layer are read before a page needs them
+PATIENCE = 60.0  # seconds for the model to be loaded
 WAIT = 5.0  # seconds: the first page of who comes with the server has the processor for itself
 
 
 def read_ahead() -> None:
-    """What the first visit of a page would wait for: how fast this machine is, finished runs, the example's model."""
+    """What a page's first visit would wait for: this machine's speed, finished runs, the example's model and layer."""
     import psutil
 
     from app import shared
+    from app.lab import your_order
+    from app.results import pairs
     from app.runs import example
     from app.study.setup import Setup
+    from app.study.study import InputsRun
+    from rose.layer.pattern import THRESHOLD
     from rose.model.estimate import matmul_rate
     from rose.model.network.precision import bfloat16_gain
 
     time.sleep(WAIT / 2)  # the browser draws
-    importlib.import_module("streamlit.emojis")
+    for name in LATER:
+        importlib.import_module(name)
     setup = Setup()
     shared.skeleton(setup.model)
     matmul_rate()
     bfloat16_gain()
-    example.pruning()
-    if psutil.virtual_memory().available > SPARE:
-        shared.load(setup.model, setup.dtype)
+    pairs.cautions_of(example.pruning().copies)  # the records keep what this looks up
+    study = shared.find(setup)
+    layer = study and study.most_columnar()  # which Layer and Order lab open on
+    if study and layer and study.has_stored(layer) and psutil.virtual_memory().available > SPARE:
+        InputsRun(study, layer).job.start().wait(PATIENCE)
+        if study.has(layer):
+            study.overview(THRESHOLD)
+            your_order.opening(study, layer, "light")
 
 
 def read_modules() -> None:

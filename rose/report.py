@@ -334,7 +334,7 @@ class RunReport:
         pruned = self.by_layer if self.kind == "slim" else pruned_rows(self.by_layer)
         return self.by_layer if pruned.empty else pruned
 
-    @property
+    @cached_property
     def remarks(self) -> list[str]:
         """Cautions about the numbers, a sentence each."""
         remarks = list(self.summary.get("remarks", ()))

@@ -72,10 +72,7 @@ def show(
         on_select=partial(on_select, key) if on_select else "ignore",
         selection_mode="points",
         alt=drawing.alt,
-        config={
-            "displaylogo": False,
-            "toImageButtonOptions": {"format": "png", "filename": key, "scale": 2},
-        },
+        config={"displaylogo": False, "toImageButtonOptions": {"format": "png", "filename": key, "scale": 2}},
     )
     if drawing.caption:
         st.caption(words.plain(drawing.caption))

@@ -24,10 +24,7 @@ from rose.verdicts import Interval
 HEIGHT = 440  # pixels of a stage, without caption
 CLEAR = "rgba(0,0,0,0)"
 ORDERS = {"natural": "Natural (SparseGPT)", "two_level": "Two-level (ROSE)"}  # others have their usual names
-BUDGETS = {
-    "block": Style(palette.BLUE, "equal shares"),
-    "layer": Style(palette.GREEN, "one threshold", pattern="/"),
-}
+BUDGETS = {"block": Style(palette.BLUE, "equal shares"), "layer": Style(palette.GREEN, "one threshold", pattern="/")}
 
 
 def look_of(order: str) -> Style:

@@ -69,7 +69,7 @@ def _draw(study: Study, layer: str) -> None:
         st.query_params["own"] = link
     elif "own" in st.query_params:
         del st.query_params["own"]
-    every = outcomes(study, layer, planned(order, draft.budget), "lab-own")
+    every = outcomes(study, layer, planned("natural" if order.is_natural else order, draft.budget), "lab-own")
     if every is None:
         return
     four, shown = leading(every), study.plan(layer, session.threshold())

@@ -377,13 +377,7 @@ def reasons(study: Study, copy: RunReport) -> list[str]:
 def drift_table(runs: Sequence[RunReport]) -> pd.DataFrame:
     """One row per run and decoder block: what is passed on to it, what arises in it, and the drift after it."""
     rows = [
-        {
-            "run": run.name,
-            "method": run.method,
-            "sparsity": run.asked,
-            "target": run.target,
-            **entry,
-        }
+        {"run": run.name, "method": run.method, "sparsity": run.asked, "target": run.target, **entry}
         for run in runs
         for entry in run.drift
     ]

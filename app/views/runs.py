@@ -49,12 +49,7 @@ def draw() -> None:
         st.info("Choose at least one run.")
         return
     st.markdown(f"**{words.plain(_sentence(runs))}**")
-    sections = {
-        MAP: len(runs) > 1,
-        NUMBERS: True,
-        DRIFT: any(run.drift for run in runs),
-        SEEDS: bool(tables),
-    }
+    sections = {MAP: len(runs) > 1, NUMBERS: True, DRIFT: any(run.drift for run in runs), SEEDS: bool(tables)}
     names = [name for name, has_data in sections.items() if has_data]
     with st.container(horizontal=True, vertical_alignment="center"):
         view = components.section(names, "runs_view", "What is shown")

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from app import first
+from app import first, server, shared
 from app.figures import maps
 from app.study import cache
 from app.study.setup import Setup
 from app.study.study import Calibration, Study
-from tests.app.tiny_study import MAIN, open_page
+from tests.app.tiny_study import COLUMNAR, MAIN, measured_study, open_page
 
 CODE = """
 import sys
@@ -41,10 +41,7 @@ def test_first_pictures_match_the_example(theme):
     assert study.restore()
     example = cache.read_example(Setup())
     made = first.pictures()[theme]
-    assert set(made) == {
-        "layers",
-        *(f"{page} {name}" for page in ("layer", "order_lab") for name in example.calibration),
-    }
+    assert {*made} == {"layers", *(f"{page} {name}" for page in ("layer", "order_lab") for name in example.calibration)}
     drawn = maps.model_map(study.overview(0.5))
     picture, scatter = made["layers"]
     assert picture["finding"] == drawn.figure.layout.meta["finding"]
@@ -52,3 +49,16 @@ def test_first_pictures_match_the_example(theme):
     assert scatter["finding"] == maps.gain_scatter(study.overview(0.5)).figure.layout.meta["finding"]
     for page in first.PAGES:
         assert open_page(f"views/{page or 'start'}.py").title[0].value == first.pictures()["titles"][page]
+
+
+def test_order_lab_opens_on_sweeps_that_were_read_ahead(monkeypatch):
+    study = measured_study()
+    monkeypatch.setattr(server, "WAIT", 0.0)
+    monkeypatch.setattr(server, "SPARE", 0)
+    monkeypatch.setattr(study, "has_stored", bool)
+    monkeypatch.setattr(shared, "skeleton", str)
+    monkeypatch.setattr(shared, "find", lambda _: study)
+    server.read_ahead()
+    sweeps = list(study.remember(("lab", COLUMNAR), dict))
+    open_page("views/order_lab.py", study)
+    assert list(study.remember(("lab", COLUMNAR), dict)) == sweeps != []

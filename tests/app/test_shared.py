@@ -37,11 +37,9 @@ def test_oldest_studies_are_dropped_unless_they_run():
 
 def test_older_studies_share_a_budget_of_bytes(monkeypatch):
     statistics = InputStatistics(1000)
-    large = [unfinished("a", seed) for seed in range(3)]
+    large, shared_inputs = [unfinished("a", seed) for seed in range(3)], {"q": statistics, "k": statistics}
     for study in large:
-        study.calibration.blocks = [
-            BlockStatistics(0, [], {"q": statistics, "k": statistics}, {"q": InputStatistics(500)})
-        ]
+        study.calibration.blocks = [BlockStatistics(0, [], shared_inputs, {"q": InputStatistics(500)})]
     assert held_by(large) == 4 * 1000**2 + 3 * 4 * 500**2
     monkeypatch.setattr(shared, "OLDER_BYTES", 5 * 10**6)
     assert kept(*large) == large[-2:]

@@ -25,12 +25,8 @@ expect.set_options(timeout=PATIENCE)
 OpenPage = Callable[..., Page]
 
 # A columnar layer with its whole decoder block, and attention of the first one: twelve layers, measured in seconds.
-SETUP = {
-    "layers": "model.layers.18.* model.layers.5.self_attn.o_proj model.layers.0.self_attn.*",
-    "samples": "4",
-    "length": "256",
-    "held_out": "2",
-}
+LAYERS = "model.layers.18.* model.layers.5.self_attn.o_proj model.layers.0.self_attn.*"
+SETUP = {"layers": LAYERS, "samples": "4", "length": "256", "held_out": "2"}
 COLUMNAR_LAYER = "model.layers.18.self_attn.o_proj"
 
 

@@ -44,9 +44,8 @@ def test_example_errors_follow_from_its_statistics(kept, packaged):
         result = rose.prune_layer(weight, statistics, **MEASURED["two_level"])
         record = record_of(kept, layer, "two_level")
         computed = (result.relative_error, result.plan.relative_range, result.plan.column_variation)
-        assert (record.relative_error, record.relative_range, record.column_variation) == pytest.approx(
-            computed, rel=SAME
-        )
+        stored = (record.relative_error, record.relative_range, record.column_variation)
+        assert stored == pytest.approx(computed, rel=SAME)
 
 
 def test_fresh_measurement_matches_the_example(kept, packaged):

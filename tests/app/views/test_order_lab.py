@@ -147,9 +147,8 @@ def test_fixed_patterns_have_no_shares():
 
 def test_basis_changes_errors_and_not_the_model(study):
     app = section(study, "Basis", lab_basis="Gathered")
-    weight, statistics, held_out = (
-        get(COLUMNAR) for get in (study.weight, study.statistics, study.held_out_statistics)
-    )
+    weight, statistics = study.weight(COLUMNAR), study.statistics(COLUMNAR)
+    held_out = study.held_out_statistics(COLUMNAR)
     layout, errors = HeadLayout(16, (0, 1, 2, 3)), {}
     for basis in ("random:0", "gathered", "learned"):
         rotations = find_rotations(weight, statistics.hessian, layout, basis, pattern=Pattern(0.7), block_size=16)
