@@ -43,8 +43,8 @@ from .layer.registry import Method as Method
 from .layer.registry import register as register
 from .layer.statistics import InputStatistics as InputStatistics
 from .layer.sweep import SweepTrace as SweepTrace
-from .model.check.check import CheckpointCheck as CheckpointCheck
 from .model.check.check import check_checkpoint as check_checkpoint
+from .model.check.result import CheckpointCheck as CheckpointCheck
 from .model.load.models import load_model as load_model
 from .model.load.models import save_model as save_model
 from .model.load.tokens import load_tokens as load_tokens

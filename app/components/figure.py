@@ -164,12 +164,12 @@ def follow_theme() -> None:
     _redraw(key="theme", data={"drawn": session.theme()}, on_changed_change=lambda: None)
 
 
-def recipe(key: str, steps: Sequence[Spec], label: Callable[[Any], str] = str) -> None:
-    """The recipe that the page would run, as text and as a file; `label` names each of several copies."""
+def recipe(key: str, steps: Mapping[str, Spec]) -> None:
+    """The recipe that the page would run, as text and as a file; of several copies, one is chosen by name."""
     with st.popover("Recipe", icon=":material/description:", key=f"{key}-recipe"):
-        step, *further = steps
-        if further:
-            step = st.selectbox("Copy", steps, format_func=label, key=f"{key}-recipe-of")
+        copies = list(steps)
+        copy = st.selectbox("Copy", copies, key=f"{key}-recipe-of") if len(copies) > 1 else copies[0]
+        step = steps[copy]
         text, place = str(Recipe((step,))), getattr(step, "output", None)
         name = f"{place.name if place else step.run}.yaml"
         st.code(text, language="yaml")

@@ -96,13 +96,12 @@ def start_button(
     ready: bool = True,
     takes: str = "",
     asking: Sequence[Setup] = (),
-    recipes: Sequence[Spec] = (),
-    label_of: Callable[[Any], str] = str,
+    recipes: Mapping[str, Spec] | None = None,
 ) -> DeltaGenerator:
     """The button that starts a run, and the place beside it.
 
     The place says what stands in the way; or, unless a run goes on, what a run takes and what `asking` asks the Hub.
-    `recipes` of the run, by their label, are offered beside it.
+    `recipes` of the run, by name, are offered beside it.
     """  # fmt: skip
     left, *middle, right = st.columns([1, 0.6, 2.4] if recipes else [1, 3], vertical_alignment="center")
     disabled = bool(problem) or running or not ready
@@ -110,7 +109,7 @@ def start_button(
     left.button(label, key=key, on_click=start, args=args, **look)
     if recipes:
         with middle[0]:
-            components.recipe(key.removesuffix("-start"), recipes, label_of)
+            components.recipe(key.removesuffix("-start"), recipes)
     with right:
         if problem:
             components.warning(problem)

@@ -31,8 +31,8 @@ from app.runs.pruning import HELD_OUT
 from rose import RunReport, verdicts
 from rose.environment import says_versions, versions
 from rose.layer.pattern import THRESHOLD
-from rose.model.check.check import CheckpointCheck
-from rose.model.check.findings import headline, lines
+from rose.model.check.findings import lines
+from rose.model.check.result import CheckpointCheck, headline
 from rose.output import check_file, write_file
 from rose.recipe import Recipe
 from rose.report import read_runs

@@ -30,7 +30,7 @@ from app.runs.reading import SAMPLE, TextReading
 from app.runs.slimming import Slimming, SmallerRun, Speedup
 from app.study.setup import Setup
 from rose.layer.pattern import RECOMMENDED
-from rose.model.check.check import CheckpointCheck
+from rose.model.check.result import CheckpointCheck
 from rose.model.measure.perplexity import EncodedText, Reading
 from rose.recipe.steps import Smaller
 from rose.rows import DamageRecord

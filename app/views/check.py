@@ -22,10 +22,10 @@ from app.runs import checked, example
 from app.runs.checked import CheckpointRun
 from app.study.setup import weights_size
 from rose.files import expand
-from rose.model.check.check import CheckpointCheck
 from rose.model.check.costs import ERROR_OF
-from rose.model.check.findings import PARTIAL, SOUND, WORSE, WRONG, headline, method_of
 from rose.model.check.findings import lines as check_lines
+from rose.model.check.findings import method_of
+from rose.model.check.result import PARTIAL, SOUND, WORSE, WRONG, CheckpointCheck, headline
 from rose.model.check.verdicts import NOT_PRUNED, VERDICTS, says_pattern
 from rose.model.estimate import Cost
 from rose.recipe.steps import CheckCopies
@@ -109,7 +109,8 @@ def _offer(request: CheckCopies | None) -> DeltaGenerator:
             takes += f"{components.lasting(cost)}, {needed}."
     place = start_button(
         "Check", "check-start", _start, request, icon=":material/fact_check:", problem=problem,
-        ready=request is not None, takes=words.plain(takes), asking=setups, recipes=[request] if request else (),
+        ready=request is not None, takes=words.plain(takes), asking=setups,
+        recipes={request.run: request} if request else {},
     )  # fmt: skip
     if missing:
         study_form.offer_to_find(missing)

@@ -68,7 +68,7 @@ def _offer(setup: Setup, request: PruneRequest, run: PruningRun | None) -> None:
     start_button(
         "Prune", "prune-start", _start, request, icon=":material/content_cut:", problem=problem,
         running=session.sees_at_work(run), takes=takes, asking=[setup, setup.changed(calibration=request.evaluate)],
-        recipes=attempt(partial(request.cases, setup))[0] or (), label_of=label_of,
+        recipes={label_of(case): case for case in attempt(partial(request.cases, setup))[0] or ()},
     )  # fmt: skip
 
 

@@ -21,8 +21,9 @@ from rose.commands import shared, terminal
 from rose.environment import launched_place
 from rose.files import expand, reachable
 from rose.layer.columnar import WIDEST, paper_figures
-from rose.model.check.check import EVEN, CheckpointCheck, better_by_layer, check_checkpoint, common_masks
-from rose.model.check.findings import FEW, findings, headline, lines
+from rose.model.check.check import EVEN, better_by_layer, check_checkpoint, common_masks
+from rose.model.check.findings import FEW, findings, lines
+from rose.model.check.result import CheckpointCheck, headline
 from rose.model.estimate import (
     estimate_cost,
     estimate_damage,

@@ -17,7 +17,7 @@ SAME_QUALITY, HALF, FASTER = "same quality", "half the bytes", "twice as fast"
 GOALS = (SAME_QUALITY, HALF, FASTER)
 EQUAL = 1.01  # times the dense perplexity: a copy of the same quality has its whole interval below this
 TWICE = 2.0  # times the dense speed
-MUCH_WORSE = 2.0  # times the dense perplexity: above this no copy is recommended
+MUCH_WORSE = 2.0  # times the dense perplexity: above this no copy is called sound or recommended
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,10 @@ The weights show what was removed, what was changed, and which layers are unlike
 on its inputs X_p in the checkpoint a layer should put out X_d Wᵀ, as in the dense model (see `rose.layer.target`).
 """
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import nan
 from typing import Any
 
 import pandas as pd
@@ -22,9 +20,9 @@ from rose.layer.pattern import BLOCK_SIZE
 from rose.layer.target import correction_damping
 from rose.model.check import verdicts
 from rose.model.check.costs import Costs, Recognized, Yardsticks, maker_of, with_inputs
-from rose.model.check.findings import headline
 from rose.model.check.inputs import BlockInputs, Pair, sample, walk_both
 from rose.model.check.others import Gone, Row, others_in_block, others_outside, table_of
+from rose.model.check.result import CheckpointCheck
 from rose.model.check.verdicts import LayerVerdict, Peers, judge_costs, judge_weights, says_part
 from rose.model.defaults import CHECKED_AGAINST
 from rose.model.measure.perplexity import perplexity_of, window_losses
@@ -33,73 +31,12 @@ from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT
 from rose.model.progress import Meter, ProgressCallback
 from rose.model.walk.walk import check_streams
-from rose.rows import finite, json_rows
-from rose.verdicts import cautions
 from rose.wording import number, several
 
 EVEN = "no clear difference"
 ERRORS = ("held_out_error", "error")  # layers are ranked by the first of these that both have
 MISFITS = 100  # most parts of a layer that the table names
 ROTATED = " Its heads fit those of the dense model after a rotation, which changes no output; they are compared so."
-
-
-@dataclass(frozen=True, eq=False)
-class CheckpointCheck:
-    """The results of a check.
-
-    Attributes:
-        layers: a row a layer: name and place, `verdict`, `reason`, `is_wrong`, numbers of `WeightChange`, and with
-            tokens errors (see `Costs`) and the method with the nearest mask.
-        others: a row for each other tensor that differs, see `rose.model.check.others.table_of`.
-        summary: totals; `gone`, see `Gone`; `rotated_heads`, output projections that are compared in another basis (see
-            `rose.model.check.inputs`); with tokens drift by decoder block, perplexities, the method that masks are
-            `nearest` to, and as `method` the method that has made nearly all of them.
-    """
-
-    layers: pd.DataFrame
-    others: pd.DataFrame
-    summary: dict[str, Any]
-
-    @property
-    def is_sane(self) -> bool:
-        """Whether no tensor is wrong; `rose.model.check.findings.headline` says what was measured."""
-        return not (self.layers["is_wrong"].any() or self.others["is_wrong"].any())
-
-    @property
-    def wrong(self) -> pd.DataFrame:
-        """Name, verdict and reason of all wrong tensors, the worst first."""
-        tables = [self.layers.rename(columns={"layer": "name"}), self.others]
-        table = pd.concat([part.loc[part["is_wrong"].astype(bool), ["name", "verdict", "reason"]] for part in tables])
-        rank = table["verdict"].map(verdicts.VERDICTS.index)
-        return table.iloc[rank.argsort(kind="stable")].reset_index(drop=True)
-
-    @property
-    def by_error(self) -> pd.DataFrame:
-        """Rows of the layers with a measured error: the wrong ones first, then the highest error."""
-        table = self.layers if "error" in self.layers else self.layers.assign(error=nan)
-        return table.dropna(subset=["error"]).sort_values(["is_wrong", "error"], ascending=False)
-
-    @property
-    def cautions(self) -> list[str]:
-        """Sentences on how far the numbers can be trusted, see `rose.verdicts.cautions`."""
-        table = self.layers[["layer", "columns"]].copy()
-        table["zeros_before"] = self.layers["zeros_before"] / (self.layers["rows"] * self.layers["columns"])
-        if self.summary["tokens"] and "error" in self.layers:
-            table["tokens"] = self.layers["error"].notna().map({True: self.summary["tokens"], False: nan})
-            table["massive"] = self.layers["massive"]
-            table["relative_error"] = self.layers["dense_input_error"]
-            table["error_without_massive"] = self.layers["error_without_massive"]
-        return cautions(table)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Headline, cautions, summary, layers and others as JSON values."""
-        tables = {name: json_rows(getattr(self, name)) for name in ("layers", "others")}
-        text = {"is_sane": self.is_sane, **vars(headline(self)), "cautions": self.cautions}
-        return text | {"summary": finite(self.summary), **tables}
-
-    def to_json(self) -> str:
-        """As JSON; see `to_dict`."""
-        return json.dumps(self.to_dict(), indent=1)
 
 
 @dataclass

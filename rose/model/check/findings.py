@@ -1,12 +1,9 @@
 """The results of a check in sentences, for the command line, the app and its reports."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -14,66 +11,14 @@ from rose.errors import RoseError
 from rose.layer.pattern import RECOMMENDED
 from rose.layer.registry import METHODS
 from rose.model.check.costs import AIMED, DENSE, ERROR_OF, HELD_OUT, SAME_MASK
+from rose.model.check.result import CheckpointCheck
 from rose.model.check.verdicts import VERDICTS, says_pattern
 from rose.report import report_beside
 from rose.verdicts import BOS, SPARSE, WINDOWS, on_other_windows, says_perplexity
 from rose.wording import count, listing, number, out_of, percent, sentence, whole, word
 
-if TYPE_CHECKING:
-    from rose.model.check.check import CheckpointCheck
-
 FEW = 8  # wrong tensors of one verdict that get a line each
 SHOWN = 4  # most names of lost parts, or of layers that differ from the rest
-MUCH_WORSE = 2.0  # times the dense perplexity; no copy above it is called sound
-WRONG, WORSE, PARTIAL, SOUND = "wrong", "worse", "partial", "sound"
-
-
-@dataclass(frozen=True)
-class Headline:
-    """The answer of a check: on faults, perplexity, and what was not measured."""
-
-    # WRONG with a wrong tensor; else WORSE with a perplexity above `MUCH_WORSE` times the dense one, or none that
-    # is finite; else PARTIAL where errors or perplexity were not measured; else SOUND.
-    status: str
-    text: str
-
-
-def headline(check: CheckpointCheck) -> Headline:
-    """The answer to whether a checkpoint is what it should be."""
-    layers, summary = check.layers, check.summary
-    unmeasured = _unmeasured(layers, summary)
-    perplexity, is_worse = "", False
-    if "perplexity_after" in summary:
-        perplexity = f"The copy's perplexity on {summary['evaluated_on']} goes {says_perplexity(summary)[0]}."
-        is_worse = not summary["perplexity_after"] <= MUCH_WORSE * summary["perplexity_before"]
-    if not check.is_sane:
-        wrong, number_wrong = check.wrong, int(layers["is_wrong"].sum())
-        counts = [out_of(number_wrong, len(layers), "layer")] if number_wrong else []
-        counts += [count(len(wrong) - number_wrong, "other part")] if len(wrong) > number_wrong else []
-        sizes = wrong["verdict"].value_counts(sort=False)
-        names = [f"{name} ({word(int(size))})" if len(sizes) > 1 else str(name) for name, size in sizes.items()]
-        verb = "is" if len(wrong) == 1 else "are"
-        faults = f"{sentence(' and '.join(counts))} {verb} wrong: {', '.join(names)}."
-        return Headline(WRONG, " ".join(filter(None, [faults, perplexity, unmeasured])))
-    if is_worse:
-        tests = f"The tests of single layers accuse none of {count(len(layers), 'layer')}."
-        return Headline(WORSE, " ".join(filter(None, [perplexity, tests, unmeasured])))
-    by = "" if summary["tokens"] else " by the weights alone"
-    faults = f"No fault was found in {count(len(layers), 'layer')}{by}."
-    return Headline(PARTIAL if unmeasured else SOUND, " ".join(filter(None, [faults, perplexity, unmeasured])))
-
-
-def _unmeasured(layers: pd.DataFrame, summary: Mapping[str, Any]) -> str:
-    """A sentence on what was not measured; "" if everything was."""
-    if not summary["tokens"]:
-        return "Errors and perplexity were not measured."
-    changed = layers[(layers["moved"] > 0) | (layers["zeros"] != layers["zeros_before"])]
-    missing = int(changed["error"].isna().sum()) if "error" in layers else len(changed)
-    parts = [f"errors of {count(missing, 'layer')}"] if missing else []
-    parts += [] if "perplexity_after" in summary else ["perplexity"]
-    if not parts:
-        return ""
-    return f"{sentence(' and '.join(parts))} {'was' if parts == ['perplexity'] else 'were'} not measured."
 
 
 def lines(check: CheckpointCheck, name: Callable[[str], str] = str) -> list[tuple[str, str]]:

@@ -15,9 +15,10 @@ import rose
 from rose import cli
 from rose.layer.change import weight_change
 from rose.model.check import verdicts
-from rose.model.check.check import CheckpointCheck, check_checkpoint
+from rose.model.check.check import check_checkpoint
 from rose.model.check.costs import Costs, Rival
-from rose.model.check.findings import PARTIAL, SOUND, WORSE, WRONG, findings, headline, lines, says_other_draw
+from rose.model.check.findings import findings, lines, says_other_draw
+from rose.model.check.result import PARTIAL, SOUND, WORSE, WRONG, CheckpointCheck, headline
 from rose.model.check.verdicts import LayerVerdict, judge_costs
 from tests.model.check.faults import compensate, q4_0, q4_1
 from tests.model.families import DENSE, EXPERTS, make_from, make_model, make_tokens

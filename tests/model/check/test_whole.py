@@ -14,10 +14,11 @@ import rose
 from rose import cli
 from rose.layer.change import weight_change
 from rose.model.check import verdicts
-from rose.model.check.check import EVEN, CheckpointCheck, better_by_layer, check_checkpoint, common_masks, pair_layers
+from rose.model.check.check import EVEN, better_by_layer, check_checkpoint, common_masks, pair_layers
 from rose.model.check.findings import findings, says_alike
 from rose.model.check.inputs import walk_both
 from rose.model.check.others import Gone
+from rose.model.check.result import CheckpointCheck
 from rose.model.network.network import Network
 from rose.wording import count, word
 from tests.model.check.faults import compensate
