@@ -52,47 +52,21 @@ TUNED = "tuned"  # folder of --tune inside --checkpoint
 def prune(spec: Prune, console: Console) -> int:
     """Prunes a whole model, decoder block by decoder block."""
     chosen = spec.pick(KEYWORDS)
-    run_setup = RunSettings(**chosen)
-    spec, model, tokenizer = _load(spec, console)
-    shared.check_room(spec, model)
-    network = Network(model)
-    check_layers(network.select(spec.layers), network, run_setup)
+    settings = RunSettings(**chosen)
+    copy = Copy(spec, console)
+    shared.check_room(spec, copy.model)
+    network = Network(copy.model)
+    check_layers(network.select(spec.layers), network, settings)
     network.precision(spec.compute)
     memory = partial(estimate_memory, layers=spec.layers, sequential=spec.true_sequential, method=spec.method)
-    seconds = pruning_cost(spec, model, spec.method, spec.target).seconds
+    seconds = pruning_cost(spec, copy.model, spec.method, spec.target).seconds
     estimates = [partial(memory, dense_targets=spec.target == "dense")]
-    shared.tell_cost(spec, "Pruning", seconds, estimates, model, console)
-    tokens, held_out, cautions = shared.calibration(spec, tokenizer)
-    shared.rotate(spec, model, tokens, console)
-    evaluation = shared.Evaluation(spec, spec.model, tokenizer, console)
-    texts = draw_texts(spec, model, tokenizer, evaluation.windows)
-    evaluation.before = evaluation.measure(model, "before")
-    with terminal.bar(console, "Pruning") as follow:
-        chosen |= {"layers": spec.layers, "checkpoint": spec.checkpoint}
-        pruned = rose.prune_model(model, tokens, held_out=held_out, progress=follow, **chosen)
-    tuned = _tune_after(spec, console, model, texts)
-    report = evaluation.save(model, tuned.added_to(pruned).signed(spec, text_cautions=cautions))
+    shared.tell_cost(copy.spec, "Pruning", seconds, estimates, copy.model, console)
+    copy.draw()
+    pruned = copy.prune(**chosen | {"layers": spec.layers, "checkpoint": spec.checkpoint})
+    copy.save(pruned)
     _print_pruned(pruned)
-    tuned.say()
-    shared.say_perplexity(report.summary)
-    terminal.say(f"Checkpoint, report.json and layers.csv are in {spec.output}")
-    return tuned.status()
-
-
-def _load(spec: Any, console: Console) -> tuple[Any, PreTrainedModel, Any]:
-    """The specification with the number format resolved, the model to change, and the tokenizer.
-
-    Raises RoseError, before the model is loaded, if its copy cannot be written, or if the checkpoint was begun with
-    another --tune.
-    """
-    shared.check_saving(spec)
-    begun = begun_with(spec.checkpoint and spec.checkpoint / TUNED, "minutes")
-    if spec.tune is not None and begun not in (None, spec.tune):
-        raise rose.RoseError(
-            f"The checkpoint in {spec.checkpoint} was begun with --tune {begun:g}; give that, or another checkpoint."
-        )
-    spec = shared.settle_dtype(spec, spec.model)
-    return spec, *shared.load(spec, console, scratch=spec.output.parent)
+    return copy.say()
 
 
 def _print_pruned(report: rose.RunReport) -> None:
@@ -132,7 +106,8 @@ def slim(spec: Slim, console: Console) -> int:
     slimming, pruning = spec.stages()
     settings = SlimSettings(**slimming)
     rest = RunSettings(**pruning).layer if pruning else None
-    spec, model, tokenizer = _load(spec, console)
+    copy = Copy(spec, console)
+    model = copy.model
     if spec.allocation != "uniform" and spec.method != "depth":
         readers = "rose.load_model reads the result, plain transformers does not."
         console.print(f"The decoder blocks will differ in shape: {readers}", soft_wrap=True)
@@ -148,28 +123,18 @@ def slim(spec: Slim, console: Console) -> int:
         # Estimated for a model slightly larger than the result.
         cost = partial(estimate_cost, model, sweeps=sweeps_of([rest.method]), passes=2, compute=DEFAULT)
         seconds += cost(target=pruning["target"], **sizes).seconds
-    shared.tell_cost(spec, "Slimming and pruning" if rest else "Slimming", seconds, estimates, model, console)
-    tokens, held_out, cautions = shared.calibration(spec, tokenizer)
-    evaluation = shared.Evaluation(spec, spec.model, tokenizer, console)
-    texts = draw_texts(spec, model, tokenizer, evaluation.windows)
-    evaluation.before = evaluation.measure(model, "before")
-    with terminal.bar(console, "Slimming") as follow:
-        options = {"held_out": held_out, "progress": follow, "checkpoint": spec.checkpoint}
-        done = slimmed = rose.prune_structured(model, tokens, **slimming | options)
+    doing = "Slimming and pruning" if rest else "Slimming"
+    shared.tell_cost(copy.spec, doing, seconds, estimates, model, console)
+    copy.draw()
+    done = slimmed = copy.slim(**slimming, checkpoint=spec.checkpoint)
     if rest:
-        between = evaluation.measure(model, "slimmed")
-        with terminal.bar(console, "Pruning") as follow:
-            options |= {"progress": follow, "checkpoint": spec.checkpoint and spec.checkpoint / "pruned"}
-            pruned = rose.prune_model(model, tokens, **pruning | options)
+        between = copy.evaluation.measure(model, "slimmed")
+        pruned = copy.prune(**pruning, checkpoint=spec.checkpoint and spec.checkpoint / "pruned")
         done = replace(slimmed, then=pruned).with_summary(**between)
-    tuned = _tune_after(spec, console, model, texts)
-    report = evaluation.save(model, tuned.added_to(done).signed(spec, text_cautions=cautions))
+    report = copy.save(done)
     _print_slimmed(done)
-    tuned.say()
-    shared.say_perplexity(report.summary)
-    kind = "any program that uses transformers" if report.summary["uniform"] else "rose.load_model"
-    terminal.say(f"Checkpoint, report.json and layers.csv are in {spec.output}, for {kind}")
-    return tuned.status()
+    readers = "any program that uses transformers" if report.summary["uniform"] else "rose.load_model"
+    return copy.say(f", for {readers}")
 
 
 def _check_rest(model: PreTrainedModel, kinds: Sequence[str], settings: Settings) -> None:
@@ -244,6 +209,67 @@ def tune(spec: Tune, console: Console) -> int:
     return tuned.status()
 
 
+class Copy:
+    """A model that `prune` or `slim` changes, from loading to saving.
+
+    Raises RoseError, before the model is loaded, if its copy cannot be written, or if the checkpoint was begun with
+    another --tune.
+    """
+
+    def __init__(self, spec: Prune | Slim, console: Console) -> None:
+        shared.check_saving(spec)
+        self.tuning = spec.checkpoint and spec.checkpoint / TUNED
+        begun = begun_with(self.tuning, "minutes")
+        if spec.tune is not None and begun not in (None, spec.tune):
+            was = f"The checkpoint in {spec.checkpoint} was begun with --tune {begun:g}"
+            raise rose.RoseError(f"{was}; give that, or another checkpoint.")
+        self.spec, self.console = shared.settle_dtype(spec, spec.model), console
+        self.model, self.tokenizer = shared.load(self.spec, console, scratch=spec.output.parent)
+        self.tuned = Tuned()
+
+    def draw(self) -> None:
+        """Draws all windows, rotates the heads of --rotate, and evaluates the model before the change."""
+        self.tokens, self.held_out, self.cautions = shared.calibration(self.spec, self.tokenizer)
+        if isinstance(self.spec, Prune):
+            shared.rotate(self.spec, self.model, self.tokens, self.console)
+        self.evaluation = shared.Evaluation(self.spec, self.spec.model, self.tokenizer, self.console)
+        self.texts = draw_texts(self.spec, self.model, self.tokenizer, self.evaluation.windows)
+        self.evaluation.before = self.evaluation.measure(self.model, "before")
+
+    def prune(self, **options: Any) -> rose.RunReport:
+        """See `rose.prune_model`."""
+        with terminal.bar(self.console, "Pruning") as follow:
+            return rose.prune_model(self.model, self.tokens, held_out=self.held_out, progress=follow, **options)
+
+    def slim(self, **options: Any) -> rose.RunReport:
+        """See `rose.prune_structured`."""
+        with terminal.bar(self.console, "Slimming") as follow:
+            return rose.prune_structured(self.model, self.tokens, held_out=self.held_out, progress=follow, **options)
+
+    def save(self, report: rose.RunReport) -> rose.RunReport:
+        """Tunes the copy for the minutes of --tune, saves and evaluates it; returns the whole report."""
+        if self.texts is not None:
+            self.tuned = Tuned(*tune_until_stopped(self._tuner, _bar(self.console), self.tuning))
+            self.tuned.say_stop(self.console)
+        signed = self.tuned.added_to(report).signed(self.spec, text_cautions=self.cautions)
+        self.report = self.evaluation.save(self.model, signed)
+        return self.report
+
+    def _tuner(self) -> Parts:
+        """For tuning towards the dense model, which is loaded again."""
+        assert self.texts is not None
+        dense, _ = shared.load(self.spec, self.console)
+        settings = TuneSettings(minutes=self.spec.tune, seed=self.spec.seed, **self.spec.pick(["compute"]))
+        return Parts(TuneTask(self.model, dense, *self.texts), settings)
+
+    def say(self, readers: str = "") -> int:
+        """Prints the end of a run; returns the exit status."""
+        self.tuned.say()
+        shared.say_perplexity(self.report.summary)
+        terminal.say(f"Checkpoint, report.json and layers.csv are in {self.spec.output}{readers}")
+        return self.tuned.status()
+
+
 def draw_texts(spec: Prune | Slim, model: nn.Module, tokenizer: Any, evaluated: Tensor | None) -> Texts | None:
     """Windows for --tune, drawn before pruning; None without --tune.
 
@@ -278,22 +304,6 @@ def _texts(spec: Prune | Slim | Tune, tokenizer: Any, evaluated: Tensor | None, 
         spec.calibration, tokenizer, seed=spec.seed, bos=spec.bos, apart_from=apart_from, **sizes
     )
     return tokens, held_out if len(held_out) else None
-
-
-def _tune_after(spec: Prune | Slim, console: Console, model: nn.Module, texts: Texts | None) -> Tuned:
-    """Tunes a pruned model for the minutes of --tune, if any; the dense model is loaded again."""
-    if texts is None:
-        return Tuned()
-
-    def make() -> Parts:
-        dense, _ = shared.load(spec, console)
-        settings = TuneSettings(minutes=spec.tune, seed=spec.seed, compute=getattr(spec, "compute", "auto"))
-        return Parts(TuneTask(model, dense, *texts), settings)
-
-    checkpoint = spec.checkpoint and spec.checkpoint / TUNED
-    tuned = Tuned(*tune_until_stopped(make, _bar(console), checkpoint))
-    tuned.say_stop(console)
-    return tuned
 
 
 @dataclass(frozen=True)
