@@ -172,7 +172,7 @@ def solver_race(
 
     Work is in products W·H. `ways`: solver -> (label, a row per state: step, work, is_complete, and both errors).
     """
-    chart, ends = Chart(x="work done (products W·H)", y=ERROR, height=460, **shared), []
+    chart, ends = Chart(x="work done (products W·H)", y=ERROR, height=390, **shared), []
     column, tokens = ("held_out_error", "Held-out") if held_out else ("relative_error", "Calibration")
     for name, (label, table) in ways.items():
         look = palette.method_style(LOOKS[name])._replace(label=label)
@@ -184,13 +184,11 @@ def solver_race(
     chart.figure.add_vline(x=work, line=CHOSEN)
     chart.x(range=[0, last], zeroline=False)
     chart.y(top=top)
-    subtitle = f"{tokens} error{chart.of} if the solver stopped there; open marks: weights still to be removed"
-    best = [f"{label} {number(table.loc[table['is_complete'], column].min())}" for label, table in ways.values()]
-    caption = f"Lowest error at the full sparsity: {', '.join(best)}."
+    subtitle = f"{tokens} error{chart.of} at each step; open marks: too few zeros yet"
     rows = pd.concat([table.assign(solver=label) for label, table in ways.values()], ignore_index=True)
     alt = f"Line chart of the error of {count(len(ways), 'solver')} against work"
     chart.label_ends(last, ends, top)
-    return chart.done(_race_finding(ways, work, column), subtitle, caption, alt, rows)
+    return chart.done(_race_finding(ways, work, column), subtitle, "", alt, rows)
 
 
 def _state_line(chart: Chart, table: pd.DataFrame, column: str, look: Style, **properties: Any) -> None:
@@ -208,22 +206,22 @@ def _race_finding(ways: Mapping[str, tuple[str, pd.DataFrame]], work: float, col
         reached = table[(table["work"] <= work + 1e-9) & table["is_complete"]]
         if len(reached):
             now[label] = float(reached[column].iloc[-1])
-    after = f"After {work:g} products"
     if not now:
-        return f"{after} no solver has a result yet"
+        return f"After {work:g} products no solver has a result yet"
     first, *rest = sorted(now, key=now.__getitem__)
     if not rest:
-        return f"{after} only {_lower(first)} has a result"
+        return f"After {work:g} products only {_lower(first)} has a result"
     base = ways["sweep"][0] if "sweep" in ways and ways["sweep"][0] in now else rest[0]
     who = first if first != base else rest[0]
-    ends = {label: float(table["work"].iloc[-1]) for label, table in ways.values()}
-    if ends[base] <= ends[who] < work - 1e-9:  # nothing has changed since
-        after = f"By its end, after {ends[who]:.3g} products,"
-    return f"{after} {_lower(who)} has {verdicts.says_change(now[who], now[base], _lower(base))}"
+    ends = (float(table["work"].iloc[-1]) for label, table in ways.values() if label in (base, who))
+    work = min(work, max(ends))  # nothing has changed since
+    return f"After {work:.3g} products {_lower(who)} has {verdicts.says_change(now[who], now[base], _lower(base))}"
 
 
 def _lower(label: str) -> str:
-    return label if label.isupper() else label[:1].lower() + label[1:]
+    """The name of a solver in a sentence, without its order."""
+    name = label.partition(",")[0]
+    return name if name.isupper() else name[:1].lower() + name[1:]
 
 
 def mask_changes(

@@ -2,86 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from app import components, words
 from app.components import URL
 from app.figures import sweeps as figures
 from app.lab.sections import label, single_orders
+from app.runs import example
 from app.runs.pruning import PruningRun
 from app.study.study import Study, error_on
 from rose.layer.pattern import parse_sparsity
 from rose.layer.solvers import SOLVERS, watch_solver
 
 LABELS = {"sweep": "One sweep", "refit": "Sweep and refit", "stages": "Five stages", "admm": "ADMM"}
+SINCE = {"step": "Its last step", "sweep": "The sweep"}
 TITLE = "How the methods get there"
 STEP = 1.0  # products
 
 
 def draw(run: PruningRun | None) -> None:
-    """Draws the race; `run` is the run on the page, which may have pruned other layers than the study."""
+    """Draws the example's race until somebody asks for the chosen layer; `run`, on the page, may not have pruned it."""
     study, layer = components.require_layer("Here the solvers behind the methods race each other on one layer")
-    is_grouped = parse_sparsity(study.setup.sparsity).is_grouped
+    is_grouped, subject = parse_sparsity(study.setup.sparsity).is_grouped, (study.created, layer)
+    is_asked = st.session_state.get("solvers-asked") == subject
     solvers = [name for name in SOLVERS if not (is_grouped and name == "stages")]  # stages cannot reach N:M
-    st.caption(description(layer, solvers, run))
+    shown = layer if is_asked else example.race()[0]
+    if not is_asked:
+        components.example(f"solvers on {words.short_layer(shown)}", ", in the study that comes with the app")
+    st.caption(description(shown, run if is_asked else None))
     left, stage = st.columns((1, 2.7))
     with left:
         names = st.pills(
             "Solvers", solvers, selection_mode="multi", default=solvers, key="race_solvers", bind=URL,
             format_func=LABELS.__getitem__, wrap=True,
         )  # fmt: skip
-        order = st.selectbox(
-            "Order of the sweeps",
-            single_orders(),
-            format_func=label,
-            key="race_solver_order",
-            bind=URL,
-            help="Natural is SparseGPT's order; ROSE dealt deals costly columns over the blocks. ADMM has no order.",
-        )
+        if is_asked:
+            help = "Natural is SparseGPT's order; ROSE dealt deals costly columns over the blocks. ADMM has no order."
+            look: dict[str, Any] = {"format_func": label, "key": "race_solver_order", "bind": URL, "help": help}
+            order = st.selectbox("Order of the sweeps", single_orders(), **look)
+        else:
+            begin = partial(st.session_state.update, {"solvers-asked": subject})
+            st.button("Run them on your layer", icon=":material/play_arrow:", key="solvers-begin", on_click=begin)
     with stage:
         if not names:
             st.info("Choose at least one solver on the left.")
-            return
-        pieces = [partial(watched, study, layer, name, order) for name in names]
-        if not components.finished(pieces, "solvers", (study.created, layer, order, tuple(names)), "solver"):
-            return
-    ways = {name: watched(study, layer, name, order) for name in names}
-    most = max(float(way.table["work"].iloc[-1]) for way in ways.values())
-    last = round(most / STEP + 0.5) * STEP
-    with left:
-        if (st.session_state.get("race_work") or 0) > last:  # the value of a wider layer
-            st.session_state.race_work = last
-        work = st.slider("Work so far (products W·H)", 0.0, last, last, STEP, "%.0f", key="race_work", bind=URL)
-        shown = components.choose("Mask of", {name: LABELS[name] for name in names}, "race_mask_of", default=names[-1])
-        since = components.choose("Changed since", {"step": "Its last step", "sweep": "The sweep"}, "race_mask_since")
-    with stage:
-        # Order decides the error of the solvers that sweep, so their labels name it.
-        swept = f", {label(order).lower()} order"
-        tables = {name: (LABELS[name] + (swept if name != "admm" else ""), way.table) for name, way in ways.items()}
-        has_held_out = study.held_out_statistics(layer) is not None
-        drawn = figures.solver_race(tables, work, held_out=has_held_out, **components.look(layer))
-        components.show(drawn, "solver-race")
-        _mask(study, layer, ways[shown], shown, order, since, work)
+        elif not is_asked:
+            _race(shown, {name: table for name, table in example.race()[1].items() if name in names}, "natural", left)
+        else:
+            pieces = [partial(watched, study, layer, name, order) for name in names]
+            if components.finished(pieces, "solvers", (study.created, layer, order, tuple(names)), "solver"):
+                ways = {name: watched(study, layer, name, order) for name in names}
+                work = _race(layer, {name: way.table for name, way in ways.items()}, order, left)
+                _mask(study, layer, ways, order, work, left)
 
 
-def description(layer: str, solvers: Sequence[str], run: PruningRun | None) -> str:
-    """The solvers' steps, the methods that use them, and whether the run has pruned the layer."""
+def _race(layer: str, tables: dict[str, pd.DataFrame], order: str, left: DeltaGenerator) -> float:
+    """Errors against work; returns the work chosen on the left."""
+    last = round(max(float(table["work"].iloc[-1]) for table in tables.values()) / STEP + 0.5) * STEP
+    if (st.session_state.get("race_work") or 0) > last:  # the value of a wider layer
+        st.session_state.race_work = last
+    work = left.slider("Work so far (products W·H)", 0.0, last, last, STEP, "%.0f", key="race_work", bind=URL)
+    # Order decides the error of the solvers that sweep, so their labels name it.
+    swept = f", {label(order).lower()} order"
+    ways = {name: (LABELS[name] + (swept if name != "admm" else ""), table) for name, table in tables.items()}
+    has_held_out = all(table["held_out_error"].notna().all() for table in tables.values())
+    components.show(figures.solver_race(ways, work, held_out=has_held_out, **components.look(layer)), "solver-race")
+    return work
+
+
+def description(layer: str, run: PruningRun | None) -> str:
+    """The methods that use the solvers, and whether the run has pruned the layer."""
     is_other = run is not None and not any((copy.layers["layer"] == layer).any() for copy in run.copies)
     return (
-        f"{words.sentence(words.count(len(solvers), 'solver'))} remove the same number of weights from "
-        f"**{words.short_layer(layer)}**{', a layer of your study that this run did not prune' if is_other else ''}. "
         "SparseGPT and ROSE sweep once, ROSE dealt also refits, ROSE ADMM uses ADMM."
-        + (" No method prunes in five stages." if "stages" in solvers else "")
+        + f" This run did not prune {words.short_layer(layer)}, a layer of your study." * is_other
     )
 
 
-def _mask(study: Study, layer: str, way: Watched, solver: str, order: str, since: str, work: float) -> None:
+def _mask(study: Study, layer: str, ways: dict[str, Watched], order: str, work: float, left: DeltaGenerator) -> None:
+    with left:
+        solver = components.choose(
+            "Mask of", {name: LABELS[name] for name in ways}, "race_mask_of", default=[*ways][-1]
+        )
+        since = components.choose("Changed since", SINCE, "race_mask_since")
+    way = ways[solver]
     state = way.at(work)
     if state < 0:
         components.info(f"{LABELS[solver]} has no mask yet. Move the slider on.")

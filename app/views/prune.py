@@ -44,7 +44,7 @@ def draw() -> None:
         view = components.section(list(sections), "prune_view", "Results")
         label, icon = "Rounded, slimmed or pruned: what pays?", ":material/compare_arrows:"
         st.page_link("views/smaller.py", label=label, icon=icon, width="content")
-    if shown is not run:
+    if shown is not run and view != race_of_solvers.TITLE:
         components.example("pruned copies")
     sections[view](shown, models)
     if shown is run:
