@@ -41,7 +41,7 @@ def read_ahead() -> None:
     shared.skeleton(setup.model)
     matmul_rate()
     bfloat16_gain()
-    pairs.cautions_of(example.pruning().copies)  # the records keep what this looks up
+    pairs.cautions_of(example.pruning().copies)  # which the records keep
     study = shared.find(setup)
     layer = study and study.most_columnar()  # which Layer and Order lab open on
     if study and layer and study.has_stored(layer) and psutil.virtual_memory().available > SPARE:

@@ -10,7 +10,7 @@ from app.figures import palette
 from app.figures.palette import Style
 from app.figures.shapes import Chart, Look, Marked, block_span, colourbar, to_numpy
 from app.figures.style import ERROR, PERCENT, Drawing, judged
-from app.words import apart, count, listing, number, percent, sentence, short_layer, word
+from app.words import count, listing, number, percent, sentence, short_layer, word
 from rose import METHODS, LayerResult, Prices, RoseError, verdicts
 from rose.layer.columnar import PaperFigures
 from rose.layer.order import visited_blocks
@@ -89,7 +89,7 @@ def _random_seeds(labels: dict[str, str], table: pd.DataFrame, by: str) -> str:
     if seeds < 2:
         return ""
     labels[RANDOM] += f", mean of {word(seeds)} seeds"
-    far = percent((groups.max() / groups.min() - 1).max())
+    far = percent((groups.max() / groups.min() - 1).max(), 0)
     return f" The {count(seeds, 'seed')} of random order lie up to {far} apart."
 
 
@@ -190,7 +190,7 @@ def price_lines(
     low, high = (pick(float(pick(line.y)) for line in chart.figure.data) for pick in (min, max))
     chart.x(range=[0, columns + 1], zeroline=False)
     chart.y(range=[low - 0.1, high + 0.3], zeroline=False)
-    finding = f"Every order has the same mean log price, {level:.2f}: what one column saves, another pays"
+    finding = f"Every order has the same mean log price, {level:.1f}: one column saves, another pays"
     subtitle = f"Price d of each column{chart.of} as visited, running mean"
     subtitle += f"; dots: columns of block {chart.marked_block}" if chart.marked_block is not None and widths else ""
     caption = (
@@ -222,7 +222,7 @@ def forecast_scatter(table: pd.DataFrame, *, tokens: str = "held-out", **shared:
     ranked = verdicts.rank_correlation(table["forecast"], table["measured"])
     caption = "A forecast takes one factorization an order and 64 rows of W; open marks: one threshold."
     if ranked is not None:
-        caption += f" Rank correlation {ranked}."
+        caption += f" Rank correlation of forecast and error: {ranked}."
     subtitle = f"Error{chart.of} by order and budget: forecast, and measured on {tokens} tokens"
     finding = f"Forecast best is {predicted}, {hit}"
     return chart.done(finding, subtitle, caption, "Scatter chart of measured against forecast errors", table)
@@ -291,12 +291,11 @@ def order_budget_matrix(table: pd.DataFrame, **shared: Unpack[Look]) -> Drawing:
     _colour_ratios(chart, ratio, printed, list(labels.values()))
     best, budget = ratio.stack().idxmin()
     run = NAME_OF_RUN.get((best, budget), f"{palette.order_style(best).label} order with {SHARES[budget]}")
-    finding = f"{run} has the least error, {printed.loc[best, budget]} of SparseGPT's"
+    finding = f"{run} leaves {verdicts.says_change(ratio.loc[best, budget], 1.0, 'SparseGPT')}"
     subtitle = f"Final error{chart.of} ÷ SparseGPT's (natural order, equal shares); below 1: less error"
     parts = (ratio["block"], ratio.loc["natural"], ratio.to_numpy(np.float64))
     by_order, by_budget, by_both = (percent(1 - np.nanmin(part), 0) for part in parts)
-    caption = f"Order alone (equal shares) saves at most {by_order}, budget alone (in natural order) "
-    caption += f"{by_budget}, both together {by_both}."
+    caption = f"Order alone saves at most {by_order}, budget alone {by_budget}, both together {by_both}."
     if {RANDOM, "two_level"} <= set(ratio.index) and ratio["block"][RANDOM] < ratio["block"]["two_level"]:
         caption += " With equal shares random order leaves less error than ROSE's: it mixes dear and cheap columns."
     caption += spread
@@ -358,9 +357,9 @@ def basis_errors(
     for method, look in methods.items():
         hover = f"{look.label}, %{{customdata}}<br>{tokens} error %{{y:.4g}}"
         chart.bars(middles[method], wide[method], look, hover, customdata=names, width=0.9 * width)
-    subtitle = f"{sentence(tokens)} error{chart.of} in each basis"
+    subtitle = f"{sentence(tokens)} error{chart.of}"
     if tokens == "held-out":
-        subtitle += "; line in a bar: on calibration tokens"
+        subtitle += "; lines: calibration"
         x, y = (np.concatenate([part[method] for method in methods]) for part in (middles, fitted))
         look, edge = Style(chart.ink.text, "Calibration", symbol="line-ew"), {"width": 2.5, "color": chart.ink.text}
         chart.points(x, y, look, "calibration error %{y:.4g}", size=11, marker={"line": edge})
@@ -374,20 +373,4 @@ def basis_errors(
         change = verdicts.says_change(wide.loc[seen, lead], base[lead], "as given")
         finding = f"In {SPOKEN[seen]} {methods[lead].label} makes {change}"
     alt = f"Grouped bars of {tokens} error by basis and method"
-    return chart.done(finding, f"{subtitle}; the chosen basis is outlined", "", alt, table)
-
-
-def sentence_of_bases(table: pd.DataFrame) -> str:
-    """SparseGPT's error in each basis as a sentence; the table of `basis_errors`."""
-    rows = table[table["method"] == "sparsegpt"].set_index("basis")
-    column, tokens = judged(rows)
-    reference = float(rows.loc[GIVEN, column])
-    parts: list[str] = []
-    for name in ("gathered", "learned", "random"):
-        before, after = apart(reference, float(rows.loc[name, column]))
-        moved = "stays at" if before == after else "falls" if rows.loc[name, column] < reference else "rises"
-        start = f" from {before}" if not parts else ""
-        subject = f"SparseGPT's {tokens} error" if not parts else "it"
-        moved += f" {after}" if before == after else f"{start} to {after}"
-        parts.append(f"{SPOKEN[name]} {subject} {moved}")
-    return f"In {'; in '.join(parts)}. The dense model computes the same in all four."
+    return chart.done(finding, f"{subtitle}; outlined: the chosen basis", "", alt, table)

@@ -23,7 +23,7 @@ from rose.layer.order import visited_blocks
 FILM_CELLS = 1_100_000  # of all frames of a film together; a byte each, 4/3 bytes in base64
 MAX_FRAMES = 33
 BELOW = 150  # pixels below a film, for its buttons and slider
-TALL = 660  # pixels, of a film
+TALL = 560  # pixels, of a film
 REMOVED = {"light": "#ffffff", "dark": "#000000"}  # not a colour of the sequential scale
 DIMMED, TINTED = 0.6, 0.4  # opacity over what is pruned, and over what was just pruned
 LOOKS = {"sweep": "sparsegpt", "refit": "rose_dealt", "stages": "rose_global", "admm": "rose_admm"}  # of solvers
@@ -75,7 +75,7 @@ def _draw(results: Sequence[LayerResult], step: int, energy: float, cells: int, 
     now, final = [float(curve[step]) for curve in curves], [float(curve[-1]) for curve in curves]
     below = {"row": 2, "col": 1}
     chart.x(title_text="pruned blocks", range=[-0.1, blocks + 0.1], count=blocks, zeroline=False, **below)
-    chart.y(top=max(final) * 1.08, title_text="calibration error so far", **below)
+    chart.y(top=max(final) * 1.08, title_text="calibration error", **below)
     subtitle = f"|W|{chart.of} from 0 to {number(top)}, columns as visited; dimmed: pruned; pink: just pruned; "
     subtitle += "bright: free"
     caption = f"{sentence(note)}." if "maximum" in note else ""

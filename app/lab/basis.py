@@ -11,8 +11,8 @@ from torch import Tensor
 
 import rose
 from app import components, session, words
-from app.figures import losses, palette, weights
-from app.figures.orders import basis_errors, sentence_of_bases
+from app.figures import losses, weights
+from app.figures.orders import basis_errors
 from app.study.study import Study, error_on
 from rose.interrupt import stop_point
 from rose.layer.basis import STEPS, HeadLayout, find_rotations, rotate_columns, rotate_statistics
@@ -28,10 +28,10 @@ HEADS = ("heads that can be rotated",)  # as the study remembers them
 STAYS = (
     "<style>@media (min-width: 641px) { :has(> .st-key-lab-basis-controls) { position: sticky; top: 4rem; } }</style>"
 )
-PICTURES = {"importance": "Importance S", "weights": "|W|", "loss": "Potential loss L"}
+PICTURES = {"importance": "Importance", "weights": "|W|", "loss": "Loss"}
 
 
-def draw(study: Study, layer: str) -> None:
+def draw(study: Study, layer: str, _row: object) -> None:
     if not _knows_heads(study):
         return
     layouts, why_none = rotatable(study)
@@ -49,17 +49,16 @@ def draw(study: Study, layer: str) -> None:
         basis = st.select_slider("Basis of the heads", list(BASES), "given", **look)
         shown = components.choose("Picture", PICTURES, "lab_basis_picture")
         seed = st.number_input("Seed of the random basis", 0, 9999, 0, key="lab_basis_seed", bind=components.URL)
-        groups = words.count(layout.groups, "rotation")
-        shared = f"; heads that share their values share one, so there are {groups}" if layout.groups > 1 else ""
+        shared = f" Heads with the same values turn alike: {words.count(layout.groups, 'rotation')}."
         st.markdown(
-            f"Each of the {words.count(len(layout.group), 'head')} is rotated between values and output projection: "
-            f"$W_v' = R^⊤W_v$, $W_o' = W_oR${shared}. The two rotations cancel, so the model's output stays the "
-            "same up to rounding. The columns of $W_o$ change."
+            f"Each of the {words.count(len(layout.group), 'head')} is rotated between values and output projection, "
+            f"$W_v' = R^⊤W_v$ and $W_o' = W_oR$: the columns of $W_o$ change, the model's output does not."
+            + shared
+            * (layout.groups > 1)
         )
         st.caption(
-            "Gathered: eigenvectors of the inputs' covariance plus the weights' own, at equal scale. Learned: a few "
-            f"steps from there towards less potential loss. {palette.method_style(METHODS[-1]).label} is the "
-            "recommended method."
+            "Gathered: eigenvectors of the inputs' covariance plus the weights' own. Learned: a few steps from there "
+            "towards less potential loss."
         )
     every = {name: f"random:{seed}" if name == "random" else name for name in BASES}
     with stage:
@@ -76,7 +75,6 @@ def _draw_bases(study: Study, layer: str, bases: dict[str, str], basis: str, sho
         (basis.partition(":")[0], method, *measure(study, layer, basis, method, threshold)) for basis, method in pairs
     ]
     errors = pd.DataFrame(rows, columns=["basis", "method", "relative_error", "held_out_error"])
-    st.markdown(f"**{sentence_of_bases(errors)}**")
     components.show(basis_errors(errors, BASES, basis, **look), "lab-bases")
     pictures = {name: _picture(study, layer, name_and_seed, threshold) for name, name_and_seed in bases.items()}
     weight, plan = pictures[basis]
@@ -89,7 +87,7 @@ def _draw_bases(study: Study, layer: str, bases: dict[str, str], basis: str, sho
     components.show(drawn[shown](**where), f"lab-basis-{shown}")
     components.show(losses.block_loss_bars(plan, **where), "lab-basis-blocks")
     ranges = [f"{BASES[name].lower()} {plan.relative_range:.3f}" for name, (_, plan) in pictures.items()]
-    st.caption(f"Relative range by basis: {', '.join(ranges)}. The best basis need not be the most columnar one.")
+    st.caption(f"Relative range: {', '.join(ranges)}. The best basis need not be the most columnar one.")
 
 
 def _knows_heads(study: Study) -> bool:

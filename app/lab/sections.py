@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 import rose
 from app import components, first, session, words
@@ -37,6 +38,7 @@ FORECAST = [
 ]
 RULES = ("natural", "two_level", "dealt", "random", "global", "pivot", "pivot_weighted")  # that a person tries first
 YOURS = "custom"
+CHOICES = ":material/tune:"
 Numbers = Callable[[Study, str], None]
 WHO_IS_WHO = (
     "SparseGPT: natural order, an equal share from every block. ROSE: two-level order (columns within blocks, then "
@@ -103,9 +105,9 @@ def outcomes(study: Study, layer: str, sweeps: Sequence[PlannedSweep], key: str)
     return [outcome(study, layer, sweep) for sweep in sweeps]
 
 
-def order_and_budget(study: Study, layer: str) -> None:
+def order_and_budget(study: Study, layer: str, row: DeltaGenerator) -> None:
     """The effects of order and budget apart."""
-    chosen = st.multiselect(
+    chosen = row.popover("Orders", icon=CHOICES).multiselect(
         "Orders",
         order_names(),
         default=RULES,
@@ -130,9 +132,10 @@ def order_and_budget(study: Study, layer: str) -> None:
     components.show(orders.order_budget_matrix(table, **look), "lab-matrix")
 
 
-def inside_sweep(study: Study, layer: str) -> None:
+def inside_sweep(study: Study, layer: str, row: DeltaGenerator) -> None:
     """One sweep played, or two side by side, and what each block costs."""
-    pairs = _choose_sweeps()
+    with row.popover("Which sweep", icon=CHOICES):
+        pairs = _choose_sweeps()
     needed = len(pairs) * trace_bytes(study, layer)
     if needed > LARGEST_TRACE:
         components.warning(
@@ -154,11 +157,10 @@ def inside_sweep(study: Study, layer: str) -> None:
 
 def _choose_sweeps() -> list[tuple[str, str]]:
     """Order and budget of the sweep, and of the sweep chosen to compare."""
-    places = iter(st.columns(3))
 
     def choose(title: str, options: dict[str, str], key: str, index: int = 0) -> Any:
         shown = options.__getitem__
-        return next(places).selectbox(title, list(options), index, format_func=shown, key=key, bind=URL)
+        return st.selectbox(title, list(options), index, format_func=shown, key=key, bind=URL)
 
     names = single_orders()
     order = choose("Order", {name: label(name) for name in names}, "lab_sweep_order", names.index("two_level"))
@@ -169,11 +171,11 @@ def _choose_sweeps() -> list[tuple[str, str]]:
     return list(dict.fromkeys([(order, budget), *([other[beside]] if beside in other else [])]))
 
 
-def prices(study: Study, layer: str) -> None:
+def prices(study: Study, layer: str, row: DeltaGenerator) -> None:
     """How orders deal out one total of prices, and how well a forecast knows what follows."""
     plan = study.plan(layer)
     draft = st.session_state.get("lab_own") if st.session_state.get("lab_own_place") == (study.created, layer) else None
-    with st.container(horizontal=True, vertical_alignment="bottom"):
+    with row.popover("Orders", icon=CHOICES):
         chosen = st.multiselect(
             "Orders",
             [*single_orders(), *([YOURS] if draft else [])],
@@ -184,9 +186,7 @@ def prices(study: Study, layer: str) -> None:
         blocks = ["none", *map(str, range(len(plan.block_width)))]
         if st.session_state.get("lab_price_block") not in blocks:
             st.session_state.lab_price_block = "none"
-        block = st.selectbox(
-            "Columns of block", blocks, key="lab_price_block", bind=URL, help="Marked on every line.", width=150
-        )
+        block = st.selectbox("Columns of block, marked on every line", blocks, key="lab_price_block", bind=URL)
     lines = {name: study.prices(layer, draft.order(plan) if name == YOURS and draft else name) for name in chosen}
     if not lines:
         st.info("Choose at least one order.")

@@ -56,7 +56,7 @@ def change(**changes: Any) -> None:
     st.session_state.lab_own = st.session_state.lab_own.to(**changes)
 
 
-def draw(study: Study, layer: str) -> None:
+def draw(study: Study, layer: str, _row: object) -> None:
     components.live(lambda: _draw(study, layer), None)  # a drag draws this section alone
 
 

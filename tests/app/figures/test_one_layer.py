@@ -184,8 +184,8 @@ def test_matrix_separates_order_and_budget():
     assert printed == [["1.000<br>SparseGPT", "0.900"], ["1.200", "0.750<br>ROSE global"]]
     assert "#ffffff" in heat.text[1][1], "on the dark end of the scale"
     assert "#000000" in heat.text[0][0], "on its light middle"
-    assert title(drawing) == "ROSE global has the least error, 0.750 of SparseGPT's"
-    assert "budget alone (in natural order) 10\u202f%, both together 25\u202f%." in drawing.caption
+    assert title(drawing) == "ROSE global leaves 25\u202f% less error than SparseGPT"
+    assert "budget alone 10\u202f%, both together 25\u202f%." in drawing.caption
     refused("choose a sparsity above 0", orders.order_budget_matrix, table.assign(relative_error=0.0))
 
 

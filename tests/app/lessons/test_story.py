@@ -15,12 +15,10 @@ from tests.app.figures.test_contract import hold
 from tests.benchmarks.example_study import copied_numbers
 
 PAPER = json.loads((Path(__file__).parents[2] / "fixtures" / "worked_example.json").read_text())
-BY_TITLE = {lesson.title: lesson for lesson in LESSONS}
 
 
-@pytest.mark.parametrize("title", BY_TITLE)
-def test_every_choice_of_every_lesson_can_be_drawn(title):
-    lesson = BY_TITLE[title]
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.title)
+def test_every_choice_of_every_lesson_can_be_drawn(lesson):
     options = [c.values if isinstance(c, Slider) else tuple(c.options) for c in lesson.controls]
     screens = itertools.product(itertools.product(*options), {False, lesson.question is not None})
     for (chosen, answered), theme in zip(screens, itertools.cycle(INKS), strict=False):

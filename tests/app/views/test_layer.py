@@ -95,8 +95,7 @@ def test_column_table_of_a_narrow_last_block():
     plan = rose.plan_order(weight, inputs.T @ inputs, sparsity=0.5, block_size=4, threshold=0.0)
     table = column_table(plan, rose.make_order(plan, "two_level"), 2)
     assert list(table["column"]) == [8, 9]
-    ranks = [1 + int((plan.column_loss > plan.column_loss[column]).sum()) for column in (8, 9)]
-    assert list(table["rank"]) == ranks
+    assert list(table["rank"]) == [1 + int((plan.column_loss > plan.column_loss[column]).sum()) for column in (8, 9)]
 
 
 def test_model_made_smaller_has_the_heads_that_are_left():

@@ -34,8 +34,7 @@ def test_answer_is_shown_after_a_guess(number):
 
 def test_link_restores_choices():
     app = lesson(1, lesson_alike="0.9", lesson_removed="1")
-    removal = example.remove_one(0.9, 1)
-    assert f"with help {removal.cost:.2f} stays" in texts(app)
+    assert f"with help {example.remove_one(0.9, 1).cost:.2f} stays" in texts(app)
     app.select_slider(key="lesson_alike").set_value(0.0).run()
     assert f"with help {example.remove_one(0.0, 1).cost:.2f} stays" in texts(app)
 
@@ -51,7 +50,6 @@ def test_board_edits_can_be_undone():
     weights = ((9.0, *example.WEIGHT[0][1:]), *example.WEIGHT[1:])
     app.session_state["lesson_board"] = {"order": tuple(range(9)), "weights": weights, "past": []}
     app.run()
-    error = example.prune(tuple(range(9)), weight=weights).relative_error
-    assert f"{error:.3g}" in figures(app)[0]
+    assert f"{example.prune(tuple(range(9)), weight=weights).relative_error:.3g}" in figures(app)[0]
     app.button(key="board-reset").click().run()
     assert app.session_state["lesson_board"]["weights"] == example.WEIGHT
