@@ -217,7 +217,7 @@ def price_lines(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], step
     chart.level(float(logs.mean()), (0.7, 9.3), f"mean of every line: {number(logs.mean())}".replace("-", "−"))
     chart.x(dtick=1, range=[0.7, 9.3], zeroline=False)
     chart.y(range=[float(logs.min()) - 0.1, float(logs.max()) + 0.1], rangemode="normal", zeroline=False)
-    subtitle = "Logarithm of the price at each step; the nine values of every line have the same sum"
+    subtitle = "Log price at each step; the nine values of every line have one sum"
     finding = "Every line has the same mean"
     if step:
         factor = lines["custom"][1][step] / lines["natural"][1][step - 1]
@@ -294,7 +294,7 @@ def columnar_map(layers: pd.DataFrame, *, theme: Theme) -> Drawing:
     chart.x(**BARE, dtick=5)
     chart.y(**BARE, autorange="reversed", ticks="")
     finding = f"{word(int(layers['is_columnar'].sum())).capitalize()} of {len(layers)} layers are columnar"
-    subtitle = "Layers of SmolLM2-135M at 70 % zeros; orange: columnar; o_proj: output projection of attention"
+    subtitle = "SmolLM2-135M at 70 % zeros; orange: columnar; o_proj: attention output"
     caption = "The study that the app opens with: Python's reference as text, inputs of the dense model."
     return chart.done(finding, subtitle, caption, "Map of layers", layers)
 

@@ -319,7 +319,7 @@ def gain_scatter(
         finding = finding if len(columnar) else "No layer is columnar, so ROSE reorders none"
     subtitle = f"{'Held-out' if held else 'Calibration'} error saved against SparseGPT, a mark a layer"
     ranked = verdicts.rank_correlation(rows[x], rows[column])
-    caption = "" if ranked is None else f"Rank correlation {ranked}."
+    caption = "" if ranked is None else f"Rank correlation of {predictor.unit} and error saved: {ranked}."
     alt = f"Scatter chart of the error saved by {saved.who} against {predictor.label.lower()}"
     columns = list(dict.fromkeys(["layer", "block_index", "projection", "relative_range", x, column]))
     return chart.done(finding, subtitle, caption, alt, rows[columns].reset_index(drop=True))

@@ -27,8 +27,7 @@ RANDOM = "random"
 SMOOTHED = 14  # parts of the columns whose mean a line of prices shows
 HELPLESS = "mean if nobody helps"
 NUMBERED, NAMED = 24, 8  # pruned blocks up to which each has its number below its bar, and its name too
-GIVEN = "given"  # of bases; and how sentences speak of the others
-SPOKEN = {"random": "a random basis", "gathered": "the gathered basis", "learned": "the learned basis"}
+GIVEN = "given"  # of bases
 
 # Error against pruned blocks
 
@@ -371,6 +370,6 @@ def basis_errors(
     finding = f"No basis has less {tokens} error than the one as given"
     if seen != GIVEN:
         change = verdicts.says_change(wide.loc[seen, lead], base[lead], "as given")
-        finding = f"In {SPOKEN[seen]} {methods[lead].label} makes {change}"
+        finding = f"{methods[lead].label}, {labels[seen].lower()}: {change}"
     alt = f"Grouped bars of {tokens} error by basis and method"
     return chart.done(finding, f"{subtitle}; outlined: the chosen basis", "", alt, table)

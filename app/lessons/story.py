@@ -179,9 +179,9 @@ def the_budget(values: Values, answered: bool) -> Screen:
     labels = {order: figures.look_of(order).label.replace(" (", "<br>(") for order in orders}
     rows = [(labels[order], budget, value) for (order, budget), value in ratio.items()]
     table = pd.DataFrame(rows, columns=["name", "group", "value"])
-    finding = f"Equal shares: random orders leave {ratio['random', 'block']:.2f} of natural order's error"
+    finding = f"Equal shares: random orders leave {ratio['random', 'block']:.2f} of the error"
     if answered:
-        finding = f"One threshold leaves {ratio['natural', 'layer']:.2f} of natural order's error"
+        finding = f"One threshold leaves {ratio['natural', 'layer']:.2f} of the error"
     shown, subtitle = table.iloc[: None if answered else len(orders)], "The 4 × 9 layer, a third of its weights removed"
     stage = partial(figures.bars, shown, finding, subtitle, axis="error, SparseGPT = 1")
     if answered and values["budget_view"] == "shares":
@@ -218,7 +218,7 @@ def in_whole_models(values: Values, answered: bool) -> Screen:
     text = TEXT.in_whole_models(answered, len(layers), columnar_layers, saved, wikitext, ITERATIONS, ratios)
     if not answered:
         return Screen("Does it help a whole model?", text, partial(figures.columnar_map, layers))
-    subtitle = "SmolLM2-135M at 70 % zeros; each layer aims at the dense model's output; 95 % intervals"
+    subtitle = "SmolLM2-135M at 70 % zeros, towards dense outputs; 95 % intervals"
     finding = f"No clear difference: {ratios['ROSE'].value:.2f} times SparseGPT's perplexity"
     caption = "docs/results/headline.csv: three draws of 16 × 512 tokens of WikiText-2 to calibrate, 24 × 512 to judge."
     stage = partial(figures.ratio_lines, ratios, subtitle, finding, caption)
@@ -249,7 +249,7 @@ def what_for(values: Values, answered: bool) -> Screen:
     errors = [(label, "error", example.mean_of("orders-outputs.csv", name)) for name, label in names.items()]
     table = pd.DataFrame(errors, columns=["name", "group", "value"])
     rose, admm = (example.perplexity_ratio(method) for method in ("rose", "rose_admm"))
-    subtitle = "Held-out error of SmolLM2-135M's 30 output projections at 70 %, SparseGPT = 1"
+    subtitle = "Held-out error of 30 output projections at 70 % zeros; SparseGPT = 1"
     caption = "From docs/results/orders-outputs.csv: means over 30 layers and three draws of calibration text."
     stage = partial(figures.bars, table, "Revising the mask helps more than any order", subtitle, caption)
     return Screen("So what is ROSE for?", TEXT.what_for(example.saved_by_rose(), rose, admm), stage)

@@ -49,7 +49,8 @@ def draw() -> None:
 def navigate() -> int:
     """One row: back, the lesson, forth, and the projector; returns the lesson."""
     if st.session_state.get("lesson") not in LABELS:
-        st.session_state.lesson = next((label for label in LABELS if label == st.query_params.get("lesson")), LABELS[0])
+        asked = st.query_params.get("lesson")  # the number of a lesson, or its label
+        st.session_state.lesson = next((label for label in LABELS if asked in (label, label.split()[0])), LABELS[0])
     index = LABELS.index(st.session_state.lesson)
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key="lesson-row"):
         for key, label, by, help in (("previous", "Previous", -1, "Page Up"), ("next", "Next", 1, "Page Down")):

@@ -99,7 +99,7 @@ def test_scatter_shows_gain_against_its_predictor(layers, x, y, says):
     assert title(drawing) == says.format(percent(table.query("relative_range > 0.5")[y].mean(), 0))
     ranked = rank_correlation(table[x], table[y])
     assert ranked is not None
-    assert f"Rank correlation {ranked}" in drawing.caption
+    assert f" and error saved: {ranked}." in drawing.caption
     notes = [note.text for note in drawing.figure.layout.annotations]
     best = table.loc[table[y].idxmax()]
     label = f"{short_layer(best['layer'])}: {percent(best[y], 0)}"

@@ -12,7 +12,7 @@ LABELS = [f"{number} of {len(LESSONS)} · {lesson.title}" for number, lesson in 
 
 
 def lesson(number: int, **query: str) -> AppTest:
-    return open_page(PAGE, lesson=LABELS[number - 1], **query)
+    return open_page(PAGE, lesson=str(number), **query)
 
 
 @pytest.mark.parametrize("number", [number for number, lesson in enumerate(LESSONS, 1) if lesson.question])
