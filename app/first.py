@@ -20,7 +20,7 @@ FILE = Path(__file__).with_name("first.json.gz")
 SIDE_BY_SIDE = [1.3, 1.0]
 PAGES = {"": (164, [5.0, 1.6]), "layers": (136, SIDE_BY_SIDE), "layer": (98, [1.0]), "order_lab": (98, SIDE_BY_SIDE)}
 drawn = threading.Event()  # set once a page is sent; then the server imports its modules
-PAUSE = 0.3  # seconds before it does: imports would keep the browser from what was sent
+PAUSE = 0.3  # seconds before these imports, which would delay the page in the browser
 ready = threading.Event()  # set once they are imported
 
 

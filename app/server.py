@@ -21,7 +21,7 @@ WAIT = 5.0  # seconds: the first page of who comes with the server has the proce
 
 
 def read_ahead() -> None:
-    """What a page's first visit would wait for: this machine's speed, finished runs, the example's model and layer."""
+    """Loads ahead for first visits: this machine's speed, finished runs, and the example's model and layer."""
     import psutil
 
     from app import shared

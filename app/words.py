@@ -80,7 +80,7 @@ _JOINED = re.compile(r"(?i)www(?=\.)|@(?=[-\w]+\.)|-(?=-)|:(?=[\w+-]*[:/\[\\])|(
 def plain(text: object) -> str:
     """Anything as Markdown that shows it as it is: no picture, link, icon, formula or tag, and in one line.
 
-    For what comes from a link, a file, an exception or a name that somebody else has chosen. Streamlit (1.67) finds
+    Use it for text from a link, a file, an exception or a name that somebody else has chosen. Streamlit (1.67) finds
     addresses, icons, emoji and dashes even where their signs are escaped: an invisible sign parts those.
     """
     marked = _MARKUP.sub(r"\\\g<0>", re.sub(r"[ \t\r\n\f\v]+", " ", held(str(text))).strip())

@@ -95,8 +95,8 @@ def write_file(path: Path, content: str | bytes) -> None:
 def new_folder(folder: str | Path) -> Iterator[Path]:
     """A temporary folder that becomes this one at the end, or is removed where that is not reached.
 
-    A folder that is there already stays, as it may be a mount point, a link or the working folder: files are then moved
-    into it, those that make it a checkpoint last. Raises RoseError as `check_output`, or where what is written does not
+    An existing folder stays, as it may be a mount point, a link or the working folder. Files are then moved into it,
+    and the files that make it a checkpoint come last. Raises RoseError as `check_output`, or where the files do not
     fit."""
     check_output(folder)
     path = reachable(folder)

@@ -49,7 +49,7 @@ _BEGINS = b'{\n "version": '  # a report.json of ours
 _BEGAN = b'{\n "summary": {'  # one of version 0.1.0
 _NAME = re.compile(r"[\w.:@/%+-]{1,200}")  # of layers, projections and methods
 REPORT, ZERO_SHOT = "report.json", "zero_shot.csv"
-VERSION = 2  # of a report.json; those of rose 0.1.0 have none
+VERSION = 2  # of a report.json; rose 0.1.0 wrote none
 MOST_RUNS = 40  # in one folder of folders
 MOST_BLOCKS = 4096  # decoder blocks
 CONDITION = 200  # longest description of an evaluation, in characters
@@ -362,7 +362,7 @@ class RunReport:
         corrected = set(pruned.loc[pruned["target"] == "dense and stream", "block_index"])
         if len(corrected) < len(blocks):
             yield (
-                f"In {len(blocks - corrected)} of {len(blocks)} decoder blocks no pruned layer is known to write into "
+                f"In {len(blocks - corrected)} of {len(blocks)} decoder blocks no pruned layer was seen to write into "
                 "the residual stream, so its drift is not corrected there."
             )
         if uncorrected := int((pruned["target"] == "layer").sum()):

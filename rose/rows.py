@@ -62,9 +62,9 @@ class LayerRecord:
     asked of this layer, None in reports of former versions, and where it was left dense.
     `order` and `budget` are those used, which tells what ROSE decided and what "measured" chose.
     `column_variation`: see `OrderPlan`; None in reports of former versions, and where nothing was pruned.
-    `pruning_error` and `rounding_error`: what each adds to the error against the weights that the layer was to have,
-    its own or those corrected towards the dense target, both relative to the outputs of these; None where nothing was
-    rounded. See `rose.layer.methods.LayerResult`.
+    `pruning_error` and `rounding_error`: the part of each in the error against the weights to approximate, which are
+    the layer's own or corrected towards the dense target. Both are relative to the outputs of these weights, and None
+    where nothing was rounded. See `rose.layer.methods.LayerResult`.
     `massive` names the few input channels that carry nearly all of the input, and where; it is "" without any.
     `error_without_massive` is `relative_error` over all other channels. See `rose.layer.error`.
     """
@@ -193,7 +193,7 @@ def _holds(value: Any, hint: Any) -> bool:
     """Whether a value has the declared type, and no limit, a function of it, returns None or False for it; functions
     that read a text raise ValueError instead."""
     declared, *limits = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-    types = get_args(declared) or (declared,)  # those of `float | None`
+    types = get_args(declared) or (declared,)  # two of `float | None`
     if float in types or int in types:
         is_number = type(value) is float or (type(value) is int and abs(value) < WHOLE_NUMBER)
         is_typed = is_number and (float in types or value % 1 == 0)

@@ -27,7 +27,7 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def apart(*values: float) -> list[str]:
-    """Numbers with enough digits to tell them apart, at least three: 12.98 and 13.04, not 13.0 twice; and 519.5 and
+    """Numbers with enough digits to tell them apart, at least three: 12.98 and 13.04, not 13.0 twice. Also 519.5 and
     519.4, not 520 and 519, which look farther apart."""
     most = len({number(value, MOST_DIGITS) for value in values})
     for digits in range(3, MOST_DIGITS):

@@ -100,7 +100,7 @@ def test_remarks_name_layers_without_a_dense_target() -> None:
         record(4, block_index=2, target="layer", sparsity=0.0),  # left dense
     ]
     stream, own_target = rose.RunReport.from_records(records, target="dense").remarks
-    assert stream.startswith("In 1 of 2 decoder blocks no pruned layer is known to write")
+    assert stream.startswith("In 1 of 2 decoder blocks no pruned layer was seen to write")
     assert own_target.startswith("1 of 4 layers were fitted to their own output")
     assert rose.RunReport.from_records(records[:2], target="dense").remarks == []
     assert rose.RunReport.from_records(records, target="layer").remarks == []

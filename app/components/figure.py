@@ -128,7 +128,7 @@ def in_percent(table: pd.DataFrame, shares: Sequence[str]) -> pd.DataFrame:
     return table.assign(**{name: 100 * table[name].astype(float) for name in shares if name in table})
 
 
-# On a phone each row of a table is a card: its first cell, then the others with the names of their columns.
+# Each row of a table is a card on a phone: its first cell, then the others with the names of their columns.
 CARDS = """<style>@media (max-width: 640px) {{
 .st-key-{key} :is(table, tbody) {{ display: block; }}
 .st-key-{key} thead {{ display: none; }}
@@ -165,7 +165,7 @@ def follow_theme() -> None:
 
 
 def recipe(key: str, steps: Mapping[str, Spec]) -> None:
-    """The recipe that the page would run, as text and as a file; of several copies, one is chosen by name."""
+    """The recipe that the page would run, as text and as a file. A choice of copies names each by its method."""
     with st.popover("Recipe", icon=":material/description:", key=f"{key}-recipe"):
         copies = list(steps)
         copy = st.selectbox("Copy", copies, key=f"{key}-recipe-of") if len(copies) > 1 else copies[0]

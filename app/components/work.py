@@ -42,8 +42,8 @@ def cautions(sentences: Sequence[str]) -> None:
 def live(draw: Callable[[], None], every: float | None) -> None:
     """A part of the page that is redrawn every few seconds, or, for None, by its own widgets only.
 
-    It has a container to itself. When its redraw follows a redraw of the whole page at once, Streamlit (1.67) drops
-    what the page has sent for it: the redraw would then overwrite the element that follows.
+    It has a container to itself. If its redraw follows a redraw of the whole page at once, Streamlit (1.67) drops the
+    page's elements of this part. The redraw would then overwrite the element that follows.
     """
     whole = shared.seen()
 

@@ -193,7 +193,7 @@ def price_lines(
     subtitle = f"Price d of each column{chart.of} as visited, running mean"
     subtitle += f"; dots: columns of block {chart.marked_block}" if chart.marked_block is not None and widths else ""
     caption = (
-        "Removing a weight w costs w² d; d is what the columns still free cannot explain of the input. "
+        "Removing a weight w costs w² d, where d is the part of the input that the columns still free cannot explain. "
         "∏ d = det(H + λI), so all areas are equal."
     )
     chart.label_ends(columns, ends, high + 0.3, low - 0.1)

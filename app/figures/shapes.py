@@ -115,7 +115,7 @@ class Chart:
         self.figure.add_scatter(x=x, y=y, line=line, marker=marker, **options)
 
     def level(self, y: float, span: tuple[float, float], name: str, dash: str = "dash") -> None:
-        """A broken horizontal line that is named in the legend, because a text beside it would cover data."""
+        """A broken horizontal line with its name in the legend, because a text beside it would cover data."""
         self.line(list(span), [y, y], Style(self.ink.text, name, dash), "", width=1.5, mode="lines")
 
     def points(self, x: Any, y: Any, look: Style, hover: str, *, size: Any = 9, **properties: Any) -> None:
@@ -286,7 +286,7 @@ class Shrunk(NamedTuple):
 
 
 def shrink(array: Any, limit: int = MAX_CELLS, how: Literal["max", "sum"] = "max", entries: str = "weights") -> Shrunk:
-    """At most `limit` cells a side, by the maximum or the sum of each rectangle; `entries` is their name in the note.
+    """Shrinks to `limit` cells a side by the maximum or the sum of each rectangle; the note calls cells `entries`.
 
     Never the mean: it would hide a single strong column, which is what people look for here.
     """

@@ -106,7 +106,7 @@ def _weights() -> tuple[tuple[Grid | None, ...], tuple[str, ...], dict[str, Any]
     if bits not in ([], [AS_STORED]):
         group = second.selectbox("Columns that share a scale", list(map(str, GROUPS)), 1, **linked("prune_group"))
     targets = _several(third, "Target", TARGETS, "dense", "prune_targets", "What each layer is fitted to. Dense: the "
-                       "dense model's output, which also compensates for what pruned layers before it lost. Layer: the "
+                       "dense model's output, which also compensates for the losses of earlier layers. Layer: the "
                        "output of its own dense weights, as in the papers.")  # fmt: skip
     walk = dict[str, Any]()
     if "dense" in targets:

@@ -29,7 +29,7 @@ class Form(NamedTuple):
     title: str
     key: str  # before the keys of its widgets
     values: Callable[[Any], dict[str, Any]]  # of its widgets, for a recipe
-    offered: tuple[str, ...]  # fields of a recipe that the page offers, besides those of the start page
+    offered: tuple[str, ...]  # fields of a recipe that the page offers, besides the start page's
 
 
 def _prune(step: Prune) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def method_choice(place: DeltaGenerator, usual: str, key: str) -> str:
 
 
 def attempt(make: Callable[[], Any]) -> tuple[Any, str]:
-    """What `make` gives, or None and the sentence that refuses it."""
+    """The result of `make`, or None and the error's sentence."""
     try:
         return make(), ""
     except RoseError as problem:

@@ -1,8 +1,8 @@
 """Lessons on a projector: the page fills the screen, and keys turn it wherever the focus is.
 
-Streamlit offers none of this, so a style sheet and a script do it. The script sits on the page itself (`st.html` with
-JavaScript), catches keys before any widget does, and clicks the page's own buttons; where these are not on screen it
-does nothing.
+Streamlit does not offer this, so a style sheet and a script do it. The script is part of the page (`st.html` with
+JavaScript). It catches keys before any widget does and clicks the page's buttons. It does nothing where these are not
+on screen.
 """
 
 from pathlib import Path

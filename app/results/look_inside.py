@@ -31,7 +31,7 @@ BESIDE = {
 
 
 def draw(path: str, other: str) -> None:
-    """What is in a checkpoint, at first in the packaged model; or how it differs from another."""
+    """The tensors of a checkpoint, by default the packaged model, or its differences from another checkpoint."""
     label, help = f"Compare with {words.plain(other)}", "Reads any .safetensors or .gguf file, or a folder."
     is_compared = path and st.toggle(label, **linked("inspect_beside"), help=help)
     try:

@@ -175,7 +175,7 @@ def numbers(runs: Sequence[RunReport]) -> pd.DataFrame:
 
 
 def in_words(table: pd.DataFrame) -> pd.DataFrame:
-    """The same table with texts in place of numbers; a number that a run lacks is named as such."""
+    """The same table with texts in place of numbers; a missing number has a text that says so."""
 
     def texts(name: str, *values: float) -> list[str]:
         if name == REMOVED:

@@ -64,7 +64,7 @@ def what_you_get(run: PruningRun, models: list[RunReport]) -> None:
         results = results_in_run(copies)
         drawing = figures.perplexity_bars(results, dense=dense.perplexity, height=FIGURE, theme=session.theme())
         components.show(drawing, "perplexity")
-    components.table(_rows(models), "What each way gives, the dense model first", key="prune-table")
+    components.table(_rows(models), "The results of each copy, the dense model first", key="prune-table")
     request = run.request
     text = "held-out calibration text" if request.evaluate == HELD_OUT else request.evaluate
     st.caption(

@@ -209,8 +209,8 @@ class Tuning(Run):
             raise rose.RoseError(f"The checkpoint of {name} is not there any more; choose another copy.")
         self.run, self.source, self.minutes = run, source, minutes
         self.copy: rose.RunReport | None = None  # the tuned copy, once the run is done; None where tuning did not help
-        self.curve, self.steps = pd.DataFrame(), 0  # losses by step, growing; how many there will be, once it is known
-        self.dense: float | None = None  # the dense model's loss of next tokens on held-out windows, once it is known
+        self.curve, self.steps = pd.DataFrame(), 0  # losses by step so far; the number of steps, 0 until it is set
+        self.dense: float | None = None  # the dense model's loss of next tokens on held-out windows, once measured
         self.report: TuneReport | None = None
         self._checkpoint, self._load, self._is_enough = place, load, False
 

@@ -56,7 +56,7 @@ class PruneRequest:
     sparsities: tuple[str, ...]
     targets: tuple[str, ...] = ("dense",)
     grids: tuple[Grid | None, ...] = (None,)  # of kept weights; None leaves them as they are
-    shared: PruneSettings = field(default_factory=PruneSettings)  # the given fields are those of every copy
+    shared: PruneSettings = field(default_factory=PruneSettings)  # every copy has these settings
     evaluate: str = HELD_OUT  # or a text as for `rose.load_tokens`
     windows: int = WINDOWS
     window_length: int = STUDY.length

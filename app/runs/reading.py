@@ -125,7 +125,7 @@ def visible(text: str) -> str:
 
 
 def next_tokens(run: TextReading, number: int, readings: dict[str, Reading]) -> pd.DataFrame:
-    """What each model expected in the place of a token, counted from 1: rank, and by model its token and chance."""
+    """Each model's predictions in the place of a token, counted from 1: rank, and by model its token and chance."""
     columns: dict[str, Any] = {"rank": range(1, next(iter(readings.values())).likely.shape[1] + 1)}
     for name, reading in readings.items():
         columns[name] = [f"“{visible(run.token(int(token)))}”" for token in reading.likely[number - 1]]

@@ -69,7 +69,7 @@ class Kept:
     condition: dict[str, float] = field(default_factory=dict)  # of the damped Hessian, by layer
     # Errors forecast before any sweep, by layer and name in `setup.FORETOLD`.
     forecast: dict[str, dict[str, float]] = field(default_factory=dict)
-    # Of a decoder block, or of some layers of the example; then the heads that can be rotated in the example.
+    # Statistics of a decoder block, or of some layers of the example; then the example's heads that can be rotated.
     calibration: LayerStatistics = field(default_factory=dict)
     held_out: LayerStatistics = field(default_factory=dict)
     heads: dict[str, HeadLayout] = field(default_factory=dict)

@@ -348,8 +348,8 @@ class Study(Run):
         `error_NAME` is the relative error on calibration inputs, `held_out_NAME` on held-out inputs. NAME is in
         `MEASURED`, or rose: two-level order on layers columnar under this threshold.
         `gain` and `global_gain` are the shares of SparseGPT's error that two-level order and ROSE global save (above 0:
-        better), `held_out_gain` and `held_out_global_gain` the same on held-out inputs, `forecast_gain` and
-        `forecast_global_gain` as forecast. `live_range` is the relative range without dead columns, NaN where a layer
+        better). `held_out_gain` and `held_out_global_gain` are the same on held-out inputs, `forecast_gain` and
+        `forecast_global_gain` by forecast. `live_range` is the relative range without dead columns, NaN where a layer
         has none.
         """
         return self._latest("overview", threshold, lambda: self._overview(threshold))

@@ -75,7 +75,7 @@ def draw() -> None:
 
 
 def _choose() -> tuple[CheckCopies | None, str, str]:
-    """The check that is asked for, if any, and the names of the checkpoint and of its dense model."""
+    """The requested check, if any, and the names of the checkpoint and of its dense model."""
     setup, usual = session.setup(), f"{session.setup().model}, as on the start page"
     left, middle, right = st.columns([2, 2, 0.8], vertical_alignment="bottom")
     dense = text_input("Dense model it was made from", "check_dense", usual, None, middle) or setup.model

@@ -59,7 +59,7 @@ def draw() -> None:
 
 
 def _choose() -> tuple[Damage | None, str]:
-    """What is changed alone, or why nothing can be."""
+    """The requested measurement, or the reason why none is possible."""
     setup, chosen = session.setup(), dict[str, Any]()
     left, middle, right = st.columns(3)
     with left:

@@ -61,7 +61,7 @@ def choose_block(plan: rose.OrderPlan) -> int | None:
 
 
 def _choose(label: str, options: dict[str, str], key: str) -> None:
-    """What a picture shows, in the row of the sections."""
+    """A choice of the picture's content, in the row of the sections."""
     look: dict[str, Any] = {"label_visibility": "collapsed", "width": 170, "help": label}
     st.selectbox(label, list(options), format_func=options.__getitem__, key=key, bind=URL, **look)
 

@@ -256,7 +256,7 @@ class Copy:
         return self.report
 
     def _tuner(self) -> Parts:
-        """For tuning towards the dense model, which is loaded again."""
+        """The parts of tuning towards the dense model, which is loaded again."""
         assert self.texts is not None
         dense, _ = shared.load(self.spec, self.console)
         settings = TuneSettings(minutes=self.spec.tune, seed=self.spec.seed, **self.spec.pick(["compute"]))
@@ -291,8 +291,8 @@ def draw_texts(spec: Prune | Slim, model: nn.Module, tokenizer: Any, evaluated: 
     texts = _texts(spec, tokenizer, evaluated, **sizes)
     if begun_with(spec.checkpoint and spec.checkpoint / TUNED, "tokens") not in (None, texts_digest(*texts)):
         raise rose.RoseError(
-            f"The checkpoint in {spec.checkpoint} was begun with other windows to tune on, which share no text with "
-            "those of --evaluate; give --evaluate and --windows as it was begun, or another checkpoint."
+            f"The checkpoint in {spec.checkpoint} was begun with other windows to tune on, because these share no text "
+            "with --evaluate; give the same --evaluate and --windows as before, or another checkpoint."
         )
     return texts
 

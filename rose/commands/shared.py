@@ -44,7 +44,7 @@ def origin(spec: Spec) -> dict[str, Any]:
 
 
 def load(spec: Any, console: Console, name: str | None = None, **options: Any) -> tuple[Any, Any]:
-    """The model and its tokenizer, or another one by name. Texts are checked first, and then the length of windows."""
+    """The model, or another by name, and its tokenizer. Texts are checked first, and then the length of windows."""
     check_texts(spec)
     options |= spec.pick(("dtype", "trust_remote_code", "stream"))
     with console.status(escape(f"Loading {name or spec.model}")):
@@ -140,8 +140,8 @@ def rotate(spec: Any, model: Any, tokens: Tensor, console: Console) -> None:
     turned = tried[tried["rotated"]]
     text = f"Rotated the heads of {len(turned)} of {len(tried)} output projections; the model's output is unchanged."
     if (ratio := verdicts.mean_ratio(turned["error"], turned["rotated_error"])) is not None:
-        text += " On calibration samples kept back for this test, their error is on average "
-        text += f"{ratio.value:.3f} times that before."
+        text += f" Their mean error is {ratio.value:.3f} times the former error, "
+        text += "on calibration samples kept back for this test."
     console.print(text, soft_wrap=True)
 
 
@@ -236,4 +236,4 @@ def say_perplexity(summary: Mapping[str, Any]) -> None:
     if (tuned := summary.get("tuned", {})).get("perplexity_before") is not None:
         terminal.say(f"Tuning took it {verdicts.says_perplexity(summary, tuned)[0]}")
     if odd:
-        terminal.say(*odd, "With --bos always every window begins with one, if the tokenizer has one.")
+        terminal.say(*odd, "Add --bos always, and every window begins with a BOS, if the tokenizer has one.")

@@ -82,8 +82,8 @@ def bar(console: Console, doing: str, total: int = 100) -> Iterator[Follow]:
 def print_table(table: pd.DataFrame, title: str) -> None:
     """Prints the first `MAX_ROWS` rows of a table to standard output; its first column has names.
 
-    Numbers are never cut. In a narrow terminal, headings wrap, the title takes over the common beginning of names, and
-    long names continue on the next line.
+    Numbers are never cut. A narrow terminal wraps headings, moves the common beginning of names into the title, and
+    continues long names on the next line.
     """
     console = Output()
     names, *columns = (

@@ -148,7 +148,7 @@ def unpack(spec: Unpack, console: Console) -> None:
     unpacked, output = _written(spec, console, "Unpacking", "-unpacked", unpack_folder)
     terminal.say(
         f"Written to {output}: {size(unpacked.plain)}",
-        f"Every tensor was read back and is equal to what was packed; digest {unpacked.digest[:16]}",
+        f"Every tensor was read back and equals the packed tensor; digest {unpacked.digest[:16]}",
     )
 
 

@@ -1,7 +1,7 @@
 """Effects of pruning on a diffusion model: drift by step, denoising loss by t, and the Fréchet distance.
 
-Drift needs only the two models. Loss and distance need the packaged model's real pictures and classifier. That model
-draws ten classes of garments in 28 × 28 grey pixels: a class-conditional DiT (Peebles and Xie 2023) in pixel space,
+Drift needs only the two models. Loss and distance need the packaged model's real pictures and classifier. That model is
+a class-conditional DiT (Peebles and Xie 2023), which draws ten classes of garments in 28 × 28 grey pixels. It was
 trained on Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, MIT licence) by `tests/benchmarks/garments.py`.
 """
 

@@ -67,8 +67,8 @@ class Trajectory:
     """A recorded trajectory.
 
     Attributes:
-        states: x_t before each step, (steps, n, ...) float32; the first call of a step counts. Where guidance gives
-            every picture twice, it is kept once if pictures can be counted.
+        states: x_t before each step, (steps, n, ...) float32; the first call of a step counts. If guidance gives every
+            picture twice and pictures can be counted, a picture is kept once.
         times: t of each step, as the scheduler counts it.
         pictures: the pipeline's output, (n, ...) float32: pixels or latents.
     """

@@ -162,7 +162,7 @@ class _Layer:
         return layer._fitted(ordinary) if axis == 0 else layer
 
     def _fits(self, axis: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of rows, weighted (axis 1), or columns (axis 0): tangent, slope, Σ v w, and whether enough weights remain."""
+        """Tangent, slope, Σ v w, and whether enough weights remain, of weighted rows (axis 1) or columns (axis 0)."""
         pairs = ((self.dense, self.dense), (self.dense, self.pruned), (self.pruned, self.pruned))
         if axis == 1:
             energy, product, square = ((x * y) @ (1 / self.variance) for x, y in pairs)
@@ -211,7 +211,7 @@ class _Layer:
 
     @property
     def changed(self) -> Tensor:
-        """Weights that are not those of W where weights stayed, (out, in) bool; rounding to 16 bits changes none."""
+        """Kept weights that differ from W, (out, in) bool; rounding to 16 bits does not count."""
         return self.moved & (self.residual > ONE_RESIDUAL)
 
     def odd_tiles(self) -> Tensor:
@@ -362,7 +362,7 @@ def whole_fate(before: Tensor, after: Tensor) -> str | None:
 
 
 def _source(dense: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
-    """For each of these rows, the row of W that is most like its nonzeros, and their cosine."""
+    """The row of W that is most like the nonzeros of each of these rows, and their cosine."""
     energy = (parts != 0).float() @ dense.square().T
     cosines = parts @ dense.T / (energy.sqrt() * parts.norm(dim=1, keepdim=True)).clamp_min(1e-30)
     best = cosines.abs().argmax(1)
@@ -370,7 +370,7 @@ def _source(dense: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _shift(dense: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
-    """For each part, the shift to the right that makes its row of W most like it, and their cosine."""
+    """The shift to the right that makes the row of W most like each part, and their cosine."""
     length = dense.shape[1]
     turned = torch.fft.rfft(torch.stack([dense, dense.square()])).conj()
     reads = torch.stack([parts, (parts != 0).float()])

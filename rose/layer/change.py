@@ -196,7 +196,7 @@ def find_pattern(mask: Tensor) -> FoundPattern:
         by_row.append(run.sum(1))
         by_column += run.sum(0)
     rows = torch.cat(by_row)
-    # With none in some rows or blocks, zeros are too few to show a pattern.
+    # If some rows or blocks have no zeros, zeros are too few to show a pattern.
     if len(rows) > 1 and int(rows.max() - rows.min()) <= 1 and int(rows.min()) > 0 and int(rows.max()) < columns:
         return FoundPattern("row")
     if columns >= 2 * BLOCK:
@@ -291,7 +291,7 @@ class WeightChange(WeightFacts):
 
     zeros_before: int  # of W
     refilled: int  # zeros of W where V has a weight
-    empty_rows: tuple[int, ...]  # without a nonzero in V, but with one in W
+    empty_rows: tuple[int, ...]  # all zero in V, but not in W
     empty_columns: tuple[int, ...]
     moved: float  # share of V's nonzeros that differ from W; 0 where all are W rounded
     rounded: str | None  # the format of 16 bits in which V's nonzeros equal W

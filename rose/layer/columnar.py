@@ -20,7 +20,7 @@ from rose.layer.statistics import InputStatistics
 
 APART = 1.25  # factor below which a block's weights or inputs count as typical
 NOTHING = 1e-12  # stands for 0 where a ratio is taken as a logarithm
-LEADS = 2.0  # a cause is named alone if its logarithm is this many times the other's
+LEADS = 2.0  # a cause stands alone if its logarithm is this many times the other's
 Cause = Literal["inputs", "weights", "both", "neither"]
 
 

@@ -103,8 +103,8 @@ class MassiveActivation:
 
 
 def massive_channels(diagonal: Tensor) -> tuple[int, ...]:
-    """The fewest channels that carry at least `NEARLY_ALL` of the input, by diag(H), (in,), the most active first; none
-    if more than `FEW` of all channels are needed, or all inputs were 0."""
+    """The fewest channels that carry at least `NEARLY_ALL` of the input by diag(H), (in,), the most active first. The
+    result is empty if more than `FEW` of all channels are needed, or all inputs were 0."""
     total = float(diagonal.sum(dtype=torch.float64))
     if not total > 0:
         return ()

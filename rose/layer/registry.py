@@ -63,7 +63,7 @@ class Method:
             raise RoseError(f"{self.label} does not sweep over columns, so order and budget do not apply to it.")
         values = {} if options is None else options
         if not isinstance(values, Mapping):
-            raise RoseError(f"Options are given by name, such as {{'effort': 2}}, not as {values!r}.")
+            raise RoseError(f"Give options by name, such as {{'effort': 2}}, not as {values!r}.")
         for name in values:
             if name not in (fields := self.options.fields()):
                 raise RoseError(f"{self.label} has no option {name!r}; it has {', '.join(fields) or 'none'}.")
@@ -96,7 +96,7 @@ class _Oats(Spec):
 
 
 class _RoseAdmm(Spec):
-    effort: Annotated[Whole, setting("more iterations: 3 finds most of what there is", ge=1, le=10)] = 1
+    effort: Annotated[Whole, setting("more iterations: 3 reaches most of the gain", ge=1, le=10)] = 1
 
 
 def _check_oats(pattern: Pattern, options: Mapping[str, Value]) -> None:

@@ -2,7 +2,7 @@
 
 - Code 0 is exactly 0, so a removed weight stays removed. The weights of a row in a group of input columns share a
   scale. Groups are consecutive in the layer's own order, whatever order a sweep visits. Codes of 3 and 4 bits run from
-  −4 to 3 and −8 to 7, with scales of either sign, as in GGUF's Q4_0; codes of 8 bits from −127 to 127, as in Q8_0.
+  −4 to 3 and −8 to 7, with scales of either sign, as in GGUF's Q4_0. Codes of 8 bits run from −127 to 127 (Q8_0).
 - A scale has 6 significant bits beside codes of 3 bits, 5 beside 4, 1 beside 8. So scales are exact in float16, and
   values in bfloat16, float16 and float32. An ordinary checkpoint stores every bit, and `find_grid` reads them back.
 - A sweep rounds as it goes (GPTQ, Frantar et al. 2022; with a mask, SparseGPT, section 3.5): a weight rounded to q
@@ -96,7 +96,7 @@ def find_grid(weight: Tensor, bits: int, group: int | str) -> Coded | None:
 
 
 def coarsest_grid(weight: Tensor) -> Coded | None:
-    """The grid of fewest bits, then widest groups, on which the weights lie exactly; None if they lie on no grid."""
+    """The grid of fewest bits, then widest groups, that holds the weights exactly; None if they lie on no grid."""
     tried = (find_grid(weight, bits, group) for bits in BITS for group in reversed(GROUPS))
     return next((coded for coded in tried if coded), None)
 
@@ -194,7 +194,7 @@ def plan_rounding(weight: Tensor, grid: Grid, order: Order, factor: Tensor, dead
 
 
 def revise(target: Tensor, rounded: Tensor, mask: Tensor, hessian: Tensor, steps: Tensor, grid: Grid) -> Tensor:
-    """Coordinate descent on tr((W − Q) H (W − Q)ᵀ), `PASSES` times: each kept weight in turn takes the multiple of
+    """Coordinate descent on tr((W − Q) H (W − Q)ᵀ), `PASSES` times. Each kept weight in turn takes the multiple of
     its scale that is best with all others fixed. The error never rises. W, Q to begin with, on the grid, and the mask,
     True = removed, are (out, in); H, (in, in), is damped; `steps`, (in, out), are the scales of all weights."""
     wt, steps = rounded.T.contiguous(), steps.masked_fill(mask.T, 0)  # without a step a weight stays 0

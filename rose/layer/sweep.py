@@ -19,7 +19,7 @@ from rose.layer.order import Order
 from rose.layer.pattern import BUDGETS, Pattern
 from rose.layer.rounding import Rounder, inverse_of, round_each
 
-# Columns that compensate each other one by one. The rest of the block follows in one matrix product, and is read and
+# Columns that compensate each other in turn. The rest of the block follows in one matrix product, and is read and
 # written once. On one core 16 was as fast as 32 and faster than 8.
 TILE = 16
 ROWS = 64  # rows read at a time to find the threshold of budget "layer"; their counts must fit eight bits
@@ -229,8 +229,8 @@ class _Choice:
     divisor: Tensor
 
     def reach(self, wt: Tensor, mask: Tensor, start: int) -> None:
-        """Fills the mask just before this column: for a whole block at its first column, or group by group. wt, mask:
-        of the block, (width, out), with weights compensated so far."""
+        """Fills the mask just before this column: for a whole block at its first column, or group by group. Both `wt`
+        and `mask` are the block's, (width, out), with weights compensated so far."""
         if self.pattern.is_grouped:
             group = slice(start, start + self.pattern.of)
             mask[group] = smallest_per_group((wt[group] / self.divisor[group]).square().T, self.pattern).T

@@ -5,10 +5,9 @@ The corrected target T is the dense model's output X_d Wᵀ. A layer that writes
 and so repairs the earlier loss R of the stream. (Quantization: GPTAQ, arXiv 2504.02692; Qronos, arXiv 2505.11695.)
 
 Let G = T − X_p Wᵀ be the gap, tokens as rows, and H = X_pᵀX_p. Then W* = W + Gᵀ X_p (H + λI)⁻¹ solves min ‖T − X_p Ŵᵀ‖²
-without a mask, and ‖T − X_p Ŵᵀ‖² = constant + tr((W* − Ŵ) H (W* − Ŵ)ᵀ) for λ = 0. So any method prunes W* in place
-of W.
+without a mask. For λ = 0, ‖T − X_p Ŵᵀ‖² = constant + tr((W* − Ŵ) H (W* − Ŵ)ᵀ). So any method prunes W* in place of W.
 
-With few tokens the correction fits noise, which later corrections read. So λ is larger than in a sweep.
+The correction fits noise if tokens are few, and later corrections read this noise. So λ is larger than in a sweep.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What is in a file of tensors, and how two differ: safetensors (one file, shards, packed) and GGUF; no model is built.
+"""Contents and differences of files of tensors: safetensors (one file, shards, packed) and GGUF, without a model.
 
 Tensors of GGUF files have the names and the order of rows of the model that they are loaded into. Tensors are read in
 runs of rows, so that no file and no large tensor is whole in memory. The numbers come from `rose.layer.change`.
@@ -89,7 +89,7 @@ class TensorFiles(ExitStack):
 
     def _read_safetensors(self) -> None:
         if not self.place.is_dir() and self.place.suffix != ".safetensors":
-            raise RoseError(f"{self.place} is neither a folder nor a .safetensors or .gguf file; name such.")
+            raise RoseError(f"{self.place} is not a folder, .safetensors file or .gguf file; give one of these.")
         for path in weight_files(self.place) if self.place.is_dir() else [self.place]:
             file = self.enter_context(TensorFile(path))
             self._metadata |= file.source_metadata if file.is_packed else file.metadata
@@ -170,8 +170,8 @@ def inspect_file(files: TensorFiles, tell: Tell = lambda _share, _name: None) ->
     Returns:
         name, stored_as (the name in the file), kind, shape, file, numbers, stored (bytes), bits (stored, a number),
         true_bits (of the apparent grid, or 16 where 32 hold no more), zeros, sparsity, pattern, not_finite, norm,
-        largest, largest_at, zero_rows, zero_columns, odd_rows, odd_columns (0 of vectors), says (on what should
-        not be), and norms (on odd rows and columns). Tensors of integers have the first eight.
+        largest, largest_at, zero_rows, zero_columns, odd_rows, odd_columns (0 of vectors), says (on faults), and
+        norms (on odd rows and columns). Tensors of integers have the first eight.
     """
     rows, done, total = [], 0, sum(entry.count for entry in files.tensors.values()) or 1
     for name, entry in files.tensors.items():
@@ -354,8 +354,8 @@ def _both(before: TensorFiles, after: TensorFiles, name: str, other: str) -> Ite
 
 
 def difference_of(before: TensorFiles, after: TensorFiles, name: str, other: str | None = None) -> WeightChange:
-    """How one tensor of weights differs from another of its shape, by row and column too, see `WeightChange`; parts
-    that stand out are sought in tensors of up to `WHOLE` numbers. NaN and infinity of the first count as 0."""
+    """How one tensor of weights differs from another of its shape, by row and column too, see `WeightChange`. Only
+    tensors of up to `WHOLE` numbers are searched for parts that stand out. NaN and infinity of the first count as 0."""
     entry, other = before.tensors[name], other or name
     pairs = ((torch.nan_to_num(dense, 0, 0, 0), pruned) for dense, pruned in _both(before, after, name, other))
     if entry.count <= WHOLE:

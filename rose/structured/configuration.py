@@ -213,8 +213,8 @@ def can_keep_blocks(model: nn.Module, keep: Sequence[int], described_blocks: Seq
 
 
 def _described_blocks(config: Any) -> list[object]:
-    """For each decoder block of a configuration its modules, sizes and settings, without its place; empty for an
-    invalid configuration."""
+    """Modules, sizes and settings of each decoder block of a configuration, without its place; empty for an invalid
+    configuration."""
     if (model := described(config)) is None:
         return []
     try:
@@ -298,7 +298,7 @@ def add_bias(layer: PrunableLayer, bias: Tensor | None = None) -> None:
 
 
 def tell_modules(model: nn.Module, parts: Sequence[Part], shapes: Sequence[Shape], own_config: bool) -> None:
-    """Updates sizes stored in modules. With `own_config` attention gets its own configuration, which some families
+    """Updates sizes stored in modules. If `own_config`, attention gets its own configuration, which some families
     read at run time."""
     prefix, _ = decoder_blocks(model)
     for part, shape in zip(parts, shapes, strict=True):

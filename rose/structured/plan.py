@@ -35,7 +35,7 @@ from rose.structured.survey import BlockSurvey, layers_read, survey, visited_lay
 NEAR = 0.95  # of the target must be removed
 MUCH = 1.25  # of the target is too much
 MOST = 0.9  # of one decoder block's parts, so that something is left of each
-NOTHING = "At this ratio nothing would go; ask for a larger one, or for a smaller multiple."
+NOTHING = "This ratio would remove nothing; ask for a larger ratio, or for a smaller multiple."
 
 Shapes = list[list[Shape]]  # [block][part]
 Candidate = tuple[float, dict[str, Shape]]  # distance from the target; shapes by kind of part
@@ -240,7 +240,7 @@ SQUARES_AT_WORK = 8
 # Floating-point operations a cubed column of an output projection, at the rate of a matrix product, measured: to price
 # one part, which updates an inverse for each of its columns in turn, and to compensate by least squares.
 PRICING, COMPENSATING = 20.0, 2.5
-CACHE, BEYOND = 2**25, 3  # bytes of an inverse above which its updates are so many times slower (at 4864 columns)
+CACHE, BEYOND = 2**25, 3  # above this size of an inverse in bytes, updates are 3 times slower (at 4864 columns)
 # Float32 matrices of the weight's size: W, its target and its gap, W compensated, reduced, and only masked.
 WEIGHTS_AT_WORK = 6
 
@@ -252,8 +252,8 @@ def repair_of(settings: SlimSettings) -> str:
 
 @dataclass(frozen=True)
 class PossibleShapes:
-    """Parts that may be reduced, [block][part], kinds that may get a bias, which uniform shapes the configuration
-    can express (`allowed`), and `candidates` near the ratio, empty where shapes may differ."""
+    """Parts that may be reduced, [block][part], and kinds that may get a bias. `allowed` has the uniform shapes that
+    the configuration can express; `candidates` are those near the ratio, empty where shapes may differ."""
 
     parts: list[list[Part]]
     biased: tuple[str, ...]

@@ -4,7 +4,7 @@ y = W x, with x in units of `width` consecutive columns, which stay or go whole.
 mean of x xᵀ = H/T and the mean μ. If the projection may have a bias, a constant costs nothing, so the covariance C = S
 − μμᵀ counts, otherwise S. Call it A.
 
-With the columns K kept, least squares gives Ŵ = W A_:K (A_KK)⁻¹. With P = A⁻¹ the error of removing the columns R is
+Least squares for the kept columns K gives Ŵ = W A_:K (A_KK)⁻¹. With P = A⁻¹ the error of removing the columns R is
 tr(W_R (P_RR)⁻¹ W_Rᵀ): Optimal Brain Surgeon (Hassibi and Stork 1992) for sets of columns of all rows. Without R, P
 becomes P − P_:R (P_RR)⁻¹ P_R:, and W is compensated.
 """
@@ -152,8 +152,8 @@ def _without(inverse: Tensor, weight: Tensor, columns: Tensor) -> tuple[Tensor, 
 
 
 def _greedy_columns(problem: Problem, remove: int) -> tuple[Tensor, Tensor]:
-    """`greedy` for thousands of units of one column. Within `LAZY` removals P stands for P₀ − FFᵀ and W for W₀ − GFᵀ; f
-    is the removed column of P over the root of its pivot, and g the column of W over it. Only the diagonal of P and the
+    """`greedy` for thousands of units of one column. Within `LAZY` removals P stands for P₀ − FFᵀ and W for W₀ − GFᵀ. F
+    gets the removed column of P over the root of its pivot, and G the column of W over it. Only P's diagonal and the
     norms of W's columns are updated."""
     inverse, weight = problem.inverse.clone(), problem.live_weight.clone()
     columns = torch.arange(len(inverse), device=inverse.device)  # of `inverse` and `weight`

@@ -1,6 +1,6 @@
 """A whole network made smaller, block by block: statistics, choice, compensation, and one cut at the end.
 
-During the walk removed units are only zero, so every layer is calibrated on the reduced parts before it
+During the walk removed units are only zero. So every layer is calibrated on the reduced parts before it
 (true-sequential), the final cut changes no output, and a stopped run leaves the model as it was. Checkpoints and
 streamed models keep of each finished decoder block the output projections with zeros, their biases, and the remaining
 units. A streamed model is cut on the meta device; later each block is cut when it is read.
@@ -77,7 +77,7 @@ def prune_structured(
     Returns: A `RunReport`; its `layers` is a DataFrame with one row per part, columns as in `PartRecord`.
 
     Raises: RoseError: bad input, or a family or shapes that cannot be cut, before any work; a checkpoint of another
-    run, or one that cannot be written.
+    run, or a folder that cannot be written.
     """
     settings = SlimSettings.of(**options)
     network = Network(model)
@@ -178,8 +178,8 @@ def _unread_elsewhere(model: nn.Module, possible: PossibleShapes) -> list[str]:
 def _drop(
     network: Network, tokens: Tensor, ratio: float, storage: Storage, progress: ProgressCallback | None
 ) -> dict[str, Any]:
-    """Drops the decoder blocks whose output is most like their input (ShortGPT, Men et al. 2024, arXiv 2403.03853),
-    among those that the configuration can omit; returns entries for the report."""
+    """Drops the decoder blocks whose output is most like their input (ShortGPT, Men et al. 2024, arXiv 2403.03853). The
+    configuration must be able to omit them. Returns entries for the report."""
     model, every = network.model, range(len(network.blocks))
 
     def find() -> str:

@@ -36,8 +36,8 @@ class PartSurvey:
 
 @dataclass(frozen=True)
 class BlockSurvey:
-    """One decoder block of the dense model: its priced parts, the mean cosine of output and input by token
-    (`similarity`), and the mean square of its output summed over channels (`stream`)."""
+    """One decoder block of the dense model with its priced parts. `similarity` is the mean cosine of output and input
+    by token, `stream` the mean square of its output summed over channels."""
 
     block_index: int
     similarity: float

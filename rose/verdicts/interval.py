@@ -95,8 +95,8 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> Interval | None:
 def rank_correlation(first: pd.Series, second: pd.Series) -> Interval | None:
     """Spearman's ρ of complete pairs; its interval by Fisher's z with the error of Bonett and Wright (2000).
 
-    None for fewer than 3 pairs or a constant column. For 3 or 4 pairs it is −1 to 1, because chance often ranks them
-    alike. A ρ of 1 gets the interval of the value half a step of ranks below.
+    None for fewer than 3 pairs or a constant column. The interval of 3 or 4 pairs is −1 to 1, because chance often
+    ranks them alike. A ρ of 1 gets the interval of the value half a step of ranks below.
     """
     pairs = pd.DataFrame({"first": first, "second": second}).dropna()
     if len(pairs) < 3 or (pairs.nunique() < 2).any():

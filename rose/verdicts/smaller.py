@@ -35,8 +35,8 @@ def recommend(rows: Sequence[Row]) -> list[Recommendation]:
     """A recommendation for each goal, from measured rows alone; the first row is the model as it is.
 
     - Same quality: the fewest bytes among rows whose whole interval is at most `EQUAL` on both texts.
-    - Half the bytes: the lowest perplexity over both texts among rows of at most half the bytes; among rows without a
-      clear difference from the lowest, the fewest bytes.
+    - Half the bytes: the lowest perplexity over both texts among rows of at most half the bytes. Among rows without a
+      clear difference from the lowest, the row with the fewest bytes.
     - Twice as fast: the same among rows whose interval of reading or writing speed lies above `TWICE`.
 
     A row of more than `MUCH_WORSE` times the dense perplexity on either text is never recommended.

@@ -351,7 +351,7 @@ def test_nan_and_infinity_are_refused(bad):
         ({"method": "measured", "held_out": torch.eye(16)}, "32 input columns but H has 16"),
         ({"bits": 4, "method": "oats"}, "choose another method"),
         ({"bits": 4}, "choose the group 32 or row"),
-        ({"options": 3.0}, "Options are given by name, such as {'effort': 2}, not as 3.0"),
+        ({"options": 3.0}, "Give options by name, such as {'effort': 2}, not as 3.0"),
         ({"trace": "foo"}, "trace must be True, False or 'errors', not 'foo'"),
         ({"sparsty": 0.5}, "no option 'sparsty' here; there are bits, .*held_out, .*sparsity, .*trace"),
     ],

@@ -283,8 +283,8 @@ def gated_queries() -> Any:
         (None, {"method": "depth", "ratio": 0.5, "recovery": "exact"}, "leave out parts, allocation and recovery"),
         (None, {"multiple": 56}, "no smaller multiple of 56"),
         (None, {"ratio": 0.9, "allocation": "similarity"}, "do not hold that much"),
-        (None, {"ratio": 0.0001, "allocation": "cost"}, "At this ratio nothing would go"),
-        (None, {"ratio": 0.001, "allocation": "similarity"}, "At this ratio nothing would go"),
+        (None, {"ratio": 0.0001, "allocation": "cost"}, "This ratio would remove nothing"),
+        (None, {"ratio": 0.001, "allocation": "similarity"}, "This ratio would remove nothing"),
     ],
 )
 def test_bad_requests_are_one_sentence_and_change_nothing(make, options, message):

@@ -48,7 +48,7 @@ def refine_mask(weight: Tensor, statistics: InputStatistics, mask: Tensor, patte
     """Regrows and prunes row by row until |e| ≤ 0.1, for at most 50 cycles (equations 4 to 7).
 
     The removed weight with the largest sign(e) · D / variance regrows. The kept weight with the smallest Wanda score
-    and D of the other sign goes. Under N:M it comes from the regrown weight's group, whatever its sign, and a row stops
+    and D of the other sign goes. Under N:M this weight is in the regrown weight's group and has any sign. A row stops
     before e would change its sign. Each weight moves at most once, as in the authors' program.
 
     W is (out, in) float32; the mask, True = removed, is not changed. Returns a mask, (out, in) bool, with the same

@@ -36,7 +36,7 @@ from rose.wording import number, several
 EVEN = "no clear difference"
 ERRORS = ("held_out_error", "error")  # layers are ranked by the first of these that both have
 MISFITS = 100  # most parts of a layer that the table names
-ROTATED = " Its heads fit those of the dense model after a rotation, which changes no output; they are compared so."
+ROTATED = " Its heads fit those of the dense model after a rotation that changes no output, and are compared after it."
 
 
 @dataclass
@@ -220,7 +220,7 @@ def _judge_weights(measured: Mapping[str, _Measured]) -> dict[str, LayerVerdict]
         may_stay = layer.layer.block_index == begins
         judged[name] = judge_weights(layer.change, replace(peers, are_moved=False) if may_stay else peers)
         if layer.rank and judged[name].verdict == verdicts.NOT_PRUNED:
-            reason = f"Its sparse part stands beside one of rank {layer.rank}, so their sum has no zeros."
+            reason = f"The layer is the sum of a sparse part and a part of rank {layer.rank}, so it has no zeros."
             judged[name] = LayerVerdict(verdicts.NO_FAULT, reason, False)
     return judged
 
@@ -314,7 +314,7 @@ def common_masks(first: nn.Module, second: nn.Module) -> pd.DataFrame:
 
 
 def better_by_layer(first: CheckpointCheck, second: CheckpointCheck, names: tuple[str, str]) -> pd.DataFrame:
-    """For each layer, which of two checks has the lower error, each on the inputs of its own checkpoint.
+    """Which of two checks has the lower error in each layer, each on the inputs of its own checkpoint.
 
     Returns:
         layer, error (in the first), other_error, and better: one of `names`, or "no clear difference" if errors are

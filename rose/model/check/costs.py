@@ -38,8 +38,8 @@ class Rival:
 
     error: float
     held_out_error: float | None = None  # None without held-out tokens
-    # Of a layer that writes into the residual stream: the error of V by the error of these weights, where the target
-    # compensates for what the stream lacks.
+    # For a layer that writes into the residual stream: the error of V by the error of these weights, where the target
+    # compensates for the stream's gap.
     stream_ratio: float | None = None
 
 
@@ -100,10 +100,10 @@ def maker_of(masks: Sequence[Recognized]) -> dict[str, dict[str, Any] | None]:
     """The method of a checkpoint, which its layers decide together, and by those alone in which methods differ.
 
     Returns:
-        `nearest`: `name` and `target` of the method with the nearest masks, `layers` that have its mask (if it is not
-        the checkpoint's method: that were compared), `agreement`, the mean share that masks have in common, and
-        `chance`; `compared` layers; by other methods with this target, in `alike`, the layers in which both remove the
-        very same, as ROSE and SparseGPT do in layers that are not columnar. None where nothing was compared.
+        `nearest`: `name` and `target` of the method with the nearest masks, and the number of `layers` that have its
+        mask (if it is not the checkpoint's method: that were compared). `agreement` is the mean share that masks have
+        in common, beside `chance`, in `compared` layers. `alike` counts, by other methods with this target, layers with
+        equal masks, as ROSE and SparseGPT have in layers that are not columnar. None where nothing was compared.
         `method`: the same, None where the method has not made nearly all masks.
     """
 
@@ -138,8 +138,8 @@ def maker_of(masks: Sequence[Recognized]) -> dict[str, dict[str, Any] | None]:
     return {"method": nearest if is_same else None, "nearest": nearest}
 
 
-# What a method may reproduce: the outputs of W on the inputs in the checkpoint, or on those while the decoder block is
-# still dense; the outputs of the dense model; these and the residual stream's lack. The value is the run's target.
+# A method may reproduce the outputs of W on the inputs in the checkpoint, or on the inputs while the decoder block is
+# still dense; the outputs of the dense model; or these and the residual stream's gap. The value is the run's target.
 LAYER, UNPRUNED, DENSE, STREAM = "layer", "unpruned", "dense", "stream"
 TARGET = {LAYER: LAYER, UNPRUNED: LAYER, DENSE: DENSE, STREAM: DENSE}
 AIMED = ("sparsegpt", "rose", RECOMMENDED)  # methods that are tried with both targets

@@ -22,8 +22,8 @@ SHOWN = 4  # most names of lost parts, or of layers that differ from the rest
 
 
 def lines(check: CheckpointCheck, name: Callable[[str], str] = str) -> list[tuple[str, str]]:
-    """Subject and text of each line: a line for each wrong tensor, or for a verdict that many of them share; then one
-    for each other verdict, the most frequent last. `name` shows the name of a tensor."""
+    """Subject and text of each line. Wrong tensors come first, with a line for each or for a verdict that many share.
+    Then comes a line for each other verdict, the most frequent last. `name` shows the name of a tensor."""
     tables = [check.layers.rename(columns={"layer": "name"}), check.others[check.others["is_wrong"]]]
     tensors = pd.concat(tables, ignore_index=True)
     tensors = tensors.assign(name=tensors["name"].map(name), is_wrong=tensors["is_wrong"].astype(bool))
@@ -63,8 +63,8 @@ def _in_common(rows: pd.DataFrame) -> str:
         pattern = f", {says_pattern(rows['pattern'].iloc[0])}" if rows["pattern"].nunique() == 1 else ""
         moved = rows[rows["moved"] > 0]
         if moved.empty:
-            rounded = ", but for rounding to 16 bits" if rows["rounded"].notna().any() else ""
-            weights = f" are those of the dense model{rounded}"
+            rounded = ", except for rounding to 16 bits" if rows["rounded"].notna().any() else ""
+            weights = f" equal the dense model's{rounded}"
         else:
             some = listing(list(moved["name"])) if len(moved) <= SHOWN else count(len(moved), "layer")
             where = "" if len(moved) == len(rows) else f" of {some}"
@@ -104,8 +104,8 @@ def findings(check: CheckpointCheck, folder: Path | None = None, drawn: Mapping[
     ]
     if rotated := len(summary["rotated_heads"]):
         sentences.append(
-            f"Heads of {count(rotated, 'output projection')} fit those of the dense model after a rotation, which "
-            "changes no output; they are compared with dense heads rotated so."
+            f"Heads of {count(rotated, 'output projection')} fit the dense model's after a rotation, which changes no "
+            "output. They are compared with the rotated dense heads."
         )
     if kinds := [f"{size} of kind {kind}" for kind, size in check.others.groupby("kind", sort=False).size().items()]:
         sentences.append(f"Other parts that differ: {', '.join(kinds)}.")

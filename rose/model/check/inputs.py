@@ -56,7 +56,7 @@ class LayerInputs:
     statistics: InputStatistics  # of the inputs in the other model, X_p
     gap: InputGap  # from these inputs to the inputs in the dense model
     stream: OutputGap | None = None  # of a layer that writes into the residual stream, with the stream's lack
-    # Inputs in the other model while the decoder block is still dense, on which published programs calibrate; None if
+    # Inputs in the other model while the decoder block is still dense. Published programs calibrate on them. None if
     # these are the same, or not requested.
     unpruned: InputStatistics | None = None
 
@@ -122,7 +122,7 @@ class _Passes:
         tick: Callable[[int, float], None],
     ) -> None:
         self.device, self.precision, self.tick = networks[0].device, precision, tick
-        # By stream, of the dense model and the other one: by batch, and by decoder block and batch.
+        # States by stream, model (dense, then the other) and batch; arguments also by decoder block.
         self.states: dict[str, list[list[Tensor]]] = {stream: [[], []] for stream in streams}
         self.arguments: dict[str, list[list[list[Arguments]]]] = {}
         first = next(iter(streams.values()))

@@ -106,7 +106,7 @@ def headline(check: CheckpointCheck) -> Headline:
         faults = f"{sentence(' and '.join(counts))} {verb} wrong: {', '.join(names)}."
         return Headline(WRONG, " ".join(filter(None, [faults, perplexity, unmeasured])))
     if is_worse:
-        tests = f"The tests of single layers accuse none of {count(len(layers), 'layer')}."
+        tests = f"The tests of single layers find no fault in {count(len(layers), 'layer')}."
         return Headline(WORSE, " ".join(filter(None, [perplexity, tests, unmeasured])))
     by = "" if summary["tokens"] else " by the weights alone"
     faults = f"No fault was found in {count(len(layers), 'layer')}{by}."
@@ -114,7 +114,7 @@ def headline(check: CheckpointCheck) -> Headline:
 
 
 def _unmeasured(layers: pd.DataFrame, summary: Mapping[str, Any]) -> str:
-    """A sentence on what was not measured; "" if everything was."""
+    """A sentence that names missing measurements; "" without any."""
     if not summary["tokens"]:
         return "Errors and perplexity were not measured."
     changed = layers[(layers["moved"] > 0) | (layers["zeros"] != layers["zeros_before"])]

@@ -1,7 +1,7 @@
 """Verdicts on the layers of a checkpoint, with reasons, by one rule.
 
-A layer is judged by itself and beside its peers: a layer that differs from nearly all others in what should be the same
-everywhere has probably met with an accident.
+A layer is judged by itself and beside its peers. Some properties should be the same everywhere; a layer that differs in
+them from nearly all others was probably damaged.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _faults(change: WeightChange, peers: Peers) -> Iterator[tuple[str, str]]:
         yield OTHER_MODEL, f"Kept weights are {number(change.slope)} times as large as the dense ones."
     if is_pruned and peers.agree and peers.sparsity:
         excess = change.sparsity - peers.sparsity
-        # On a grid, small weights are rounded to zero, too.
+        # A grid also rounds small weights to zero.
         if excess < -FAR or (excess > FAR and change.grid is None):
             yield OTHER_SPARSITY, f"{zeros}, where nearly all other layers have {percent(peers.sparsity)}."
 
@@ -190,7 +190,7 @@ def judge_costs(
         opposite = f"opposite compensation {_shown_error(costs.opposite)}"
         return LayerVerdict(BACKWARDS, f"{error}, {alone}, {opposite}{both}.", True)
     is_mask = verdict.verdict == MASK_ALONE
-    # With fewer tokens than columns, two sets of tokens differ more than two methods.
+    # If tokens are fewer than columns, two sets of tokens differ more than two methods.
     is_told_apart = is_mask or not costs.has_few_tokens
     wanda = costs.methods.get("wanda")
     if wanda and is_told_apart and _is_worse(costs, wanda, CLEARLY if is_mask else OTHER_TEXT):

@@ -1,14 +1,14 @@
 """The packed format: pruned weights as a bitmask and the kept values, in safetensors files; exact to the bit.
 
 The metadata say `format: rose-packed` and hold, as JSON under `tensors`, the facts of every tensor. A *plain* tensor is
-stored under its name. Others are stored in parts, as uint8 under NAME:PART, row by row: leading dimensions are joined,
-and where `flipped`, the last two are exchanged, so that input columns come last.
+stored under its name. Others are stored in parts, as uint8 under NAME:PART, row by row. Leading dimensions are joined.
+If `flipped`, the last two are exchanged, so that input columns come last.
 
 - mask: one bit per weight, the highest of a byte first; 1 = kept.
-- sparse: plane0, plane1, ...: the bytes of the kept values, the lowest first; values are rotated by one bit to the
+- sparse: plane0, plane1, ... hold the bytes of the kept values, the lowest first. Values are rotated by one bit to the
 left, so that the highest byte of bfloat16 and float32 is the exponent, which compresses well.
-- grid: codes, int8, of the kept weights, and scale0, scale1, the bytes of float16 scales as above, for each row and
-`group` columns: a weight is code · scale.
+- grid: codes, int8, of the kept weights. Then scale0 and scale1 hold the bytes of float16 scales as above, for each row
+and `group` columns: a weight is code · scale.
 - signs: one bit for each removed weight, where some are −0.
 
 Parts that zstd makes smaller are listed under `zstd`; a compressed mask of 2:4 needs 2.6 bits a group, indices need 4.
@@ -47,7 +47,7 @@ INTEGERS: dict[int, tuple[torch.dtype, Any]] = {
 LEAST_ZEROS = 0.05  # of a tensor that is packed although it is on no grid
 LARGE = 2**20  # numbers of a tensor that is mapped on its own, so that its pages leave memory with it
 FLIPPED = 0.97  # of the size of the other mask: less is no pattern along the columns, but chance
-MOST_DIMENSIONS, LARGEST = 16, 2**48  # of a tensor, and numbers along one of them
+MOST_DIMENSIONS, LARGEST = 16, 2**48  # of a tensor, and numbers along a dimension
 LEVEL = 3  # of zstd; higher levels save nothing here, because nothing repeats
 # What `decode` raises for damaged facts or parts.
 DAMAGED = (ValueError, LookupError, TypeError, ArithmeticError, RuntimeError, zstandard.ZstdError)

@@ -1,5 +1,5 @@
-"""What comes from the Hub: files that a copy needs beside weights and tokenizer (licences, and processor settings for
-images, video and sound), downloads that can be stopped, and what their errors mean."""
+"""Files from the Hub that a copy needs beside weights and tokenizer: licences, and processor settings for images, video
+and sound. Also downloads that can be stopped, and sentences for their errors."""
 
 import json
 import logging

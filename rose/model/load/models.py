@@ -209,7 +209,7 @@ def _load_whole(name: str, config: Any, source: _Source, dtype: torch.dtype, opt
     if source.folder and not source.stored and (pickle := next(source.folder.glob("*.bin"), None)):
         raise RoseError(
             f"{name} holds no safetensors; {pickle.name} is a pickle, which could run any program, and is not read. "
-            "Where you trust it, save the model as safetensors."
+            "If you trust it, save the model as safetensors."
         )
     skeleton = _check_files(name, config, source)
     if skeleton:
@@ -315,7 +315,7 @@ def save_model(
     settings that `load_model` has read. After OATS the weights are dense sums; low_rank.safetensors holds the factors
     as NAME.low_rank.left (out, rank) and NAME.low_rank.right (rank, in). Raises RoseError for no tokenizer, another
     kind of report, a model that could not be loaded again (see `check_plain`), or a folder that is not empty or cannot
-    be written; if only the report fails, the model is kept.
+    be written. If only the report fails, the model is kept.
     """
     if not hasattr(tokenizer, "save_pretrained"):
         raise RoseError("A checkpoint needs its tokenizer; give the tokenizer from load_model.")
@@ -393,7 +393,7 @@ def _skeleton(config: Any) -> nn.Module:
 
 
 def _check_files(name: str, config: Any, source: _Source) -> nn.Module | None:
-    """Compares a configuration with the stored tensors, downloaded if necessary, before the model is built; returns the
+    """Compares a configuration with the stored tensors, downloaded if necessary, before the model is built. Returns the
     model without weights, None where building it would run the repository's code twice."""
     if not source.is_local:
         source = _Source(str(_safetensors_folder(name, source)), {}, is_local=True)
@@ -495,7 +495,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def load_skeleton(name: str, *, offline: bool = False) -> nn.Module:
-    """The model's structure without its weights (on PyTorch's meta device): layer names and sizes, in seconds. With
+    """The model's structure without its weights (on PyTorch's meta device): layer names and sizes, in seconds. If
     `offline`, only downloaded files of a Hub id count. Raises RoseError as `load_model`, but not for weights."""
     source = _locate(name)
     options = source.options | ({"local_files_only": True} if offline else {})

@@ -1,7 +1,7 @@
 """Models larger than memory: decoder blocks are read from safetensors files one at a time, and written shard by shard.
 
-Parameters stay on PyTorch's meta device. A block's parameters are read for its turn and then released; pruned weights
-are kept in a folder (see `run.checkpoint`) and replace the dense ones at the next reading.
+Parameters stay on PyTorch's meta device. A block's parameters are read for its turn and then released. A folder keeps
+pruned weights (see `run.checkpoint`), which replace the dense weights at the next reading.
 """
 
 import copy
@@ -293,8 +293,8 @@ class BlockFiles(Residence):
 
     def read_several(self, keys: Collection[str], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """Copies of tensors of the files, in the model's dtype or another; raises RoseError for a file that was damaged
-        or removed meanwhile. A file is opened once for all its tensors, because headers may be long, and closed before
-        the next call: pages of an open file would stay in memory beside the copies."""
+        or removed meanwhile. A file is opened once for all its tensors, because headers may be long. It is closed then,
+        because pages of an open file would stay in memory beside the copies."""
         copies: dict[str, Tensor] = {}
         by_file: dict[Path, list[str]] = {}
         for key in keys:

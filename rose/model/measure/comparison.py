@@ -1,6 +1,6 @@
 """Comparison of methods on one model: a row for every method, sparsity and calibration seed.
 
-Perplexities after pruning vary by several per cent from rounding alone, so every mean comes with its spread over seeds,
+Perplexities after pruning vary by several per cent from rounding alone. So every mean comes with its spread over seeds,
 and rows of different environments are never compared: see `rose.environment`.
 """
 
@@ -221,7 +221,7 @@ def _peak_memory() -> Iterator[Callable[[], int]]:
 def over_seeds(table: pd.DataFrame, numbers: Sequence[str]) -> pd.DataFrame:
     """One row per method and sparsity: seeds, the mean of each number, and half its range as NUMBER_spread.
 
-    With rows of several environments, environment is a further column. Of three values half the range shows the
+    Rows of several environments have a further column, environment. Half the range of three values shows their
     distance better than a standard deviation. A number that is missing for a seed makes both NaN: the others alone
     would flatter the method.
     """

@@ -251,8 +251,7 @@ def _check_restored(restore: Mapping[str, Tensor], selected: Sequence[PrunableLa
     pairs = [(layer.weight, restore[layer.name].to(layer.weight)) for layer in selected]
     if all(torch.equal(now, before) for now, before in pairs):
         raise RoseError(
-            "The layers to restore are those of the dense model, so nothing can be given back to them; give a pruned "
-            "model."
+            "The layers to restore equal the dense model's, so nothing can be restored; give a pruned model."
         )
     zeros, before = (sum(int((pair[place] == 0).sum()) for pair in pairs) for place in (0, 1))
     if before > zeros:

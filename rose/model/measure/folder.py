@@ -112,8 +112,8 @@ class MeasurementFolder(Generic[Record]):
                 check_same_model(network, read_norms(path), f"{other} model")
                 if not is_same_model(weights, read_norms(path, WEIGHTS)):
                     raise RoseError(
-                        f"{other} model: its weights differ, as those of a pruned or tuned copy do; give the model "
-                        "that was measured, or choose another folder."
+                        f"{other} model: its weights differ, for example by pruning or tuning; give the model that "
+                        "was measured, or choose another folder."
                     )
                 before = self._stored().get(DIGESTS) or {}
                 if name := next((name for name in before.keys() & digests.keys() if before[name] != digests[name]), ""):

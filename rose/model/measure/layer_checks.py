@@ -33,8 +33,8 @@ def check_layers(
         blocks: as from `visit_blocks`.
 
     Returns:
-        Columns layer, status ("pass", "look" or "fail", the worst of the row), the status or "not measured" for each
-            of `CHECKS`, and found: sentences for those that did not pass.
+        Columns layer, status ("pass", "look" or "fail", the worst of the row), and a column for each of `CHECKS` with
+            its status or "not measured". Column found has sentences for the checks that did not pass.
     """
     pattern = parse_sparsity(sparsity)
     by_layer = dict(iter(records.groupby("layer", sort=False)))

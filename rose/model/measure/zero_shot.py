@@ -119,7 +119,7 @@ def task_manager(tasks: Sequence[str], folder: str | Path | None, *, trust_remot
     manager = TaskManager(include_path=None if folder is None else str(folder), include_defaults=folder is None)
     groups = [name for name in tasks if name in manager.all_tasks and name not in manager.all_subtasks]
     if groups:
-        raise RoseError(f"{', '.join(groups)} stands for several tasks; name those of them that you want.")
+        raise RoseError(f"{', '.join(groups)} stands for several tasks; name the tasks that you want.")
     unknown = ", ".join(name for name in tasks if name not in manager.all_subtasks)
     if unknown and folder is not None:
         raise RoseError(f"{folder} defines no task named {unknown}.")

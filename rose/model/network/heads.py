@@ -2,8 +2,8 @@
 
 A single token attends only to itself, so each head of its output projection reads rows of some layer's output: the
 values. If a head points in the direction of certain rows for every token, these rows are its values, in fused layers
-too. A norm with weights, a gate or a mixture of heads changes the direction. With several tokens, a random rotation of
-values and projection must then leave the outputs unchanged, which also detects other readers of the values.
+too. A norm with weights, a gate or a mixture of heads changes the direction. A random rotation of values and projection
+must then leave the outputs of several tokens unchanged, which also detects other readers of the values.
 """
 
 import copy

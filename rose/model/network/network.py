@@ -105,8 +105,8 @@ class Network:
             )
 
     def check_tokens(self, tokens: Tensor, measure: str = "", name: str = "tokens") -> None:
-        """Raises RoseError unless tokens, called `name`, are a (samples, length) int64 tensor that the model can embed,
-        with at least two tokens a sample if `measure` needs next tokens. Also checks weights, see `check_weights`."""
+        """Raises RoseError unless tokens, called `name`, are a (samples, length) int64 tensor that the model can embed.
+        A sample needs two tokens if `measure` needs next tokens. Also checks weights, see `check_weights`."""
         self.check_weights()
         called = sentence(name)
         if not isinstance(tokens, Tensor) or tokens.is_meta:

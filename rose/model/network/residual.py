@@ -1,11 +1,11 @@
 """Layers that write into the residual stream, found by tracing one decoder block.
 
-A corrected target needs to know which layers' outputs a block adds to the stream, and what the stream holds just
+A corrected target needs to know which layers' outputs a block adds to the stream. It also needs the stream just
 before: the block's input, or a norm of it, and earlier outputs. The block runs once on a few tokens while every
 addition is traced (`TorchDispatchMode`). Values are identified by their storage, so views count as the output.
-Supported are sequential and parallel attention and MLP, sums in any order, a constant multiplier before the addition,
-norms of the stream that become the stream (OPT-350M), and norms between a layer and the stream (Gemma). Any other
-module there counts as a norm.
+Attention and MLP may be sequential or parallel, sums may have any order, and a constant may multiply the output before
+the addition. Norms of the stream may become the stream (OPT-350M), or lie between a layer and the stream (Gemma). Any
+other module there counts as a norm.
 """
 
 from collections.abc import Callable, Sequence

@@ -99,7 +99,7 @@ def hessian_traces(
 ) -> list[float]:
     """Hutchinson's estimate of the trace of the loss Hessian with respect to each layer's weights.
 
-    For random signs v, the mean of vᵀ(∇²loss)v is the trace; ∇²loss·v is a second backward pass. All layers share a
+    The trace is the mean of vᵀ(∇²loss)v over random signs v; ∇²loss·v is a second backward pass. All layers share a
     probe: terms between layers have mean zero. The loss is the mean cross-entropy of next tokens in a window, averaged
     over windows. Raises RoseError for tokens too short to predict anything, or a layer that no token reaches.
     """
@@ -214,15 +214,15 @@ def _damage_densities(network: Network, allocation: Allocation, layers: Sequence
         noise = 0.0 if math.isnan(record.standard_error) else record.standard_error
         densities.append(max(record.damage, noise) / record.weights)
     if weights and not is_same_model(network.weight_norms(), weights):
-        raise RoseError(f"{wrong_model}: its weights differ, as those of a pruned copy do; measure this model.")
+        raise RoseError(f"{wrong_model}: its weights differ, for example by pruning; measure this model.")
     return densities
 
 
 def damage_ratios(densities: Sequence[float], ratio: float) -> list[float]:
     """Ratios that minimize the sum of damages if each grows as d·exp(g(s − ratio)) with its sparsity s.
 
-    With n weights in a layer and one total of n·s, Lagrange's condition is g·d·exp(g(s − ratio)) = λn for every layer,
-    so s falls with the logarithm of damage per weight: s = const − ln(d/n)/g. `exact_ratios` finds the constant.
+    With n weights in a layer and one total of n·s, Lagrange's condition is g·d·exp(g(s − ratio)) = λn for every layer.
+    So s falls with the logarithm of damage per weight: s = const − ln(d/n)/g. `exact_ratios` finds the constant.
     Damages of single layers are assumed to add up, which docs/damage.md checks. Our own.
 
     `densities`: d/n of each layer, measured at `ratio`; 0 if none was measured.

@@ -153,7 +153,7 @@ class RunCheckpoint(DiskStorage):
         text = json.dumps([dataclasses.asdict(row) for row in self.drifts.values()])
         with explained(self.folder):
             self.workers.from_first(partial(write_atomically, self.folder / DRIFT, text.encode()))
-        if self.workers.place == 0:  # for all processes, also those of an earlier run with more
+        if self.workers.place == 0:  # for all processes, also if an earlier run had more
             for folder in (*self.folder.glob("activations*"), *self.folder.glob("dense*")):
                 shutil.rmtree(folder, ignore_errors=True)
 

@@ -88,8 +88,8 @@ def rotate_heads(
         One row per output projection whose heads can be rotated, columns as in `RotationRecord`.
 
     Raises:
-        RoseError: bad input, unknown layers, or a model in which nothing can be rotated, because a norm, a gate or a
-            mixture of heads lies between values and output projection.
+        RoseError: bad input, unknown layers, or nothing that can be rotated, because a norm, a gate or a mixture of
+            heads lies between values and output projection.
     """
     network = Network(model)
     judges = [make_settings(**judge | {"method": name}) for name in several(judge.pop("method", ()))]

@@ -216,7 +216,7 @@ def _entries(model: Any, family: Family, kind: Type, embeddings: str) -> Iterato
 def embedding_type(kind: Type, is_head: bool, columns: int) -> Type:
     """The format of an embedding in a file of this kind, by llama.cpp's rule (`llama_tensor_get_type_impl`).
 
-    In a q4_0 file llama.cpp gives the output head, and an embedding that is also the head, Q6_K, or Q8_0 if their rows
+    llama.cpp stores the output head of a q4_0 file, and an embedding that is also the head, as Q6_K, or as Q8_0 if rows
     are not whole blocks of 256. The gguf package cannot write Q6_K, so they get Q8_0. Rows of half blocks stay F16.
     """
     if kind == Type.F16 or columns % BLOCK:

@@ -38,7 +38,7 @@ class TensorWriter(ExitStack):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
-        # By bytes of a number: the gathered data, and by name the header's entry and the count of bytes.
+        # The gathered data by bytes of a number, and by name the header's entry and the count of bytes.
         self._gathered: dict[int, tuple[IO[bytes], dict[str, tuple[dict[str, Any], int]]]] = {}
 
     def add(self, name: str, tensor: Tensor) -> None:
@@ -78,8 +78,8 @@ Follow = Callable[[float, str], None]  # told the share that is done, and of whi
 
 @dataclass
 class PackedSize:
-    """Bytes of all tensors before packing (`plain`) and after (`stored`); how many were packed (`layers`), their
-    weights and bytes; and SHA-256 of each tensor with name, dtype and shape."""
+    """Bytes of all tensors before packing (`plain`) and after (`stored`). Also the number of packed tensors (`layers`),
+    their weights and bytes, and SHA-256 of each tensor with name, dtype and shape."""
 
     plain: int = 0
     stored: int = 0

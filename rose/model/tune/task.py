@@ -81,7 +81,7 @@ class TuneReport:
         """The report of the run that made the model, without errors that no longer hold.
 
         Its summary has `facts` and `entries` as "tuned", and earlier tunings as "tuned_before". The
-        environment, in a run of two stages that of the second, is the tuning's.
+        environment is the tuning's; a run of two stages has the second stage's.
         """
         report, environment = report.without_errors(), {"environment": self.summary["environment"]}
         if report.then is not None:
@@ -122,7 +122,7 @@ def check_pair(model: nn.Module | Network, dense: nn.Module | Network, *, by_tex
     (zeros, weights), (before, _) = count_zeros(pruned.layers), count_zeros(dense.layers)
     if zeros >= PRUNED * weights and before >= zeros:
         raise RoseError(
-            "The dense model is as sparse as the one to tune; give the model it was pruned from, or train on the text "
+            "The dense model is as sparse as the model to tune; give the model before pruning, or train on the text "
             "alone, with loss ce and unpruned."
         )
 
@@ -177,13 +177,13 @@ def _beside(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def check_pruned(trained: Sequence[Trained], network: Network, dense: Network, unpruned: bool) -> None:
-    """Raises RoseError for weights on a grid on which dense weights are not, and, unless `unpruned`, for a model
+    """Raises RoseError for weights on a grid if the dense weights are not on it. Unless `unpruned`, also for a model
     without zeros that has all weights of the dense model."""
     names, before = {each.name for each in trained}, {layer.name: layer for layer in dense.layers}
     for layer in [layer for layer in network.layers if layer.name in names and not layer.is_expert][:GRIDS_TRIED]:
         grid, old = apparent_grid(layer.weight.float()), before.get(layer.name)
         if grid and old and apparent_grid(old.weight.float()):
-            # Weights of a GGUF file lie on a grid, and pruning without compensation keeps it; a coarser one is new.
+            # Weights of a GGUF file lie on a grid, and pruning without compensation keeps it; a coarser grid is new.
             new, former = coarsest_grid(layer.weight.float()), coarsest_grid(old.weight.float())
             grid = grid if new and (former is None or new.grid.bits < former.grid.bits) else None
         if grid:
@@ -195,8 +195,8 @@ def check_pruned(trained: Sequence[Trained], network: Network, dense: Network, u
         return
     if not any(float(each.frozen.float().mean()) >= PRUNED for each in trained):
         raise RoseError(
-            "The model has neither zeros nor fewer weights than the dense one, so there is nothing to recover; give a "
-            "pruned one, or choose unpruned."
+            "The model has all weights of the dense model and no zeros, so tuning has nothing to recover; give a "
+            "pruned model, or choose unpruned."
         )
 
 
@@ -268,7 +268,7 @@ def settle(trained: Trained, weight: Tensor) -> None:
 
 
 class _Divergence(torch.autograd.Function):
-    """Sum over tokens of KL(dense ‖ pruned) by logits, (tokens, vocabulary) each; the gradient is the difference of the
+    """Sum over tokens of KL(dense ‖ pruned) by logits, (tokens, vocabulary) each. The gradient is the difference of the
     distributions, so no float32 copy of all logits is kept."""
 
     @staticmethod

@@ -1,8 +1,8 @@
 """Tuning: the kept weights of a pruned model are trained towards the dense model's next-token distributions.
 
 Distillation of sparse models: Kurtic et al. 2023, arXiv:2310.06927. Gradients of removed weights are 0 from the first
-step on, so Adam's moments and steps are 0 there, too, and zeros stay to the bit. transformers' Trainer lacks masks, a
-time limit, a dense model and a choice of the best step.
+step on. So Adam's moments and steps are 0 there, too, and zeros stay to the bit. The Trainer of transformers lacks
+masks, a time limit, a dense model and a choice of the best step.
 """
 
 import json
@@ -106,8 +106,8 @@ class Tuner:
 
     @property
     def rate(self) -> float:
-        """The highest learning rate; by default from the number of steps, the size of weights, the share of kept
-        weights, and the dense model's lead, which is the possible gain."""
+        """The highest learning rate. By default it follows from the number of steps, the size of weights, the share of
+        kept weights, and the dense model's lead, which is the possible gain."""
         if self.settings.rate:
             return self.settings.rate
         share = min(1.0, max(LEAST, self.away / FAR), KEPT / max(KEPT, self.kept)) * min(1.0, self._size / SIZE)
@@ -117,8 +117,8 @@ class Tuner:
     def _size(self) -> float:
         """Sum of all layers' norms over their number of weights: less for small weights, and for large layers.
 
-        A step of Adam moves each of a layer's n weights by about the rate, many of them together: a matrix of norm
-        rate·√n, compared with a root mean square of ‖W‖/√n in the layer.
+        A step of Adam moves each of a layer's n weights by about the rate, many of them together. Such a step is a
+        matrix of norm rate·√n, compared with a root mean square of ‖W‖/√n in the layer.
         """
         weights = [layer.weight for layer in self.dense.layers]
         norms = sum(float(torch.linalg.vector_norm(weight, dtype=torch.float64)) for weight in weights)
@@ -390,8 +390,8 @@ def tune_model(
             Adam's moments take the memory of one part.
         unpruned: tune a model without zeros, too.
         progress: called with a `TuningProgress` several times a step; may raise to stop: the best step so far is kept.
-        checkpoint: a folder from which the same call resumes; with as many processes the weights are equal. Load the
-            pruned model again for that, as a stopped tuning has changed it.
+        checkpoint: a folder from which the same call resumes; weights are equal with the same number of processes. Load
+            the pruned model again for that, as a stopped tuning has changed it.
 
     Weights and moments are float32. The learning rate rises over a quarter of the steps and falls to 0 linearly; see
     `rose.model.tune.tuning.Tuner.rate`.

@@ -152,8 +152,8 @@ def check_blocks(network: Network, tokens: Tensor, layers: Sequence[PrunableLaye
         hidden, rest = _split(args, kwargs)
         if version_of(hidden) != versions[-1]:
             raise RoseError(
-                f"The decoder blocks of {network.family} change the hidden states that they are given, a "
-                "family that is not supported yet; choose another model."
+                f"The decoder blocks of {network.family} change their input hidden states in place, which is not "
+                "supported; choose another model."
             )
         calls.append((index, hidden, rest, output))
 

@@ -2,8 +2,8 @@
 
 Each layer is calibrated on the pruned layers before it in the same block, so the outputs need no second pass. All
 batches go through the block side by side, and each stops at every layer that is not pruned yet. Once all have stopped
-or finished, one layer is pruned, and its batches go on. With dense targets, layers that read the same tensors are
-pruned together. With routed experts batches stop at different layers. The first of these in the block is pruned,
+or finished, one layer is pruned, and its batches go on. Layers that read the same tensors are pruned together if
+targets are dense. Batches stop at different layers if experts are routed. The first of these in the block is pruned,
 because its batches may reach the later layers, too.
 
 A stopped batch keeps its call stack in a greenlet, so this works for any forward function. Between stops every batch

@@ -21,7 +21,7 @@ BIAS = ".bias"  # ends the name of a bias that is stored beside a weight
 class Activations:
     """The inputs of one decoder block, a tensor per batch of each stream ("calibration", "held_out").
 
-    A batch is read before the next block's batch replaces it. With a folder, memory holds only one batch.
+    A batch is read before the next block's batch replaces it. A folder, if given, leaves only one batch in memory.
     """
 
     def __init__(self, folder: Path | None = None) -> None:

@@ -127,7 +127,7 @@ class BlockTargets:
     def _pairs(self, layer: PrunableLayer, batches: Mapping[BatchKey, Read]) -> Pairs | None:
         """Pruned and dense inputs of the same tokens; None if tokens cannot be matched.
 
-        For an expert, the tokens that both models send there.
+        An expert has the tokens that both models send there.
         """
         pairs = {}
         for key, (inputs, tokens) in batches.items():
@@ -148,7 +148,7 @@ class BlockTargets:
     def gap(self, layer: PrunableLayer, batches: Mapping[BatchKey, Read]) -> InputGap | OutputGap | None:
         """The distance of the layer's dense weight from its target on these pruned inputs; None if not known.
 
-        For a layer that writes into the stream, the gap includes the loss of the stream.
+        The gap of a layer that writes into the stream includes the loss of the stream.
         """
         pairs = self._pairs(layer, batches)
         if pairs is None:

@@ -236,7 +236,7 @@ class Walk:
     def pass_on(self, block: nn.Module, index: int, start: float = 0.0) -> None:
         """Runs one block over all streams and stores its outputs; `start`: the share of the block's work that is done.
 
-        After the last block only drift needs outputs: those of held-out tokens.
+        After the last block only drift needs outputs, on held-out tokens.
         """
         streams = [name for name in self.arguments if index < self.last or (name == HELD_OUT and self.along)]
         self._pass("propagate", block, index, streams, [], (start, 1.0), keep=True)

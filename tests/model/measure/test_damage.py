@@ -123,7 +123,7 @@ def test_a_dense_model_in_place_of_the_pruned_one_is_not_restored():
     pruned = copy.deepcopy(dense)
     rose.prune_model(pruned, TOKENS, target="layer", **SETTINGS)
     refused("the wrong way round", damage.dense_weights, pruned, dense)
-    refused("nothing can be given back", damage.dense_weights, dense, dense)
+    refused("nothing can be restored", damage.dense_weights, dense, dense)
     weights = {layer.name: layer.weight for layer in rose.prunable_layers(pruned)}
     refused("the wrong way round", visit, dense, restore=weights)
 

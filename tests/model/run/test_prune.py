@@ -459,7 +459,7 @@ def test_blocks_that_change_their_input_are_refused(target, monkeypatch):
     monkeypatch.setattr(LlamaDecoderLayer, "forward", forward)
     model = make_model("llama")
     before = weights_of(model)
-    refused("change the hidden states that they are given", prune_model, model, make_tokens(), **HALF, target=target)
+    refused("change their input hidden states", prune_model, model, make_tokens(), **HALF, target=target)
     assert not changed(model, before)
     assert_clean(model)
 
