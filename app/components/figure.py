@@ -134,6 +134,7 @@ CARDS = """<style>@media (max-width: 640px) {{
 .st-key-{key} thead {{ display: none; }}
 .st-key-{key} tr {{ display: flex; flex-wrap: wrap; gap: 0 0.75rem; padding: 5px 0; border-bottom: 1px solid #8884; }}
 .st-key-{key} td {{ border: 0; padding: 0; }}
+.st-key-{key} td :is(div, p) {{ display: inline !important; }}
 .st-key-{key} td:first-child {{ flex-basis: 100%; font-weight: 600; }}
 .st-key-{key} td::before {{ opacity: 0.76; }}
 {names}

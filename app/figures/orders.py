@@ -10,7 +10,7 @@ from app.figures import palette
 from app.figures.palette import Style
 from app.figures.shapes import Chart, Look, Marked, block_span, colourbar, to_numpy
 from app.figures.style import ERROR, PERCENT, Drawing, judged
-from app.words import count, listing, number, percent, sentence, short_layer, word
+from app.words import count, listing, number, percent, sentence, short_layer
 from rose import METHODS, LayerResult, Prices, RoseError, verdicts
 from rose.layer.columnar import PaperFigures
 from rose.layer.order import visited_blocks
@@ -82,14 +82,14 @@ def so_far(result: LayerResult) -> np.ndarray:
 
 
 def _random_seeds(labels: dict[str, str], table: pd.DataFrame, by: str) -> str:
-    """Calls random order a mean where several seeds stand behind it, and says how far these lie apart at most."""
+    """Says where random order is a mean of several seeds, and how far these lie apart at most."""
     groups = table[table["order"] == RANDOM].groupby(by)["relative_error"]
     seeds = int(groups.size().max()) if len(groups) else 0
     if seeds < 2:
         return ""
-    labels[RANDOM] += f", mean of {word(seeds)} seeds"
+    labels[RANDOM] += ", mean"
     far = percent((groups.max() / groups.min() - 1).max(), 0)
-    return f" The {count(seeds, 'seed')} of random order lie up to {far} apart."
+    return f" Random order: mean of {count(seeds, 'seed')}, up to {far} apart."
 
 
 def run_name(result: LayerResult) -> str:
@@ -121,7 +121,7 @@ def damage_split(result: LayerResult, inside: Any, *, energy: float = 1.0, **sha
     The result is traced. `inside`: Σ e² of each block if its own columns alone could compensate, (blocks,).
     `energy`: of the dense output, tr(W H Wᵀ), which errors are relative to.
     """
-    chart = Chart(x="pruned block (visited first to last)", y=ERROR, legend=True, **shared)
+    chart = Chart(x="pruned block (visited first to last)", y="relative error", legend=True, **shared)
     lost, error, inside = (
         to_numpy(part).astype(np.float64) / (energy or 1.0)
         for part in (trace_of(result).lost, trace_of(result).error, inside)

@@ -15,7 +15,7 @@ from app.figures import palette
 from app.figures.orders import run_name, so_far, sweep_style, trace_of
 from app.figures.palette import Style, Theme
 from app.figures.shapes import BARE, CHOSEN, Chart, Look, Shrunk, ceiling, shrink, to_numpy
-from app.figures.style import ERROR, FONT_SIZE, Drawing
+from app.figures.style import FONT_SIZE, Drawing
 from app.words import count, number, percent, sentence, whole
 from rose import LayerResult, verdicts
 from rose.layer.order import visited_blocks
@@ -147,12 +147,12 @@ def _player(steps: Sequence[int], theme: Theme) -> dict[str, Any]:
     font, at_once = {"size": FONT_SIZE, "color": ink.text}, {"mode": "immediate", "transition": {"duration": 0}}
     to_step = at_once | {"frame": {"duration": 0, "redraw": True}}
     below = {"y": 0, "yanchor": "top", "bordercolor": ink.muted}
-    slider = below | {"active": 0, "x": 0.34, "len": 0.66, "pad": {"t": 56}, "font": font | {"color": ink.muted}}
+    slider = below | {"active": 0, "x": 0.5, "len": 0.5, "pad": {"t": 56}, "font": font | {"color": ink.muted}}
     slider |= {"bgcolor": ink.blank, "tickcolor": ink.muted}
     slider["currentvalue"] = {"prefix": "blocks pruned: ", "font": font}
     slider["steps"] = [{"label": str(step), "method": "animate", "args": [[str(step)], to_step]} for step in steps]
     commands: dict[str, list[Any]] = {}
-    for label, milliseconds in {"▶ slow": 1600, "▶": 800, "▶ fast": 300}.items():
+    for label, milliseconds in {"½ ▶": 1600, "▶": 800, "▶▶": 300}.items():
         speed = {"fromcurrent": True, "frame": {"duration": milliseconds, "redraw": True}}
         commands[label] = [None, at_once | speed]
     commands["❚❚"] = [[None], at_once | {"frame": {"duration": 0, "redraw": False}}]
@@ -172,7 +172,7 @@ def solver_race(
 
     Work is in products W·H. `ways`: solver -> (label, a row per state: step, work, is_complete, and both errors).
     """
-    chart, ends = Chart(x="work done (products W·H)", y=ERROR, height=390, **shared), []
+    chart, ends = Chart(x="work done (products W·H)", y="relative error", height=390, **shared), []
     column, tokens = ("held_out_error", "Held-out") if held_out else ("relative_error", "Calibration")
     for name, (label, table) in ways.items():
         look = palette.method_style(LOOKS[name])._replace(label=label)

@@ -157,7 +157,7 @@ def _shared() -> None:
 
 def _controls(study: Study, layer: str, plan: rose.OrderPlan, draft: OwnOrder, mine: SweepResult) -> None:
     widths, grouped = mine.result.order.widths, plan.pattern.is_grouped
-    with st.container(horizontal=True, vertical_alignment="bottom"):
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="xsmall"):
         st.selectbox(
             "Sort by",
             RULES,

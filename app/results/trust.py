@@ -102,7 +102,7 @@ def _checks(study: Study, layer: str, methods: list[str], findings: Findings | N
     st.markdown(f"**{verdicts.says_statuses([check.status for _, check in checks], 'check')}**")
     names = ("Status", "Check", "Of", "Found", "To pass")
     cells = [(BADGES[check.status], check.name, of, check.finding, check.limit) for of, check in checks]
-    components.table([dict(zip(names, row, strict=True)) for row in cells], f"Checks of {layer}", "Status")
+    components.table([dict(zip(names, row, strict=True)) for row in cells], f"Checks of {layer}", "Status", "checks")
     if findings is not None:
         st.caption(f"Three measures of an error agree where they differ by at most {AGREE:g} of it.")
 
