@@ -42,11 +42,9 @@ def test_first_pictures_match_the_example(theme):
     example = cache.read_example(Setup())
     made = first.pictures()[theme]
     assert {*made} == {"layers", *(f"{page} {name}" for page in ("layer", "order_lab") for name in example.calibration)}
-    drawn = maps.model_map(study.overview(0.5))
-    picture, scatter = made["layers"]
-    assert picture["finding"] == drawn.figure.layout.meta["finding"]
-    assert picture["svg"].startswith("<svg")
-    assert scatter["finding"] == maps.gain_scatter(study.overview(0.5)).figure.layout.meta["finding"]
+    for picture, draw in zip(made["layers"], (maps.model_map, maps.gain_scatter), strict=True):
+        assert picture["finding"] == draw(study.overview(0.5)).figure.layout.meta["finding"]
+        assert picture["svg"].startswith("<svg")
     for page in first.PAGES:
         assert open_page(f"views/{page or 'start'}.py").title[0].value == first.pictures()["titles"][page]
 
