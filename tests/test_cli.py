@@ -279,6 +279,7 @@ REFUSED = {  # the options of a command and the sentence, by the work that must 
         ("check x y --methods wanda", "Without --calibration TEXT, a check looks at"),
         ("check x y --samples 64 --seed 1", "leave --samples and --seed out"),
         ("diffuse sample --prompts a --classes Bag", "both say what to draw"),
+        ("diffuse sample --classes ,", "--classes names nothing"),
         ("compare --evaluate packaged --allocation owl --sparsity 0.5,2:4", "2:4"),
         ("compare --evaluate packaged --methods rose@natural:5", "no order named"),
         ("evaluate --text packaged --limit 3", "--limit and --task-folder need --tasks"),

@@ -17,12 +17,8 @@ from tests.model.ship.test_export import CONFIGURATIONS, logits, save
 
 
 def test_copies_with_the_same_name_are_distinguished_by_their_folders():
-    copies = [
-        ("ROSE", Path("/one/half")),
-        ("ROSE", Path("/two/broken")),
-        ("Wanda", Path("/wanda")),
-        ("dense", Path("/x")),
-    ]
+    places = {"/one/half": "ROSE", "/two/broken": "ROSE", "/wanda": "Wanda", "/x": "dense"}
+    copies = [(name, Path(place)) for place, name in places.items()]
     assert list(named_apart(copies, ["dense"])) == ["ROSE (half)", "ROSE (broken)", "Wanda", "dense, run 2"]
 
 

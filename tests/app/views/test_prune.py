@@ -68,6 +68,8 @@ def test_page_opens_on_the_example(setup, monkeypatch):
     assert "Example: pruned copies of smollm2-135m" in texts(app)
     assert len(copies_of(app)) == 7
     assert copies_of(app)["elsewhere"].str.contains("×").sum() == 6  # a second text beside every perplexity
+    app.session_state["prune-take"], app.session_state["prune_take_of"] = True, "gone"
+    assert "This is the example: prune your own." in texts(app.run())
     assert len(figures(view(app, "Layers"))) == 1
 
 
@@ -127,6 +129,7 @@ def test_run_shows_results_of_chosen_settings(setup, tmp_path):
     app = view(app, "Layers")
     assert json.loads(figures(app)[0])["data"][0]["type"] == "heatmap"
     assert app.selectbox(key="prune_map_copy").options == names
+    assert "ROSE changes the order of" in texts(app.selectbox(key="prune_map_copy").set_value(names[1]).run())
     app = view(app, "Texts")
     assert {model.summary["continuation"] for model in run.copies} <= {block.value for block in app.code}
     assert all(rose.load_model(str(run.kept(model))) for model in run.copies)
@@ -217,7 +220,7 @@ def test_second_run_waits_for_the_first(setup):
 def test_pruned_copy_is_tuned(setup, text, monkeypatch):
     monkeypatch.setattr("rose.model.load.tokens.TUNING", TUNING._replace(samples=16))
     tune_one_epoch(monkeypatch, 1e-4)
-    query = {"prune_methods": "SparseGPT", "prune_prompt": "", "prune_windows": "1", "tune_minutes": "0.5"}
+    query = {"prune_methods": "SparseGPT", "prune_prompt": "", "prune_windows": "1", "tune_copy": "gone"}
     app, run = pruned(open_on_page(setup.changed(calibration=str(text)), **query))
     app.button(key="tune-start").click().run()
     ended(run.tuning)
@@ -229,3 +232,6 @@ def test_pruned_copy_is_tuned(setup, text, monkeypatch):
     assert any("Held-out perplexity is" in title for title in titles(app))
     assert [copy.name for copy in run.copies if run.kept(copy)] == ["SparseGPT at 0.7", tuned]
     assert view(app, "Layers").selectbox(key="prune_map_copy").options == ["SparseGPT at 0.7"]
+    run.tuning.job.abandoned, run.checkpoints = True, {}
+    for caption in ("No page had been open", "There was too little room to keep its checkpoint."):
+        assert caption in texts(app.run())

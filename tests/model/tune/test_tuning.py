@@ -125,11 +125,8 @@ def test_steps_are_those_of_adam_by_hand_on_the_mean_loss_a_token(loss):
     assert not torch.equal(*epochs)
     assert all(torch.equal(epoch.unique(dim=0), tokens.unique(dim=0)) for epoch in epochs)  # each window once
     weights = [layer.weight for layer in rose.prunable_layers(by_hand)]
-    first, second, losses = (
-        [torch.zeros_like(weight) for weight in weights],
-        [torch.zeros_like(weight) for weight in weights],
-        [],
-    )
+    first, second = ([torch.zeros_like(weight) for weight in weights] for _ in range(2))
+    losses: list[float] = []
     for step, windows in enumerate(seen):
         logits = by_hand(windows).logits.log_softmax(2)
         if loss == "kl":
