@@ -222,7 +222,7 @@ PRICED = {  # of prices-measured.csv
 }
 
 
-UNSHOWN = ("two_level/layer", "random:0/layer", "hessian/layer", "greedy/layer")  # greedy is pivot; none wins
+UNSHOWN = ("two_level/layer", "dealt/layer", "random:0/layer", "hessian/layer", "greedy/layer")  # none wins
 RANKED = ("two_level/block", "dealt/block", "global/layer", "pivot/layer")
 
 
@@ -274,20 +274,22 @@ def _rank_correlations(rows: pd.DataFrame, pair: str) -> list[float]:
 
 
 def _parts_of_models() -> list[tuple[str, pd.DataFrame]]:
-    """All measured layers of each model, then its output projections."""
+    """All layers of each model, then all without down projections, then output projections."""
     named = [(MODELS[str(model)], rows) for model, rows in priced().groupby("model", sort=False)]
     parts = [(f"{name}, {len(rows)} layers", rows) for name, rows in named]
+    parts += [(f"{name}, without down", rows[~rows["layer"].str.endswith("down_proj")]) for name, rows in named]
     return parts + [(f"{name}, outputs", rows[rows["is_output"]]) for name, rows in named]
 
 
 def forecast_ranks() -> str:
     """Rank correlations of the held-out gain: their ranges over orders and models."""
     ranks = [[_rank_correlations(rows, pair) for pair in RANKED] for _, rows in _parts_of_models()]
-    halves = (ranks[0] + ranks[1], ranks[2] + ranks[3])
-    every, outputs = ([f"{min(c):.2f} to {max(c):.2f}" for c in zip(*half, strict=True)] for half in halves)
+    groups = (ranks[:2], ranks[2:4])
+    texts = [[f"{min(c):.2f} to {max(c):.2f}" for c in zip(*(one + other), strict=True)] for one, other in groups]
+    every, without_down = texts
     return (
-        f"{every[0]} with the forecast gain. It is {every[1]} with relative range and {every[2]} with column "
-        f"variation. Among output projections: {outputs[0]}, {outputs[1]}, and {outputs[2]}"
+        f"{without_down[0]} with the forecast gain. It is {without_down[1]} with relative range and {without_down[2]} "
+        f"with column variation. These are {listing(every)} with down projections"
     )
 
 
@@ -392,8 +394,8 @@ def pivot_by_budget() -> str:
     ratios = rows[["pivot/layer", "pivot/block"]].div(rows["natural/block"], axis=0).groupby(rows["model"]).mean()
     threshold, equal = ([f"{ratios.loc[model, pair]:.2f}" for model in MODELS] for pair in ratios)
     return (
-        f"On average it leaves, with one threshold, {threshold[0]} of SparseGPT's held-out error in SmolLM2-135M and "
-        f"{threshold[1]} in Qwen2.5-Coder-0.5B. With equal shares, it leaves {equal[0]} and {equal[1]}"
+        f"In SmolLM2 and Qwen it leaves {threshold[0]} and {threshold[1]} of SparseGPT's held-out error with one "
+        f"threshold, and {equal[0]} and {equal[1]} with equal shares"
     )
 
 
@@ -407,13 +409,25 @@ def forecast_times() -> str:
     )
 
 
-def whole_by(names: dict[str, str]) -> str:
-    """Perplexity of whole models by variants, each with its name for readers, in the draws that have all."""
-    rows = read("prices-whole.csv")
-    rows = rows[(rows["target"] == "layer") & (rows["model"] == "smollm2-135m")]
-    values = rows.pivot_table(index="seed", columns="variant", values="perplexity")[[*names]].dropna()
-    each = [f"{listing([f'{value:.1f}' for value in values[name]])} by {label}" for name, label in names.items()]
-    return f"draws {listing([str(seed) for seed in values.index])}: {', '.join(each)}"
+WHOLE = {  # variants of prices-whole.csv that the document compares
+    "sparsegpt": "SparseGPT", "rose": "ROSE's rule", "rose, threshold 0": "ROSE's order, always",
+    "rose_global": "global / layer", "pivot/layer": "pivot / layer",
+}  # fmt: skip
+
+
+def whole_models() -> str:
+    """Perplexity of whole models relative to SparseGPT's in the same draw: geometric mean, lowest and highest."""
+    rows, lines = read("prices-whole.csv"), []
+    for (name, target), group in rows.groupby(["model", "target"], sort=False):
+        values = group.pivot_table(index="seed", columns="variant", values="perplexity")
+        first = listing([f"{value:.0f}" for value in values["sparsegpt"]])
+        cells = []
+        for variant in list(WHOLE)[1:]:
+            ratios = (values[variant] / values["sparsegpt"]).dropna() if variant in values else values.index[:0]
+            mean = f"{np.exp(np.log(ratios).mean()):.2f}" if len(ratios) else "not run"
+            cells.append(mean + (f" ({ratios.min():.2f}–{ratios.max():.2f})" if len(ratios) > 1 else ""))
+        lines.append([f"{MODELS[str(name)]}, {target}", first, *cells])
+    return table(["model, target", *WHOLE.values()], lines)
 
 
 def bits_by_price() -> str:
@@ -829,9 +843,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "law_of_prices": law_of_prices,
     "forecast_times": forecast_times,
     "pivot_by_budget": pivot_by_budget,
-    "whole_by_threshold": partial(
-        whole_by, {"sparsegpt": "SparseGPT", "rose": "ROSE's rule", "rose, threshold 0": "its order"}
-    ),
+    "whole_models": whole_models,
     "orders_by_price": orders_by_price,
     "pivot_against_global": pivot_against_global,
     "own_model": own_model,
