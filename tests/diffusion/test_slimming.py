@@ -144,7 +144,7 @@ def test_the_command_saves_a_slimmed_pipeline(tmp_path, capsys):
         ("flux", {}, "cannot be taken out"),
         ("garments", {"method": "depth"}, "drops whole blocks"),
         ("garments", {"allocation": "cost"}, "no option 'allocation' here"),
-        ("garments", {"ratio": 0.001, "parts": "heads"}, "nothing would go"),
+        ("garments", {"ratio": 0.001, "parts": "heads"}, "would remove nothing"),
         ("garments", {"ratio": 0.97, "parts": ["channels"]}, "cannot save that much"),
     ],
 )

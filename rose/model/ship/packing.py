@@ -110,7 +110,7 @@ class PackedSize:
         of = f"of their size in bfloat16, {self.layer_stored * 8 / self.layer_weights:.2f} bits a weight"
         return [
             f"{self.layers} matrices that have zeros or lie on a grid take {self.layer_share:.3f} {of}.",
-            f"Every tensor was read back and is equal to the bit; digest {self.digest[:16]}.",
+            f"Every tensor was read back and equals the original to the bit; digest {self.digest[:16]}.",
         ]
 
     @property
