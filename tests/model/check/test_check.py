@@ -286,7 +286,7 @@ def test_a_layer_pruned_by_oats_is_not_reported_as_unpruned():
     assert check.layers["reason"].str.contains("so it has no zeros").all()
     ((subject, text),) = lines(check)
     assert subject == "no fault found, all 14 layers"
-    assert text.startswith(f"{NAME(0, 'self_attn.q_proj')}, for example: Its sparse part")
+    assert text.startswith(f"{NAME(0, 'self_attn.q_proj')}, for example: The layer is the sum of")
 
 
 def test_further_pruning_may_move_zeros_but_not_lose_them():
