@@ -77,7 +77,7 @@ def test_file_holds_the_copy(form, tmp_path):
     expected, of_the_copy = logits(model), logits(loaded)
     tolerance = {"packed": 0.0, "f16": 3e-3, "q4_0": 0.2}[form]  # embeddings are rounded
     assert torch.allclose(of_the_copy, expected, rtol=0.0, atol=tolerance * float(expected.abs().max()))
-    assert ("equal to the bit" if form == "packed" else f"14 layers are exact in {form}.") in " ".join(run.remarks)
+    assert ("original to the bit" if form == "packed" else f"14 layers are exact in {form}.") in " ".join(run.remarks)
 
 
 def test_failed_and_cancelled_files_leave_nothing(tmp_path, monkeypatch):
