@@ -7,8 +7,7 @@ from pathlib import Path
 from unittest import mock
 
 # Before transformers is imported: a test that reaches for the network must fail, not wait.
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["ROSE_COMPUTE"] = "float32"  # numbers that tests pin must not depend on what the processor is good at
 os.environ["ROSE_CACHE"] = ""  # what one test measured must not be there for the next, nor for the user
 

@@ -106,8 +106,7 @@ def test_a_notebook_repeats_its_findings(path: Path, fresh_process: multiprocess
     assert lines
     assert [NUMBER.sub("#", line) for line in lines] == [NUMBER.sub("#", line) for line in committed]
     for now, then in zip(lines, committed, strict=True):
-        # The packaged text is Python's own and differs a little from release to release, and so do the figures;
-        # threads and processors round differently. What was committed must still be what is found.
+        # The packaged text differs from one Python release to the next, and processors round differently.
         for a, b in zip(NUMBER.findall(now), NUMBER.findall(then), strict=True):
             unit = 10.0 ** -len(b.partition(".")[2])
             assert float(a) == pytest.approx(float(b), rel=0.25, abs=2.001 * unit), (now, then)
