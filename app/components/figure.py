@@ -15,6 +15,7 @@ from app import session, words
 from app.components.choices import pick_row, select_layer
 from app.figures import style
 from app.figures.style import Drawing
+from app.runs.pruning import label_of
 from rose.recipe import Recipe
 from rose.rows import csv_text, json_rows
 from rose.spec import Spec
@@ -165,12 +166,12 @@ def follow_theme() -> None:
     _redraw(key="theme", data={"drawn": session.theme()}, on_changed_change=lambda: None)
 
 
-def recipe(key: str, steps: Mapping[str, Spec]) -> None:
+def recipe(key: str, steps: Sequence[Spec]) -> None:
     """The recipe that the page would run, as text and as a file. A choice of copies names each by its method."""
     with st.popover("Recipe", icon=":material/description:", key=f"{key}-recipe"):
-        copies = list(steps)
-        copy = st.selectbox("Copy", copies, key=f"{key}-recipe-of") if len(copies) > 1 else copies[0]
-        step = steps[copy]
+        step, *further = steps
+        if further:
+            step = st.selectbox("Copy", steps, format_func=label_of, key=f"{key}-recipe-of")
         text, place = str(Recipe((step,))), getattr(step, "output", None)
         name = f"{place.name if place else step.run}.yaml"
         st.code(text, language="yaml")

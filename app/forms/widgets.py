@@ -96,12 +96,12 @@ def start_button(
     ready: bool = True,
     takes: str = "",
     asking: Sequence[Setup] = (),
-    recipes: Mapping[str, Spec] | None = None,
+    recipes: Sequence[Spec] = (),
 ) -> DeltaGenerator:
     """The button that starts a run, and the place beside it.
 
     The place says what stands in the way; or, unless a run goes on, what a run takes and what `asking` asks the Hub.
-    `recipes` of the run, by name, are offered beside it.
+    The `recipes` of the run are offered beside it.
     """  # fmt: skip
     left, *middle, right = st.columns([1, 0.6, 2.4] if recipes else [1, 3], vertical_alignment="center")
     disabled = bool(problem) or running or not ready

@@ -49,12 +49,12 @@ def draw(study: Study, layer: str, _row: object) -> None:
         basis = st.select_slider("Basis of the heads", list(BASES), "given", **look)
         shown = components.choose("Picture", PICTURES, "lab_basis_picture")
         seed = st.number_input("Seed of the random basis", 0, 9999, 0, key="lab_basis_seed", bind=components.URL)
-        shared = f" Heads with the same values turn alike: {words.count(layout.groups, 'rotation')}."
+        shared = ""
+        if layout.groups > 1:
+            shared = f" Heads with the same values turn alike: {words.count(layout.groups, 'rotation')}."
         st.markdown(
             f"Each of the {words.count(len(layout.group), 'head')} is rotated between values and output projection, "
-            f"$W_v' = R^⊤W_v$ and $W_o' = W_oR$: the columns of $W_o$ change, the model's output does not."
-            + shared
-            * (layout.groups > 1)
+            f"$W_v' = R^⊤W_v$ and $W_o' = W_oR$: the columns of $W_o$ change, the model's output does not.{shared}"
         )
         st.caption(
             "Gathered: eigenvectors of the inputs' covariance plus the weights' own. Learned: a few steps from there "

@@ -79,11 +79,10 @@ def _race(layer: str, tables: dict[str, pd.DataFrame], order: str, left: DeltaGe
 
 def description(layer: str, run: PruningRun | None) -> str:
     """The methods that use the solvers, and whether the run has pruned the layer."""
-    is_other = run is not None and not any((copy.layers["layer"] == layer).any() for copy in run.copies)
-    return (
-        "SparseGPT and ROSE sweep once, ROSE dealt also refits, ROSE ADMM uses ADMM."
-        + f" This run did not prune {words.short_layer(layer)}, a layer of your study." * is_other
-    )
+    text = "SparseGPT and ROSE sweep once, ROSE dealt also refits, ROSE ADMM uses ADMM."
+    if run is None or any((copy.layers["layer"] == layer).any() for copy in run.copies):
+        return text
+    return f"{text} This run did not prune {words.short_layer(layer)}, a layer of your study."
 
 
 def _mask(study: Study, layer: str, ways: dict[str, Watched], order: str, work: float, left: DeltaGenerator) -> None:

@@ -109,8 +109,7 @@ def _offer(request: CheckCopies | None) -> DeltaGenerator:
             takes += f"{components.lasting(cost)}, {needed}."
     place = start_button(
         "Check", "check-start", _start, request, icon=":material/fact_check:", problem=problem,
-        ready=request is not None, takes=words.plain(takes), asking=setups,
-        recipes={request.run: request} if request else {},
+        ready=request is not None, takes=words.plain(takes), asking=setups, recipes=[request] if request else (),
     )  # fmt: skip
     if missing:
         study_form.offer_to_find(missing)

@@ -94,7 +94,7 @@ def _offer(request: Damage | None, problem: str, run: DamageRun | None) -> None:
         takes = f"About {components.lasting(cost)}, {words.size(cost.memory + cost.model_memory)} of memory."
     start_button(
         label, "damage-start", session.start_damage, request, icon=":material/play_arrow:", problem=problem,
-        takes=takes, asking=[session.setup()], recipes={request.run: request} if request else {},
+        takes=takes, asking=[session.setup()], recipes=[request] if request else (),
     )  # fmt: skip
 
 

@@ -79,7 +79,7 @@ def _offer(request: Any, problem: str, run: DiffusionRun | None) -> None:
         "Prune and draw", "diffusion-start", session.start_run, "diffusion_run",
         partial(DiffusionRun, request, shared.dense_diffusion), "blur_on: Pruning the diffusion model",
         problem="" if running else problem, running=running, takes=takes if is_over else "",
-        icon=":material/content_cut:", recipes={request.run: request} if request else {},
+        icon=":material/content_cut:", recipes=[request] if request else (),
     )  # fmt: skip
     if run is not None:
         with place:

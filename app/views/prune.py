@@ -14,7 +14,7 @@ from app.lab import race_of_solvers
 from app.results import prune_results as results
 from app.runs import example
 from app.runs.kept_copies import RESERVE, free_space
-from app.runs.pruning import PruneRequest, PruningRun, label_of
+from app.runs.pruning import PruneRequest, PruningRun
 from app.study.setup import Setup, weights_size
 from rose.model.estimate import Cost
 
@@ -68,7 +68,7 @@ def _offer(setup: Setup, request: PruneRequest, run: PruningRun | None) -> None:
     start_button(
         "Prune", "prune-start", _start, request, icon=":material/content_cut:", problem=problem,
         running=session.sees_at_work(run), takes=takes, asking=[setup, setup.changed(calibration=request.evaluate)],
-        recipes={label_of(case): case for case in attempt(partial(request.cases, setup))[0] or ()},
+        recipes=attempt(partial(request.cases, setup))[0] or (),
     )  # fmt: skip
 
 

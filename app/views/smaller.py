@@ -57,7 +57,7 @@ def _offer(run: SmallerRun | None) -> None:
         partial(SmallerRun, request, partial(shared.load, setup.model, setup.dtype)),
         "compare_arrows: Making it smaller",
         problem=problem, running=session.sees_at_work(run), icon=":material/compare_arrows:", asking=[setup],
-        recipes={request.run: request} if request else {},
+        recipes=[request] if request else (),
         takes="Estimates every way, then makes and measures copies, the most promising first.",
     )  # fmt: skip
 

@@ -157,7 +157,7 @@ def _slim() -> None:
         "Make a smaller copy", "slim-start", session.start_run, "slimming", make, "compress: Making it smaller",
         icon=":material/compress:",
         problem=problem, running=session.sees_at_work(run), takes=takes, asking=[setup],
-        recipes={request.run: request} if request else {},
+        recipes=[request] if request else (),
     )  # fmt: skip
     if run is not None and run.job.status != "done":
         follow(run, "slim", "; nothing was changed.")

@@ -54,19 +54,20 @@ def prune(spec: Prune, console: Console) -> int:
     chosen = spec.pick(KEYWORDS)
     settings = RunSettings(**chosen)
     copy = Copy(spec, console)
-    shared.check_room(spec, copy.model)
-    network = Network(copy.model)
+    model = copy.model
+    shared.check_room(spec, model)
+    network = Network(model)
     check_layers(network.select(spec.layers), network, settings)
     network.precision(spec.compute)
     memory = partial(estimate_memory, layers=spec.layers, sequential=spec.true_sequential, method=spec.method)
-    seconds = pruning_cost(spec, copy.model, spec.method, spec.target).seconds
+    seconds = pruning_cost(spec, model, spec.method, spec.target).seconds
     estimates = [partial(memory, dense_targets=spec.target == "dense")]
-    shared.tell_cost(copy.spec, "Pruning", seconds, estimates, copy.model, console)
+    shared.tell_cost(copy.spec, "Pruning", seconds, estimates, model, console)
     copy.draw()
     pruned = copy.prune(**chosen | {"layers": spec.layers, "checkpoint": spec.checkpoint})
-    copy.save(pruned)
+    report = copy.save(pruned)
     _print_pruned(pruned)
-    return copy.say()
+    return copy.say(report)
 
 
 def _print_pruned(report: rose.RunReport) -> None:
@@ -134,7 +135,7 @@ def slim(spec: Slim, console: Console) -> int:
     report = copy.save(done)
     _print_slimmed(done)
     readers = "any program that uses transformers" if report.summary["uniform"] else "rose.load_model"
-    return copy.say(f", for {readers}")
+    return copy.say(report, f", for {readers}")
 
 
 def _check_rest(model: PreTrainedModel, kinds: Sequence[str], settings: Settings) -> None:
@@ -252,8 +253,7 @@ class Copy:
             self.tuned = Tuned(*tune_until_stopped(self._tuner, _bar(self.console), self.tuning))
             self.tuned.say_stop(self.console)
         signed = self.tuned.added_to(report).signed(self.spec, text_cautions=self.cautions)
-        self.report = self.evaluation.save(self.model, signed)
-        return self.report
+        return self.evaluation.save(self.model, signed)
 
     def _tuner(self) -> Parts:
         """The parts of tuning towards the dense model, which is loaded again."""
@@ -262,10 +262,10 @@ class Copy:
         settings = TuneSettings(minutes=self.spec.tune, seed=self.spec.seed, **self.spec.pick(["compute"]))
         return Parts(TuneTask(self.model, dense, *self.texts), settings)
 
-    def say(self, readers: str = "") -> int:
+    def say(self, report: rose.RunReport, readers: str = "") -> int:
         """Prints the end of a run; returns the exit status."""
         self.tuned.say()
-        shared.say_perplexity(self.report.summary)
+        shared.say_perplexity(report.summary)
         terminal.say(f"Checkpoint, report.json and layers.csv are in {self.spec.output}{readers}")
         return self.tuned.status()
 

@@ -283,10 +283,9 @@ def _parts_of_models() -> list[tuple[str, pd.DataFrame]]:
 
 def forecast_ranks() -> str:
     """Rank correlations of the held-out gain: their ranges over orders and models."""
-    ranks = [[_rank_correlations(rows, pair) for pair in RANKED] for _, rows in _parts_of_models()]
-    groups = (ranks[:2], ranks[2:4])
-    texts = [[f"{min(c):.2f} to {max(c):.2f}" for c in zip(*(one + other), strict=True)] for one, other in groups]
-    every, without_down = texts
+    parts = [rows for _, rows in _parts_of_models()]
+    groups = [[_rank_correlations(rows, pair) for rows in both for pair in RANKED] for both in (parts[:2], parts[2:4])]
+    every, without_down = ([f"{min(c):.2f} to {max(c):.2f}" for c in zip(*group, strict=True)] for group in groups)
     return (
         f"{without_down[0]} with the forecast gain. It is {without_down[1]} with relative range and {without_down[2]} "
         f"with column variation. These are {listing(every)} with down projections"
@@ -419,11 +418,11 @@ def whole_models() -> str:
     """Perplexity of whole models relative to SparseGPT's in the same draw: geometric mean, lowest and highest."""
     rows, lines = read("prices-whole.csv"), []
     for (name, target), group in rows.groupby(["model", "target"], sort=False):
-        values = group.pivot_table(index="seed", columns="variant", values="perplexity")
+        values = group.pivot_table(index="seed", columns="variant", values="perplexity").reindex(columns=list(WHOLE))
         first = listing([f"{value:.0f}" for value in values["sparsegpt"]])
         cells = []
         for variant in list(WHOLE)[1:]:
-            ratios = (values[variant] / values["sparsegpt"]).dropna() if variant in values else values.index[:0]
+            ratios = (values[variant] / values["sparsegpt"]).dropna()
             mean = f"{np.exp(np.log(ratios).mean()):.2f}" if len(ratios) else "not run"
             cells.append(mean + (f" ({ratios.min():.2f}–{ratios.max():.2f})" if len(ratios) > 1 else ""))
         lines.append([f"{MODELS[str(name)]}, {target}", first, *cells])
