@@ -101,6 +101,7 @@ class Place:
     convert: Callable[..., np.ndarray] | None = None  # gives the whole tensor
 
 
+@patch.object(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map))  # asked for once a module
 def places_in(model: Any, tensors: Sequence[ReaderTensor], architecture: str) -> dict[str, Place]:
     """The places of tensors in a model, by name in the file, by the rules of `read_tensors`. Tensors that the model
     lacks, merges with others, or has in another size have no place."""
