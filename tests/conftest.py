@@ -73,10 +73,7 @@ def _place(item: pytest.Item) -> str:
 
 
 def _group(item: pytest.Item) -> str:
-    """A file; browser tests are two groups, as are notebooks; one group loads the packaged model."""
-    fixtures = item.fixturenames  # type: ignore[attr-defined]
-    if _place(item).startswith("browser"):
-        return "browser, measured" if "measured" in fixtures else "browser"
-    if _place(item) == "test_notebooks.py" and "path" in fixtures:  # ten minutes, if one worker had all
-        return f"notebooks {item.callspec.indices['path'] % 2}"  # type: ignore[attr-defined]
-    return "packaged" if "packaged" in fixtures else str(item.path)
+    """A file, but one group has the only browser, one imports diffusers, and one loads the packaged model."""
+    place = _place(item)
+    others = "packaged" if "packaged" in item.fixturenames else place  # type: ignore[attr-defined]
+    return next((name for name in ("browser", "diffusion") if name in place), others)

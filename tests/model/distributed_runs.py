@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 import rose
 from rose import cli
+from rose.model.measure.perplexity import PLAIN_ENGLISH  # short, as every process encodes it
 from rose.model.walk import forward
 from rose.model.workers import Workers, process_group
 from rose.tensor_files import digest
@@ -23,7 +24,8 @@ from tests.model.families import LENGTH, make_model, make_tokens, stop_at
 from tests.pretend import on_cpu, pretend_cuda
 
 OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "held_out": make_tokens(5, seed=3)}
-CALIBRATION = ["--samples", "7", "--length", "24", "--held-out", "4", "--block-size", "16", "--sparsity", "0.5"]
+CALIBRATION = ["--calibration", str(PLAIN_ENGLISH), "--samples", "7", "--length", "24", "--held-out", "4"]
+CALIBRATION += ["--block-size", "16", "--sparsity", "0.5"]
 # A mask that is revised twenty times, as the default method does, spreads what rounding does to near ties.
 SWEPT = ["--method", "rose"]
 SAMPLES = 7  # not a multiple of two or three
