@@ -129,29 +129,22 @@ def in_percent(table: pd.DataFrame, shares: Sequence[str]) -> pd.DataFrame:
     return table.assign(**{name: 100 * table[name].astype(float) for name in shares if name in table})
 
 
-# Each row of a table is a card on a phone: its first cell, then the others with the names of their columns.
-CARDS = """<style>@media (max-width: 640px) {{
-.st-key-{key} :is(table, tbody) {{ display: block; }}
-.st-key-{key} thead {{ display: none; }}
-.st-key-{key} tr {{ display: flex; flex-wrap: wrap; gap: 0 0.75rem; padding: 5px 0; border-bottom: 1px solid #8884; }}
-.st-key-{key} td {{ border: 0; padding: 0; }}
-.st-key-{key} td :is(div, p) {{ display: inline !important; }}
-.st-key-{key} td:first-child {{ flex-basis: 100%; font-weight: 600; }}
-.st-key-{key} td::before {{ opacity: 0.76; }}
-{names}
-}}</style>"""
-
-
 def table(rows: Sequence[Mapping[str, str]], alt: str, marked: str = "", key: str = "") -> None:
-    """A small table of texts, a row each; only the column `marked` is Markdown. `key`: rows are cards on a phone."""
-    plain = [{name: cell if name == marked else words.plain(cell) for name, cell in row.items()} for row in rows]
-    with st.container(key=key or None):
-        if key:
-            columns = enumerate(rows[0] if rows else (), 1)
-            content = [
-                f'.st-key-{key} td:nth-child({place})::before {{ content: "{name} "; }}' for place, name in columns
-            ]
-            st.html(CARDS.format(key=key, names="\n".join(content[1:])))
+    """A small table of texts, a row each; only the column `marked` is Markdown.
+
+    With `key`, each row is a card on a phone: its first cell, then the others with the names of their columns. Where
+    the first column has no name, the others are things compared, and their names stay above their columns.
+    """
+    first, *others = rows[0] if rows else [""]
+    plain = [
+        {words.plain(name): cell if name == marked else words.plain(cell) for name, cell in row.items()} for row in rows
+    ]
+    place = f"rows-{'cards' if first else 'beside'}-{key}"
+    with st.container(key=place if key else None):
+        if key and first:
+            cell = f".st-key-{place} td:nth-child"
+            names = [f'{cell}({number})::before {{ content: "{name} "; }}' for number, name in enumerate(others, 2)]
+            st.html(f"<style>@media (max-width: 640px) {{ {' '.join(names)} }}</style>")
         st.table(pd.DataFrame(plain), hide_index=True, border="horizontal", alt=alt)
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from app.figures import palette
 from app.figures.palette import Style, Theme
 from app.figures.shapes import BARE, CHOSEN, Chart, Look
-from app.figures.style import Drawing
+from app.figures.style import PERCENT, Drawing
 from app.words import count, percent
 
 DRIFT = "drift ‖h<sub>p</sub> − h<sub>d</sub>‖² / ‖h<sub>d</sub>‖²"
@@ -150,24 +150,24 @@ def step_weighting(
     sums = {name: np.asarray(alpha, np.float64) @ diagonals.astype(np.float64) for name, alpha in weights.items()}
     # A factor common to all channels changes nothing in pruning, so it is taken out.
     shares = {name: total / total.mean() for name, total in sums.items()}
+    uniform = np.where(shares["uniform"] > 0, shares["uniform"], np.nan)
+    changes = {name: share / uniform - 1 for name, share in shares.items()}
     order = np.argsort(-shares["uniform"], kind="stable")
-    grid: dict[str, Any] = {"rows": 1, "cols": 2, "column_widths": [0.4, 0.6], "horizontal_spacing": 0.12}
+    grid: dict[str, Any] = {"rows": 1, "cols": 2, "column_widths": [0.4, 0.6], "horizontal_spacing": 0.2}
     chart = Chart(height=430, legend=True, **grid, **shared)
     left, right = dict[str, Any](row=1, col=1), dict[str, Any](row=1, col=2)
     for name, alpha in weights.items():
-        look, share = WEIGHTINGS[name], shares[name][order]
+        look, change = WEIGHTINGS[name], 100 * changes[name][order]
         hover = f"{look.label}<br>step %{{x}}<br>α %{{y:.3f}}"
         chart.line(np.arange(len(alpha)), np.asarray(alpha), look, hover, mode="lines", **left)
-        hover = f"{look.label}<br>channel rank %{{x}}<br>diag(H) / mean %{{y:.3f}}"
-        chart.line(np.arange(len(share)), share, look, hover, mode="lines", showlegend=False, **right)
-    chart.x(title_text="step, noisiest first", count=len(weights["uniform"]), **left)
+        hover = f"{look.label}<br>channel rank %{{x}}<br>change of diag(H) / mean %{{y:+.2f}}\u2009%"
+        chart.line(np.arange(len(change)), change, look, hover, mode="lines", showlegend=False, **right)
+    chart.x(title_text="step, noisiest first", dtick=5, **left)
     chart.x(title_text="input channel, by rank", **right)
     chart.y(title_text="α", **left)
-    chart.y(title_text="diag(H) / mean", **right)
-    live = shares["uniform"] > 0
-    change = np.abs(shares[chosen][live] / shares["uniform"][live] - 1)
-    finding = f"{WEIGHTINGS[chosen].label} moves diag(H) by at most {percent(change.max())}"
-    note = f"Left: weight α of each step. Right: diag(H) / mean, channels sorted by the uniform one{chart.of}"
+    chart.y(title_text="change", **PERCENT, **right)
+    finding = f"{WEIGHTINGS[chosen].label} moves diag(H) by at most {percent(np.nanmax(np.abs(changes[chosen])))}"
+    note = f"Left: weight α of each step. Right: change of diag(H) / mean{chart.of}, the largest first"
     if chosen == "uniform":
         finding = "Uniform weights: every step counts the same"
     table = pd.DataFrame({"channel": np.arange(len(order))} | {f"diagonal_{name}": sums[name] for name in weights})

@@ -64,8 +64,8 @@ def weight_map(weight: Any, *, widths: Sequence[int] = (), **shared: Unpack[Mark
     magnitude, chart = np.abs(to_numpy(weight)), _matrix(shared, widths)
     shrunk, (rows, columns) = shrink(magnitude), magnitude.shape
     finding, strongest = _strongest_column(magnitude)
-    subtitle = f"|W|{chart.of}, {rows} output × {columns} input channels"
-    caption = f"The largest weight is {number(shrunk.array.max())}, the median |W| is {number(_median(magnitude))}; "
+    subtitle = f"|W|{chart.of}, {rows} × {columns}"
+    caption = f"The median |W| is {number(_median(magnitude))}; "
     texts = finding, subtitle, f"{caption}{strongest}.", "the absolute weights"
     return _cells(chart, shrunk, magnitude.shape, "|W|", texts)
 
@@ -76,9 +76,9 @@ def _strongest_column(magnitude: np.ndarray) -> tuple[str, str]:
     best, median = int(sums.argmax()), float(np.median(sums))
     if not sums[best]:
         return "All weights are 0", "no input channel has a weight"
-    times = f"{number(sums[best] / median if median > 0 else float('inf'))} times the median"
-    strongest = f"input channel {best} holds {percent(sums[best] / sums.sum(), 2)} of all |W|, {times} channel"
-    return f"The strongest input channel is {best}, {times} one", strongest
+    times = f"{number(sums[best] / median if median > 0 else float('inf'), 2)} times the median channel's"
+    strongest = f"input channel {best} holds {percent(sums[best] / sums.sum(), 2)} of all |W|"
+    return f"Input channel {best} has the largest sum of |W|, {times}", strongest
 
 
 def _median(values: np.ndarray) -> float:  # of a sample: 45 million values take a second
@@ -305,7 +305,7 @@ def hessian_spectrum(eigenvalues: Any, *, added: float = 0.0, **shared: Unpack[L
         chart.line(rank, damped, look, hover, mode="lines", width=1.5)
         chart.level(added, (1, len(values)), f"damping λ = {number(added)}")
     chart.x(range=[0, len(values) + 1])
-    chart.y(**LOG, range=[np.log10(floor), np.log10((largest + added) * 1.5)])
+    chart.y(**LOG | {"dtick": 2}, range=[np.log10(floor), np.log10((largest + added) * 1.5)])
     below, half = int((values < added).sum()), int(np.searchsorted(positive.cumsum(), 0.5 * positive.sum())) + 1
     condition = (largest + added) / max(values[-1] + added, np.finfo(np.float64).tiny)
     finding = f"{sentence(count(half, 'direction carries', 'directions carry'))} half of the input's energy"
@@ -329,7 +329,7 @@ def histogram(counts: Any, edges: Any, **shared: Unpack[Look]) -> Drawing:
     chart.figure.update_layout(bargap=0)
     table = pd.DataFrame({"from": edges[:-1], "to": edges[1:], "count": counts})
     inside = share[np.abs(middles) < 0.1 * np.abs(edges).max()].sum()
-    finding = f"{percent(float(inside), 0)} of weights within a tenth of the largest"
+    finding = f"{percent(float(inside), 0)} of |w| are below a tenth of the largest"
     return chart.done(finding, "Finite weights by value", "", "Histogram of the weights", table)
 
 
@@ -349,6 +349,6 @@ def norms(norms_by_side: Mapping[str, Any], **shared: Unpack[Look]) -> Drawing:
         rank = 100 * np.arange(len(values)) / max(1, len(values) - 1)
         chart.line(rank, relative, looks[side], f"{side} at %{{x:.1f}} %<br>%{{y:.3g}} times the median", mode="lines")
         tables.append(pd.DataFrame({"side": side, "norm": values}))
-    finding = f"Norms reach {number(largest['row'], 2)} in rows, {number(largest['column'], 2)} in columns"
+    finding = f"Rows reach {number(largest['row'], 2)} times the median norm, columns {number(largest['column'], 2)}"
     note = "Norms, sorted, divided by their median"
     return chart.done(finding, note, "", "Lines of sorted norms of rows and columns", pd.concat(tables))

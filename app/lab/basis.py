@@ -24,10 +24,6 @@ BASES = {"random": "Random", "given": "As given", "gathered": "Gathered", "learn
 METHODS = ("sparsegpt", "rose", "rose_global", rose.RECOMMENDED)
 LEARNING = 1.5e-7  # seconds of a step of the learned basis for each weight, on one thread; measured
 HEADS = ("heads that can be rotated",)  # as the study remembers them
-# The slider stays in sight beside pictures that are taller than a screen.
-STAYS = (
-    "<style>@media (min-width: 641px) { :has(> .st-key-lab-basis-controls) { position: sticky; top: 4rem; } }</style>"
-)
 PICTURES = {"importance": "Importance", "weights": "|W|", "loss": "Loss"}
 
 
@@ -44,7 +40,6 @@ def draw(study: Study, layer: str, _row: object) -> None:
     layout = layouts[layer]
     left, stage = st.columns((1, 2.7))
     with left.container(key="lab-basis-controls"):
-        st.html(STAYS)
         look: dict[str, Any] = {"format_func": BASES.__getitem__, "key": "lab_basis", "bind": components.URL}
         basis = st.select_slider("Basis of the heads", list(BASES), "given", **look)
         shown = components.choose("Picture", PICTURES, "lab_basis_picture")

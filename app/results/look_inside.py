@@ -88,7 +88,10 @@ def _picture(files: TensorFiles) -> None:
     if st.session_state.get("inspect_tensor") not in matrices:
         small = (name for name, entry in matrices.items() if entry.count < QUICK)
         st.session_state.inspect_tensor = next(small, next(iter(matrices)))
-    name = st.selectbox("Tensor", list(matrices), format_func=_short, **linked("inspect_tensor"))
+    left, right = st.columns([3, 1], vertical_alignment="bottom")
+    name = left.selectbox("Tensor", list(matrices), format_func=_short, **linked("inspect_tensor"))
+    help = "Singular values; a large matrix takes a minute."
+    has_spectrum = right.toggle("Spectrum", key="inspect-spectrum", help=help)
     look, theme = tensors.look_at(files, name), session.theme()
     components.show(figures.tensor_map(look.map, look.block, name=_short(name), theme=theme), "inspect-map")
     left, right = st.columns(2)
@@ -96,7 +99,7 @@ def _picture(files: TensorFiles) -> None:
         components.show(figures.histogram(look.counts, look.edges, theme=theme), "inspect-histogram")
     with right:
         norms = {"row": look.facts.row_norms, "column": look.facts.column_norms}
-        if st.toggle("Spectrum", key="inspect-spectrum", help="Singular values; a large matrix takes a minute."):
+        if has_spectrum:
             norms["singular value"] = tensors.spectrum(files, name)
         components.show(figures.norms(norms, theme=theme), "inspect-norms")
 
@@ -109,6 +112,7 @@ def _tensors(table: pd.DataFrame) -> None:
     cells = table.assign(name=table["name"].map(_short), pattern=patterns)[list(LABELS)]
     cells = components.in_percent(cells, ["sparsity"]).rename(columns=LABELS)
     shown = {name: name for name in cells} | {"Zeros": ("Zeros", components.SHARE), "Bytes": ("Bytes", "bytes")}
+    shown |= {name: (name, "%.3g") for name in ("Norm", "Largest")}
     help = "Bits that a number needs, by the grid on which the values lie; at most the stored ones."
     shown["Bits used"] = st.column_config.NumberColumn("Bits used", format="%.2f", help=help)
     shown["Pattern"] = st.column_config.TextColumn("Pattern", help="How the zeros lie: in N:M groups, rows or blocks.")

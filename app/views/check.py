@@ -28,6 +28,7 @@ from rose.model.check.findings import method_of
 from rose.model.check.result import PARTIAL, SOUND, WORSE, WRONG, CheckpointCheck, headline
 from rose.model.check.verdicts import NOT_PRUNED, VERDICTS, says_pattern
 from rose.model.estimate import Cost
+from rose.model.packaged import PACKAGED
 from rose.recipe.steps import CheckCopies
 
 OTHER = "Another checkpoint"
@@ -61,11 +62,13 @@ def draw() -> None:
         follow(run, "checkpoint", ". Nothing was kept.")
     elif not pruned:  # or it would stand under the name of another checkpoint
         run = example.check(with_tokens=st.session_state.check_on == "tokens")
-        with place:
-            components.example("one group broken by hand in a copy at 2:4")
     check = None if run is None else run.check
     drift = [DRIFT] if check is not None and check.summary["drift"] else []
     view = components.section([EVERY, ONE, *drift, INSIDE], "check_view", "What is shown")
+    if not pruned:
+        with place:
+            broken = ("one group broken by hand in a copy at 2:4",)
+            components.example(*(("the dense model", f" {next(iter(PACKAGED))}") if view == INSIDE else broken))
     if view == INSIDE:
         look_inside.draw(pruned, dense)
     elif run is not None and check is not None:

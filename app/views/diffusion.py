@@ -44,7 +44,7 @@ def draw() -> None:
     if done is run:
         st.caption(f"Shown: {label}, noise {done.noise}.{again}")
     else:
-        components.example(label, " of a packaged transformer that draws garments from noise in 20 steps")
+        components.example(label, ", in a packaged transformer that draws garments from noise in 20 steps")
     sections: dict[str, Callable[[DiffusionRun], None]] = {
         PICTURE: partial(_pictures, earlier[-COMPARED:]),
         DRIFT: _drift,
@@ -128,10 +128,9 @@ def _weights(chosen: str, _done: DiffusionRun) -> None:
         components.error(problem, ":material/extension_off:")
         return
     layer = st.selectbox("Layer", list(diagonals), format_func=words.short_layer, **linked("diffusion_layer"))
-    theme = session.theme()
     names = STEP_WEIGHTS if chosen == "uniform" else ("uniform", chosen)
     weights = {name: rose.step_weights(name, STEPS) for name in names}
-    drawing = figures.step_weighting(weights, diagonals[layer].numpy(), chosen, layer=layer, theme=theme)
+    drawing = figures.step_weighting(weights, diagonals[layer].numpy(), chosen, **components.look(layer))
     components.show(drawing, "diffusion-weights")
 
 

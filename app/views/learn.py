@@ -11,13 +11,6 @@ from app.lessons.story import LESSONS, Lesson, Question, Slider
 
 LABELS = [f"{number} of {len(LESSONS)} · {lesson.title}" for number, lesson in enumerate(LESSONS, 1)]
 HEIGHT, ROOM = projector.STAGE, 200  # pixels of text and stage, and above and below them where a screen has more
-STYLE = """<style>
-.st-key-lesson-text h2 { font-size: 1.4rem; padding: 0 0 0.5rem; }
-.st-key-lesson-text p, .st-key-lesson-text li { font-size: 0.95rem; }
-.st-key-lesson-text .katex-display { margin: 0.3rem 0; }
-.st-key-lesson-text .katex { white-space: nowrap; }
-.st-key-lesson-stage .modebar-container { display: none; }
-</style>"""
 TALL = f"""<style>
 :has(> :is(.st-key-lesson-text, .st-key-lesson-stage)) {{
   flex-basis: max({HEIGHT}px, 100vh - {ROOM}px) !important; height: max({HEIGHT}px, 100vh - {ROOM}px) !important;
@@ -72,7 +65,8 @@ def turn(by: int) -> None:
 
 def draw_lesson(lesson: Lesson) -> None:
     left, right = st.columns((1, 1.3 if projector.is_on() else 1.4))
-    st.html(STYLE + ("" if projector.is_on() else TALL))
+    if not projector.is_on():
+        st.html(TALL)
     text = left.container(height=HEIGHT, border=False, key="lesson-text")
     stage = right.container(height=HEIGHT, border=True, key="lesson-stage")
     guess = st.session_state.get(f"told-{lesson.title}") if lesson.question else ""

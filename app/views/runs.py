@@ -174,17 +174,15 @@ def _map(both: Pair, measure: str, part: str) -> None:
 def _numbers(runs: Sequence[RunReport]) -> None:
     table = pairs.numbers(runs)
     shown = pairs.in_words(table).rename(columns={"number": ""})
-    st.dataframe(shown, hide_index=True, key="runs-numbers", height="content", alt="Totals of the runs")
+    components.table(shown.to_dict("records"), "Totals of the runs", key="runs-numbers")
     st.caption(
-        "An error is of each layer on its own inputs; against the dense model it counts earlier layers' errors too."
+        "Errors are of each layer on its own inputs. Those against the dense model hold earlier layers' errors too."
     )
     if ratios := pairs.verdict_table(pairs.results_of(runs)):
         components.table(ratios, "Every pair", key="runs-pairs")
         st.caption("95\u202f% intervals, paired over windows; ≈ no clear difference, = same.")
-    tables = [run.zero_shot.assign(run=run.name, method=run.method) for run in runs if run.zero_shot is not None]
-    if tables:
-        drawing = methods.accuracy_bars(pd.concat(tables, ignore_index=True), theme=session.theme())
-        components.show(drawing, "runs-accuracies")
+    if len(accuracies := pairs.accuracy_table(runs)):
+        components.show(methods.accuracy_bars(accuracies, theme=session.theme()), "runs-accuracies")
     differing = len(pairs.settings(runs, only_different=True))
     title = f"Settings: {words.word(differing) if differing else 'none'} that differ{'s' if differing == 1 else ''}"
     with st.expander(title, icon=":material/tune:", key="runs-settings-more"):

@@ -17,13 +17,6 @@ from app.study.setup import Setup, weights_size
 from app.study.study import Study
 
 MORE = "start-more"
-# The place for a recipe is as high as the buttons beside it.
-DROP = """<style>
-.st-key-start-recipe [data-testid="stFileUploader"] { display: flex; align-items: center; gap: 0.5rem; }
-.st-key-start-recipe label { min-height: 0; }
-.st-key-start-recipe [data-testid="stFileUploaderDropzone"] { padding: 0; min-height: 0; border: 0; background: none; }
-.st-key-start-recipe [data-testid="stFileUploaderDropzoneInstructions"] { display: none; }
-</style>"""
 
 
 def draw() -> None:
@@ -35,7 +28,6 @@ def draw() -> None:
             with st.popover("More", icon=":material/tune:", key=MORE, help="Calibration text, block size, damping"):
                 edited = Setup.edited(**chosen, **study_form.choose_more(chosen["model"]))
             with st.container(width="content"):
-                st.html(DROP)
                 recipes.drop_recipe()
         expected = st.container(key="start-expected")
         earlier = [other for other in st.session_state.get("recent", []) if other != session.setup()]

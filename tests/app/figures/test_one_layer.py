@@ -20,7 +20,7 @@ def test_weight_map_finds_the_strongest_column_and_shrinks_in_place():
     weight = torch.full((10, 30), 0.1)
     weight[:, 21] = -0.5
     drawing = weights.weight_map(weight, widths=(16, 14), marked_block=1)
-    assert title(drawing) == "The strongest input channel is 21, 5.00 times the median one"
+    assert title(drawing) == "Input channel 21 has the largest sum of |W|, 5.0 times the median channel's"
     (box,) = drawing.figure.layout.shapes
     assert (box.x0, box.x1) == (15.5, 29.5)
     assert drawing.caption.endswith("Block 1 is outlined.")

@@ -78,7 +78,7 @@ def test_saved_run_is_compared_with_a_server_run(server, tmp_path):
     app.selectbox(key="runs_as").set_value("both").run()
     assert "Both runs have the highest held-out error in 2 · self_attn.o_proj: 0.600 and 0.480" in titles(app)[0]
     app.segmented_control(key="runs_view").set_value("Numbers").run()
-    assert app.dataframe[0].value.set_index("").loc["Perplexity"].tolist() == ["30.0", "28.0"]
+    assert app.table[0].value.set_index("").loc["Perplexity"].tolist() == ["30.0", "28.0"]
     assert any("that differ" in part.label for part in app.expander)
 
 
@@ -112,11 +112,11 @@ def test_methods_of_a_study_are_listed_as_runs(placed, study, server, monkeypatc
 def test_choice_follows_its_run_after_renaming(server):
     server += [made_report(perplexity_after=30.0), made_report(perplexity_after=40.0)]
     app = chosen(open_page(PAGE, runs_view="Numbers"), f"{BASE}, run 2", BASE)
-    before = app.dataframe[0].value
+    before = app.table[0].value
     server.append(made_report(perplexity_after=70.0))
     app.run()
     assert app.multiselect(key="runs").value == [f"{BASE}, run 3", f"{BASE}, run 2"]
-    assert app.dataframe[0].value.to_numpy().tolist() == before.to_numpy().tolist()
+    assert app.table[0].value.to_numpy().tolist() == before.to_numpy().tolist()
 
 
 def test_file_of_seeds_is_drawn(server, tmp_path):
