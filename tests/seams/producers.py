@@ -10,7 +10,7 @@ import rose
 from rose import cli
 from tests.tiny import save_tiny_llama
 
-BLOCKS = 4
+BLOCKS = 3
 TEXT = "The quick brown fox jumps over the lazy dog, and a rose is a rose is a rose. " * 30
 WINDOWS, LENGTH = 3, 32
 CALIBRATION = ("--calibration", "{text}", "--samples", "4", "--length", LENGTH)

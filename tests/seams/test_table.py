@@ -46,9 +46,9 @@ REFUSALS = {
     "differ": r"The decoder blocks of this model differ in shape already; choose an allocation that lets them .*",
     "zeros": r"\S+ is pruned, and recovery exact and target dense would fill its zeros .*; slim the dense model .*\.",
     "fit": r"\S+ is of shape \(.*\) in the checkpoint and of \(.*\) in the dense model; a model that was .*",
-    "fewer": r"The checkpoint has 21 layers and the dense model 28; \S+ is only in the dense model\. .*",
+    "fewer": r"The checkpoint has 14 layers and the dense model 21; \S+ is only in the dense model\. .*",
     "shapes": r"There is no dense weight of this shape for \S+; give the same model, dense\.",
-    "blocks": r"The model to restore has 3 decoder blocks and the dense one 4, so their layers do not correspond; .*",
+    "blocks": r"The model to restore has 2 decoder blocks and the dense one 3, so their layers do not correspond; .*",
     # What transformers says; `rose slim` has said before that only rose reads these.
     "type": r"Unrecognized model in .*",
     "packed": r"Error no file named model.safetensors, .*",
