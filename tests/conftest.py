@@ -4,6 +4,7 @@ import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 # Before transformers is imported: a test that reaches for the network must fail, not wait.
@@ -13,11 +14,8 @@ os.environ["ROSE_CACHE"] = ""  # what one test measured must not be there for th
 
 import hypothesis
 import pytest
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import rose
-from rose.model.load import tokens
+import rose  # and nothing that imports torch: pytest-xdist's controller, which runs no test, reads this file too
 
 # Until tests are collected: what imports make stays, and looking through it takes a tenth of the time of all tests.
 gc.disable()
@@ -32,7 +30,7 @@ LONG = ("browser", "test_notebooks.py", "faults", "model/check", "model/test_wor
 
 
 @pytest.fixture(scope="session")
-def packaged() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def packaged() -> tuple[Any, Any]:
     """The packaged SmolLM2-135M in float32 and its tokenizer. Shared: copy the model before changing it."""
     return rose.load_model("smollm2-135m")
 
@@ -40,10 +38,12 @@ def packaged() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 @pytest.fixture(scope="session", autouse=True)
 def encoded_once() -> Iterator[None]:
     """The packaged text, which hundreds of tests calibrate on, is encoded once by equal tokenizers."""
-    encode, packaged_text = tokens._encode, tokens.packaged_text()
-    encodings: dict[str, Tensor] = {}
+    from rose.model.load import tokens
 
-    def encode_once(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
+    encode, packaged_text = tokens._encode, tokens.packaged_text()
+    encodings: dict[str, Any] = {}
+
+    def encode_once(tokenizer: Any, text: str) -> Any:
         if text != packaged_text or not tokenizer.is_fast:
             return encode(tokenizer, text)
         key = tokenizer.backend_tokenizer.to_str()

@@ -25,7 +25,7 @@ from rose.verdicts.smaller import recommend
 from tests.model.ship.test_export import merging_tokenizer
 from tests.tiny import save_tiny_llama
 
-DRAW = ["--samples", "4", "--length", "48", "--held-out", "4", "--tune", "0.02"]
+DRAW = ["--samples", "4", "--length", "48", "--held-out", "4", "--tune", "0.005"]
 
 
 @pytest.fixture(scope="module")
