@@ -6,9 +6,6 @@ import diffusers
 import torch
 from torch import Tensor
 
-from rose.diffusion.garment_pipeline import GarmentPipeline
-from tests.benchmarks.garments import DENOISER, SCHEDULER
-
 Family = tuple[Any, list[Any]]  # a pipeline, and conditions for it
 SIZES: dict[str, Any] = {
     "num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 4, "num_layers": 2, "sample_size": 8,
@@ -19,6 +16,9 @@ JOINT: dict[str, Any] = {"joint_attention_dim": 12, "pooled_projection_dim": 10}
 
 def garments() -> Family:
     """The packaged architecture, narrow and with random weights that do something: modulation starts at zero."""
+    from rose.diffusion.garment_pipeline import GarmentPipeline  # here, as every worker of pytest reads this file
+    from tests.benchmarks.garments import DENOISER, SCHEDULER
+
     torch.manual_seed(0)
     model = diffusers.DiTTransformer2DModel(**{**DENOISER, "attention_head_dim": 8, "num_layers": 2})
     return GarmentPipeline(_stirred(model), diffusers.DDIMScheduler(**SCHEDULER)), [0, 1, 2]
