@@ -289,7 +289,7 @@ def test_weight_may_be_a_view(method):
 @pytest.mark.parametrize("damping", [0.0, 1e-7, 0.01])
 def test_a_singular_hessian_raises_the_damping(method, order, damping):
     """Fewer tokens than columns, and two channels that are copies of each other."""
-    for seed in range(5):
+    for seed in range(2):
         layer = make_layer(columns=32, tokens=6, seed=seed)
         layer.inputs[:, 9] = layer.inputs[:, 4]
         result = layer.prune(method=method, order=order, damping=damping, sparsity=0.5)
