@@ -349,6 +349,6 @@ def norms(norms_by_side: Mapping[str, Any], **shared: Unpack[Look]) -> Drawing:
         rank = 100 * np.arange(len(values)) / max(1, len(values) - 1)
         chart.line(rank, relative, looks[side], f"{side} at %{{x:.1f}} %<br>%{{y:.3g}} times the median", mode="lines")
         tables.append(pd.DataFrame({"side": side, "norm": values}))
-    finding = f"Rows reach {number(largest['row'], 2)} times the median norm, columns {number(largest['column'], 2)}"
+    finding = f"Rows reach {number(largest['row'], 2)} median norms, columns {number(largest['column'], 2)}"
     note = "Norms, sorted, divided by their median"
     return chart.done(finding, note, "", "Lines of sorted norms of rows and columns", pd.concat(tables))

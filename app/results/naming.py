@@ -78,7 +78,8 @@ def name_apart(runs: Sequence[rose.RunReport]) -> dict[str, rose.RunReport]:
         if text:  # "ROSE at 0.7 (folder)", or "ROSE at 0.7 (study, folder)"
             name = f"{name[:-1]}, {text})" if name.endswith(")") else f"{name} ({text})"
         name = words.unused(name, run_by_name)
-        run_by_name[name] = replace(run, called=name, origin=run.identity)
+        # The run itself where it keeps its name: its tables are made once.
+        run_by_name[name] = run if name == run.name else replace(run, called=name, origin=run.identity)
     return run_by_name
 
 

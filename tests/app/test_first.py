@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from streamlit.testing.v1 import AppTest
 
 from app import first, server, shared
 from app.figures import maps
@@ -17,10 +18,7 @@ import sys
 from streamlit.testing.v1 import AppTest
 from app import first
 
-def stop():
-    raise InterruptedError
-
-first.drawn.set = stop  # once the first picture is sent
+first.drawn.set = lambda: 1 / 0  # ends the script once the first picture is sent
 for page in first.PAGES:
     app = AppTest.from_file(sys.argv[1])
     if page:
@@ -60,3 +58,12 @@ def test_order_lab_opens_on_sweeps_that_were_read_ahead(monkeypatch):
     sweeps = list(study.remember(("lab", COLUMNAR), dict))
     open_page("views/order_lab.py", study)
     assert list(study.remember(("lab", COLUMNAR), dict)) == sweeps != []
+
+
+def test_reading_ahead_waits_while_a_page_is_drawn(monkeypatch):
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    monkeypatch.setattr("app.jobs.is_busy", bool)
+    AppTest.from_string("from app import server; server.wait_for_pages(8.5, 2)").run()
+    server.wait_for_pages(8.5)
+    assert waits.count(8.5) == 2

@@ -12,13 +12,9 @@ from tests.app.tiny_study import COLUMNAR, finish, measured_study
 METHODS = ("sparsegpt", "rose", "rose_global", "wanda")
 
 
-def checked(study: Study, request: LayerCheckRequest) -> Findings:
-    return finish(LayerChecks(study, request)).findings
-
-
 @pytest.fixture(scope="module")
 def findings(study: Study) -> Findings:
-    return checked(study, LayerCheckRequest(COLUMNAR, METHODS, "rose", 0.5))
+    return finish(LayerChecks(study, LayerCheckRequest(COLUMNAR, METHODS, "rose", 0.5))).findings
 
 
 def test_direct_error_matches_the_inputs(study, findings):
