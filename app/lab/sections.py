@@ -199,10 +199,11 @@ def prices(study: Study, layer: str, row: DeltaGenerator) -> None:
 def _forecast(study: Study, layer: str) -> None:
     """Forecasts of six orders under both budgets, against their sweeps."""
     pairs, key = FORECAST[:: 2 if study.plan(layer).pattern.is_grouped else 1], ("forecast", layer)
+    tokens = "calibration" if study.held_out_statistics(layer) is None else "held-out"
 
     def compute() -> list[float]:
         forecasts = rose.forecasts(study.weight(layer), study.statistics(layer), pairs, **study.layer_options())
-        return [forecast.error for forecast in forecasts]
+        return [forecast.error if tokens == "calibration" else forecast.held_out for forecast in forecasts]
 
     recall = partial(study.remember, key, compute)
     if not components.finished([] if study.knows(key) else [recall], "lab-forecast", (study.created, *key)):
@@ -215,5 +216,4 @@ def _forecast(study: Study, layer: str) -> None:
         for (order, budget), forecast, sweep in zip(pairs, recall(), results, strict=True)
     ]
     table = pd.DataFrame(rows, columns=["order", "budget", "forecast", "measured"])
-    tokens = "calibration" if study.held_out_statistics(layer) is None else "held-out"
     components.show(forecast_scatter(table, tokens=tokens, **components.look(layer)), "lab-forecast")

@@ -67,7 +67,7 @@ class Kept:
 
     records: list[rose.LayerRecord] = field(default_factory=list)  # one per layer and method
     condition: dict[str, float] = field(default_factory=dict)  # of the damped Hessian, by layer
-    # Errors forecast before any sweep, by layer and name in `setup.FORETOLD`.
+    # Held-out errors forecast before any sweep, by layer and name in `setup.FORETOLD`.
     forecast: dict[str, dict[str, float]] = field(default_factory=dict)
     # Statistics of a decoder block, or of some layers of the example; then the example's heads that can be rotated.
     calibration: LayerStatistics = field(default_factory=dict)

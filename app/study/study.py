@@ -275,7 +275,7 @@ class Study(Run):
                         self._memory = OrderedDict((k, v) for k, v in self._memory.items() if layer.name not in k)
                     self._records[layer.name] = records
                     self._condition[layer.name] = conditions[id(statistics)]
-                    errors = [float(f"{forecast.error:.6g}") for forecast in forecasts]
+                    errors = [float(f"{forecast.held_out:.6g}") for forecast in forecasts]
                     self._forecast[layer.name] = dict(zip(FORETOLD, errors, strict=True))
             with self._lock:
                 self._layers[layer.name] = (layer, stored.calibration[layer.name], stored.held_out.get(layer.name))
@@ -348,9 +348,9 @@ class Study(Run):
         `error_NAME` is the relative error on calibration inputs, `held_out_NAME` on held-out inputs. NAME is in
         `MEASURED`, or rose: two-level order on layers columnar under this threshold.
         `gain` and `global_gain` are the shares of SparseGPT's error that two-level order and ROSE global save (above 0:
-        better). `held_out_gain` and `held_out_global_gain` are the same on held-out inputs, `forecast_gain` and
-        `forecast_global_gain` by forecast. `live_range` is the relative range without dead columns, NaN where a layer
-        has none.
+        better). `held_out_gain` and `held_out_global_gain` are the same on held-out inputs, and `forecast_gain` and
+        `forecast_global_gain` their forecasts. `live_range` is the relative range without dead columns, NaN where a
+        layer has none.
         """
         return self._latest("overview", threshold, lambda: self._overview(threshold))
 

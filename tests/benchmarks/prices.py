@@ -10,7 +10,7 @@
 
 Inputs are the dense model's, except in `times` and `whole`. `--text` is calibrated on and held out. A row of the first
 three files is a layer and a setting, with a column for each pair of order and budget: the error on held-out inputs, and
-after `c ` the error on calibration inputs under the damped H. Rows are written as they come; a study that is started
+after `c ` the error on calibration inputs, which includes damping where it was measured. Rows are written as they come; a study that is started
 again continues.
 """
 
@@ -139,7 +139,10 @@ def forecast(options: Any) -> None:
             pairs = [(order, budget) for order, _, budget in (pair.partition("/") for pair in SETTINGS[setting])]
             weight = layer.weight.detach().float()
             forecasts = rose.forecasts(weight, inputs, pairs, sparsity=sparsity, block_size=int(size))
-            rows.add(**row, **{"/".join(p): f"{f.error:.5g}" for p, f in zip(pairs, forecasts, strict=True)})
+            errors = {}
+            for pair, told in zip(SETTINGS[setting], forecasts, strict=True):
+                errors |= {f"c {pair}": f"{told.error:.5g}", pair: f"{told.held_out:.5g}"}
+            rows.add(**row, **errors)
 
 
 RULE = ["natural/block", "pivot/block", *(f"{order}/layer" for order in ("pivot", "pivot_weighted", "pivot_median"))]
