@@ -59,7 +59,7 @@ METRICS = {
             "forecast gain",
             "change",
             who,
-            f"from one factorization an order, before any sweep: the share of the held-out error that {who} should save",
+            f"from one factorization an order, before any sweep: share of the held-out error that {who} should save",
         )
         for name, who in (("", TWO_LEVEL), ("global_", GLOBAL))
     },

@@ -8,8 +8,10 @@ each other only by how many weights each gives up. So a sweep of 64 rows forecas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Unpack
 
 import torch
@@ -136,8 +138,8 @@ def best_shares(
     order: AnyOrder = "natural",
     **basic: Unpack[PlanOptions],
 ) -> Forecast:
-    """The forecast of this order with the shares that make it least. Raises RoseError as `rose.prune_layer`, and for
-    N:M, which leaves no shares to choose.
+    """The forecast of this order with the shares that make its error on other inputs least; on calibration inputs for
+    a bare H. Raises RoseError as `rose.prune_layer`, and for N:M, which leaves no shares to choose.
 
     Newton's method begins with the shares of budget "layer". A round costs two forecasts for each block.
     """
@@ -150,14 +152,18 @@ def best_shares(
     least = sample.forecast(factored, "layer", "best")
     if 0 < pattern.ratio < 1:
         for _ in range(ROUNDS):
-            shares = _newton_step(lambda at: sample.swept(factored, at)[1], least, pattern.ratio)
+            shares = _newton_step(lambda at: _expected(*sample.swept(factored, at)[1:]), least, pattern.ratio)
             tries = [least.shares + part * (shares - least.shares) for part in (1.0, 0.5, 0.25)]
             results = [sample.forecast(factored, trial.tolist(), "best") for trial in tries]
-            better = min(results, key=lambda result: result.error)
-            if better.error >= least.error:
+            better = min(results, key=lambda result: _expected(result.error, result.held_out))
+            if _expected(better.error, better.held_out) >= _expected(least.error, least.held_out):
                 break
             least = better
     return least
+
+
+def _expected(error: float, held_out: float) -> float:
+    return error if math.isnan(held_out) else held_out
 
 
 def _newton_step(error: Callable[[Tensor], float], at: Forecast, total: float) -> Tensor:
@@ -185,14 +191,16 @@ class _Factored:
     order: Order
     damped: DampedHessian
     factor: Tensor
+    tokens: int  # 1 for a bare H
 
     @classmethod
     def of(cls, plan: OrderPlan, order: AnyOrder) -> _Factored:
         visited = make_order(plan, order)
-        return cls(visited, *plan.factorized(visited))
+        return cls(visited, *plan.factorized(visited), plan.inputs.tokens if plan.inputs else 1)
 
-    def over_fitting(self, tokens: int) -> Tensor:
-        """How much more each column costs on other inputs, (in,) float64, in the order visited.
+    @cached_property
+    def over_fitting(self) -> Tensor:
+        """How much more each column costs on other inputs, (in,) float64, in the order visited; NaN for a bare H.
 
         Compensating column j fits the columns after it, F, to its input. These are k = |F| − λ tr((H_F + λI)⁻¹)
         parameters. On other inputs, the residual of n samples is larger by (1 − k/n)⁻² (generalized cross-validation,
@@ -201,7 +209,8 @@ class _Factored:
         norms = torch.linalg.vector_norm(self.factor, dim=1).double()
         live = ~self.damped.dead[self.order.permutation]
         each = live * (1 - self.damped.added * norms.square())
-        return (2 * (each.sum() - each.cumsum(0)) / (SAMPLES * tokens)).exp()
+        samples = SAMPLES * self.tokens if self.tokens > 1 else math.nan
+        return (2 * (each.sum() - each.cumsum(0)) / samples).exp()
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,20 +240,19 @@ class _Sample:
         order, factor = factored.order, factored.factor
         counts = visited_budget(budget, self.all_rows, factor.diagonal(), self.plan.pattern, order)
         shares = torch.tensor(counts, dtype=torch.float64) / self.all_rows.numel()
-        columns, error = self.swept(factored, shares)
-        visited, tokens = columns[order.permutation], self.plan.inputs.tokens if self.plan.inputs else 1
-        blocks = block_sums(visited, order.widths)
+        columns, *errors = self.swept(factored, shares)
+        blocks = block_sums(columns, order.widths)
         name = name or (budget if isinstance(budget, str) else "own")
-        part = ratio(error, float(blocks.sum()))
-        held_out = part * float(visited @ factored.over_fitting(tokens)) if tokens > 1 else float("nan")
-        prices = Prices.of(order, factor, factored.damped)
-        return Forecast(order, name, prices, error, held_out, blocks * part, shares)
+        each = blocks * ratio(errors[0], float(blocks.sum()))
+        return Forecast(order, name, Prices.of(order, factor, factored.damped), *errors, each, shares)
 
-    def swept(self, factored: _Factored, shares: Tensor) -> tuple[Tensor, float]:
-        """The sample's e² by column, (in,) float64, and its relative error without damping. Shares may have any sum;
-        N:M ignores them."""
+    def swept(self, factored: _Factored, shares: Tensor) -> tuple[Tensor, float, float]:
+        """The sample's e² by visited column, (in,) float64, and its relative error without damping, on calibration and
+        on other inputs. Shares may have any sum; N:M ignores them."""
         sizes = torch.tensor(factored.order.widths) * len(self.rows)
         counts = (shares * self.rows.numel()).round().long().clamp(min=0).minimum(sizes).tolist()
         swept = sweep(self.rows, factored.factor, factored.order, self.plan.pattern, counts, few_rows=True)
-        columns = swept.column_error.masked_fill(factored.damped.dead, 0).double()
-        return columns, ratio(sweep_error(columns, self.rows - swept.weight, factored.damped.added), self.energy)
+        live = swept.column_error.masked_fill(factored.damped.dead, 0).double()
+        error = ratio(sweep_error(live, self.rows - swept.weight, factored.damped.added), self.energy)
+        columns = live[factored.order.permutation]
+        return columns, error, float(columns @ factored.over_fitting) * ratio(error, float(columns.sum()))

@@ -228,25 +228,27 @@ RANKED = ("two_level/block", "dealt/block", "global/layer", "pivot/layer")
 
 @cache
 def forecasted() -> pd.DataFrame:
-    """Measured errors with forecasts as `PAIR:f`; by layers of both models, draws and settings."""
+    """Measured errors, and their forecasts with `:f` after the name; by layers of both models, draws and settings."""
     key = ["model", "seed", "layer", "sparsity", "block_size"]
     return read("prices-measured.csv").merge(read("prices-forecast.csv"), on=key, suffixes=("", ":f"))
 
 
 @cache
 def priced() -> pd.DataFrame:
-    """The rows of draw 0 at 70 % with blocks of 128."""
+    """The rows at 70 % with blocks of 128, of the draws in which every layer was measured."""
     rows = forecasted()
-    rows = rows[(rows["seed"] == 0) & (rows["sparsity"] == "0.7") & (rows["block_size"] == 128)]
+    rows = rows[(rows["sparsity"] == "0.7") & (rows["block_size"] == 128)]
+    size = rows.groupby(["model", "seed"])["layer"].transform("size")
+    rows = rows[size == size.groupby(rows["model"]).transform("max")]
     return rows.assign(is_output=rows["layer"].str.endswith("o_proj"))
 
 
 def orders_by_price() -> str:
-    """Held-out error by order and budget relative to SparseGPT's: means over layers."""
+    """Held-out error by order and budget relative to SparseGPT's: means over layers and draws."""
     rows = priced()
     ratios = rows[list(PRICED)].div(rows["natural/block"], axis=0)
     means = ratios.groupby([rows["model"], rows["is_output"]]).mean()
-    counts = rows.groupby(["model", "is_output"]).size()
+    counts = rows.groupby(["model", "is_output"])["layer"].nunique()
     columns = [(model, is_output) for model in MODELS for is_output in (True, False)]
     head = [
         f"{MODELS[model]}, {counts[model, is_output]} {'outputs' if is_output else 'others'}"
@@ -259,37 +261,39 @@ def orders_by_price() -> str:
 
 def pivot_against_global() -> str:
     """Ratios of the pivot order's error to that of global order, both with layer budget."""
-    each = [
-        f"{verdicts.paired_ratio(np.log(rows['pivot/layer']), np.log(rows['global/layer']))} in {MODELS[model]}"
-        for model, rows in priced().groupby("model", sort=False)
-    ]
+    each = []
+    for model, rows in priced().groupby("model", sort=False):
+        logs = np.log(rows[["pivot/layer", "global/layer"]]).groupby(rows["layer"]).mean()  # of draws
+        each.append(f"{verdicts.paired_ratio(logs['pivot/layer'], logs['global/layer'])} in {MODELS[str(model)]}")
     return " and ".join(each)
 
 
 def _rank_correlations(rows: pd.DataFrame, pair: str) -> list[float]:
-    """Spearman's correlation over layers of the held-out gain with what is known before a sweep."""
-    told, gain = rows[f"{pair}:f"] / rows["natural/block:f"], rows[pair] / rows["natural/block"]
-    predictors = (told, -rows["relative_range"], -rows["column_variation"])
-    return [number.corr(gain, method="spearman") for number in predictors]
+    """Spearman's correlation over layers of the held-out gain with what is known before a sweep: means of draws."""
+    table = pd.DataFrame({
+        "gain": rows[pair] / rows["natural/block"],
+        "forecast": rows[f"{pair}:f"] / rows["natural/block:f"],
+        "relative_range": -rows["relative_range"],
+        "column_variation": -rows["column_variation"],
+    })  # fmt: skip
+    draws = [draw.corr(method="spearman")["gain"] for _, draw in table.groupby(rows["seed"])]
+    return list(pd.concat(draws, axis=1).mean(axis=1)[1:])
 
 
 def _parts_of_models() -> list[tuple[str, pd.DataFrame]]:
     """All layers of each model, then all without down projections, then output projections."""
     named = [(MODELS[str(model)], rows) for model, rows in priced().groupby("model", sort=False)]
-    parts = [(f"{name}, {len(rows)} layers", rows) for name, rows in named]
+    parts = [(f"{name}, {rows['layer'].nunique()} layers", rows) for name, rows in named]
     parts += [(f"{name}, without down", rows[~rows["layer"].str.endswith("down_proj")]) for name, rows in named]
     return parts + [(f"{name}, outputs", rows[rows["is_output"]]) for name, rows in named]
 
 
 def forecast_ranks() -> str:
     """Rank correlations of the held-out gain: their ranges over orders and models."""
-    parts = [rows for _, rows in _parts_of_models()]
-    groups = [[_rank_correlations(rows, pair) for rows in both for pair in RANKED] for both in (parts[:2], parts[2:4])]
-    every, without_down = ([f"{min(c):.2f} to {max(c):.2f}" for c in zip(*group, strict=True)] for group in groups)
-    return (
-        f"{without_down[0]} with the forecast gain. It is {without_down[1]} with relative range and {without_down[2]} "
-        f"with column variation. These are {listing(every)} with down projections"
-    )
+    parts = [rows for _, rows in _parts_of_models()][: len(MODELS)]
+    correlations = [_rank_correlations(rows, pair) for rows in parts for pair in RANKED]
+    told, relative_range, variation = (f"{min(c):.2f} to {max(c):.2f}" for c in zip(*correlations, strict=True))
+    return f"{told} with the forecast gain, {relative_range} with relative range and {variation} with column variation"
 
 
 def forecast_rank_table() -> str:
@@ -305,7 +309,7 @@ def forecast_rank_table() -> str:
 
 def _ranks_within(first: str, second: str, rows: pd.DataFrame) -> str:
     """Median over layers of Spearman's correlation of all pairs, with its interval by resampling layers."""
-    pairs = [name[:-2] for name in rows.columns if name.endswith(":f") and "/" in name and rows[name].notna().all()]
+    pairs = [name[2:-2] for name in rows if name.startswith("c ") and name.endswith(":f") and rows[name].notna().all()]
     ranks = [rows[[part.format(pair) for pair in pairs]].rank(axis=1).to_numpy() for part in (first, second)]
     centred = [rank - rank.mean(1, keepdims=True) for rank in ranks]
     rho = (centred[0] * centred[1]).sum(1) / np.sqrt((centred[0] ** 2).sum(1) * (centred[1] ** 2).sum(1))
@@ -315,10 +319,13 @@ def _ranks_within(first: str, second: str, rows: pd.DataFrame) -> str:
     return f"{np.median(rho):.3f} ({low:.3f} to {high:.3f})"
 
 
+WITHIN = (("c {}:f", "c {}"), ("{}:f", "{}"))  # forecasts and errors: calibration, held out
+
+
 def forecast_within() -> str:
     """How a forecast ranks the pairs of one layer, against the rank that the measured calibration error gives them."""
     lines = [
-        [name, *(_ranks_within(*columns, rows) for columns in (("{}:f", "c {}"), ("{}:f", "{}"), ("c {}", "{}")))]
+        [name, *(_ranks_within(*columns, rows) for columns in (*WITHIN, ("c {}", "{}")))]
         for name, (_, rows) in zip(MODELS.values(), priced().groupby("model", sort=False), strict=True)
     ]
     heads = ["forecast, calibration", "forecast, held out", "calibration error, held out"]
@@ -336,10 +343,10 @@ def _settings() -> list[tuple[list[str], pd.DataFrame]]:
 
 def forecast_by_setting() -> str:
     """How a forecast ranks the pairs of one layer, by sparsity and width of blocks, over all draws."""
-    lines, columns = [], (("{}:f", "c {}"), ("{}:f", "{}"))
+    lines = []
     for label, part in _settings():
         assert set(part["seed"]) == {0, 1, 2}
-        lines.append([*label, *(_ranks_within(*c, part[part["model"] == model]) for model in MODELS for c in columns)])
+        lines.append([*label, *(_ranks_within(*c, part[part["model"] == model]) for model in MODELS for c in WITHIN)])
     heads = [f"{model}, {which}" for model in MODELS.values() for which in ("calibration", "held out")]
     return table(["sparsity", "block", *heads], lines)
 
@@ -357,7 +364,7 @@ def orders_by_setting() -> str:
 
 
 def decisions() -> str:
-    """Mean held-out error of two-level order, block budget, by the rule that decides on it, and layers reordered."""
+    """Mean held-out error of two-level order, block budget, and layers reordered, by rule: means of draws."""
     lines = []
     for model, rows in priced().groupby("model", sort=False):
         gain = np.log(rows["two_level/block"] / rows["natural/block"])
@@ -368,10 +375,11 @@ def decisions() -> str:
             ("forecast below 0.99", told < 0.99),
             ("always", always),
         ):
-            change = np.exp((gain * chosen).mean()) - 1
-            harmed = int((chosen & (gain > 0)).sum())
+            change, draws = np.exp((gain * chosen).mean()) - 1, rows["seed"].nunique()
+            harmed = (chosen & (gain > 0)).sum() / draws
             error = f"{100 * change:+.1f} %".replace("-", "−")
-            lines.append([MODELS[str(model)], rule, f"{chosen.sum()} of {len(rows)}", f"{harmed}", error])
+            reordered = f"{chosen.sum() / draws:.0f} of {rows['layer'].nunique()}"
+            lines.append([MODELS[str(model)], rule, reordered, f"{harmed:.0f}", error])
     return table(["model", "rule", "reordered", "harmed", "error"], lines)
 
 

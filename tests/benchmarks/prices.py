@@ -10,8 +10,8 @@
 
 Inputs are the dense model's, except in `times` and `whole`. `--text` is calibrated on and held out. A row of the first
 three files is a layer and a setting, with a column for each pair of order and budget: the error on held-out inputs, and
-after `c ` the error on calibration inputs, which includes damping where it was measured. Rows are written as they come; a study that is started
-again continues.
+after `c ` the error on calibration inputs, measured under the damped H. Rows are written as they come; a study that is
+started again continues.
 """
 
 from collections.abc import Iterator, Sequence

@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rose
-from rose.layer.forecast import ROWS, price_columns
+from rose.layer.error import relative_error
+from rose.layer.forecast import ROWS, SAMPLES, _Factored, price_columns
 from rose.layer.loss import smallest
 from rose.layer.order import plan_from_importance
 from rose.layer.registry import order_names
 from rose.layer.sweep import visited_budget
-from tests.layer.helpers import ORDERS, Layer, block_sizes, damped_by_hand, layers, make_layer, ratios
+from tests.layer.helpers import ORDERS, Layer, block_sizes, damped_by_hand, layers, make_layer, ratios, statistics_of
 from tests.refusals import refused
 
 
@@ -197,6 +198,33 @@ def test_a_sample_of_rows_forecasts_the_error_of_all(sparsity):
         assert (forecast.shares - result.shares).abs().max() < 1e-6
 
 
+def test_columns_over_fit_by_what_the_free_columns_explain():
+    layer = make_layer(dead=[3])
+    factored = _Factored.of(rose.plan_order(layer.weight, layer.statistics, damping=0.1), "pivot")
+    damped, measured = factored.damped, factored.over_fitting.log() * SAMPLES * 96 / 2
+    live = [int(column) for column in factored.order.permutation if column != 3]
+    for position, column in enumerate(factored.order.permutation.tolist()):
+        free = live[live.index(column) + 1 :] if column in live else live[position:]
+        part = damped.matrix[free][:, free].double()
+        fitted = len(free) - damped.added * part.inverse().trace()
+        assert float(measured[position]) == pytest.approx(float(fitted), abs=1e-3)
+
+
+def test_a_forecast_for_other_inputs_knows_that_one_threshold_over_fits():
+    whole = make_layer(rows=2 * ROWS, columns=96, tokens=4096)
+    layer, held_out = Layer(whole.weight, whole.inputs[:128]), statistics_of(whole.inputs[128:]).hessian
+    told, measured = [], []
+    for budget in ("block", "layer"):
+        settings = {"budget": budget, "sparsity": 0.5, "block_size": 16}
+        told.append(rose.forecast(layer.weight, layer.statistics, **settings))
+        result = layer.prune(method="sparsegpt", **settings)
+        measured.append(relative_error(layer.weight, result.weight, held_out))
+    assert told[1].error < told[0].error
+    assert measured[1] > measured[0]
+    assert told[1].held_out > told[0].held_out
+    assert math.isnan(rose.forecast(layer.weight, layer.hessian).held_out)
+
+
 def test_dead_columns_cost_nothing_in_a_forecast():
     layer = make_layer(rows=2 * ROWS, dead=range(8))
     told = rose.forecast(layer.weight, layer.statistics, block_size=8, sparsity=0.5)
@@ -210,7 +238,7 @@ def test_the_best_shares_cost_no_more_than_those_of_the_threshold(order):
     best = rose.best_shares(layer.weight, layer.statistics, order=order, block_size=16)
     threshold = rose.forecast(layer.weight, layer.statistics, order=order, budget="layer", block_size=16)
     assert best.budget == "best"
-    assert best.error <= threshold.error
+    assert best.held_out <= threshold.held_out
     assert float(best.shares.sum()) == pytest.approx(0.7, abs=1e-4)
     swept = layer.prune(method="sparsegpt", order=order, block_size=16, budget=best.shares)
     assert swept.relative_error == pytest.approx(best.error, rel=0.1)
