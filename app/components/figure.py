@@ -135,7 +135,7 @@ def table(rows: Sequence[Mapping[str, str]], alt: str, marked: str = "", key: st
     With `key`, each row is a card on a phone: its first cell, then the others with the names of their columns. Where
     the first column has no name, the others are things compared, and their names stay above their columns.
     """
-    first, *others = rows[0] if rows else [""]
+    first, *headers = rows[0] if rows else [""]
     plain = [
         {words.plain(name): cell if name == marked else words.plain(cell) for name, cell in row.items()} for row in rows
     ]
@@ -143,7 +143,7 @@ def table(rows: Sequence[Mapping[str, str]], alt: str, marked: str = "", key: st
     with st.container(key=place if key else None):
         if key and first:
             cell = f".st-key-{place} td:nth-child"
-            names = [f'{cell}({number})::before {{ content: "{name} "; }}' for number, name in enumerate(others, 2)]
+            names = [f'{cell}({number})::before {{ content: "{name} "; }}' for number, name in enumerate(headers, 2)]
             st.html(f"<style>@media (max-width: 640px) {{ {' '.join(names)} }}</style>")
         st.table(pd.DataFrame(plain), hide_index=True, border="horizontal", alt=alt)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import rose
-from rose.layer.loss import block_starts, block_widths
+from rose.layer.loss import block_starts
 from rose.layer.order import blocks_of, live_range, plan_from_importance, visited_blocks
 from rose.layer.registry import order_names
 from tests.layer.helpers import ORDERS, block_sizes, layers, make_layer, ratios
@@ -52,11 +52,6 @@ def test_group_losses_are_the_smallest_of_each_group():
     assert plan.potential_loss.tolist() == [[0, 1, 0, 2, 5, 5, 0, 0]]
 
 
-def test_block_widths():
-    for columns, size, widths in ((576, 128, (128,) * 4 + (64,)), (8, 4, (4, 4)), (3, 128, (3,))):
-        assert block_widths(columns, size) == widths
-
-
 def test_relative_range():
     plan = plan_with_block_losses([4.0, 1.0, 2.0])
     assert plan.relative_range == pytest.approx(0.75)
@@ -79,7 +74,7 @@ def test_narrow_last_block_does_not_look_columnar():
     layer = make_layer(rows=64, columns=576, tokens=64)
     flat = layer.weight.sign() * torch.rand_like(layer.weight).add(0.5)
     plan = rose.plan_order(flat, torch.eye(576), block_size=128)
-    assert plan.block_width[-1] == 64
+    assert plan.block_width == (128,) * 4 + (64,)
     assert plan.block_loss[-1] < 0.6 * plan.block_loss[0]
     assert plan.relative_range < 0.1
     assert plan_with_block_losses([2.0, 2.0, 2.0], last=1).relative_range == 0.0

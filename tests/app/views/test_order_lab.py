@@ -112,7 +112,7 @@ def test_prices_share_a_mean_and_forecasts_match(study):
     (pivot,) = [mark for mark in marks["data"] if mark["name"] == "Pivot" and "open" in mark["marker"]["symbol"]]
     measured = held_out_error(study, pruned(study, "pivot", "layer"))
     place = [np.frombuffer(base64.b64decode(pivot[axis]["bdata"]), pivot[axis]["dtype"])[0] for axis in "xy"]
-    assert place == pytest.approx([told.error, measured], rel=1e-3)
+    assert place == pytest.approx([told.held_out, measured], rel=1e-3)
 
 
 def test_sweep_is_shown_as_a_film(study):
