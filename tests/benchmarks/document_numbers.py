@@ -293,7 +293,8 @@ def forecast_ranks() -> str:
     parts = [rows for _, rows in _parts_of_models()][: len(MODELS)]
     correlations = [_rank_correlations(rows, pair) for rows in parts for pair in RANKED]
     told, relative_range, variation = (f"{min(c):.2f} to {max(c):.2f}" for c in zip(*correlations, strict=True))
-    return f"{told} with the forecast gain, {relative_range} with relative range and {variation} with column variation"
+    rest = f"{relative_range} with relative range and {variation} with column variation"
+    return f"{told} with the forecast gain. It is {rest}"
 
 
 def forecast_rank_table() -> str:
