@@ -240,11 +240,11 @@ class _Sample:
         order, factor = factored.order, factored.factor
         counts = visited_budget(budget, self.all_rows, factor.diagonal(), self.plan.pattern, order)
         shares = torch.tensor(counts, dtype=torch.float64) / self.all_rows.numel()
-        columns, *errors = self.swept(factored, shares)
+        columns, error, held_out = self.swept(factored, shares)
         blocks = block_sums(columns, order.widths)
         name = name or (budget if isinstance(budget, str) else "own")
-        each = blocks * ratio(errors[0], float(blocks.sum()))
-        return Forecast(order, name, Prices.of(order, factor, factored.damped), *errors, each, shares)
+        each = blocks * ratio(error, float(blocks.sum()))
+        return Forecast(order, name, Prices.of(order, factor, factored.damped), error, held_out, each, shares)
 
     def swept(self, factored: _Factored, shares: Tensor) -> tuple[Tensor, float, float]:
         """The sample's e² by visited column, (in,) float64, and its relative error without damping, on calibration and

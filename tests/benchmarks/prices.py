@@ -139,7 +139,7 @@ def forecast(options: Any) -> None:
             pairs = [(order, budget) for order, _, budget in (pair.partition("/") for pair in SETTINGS[setting])]
             weight = layer.weight.detach().float()
             forecasts = rose.forecasts(weight, inputs, pairs, sparsity=sparsity, block_size=int(size))
-            errors = {}
+            errors: dict[str, str] = {}
             for pair, told in zip(SETTINGS[setting], forecasts, strict=True):
                 errors |= {f"c {pair}": f"{told.error:.5g}", pair: f"{told.held_out:.5g}"}
             rows.add(**row, **errors)
