@@ -8,15 +8,15 @@ import rose
 from app.study.checking import Findings, LayerCheckRequest, LayerChecks
 from app.study.study import Study
 from rose.model.measure.layer_checks import CHECKS, check_layers
-from tests.app.study.test_checking import METHODS, checked
-from tests.app.tiny_study import BLOCK, COLUMNAR, figures, measured_study, open_page, texts, tiny_model, titles
+from tests.app.study.test_checking import METHODS
+from tests.app.tiny_study import BLOCK, COLUMNAR, figures, finish, measured_study, open_page, texts, tiny_model, titles
 
 pytestmark = pytest.mark.usefixtures("placed")
 
 
 @pytest.fixture(scope="module")
 def findings(study: Study) -> Findings:
-    return checked(study, LayerCheckRequest(COLUMNAR, METHODS, "rose", 0.5))
+    return finish(LayerChecks(study, LayerCheckRequest(COLUMNAR, METHODS, "rose", 0.5))).findings
 
 
 def start(app: AppTest) -> LayerChecks:
