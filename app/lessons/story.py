@@ -233,7 +233,7 @@ def make_columnar(values: Values, answered: bool) -> Screen:
     stage = partial(figures.importance_bars, importance, relative_range, top, example.HEAD_SIZE, BASES[chosen])
     if answered and values["basis_view"] == "errors":
         stage = partial(basis_errors, example.errors_in_bases(), BASES, chosen)
-    outputs = [example.mean_of("rotation.csv", name) for name in ("learned", "columnar, learned", "columnar, as given")]
+    outputs = example.mean_of("rotation.csv", "learned")
     return Screen("A layer can be made columnar", TEXT.make_columnar(answered, layers, texts, outputs), stage)
 
 

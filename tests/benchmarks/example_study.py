@@ -147,15 +147,8 @@ def copied_numbers() -> pd.DataFrame:
     columnar = columnar.pivot(index="layer", columns="method", values="held_out_error")
     columnar = columnar.div(columnar["sparsegpt"], axis=0)[["rose"]].melt(var_name="method")
     rotated = pd.read_csv(results / "rotation.csv").query("model == 'smollm2-135m' and method == 'sparsegpt'")
-    rotated = rotated.pivot(index="layer", columns="basis", values=["error", "relative_range"])
-    counts = (rotated["relative_range"] > THRESHOLD).sum()
-    bases = pd.Series(
-        {
-            "learned": (rotated["error", "learned"] / rotated["error", "as given"]).mean(),
-            "columnar, as given": counts["as given"],
-            "columnar, learned": counts["learned"],
-        }
-    ).rename_axis("method")
+    rotated = rotated.pivot(index="layer", columns="basis", values="error")
+    bases = pd.Series({"learned": (rotated["learned"] / rotated["as given"]).mean()}).rename_axis("method")
     parts = [
         headline.assign(file="headline.csv"),
         errors.assign(file="orders-outputs.csv"),
