@@ -132,8 +132,8 @@ def in_percent(table: pd.DataFrame, shares: Sequence[str]) -> pd.DataFrame:
 def table(rows: Sequence[Mapping[str, str]], alt: str, marked: str = "", key: str = "") -> None:
     """A small table of texts, a row each; only the column `marked` is Markdown.
 
-    With `key`, each row is a card on a phone: its first cell, then the others with the names of their columns. Where
-    the first column has no name, the others are things compared, and their names stay above their columns.
+    `key` makes each row a card on a phone: its first cell, then the others with the names of their columns. A table
+    whose first column has no name compares things, and their names stay above their columns.
     """
     first, *headers = rows[0] if rows else [""]
     plain = [

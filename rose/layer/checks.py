@@ -248,7 +248,7 @@ def _promise(result: LayerResult, pattern: Pattern) -> tuple[str, Tensor, Tensor
 
 def check_inputs(statistics: InputStatistics, damping: float | None) -> list[Check]:
     """Checks that inputs are finite, live and enough, and that H can be factorized with the requested damping, relative
-    to the mean of diag(H). With None H is not factorized, which saves most of the work."""
+    to the mean of diag(H). None skips the factorization, which is most of the work."""
     # |H_ij|² ≤ H_ii H_jj, so the diagonal shows every NaN and infinity of the inputs.
     wrong = int((~torch.isfinite(statistics.diagonal)).sum())
     columns, dead, tokens = statistics.columns, int(statistics.dead.sum()), statistics.tokens

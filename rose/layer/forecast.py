@@ -203,8 +203,8 @@ class _Factored:
         """How much more each column costs on other inputs, (in,) float64, in the order visited; NaN for a bare H.
 
         Compensating column j fits the columns after it, F, to its input. These are k = |F| − λ tr((H_F + λI)⁻¹)
-        parameters. On other inputs, the residual of n samples is larger by (1 − k/n)⁻² (generalized cross-validation,
-        Golub, Heath and Wahba 1979), which is exp(2 k/n) where k/n is small. The exponential stays finite.
+        parameters. Fitted on n samples, the residual on other inputs is larger by (1 − k/n)⁻² (generalized
+        cross-validation, Golub, Heath and Wahba 1979). That is exp(2 k/n) for small k/n, which stays finite.
         """
         norms = torch.linalg.vector_norm(self.factor, dim=1).double()
         live = ~self.damped.dead[self.order.permutation]

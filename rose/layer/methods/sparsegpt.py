@@ -55,7 +55,7 @@ def measured(weight: Tensor, statistics: InputStatistics, settings: Settings) ->
     best, least, seen = None, float("inf"), set()
     for candidate, usual in CANDIDATES:
         order, budget = candidate if settings.order is None else settings.order, settings.budget or usual
-        # Under N:M both budgets are the same, so each order is tried once.
+        # Both budgets are the same under N:M, so each order is tried once.
         key = (candidate if settings.order is None else "", "" if settings.pattern.is_grouped else budget)
         if key in seen:
             continue

@@ -67,7 +67,7 @@ def check_checkpoint(
 
     Args:
         dense, pruned: the models before and after, of one shape; neither is changed, and both may be streamed.
-        tokens: calibration tokens, (samples, length). With None only the weights are judged, in seconds.
+        tokens: calibration tokens, (samples, length). None judges the weights only, in seconds.
         held_out: further tokens for errors, drift and perplexity.
         methods: names in the registry; each is tried at each layer's sparsity, and its errors and masks are compared.
         block_size: columns per block of these methods.

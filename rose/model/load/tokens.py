@@ -164,7 +164,7 @@ def load_tokens(
 ) -> Tensor:
     """Windows of a text as token ids, (samples, length) int64.
 
-    With a seed, windows are random, and disjoint if the text is long enough. With `seed=None` they follow one another.
+    A seed makes windows random, and disjoint if the text is long enough. With `seed=None` they follow one another.
 
     Args:
         source, split: see `load_text`.

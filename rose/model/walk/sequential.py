@@ -31,7 +31,7 @@ from rose.model.walk.walk import BlockStatistics, Walk
 def visit_sequentially(walk: Walk) -> Generator[BlockStatistics, None, None]:
     """Visits layers in the order in which they run; the caller prunes each before it asks for the next.
 
-    With dense targets, layers that read the same tensors come together. Raises RoseError for a layer that no batch
+    Layers that read the same tensors come together if targets are dense. Raises RoseError for a layer that no batch
     reaches, or that batches reach in different orders.
     """
     for index in range(walk.first, walk.last + 1):
