@@ -163,9 +163,9 @@ def settle(page: Page) -> None:
 
 
 def measure(page: Page) -> None:
-    """Presses the start page's button, waits for the end of the run, and for the links to what it has found."""
+    """Presses the start page's button and waits for the links to the results; while the page redraws, there are two."""
     page.get_by_role("button", name="Measure layers").click(timeout=PATIENCE)
-    expect(page.get_by_role("link", name=re.compile("^Explore the "))).to_be_visible()
+    expect(page.get_by_role("link", name=re.compile("^Explore the ")).first).to_be_visible()
     settle(page)
     expect(page.get_by_role("link", name="See all layers")).to_be_visible()
 
