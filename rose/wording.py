@@ -93,7 +93,7 @@ def sentence(text: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    if seconds < 90:
+    if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"

@@ -41,10 +41,10 @@ def test_interval_equals_the_paired_t_test() -> None:
 @pytest.mark.parametrize(
     ("bounds", "neutral", "printed", "is_clear"),
     [
-        ((1.062, 1.0004, 1.129), 1.0, "1.062 (1.0004 to 1.129)", True),
-        ((1.062, 0.99996, 1.129), 1.0, "1.062 (0.99996 to 1.129)", False),
-        ((1.062, 1.0000001, 1.129), 1.0, "1.062 (1.000 to 1.129)", False),
-        ((0.95, 0.9, 0.99996), 1.0, "0.950 (0.900 to 0.99996)", True),
+        ((1.062, 1.0004, 1.129), 1.0, "1.06 (1.0004 to 1.13)", True),
+        ((1.062, 0.99996, 1.129), 1.0, "1.06 (0.99996 to 1.13)", False),
+        ((1.062, 1.0000001, 1.129), 1.0, "1.06 (1.00 to 1.13)", False),
+        ((0.95, 0.9, 0.99996), 1.0, "0.95 (0.90 to 0.99996)", True),
         ((1.79, 0.3927, 8.130), 1.0, "1.8 (0.39 to 8.1)", False),
         ((2.5, 1.0004, 6.2), 1.0, "2.5 (1.0004 to 6.2)", True),
         ((1.5, 0.0, math.inf), 1.0, "1.5 (0 to ∞)", False),
@@ -87,7 +87,7 @@ def test_a_lead_within_the_interval_is_not_clear() -> None:
     (ranking,) = rank([near, better])
     assert ranking.finding == "No clear difference between ROSE and SparseGPT: perplexity 50.2 to 50.4"
     assert ranking.best is None
-    assert "with 95 % intervals over six windows, paired: SparseGPT: 1.003 (0.988 to 1.019)." in ranking.caption
+    assert "with 95 % intervals over six windows, paired: SparseGPT: 1.00 (0.99 to 1.02)." in ranking.caption
     (ranking,) = rank([worse, better])
     assert (ranking.best, ranking.finding) == ("ROSE", "ROSE has the lowest perplexity, 50.2")
     (ranking,) = rank([better, result("SparseGPT", EASY_AND_HARD + 0.0002)])
@@ -228,7 +228,7 @@ def test_different_numbers_print_differently() -> None:
     same = compare(result("A"), result("B"))
     assert verdicts.says_move(13.0, 13.0, whose, same) == "from 13.0 to the same, to the last digit"
     near = compare(result("A"), result("B", EASY_AND_HARD + WOBBLE))
-    interval = "(95 % interval over six windows 0.988 to 1.019, no clear difference; more windows may tell)"
+    interval = "(95 % interval over six windows 0.99 to 1.02, no clear difference; more windows may tell)"
     assert verdicts.says_move(13.0, 13.04, whose, near).endswith(interval)
 
 

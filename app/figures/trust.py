@@ -157,8 +157,6 @@ class MaskExcerpt:
     keep: int
     of: int
     broken: list[tuple[int, int]]  # row and first column of the groups in it that keep more than N
-    count: int  # of such groups in the whole layer
-    groups: int  # that the layer has
 
 
 def broken_pattern(excerpt: MaskExcerpt, **shared: Unpack[Look]) -> Drawing:
@@ -182,10 +180,9 @@ def broken_pattern(excerpt: MaskExcerpt, **shared: Unpack[Look]) -> Drawing:
     finding = f"Row {row} keeps {left} of columns {column} to {column + size - 1}, where {pattern} allows "
     finding += word(excerpt.keep)
     note = f"Weights{chart.of}: filled cells are kept, others are zero; outlined groups break {pattern}"
-    caption = f"{whole(excerpt.count)} of {whole(excerpt.groups)} groups of the layer break {pattern}."
     data = pd.DataFrame(cells, columns=[str(column) for column in x])
     data.insert(0, "output channel", y)
-    return chart.done(finding, note, caption, f"Picture of kept and removed weights{chart.of}", data)
+    return chart.done(finding, note, "", f"Picture of kept and removed weights{chart.of}", data)
 
 
 def compensation_bars(row: pd.Series, **shared: Unpack[Look]) -> Drawing:

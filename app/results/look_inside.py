@@ -63,13 +63,12 @@ def _short(name: str) -> str:
 def _one(path: str) -> None:
     answer = st.empty()
     with TensorFiles(path) as files:
-        size = words.size(float(sum(entry.stored for entry in files.tensors.values())))
-        answer.markdown(f"{words.sentence(words.count(len(files.tensors), 'tensor'))}, {size}")
+        answer.markdown(f"{words.sentence(words.count(len(files.tensors), 'tensor'))}, {words.size(files.size)}")
         _picture(files)
-        texts = files.texts()
+        texts, size = files.texts(), files.size
     table = _table(path)
     if table is not None:
-        sentence, *further = tensors.says_file(table, _short)
+        sentence, *further = tensors.says_file(table, size, _short)
         answer.markdown(f"**{words.plain(sentence)}** {words.plain(' '.join(further))}")
         _tensors(table)
     with st.expander("Configuration, tokenizer, template and licence, as text"):

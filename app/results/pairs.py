@@ -142,6 +142,7 @@ def _problem(first: RunReport, second: RunReport, both: pd.DataFrame, left_out: 
 
 
 COUNT, REMOVED, ACCURACY = "Columnar layers", "Weights removed", "Zero-shot accuracy, mean"
+TIME = "Time, with any tuning"  # seconds; a duration on screen
 NUMBERS: dict[str, Callable[[RunReport], float | None]] = {
     "Perplexity": lambda run: run.number("perplexity_after"),
     "Perplexity on plain English": lambda run: run.number("perplexity_second"),
@@ -156,7 +157,7 @@ NUMBERS: dict[str, Callable[[RunReport], float | None]] = {
     "Mean error that rounding adds": lambda run: run.number("mean_rounding_error"),
     REMOVED: lambda run: run.number("removed_fraction"),
     COUNT: lambda run: run.number("columnar_layers"),
-    "Seconds, with any tuning": lambda run: run.number("seconds") and run.seconds,
+    TIME: lambda run: run.number("seconds") and run.seconds,
 }
 
 
@@ -182,6 +183,8 @@ def in_words(table: pd.DataFrame) -> pd.DataFrame:
             return [words.percent(value) for value in values]
         if name == COUNT:
             return [words.whole(int(value)) if value.is_integer() else words.number(value) for value in values]
+        if name == TIME:
+            return ["–" if math.isnan(value) else words.duration(value) for value in values]
         return words.apart(*values) if name.startswith("Perplexity") else [words.number(value) for value in values]
 
     rows = [[name, *texts(name, *values)] for name, *values in table.itertuples(index=False)]
@@ -217,8 +220,7 @@ def _cell(column: Result, row: Result) -> str:
         return "="
     if verdict.ratio is None:
         return "–" if verdict.kind == "not comparable" else f"≈ {words.number(row.value / column.value)}"
-    unclear = f"≈ {words.number(verdict.ratio.value)} ({verdict.ratio.bounds})"
-    return str(verdict.ratio) if verdict.kind == "better" else unclear
+    return str(verdict.ratio) if verdict.kind == "better" else f"≈ {verdict.ratio}"
 
 
 def cautions_of(runs: Sequence[RunReport]) -> list[str]:

@@ -136,7 +136,7 @@ def excerpt_of(mask: Tensor, keep: int, of: int) -> MaskExcerpt | None:
     columns = slice(first_group * of, (first_group + across) * of)
     inside = [(first_row + int(i), (first_group + int(j)) * of) for i, j in broken[rows, groups].nonzero()]
     part = mask[rows, columns].cpu().numpy()
-    return MaskExcerpt(part, first_row, columns.start, keep, of, inside, int(broken.sum()), broken.numel())
+    return MaskExcerpt(part, first_row, columns.start, keep, of, inside)
 
 
 def differs(check: CheckpointCheck) -> bool:

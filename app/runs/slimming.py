@@ -52,7 +52,7 @@ class Speedup:
         prompt = f"a prompt of {PROMPT} tokens"
         if not self.ratio.is_clear or self.ratio.low > self.bound:
             return f"The speed at {prompt} is unclear: this machine is too noisy, or the model is too small."
-        times, turns = words.number(self.ratio.value), words.count(self.turns, "turn")
+        times, turns = self.ratio.value_text, words.count(self.turns, "turn")
         return f"It reads {prompt} {times} times as fast here (95\u202f% interval {self.ratio.bounds}, {turns} each)."
 
 

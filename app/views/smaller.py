@@ -106,10 +106,7 @@ def _cells(row: Row) -> dict[str, str]:
     texts = {"Perplexity": (row.perplexity, row.times), "elsewhere": (row.second_perplexity, row.second_times)}
     return {
         "Way": row.name,
-        **{
-            name: f"{words.number(value or math.nan)}, × {words.number(of or 1.0)}"
-            for name, (value, of) in texts.items()
-        },
+        **{name: f"{words.number(value or math.nan)}, {words.times(of or 1.0)}" for name, (value, of) in texts.items()},
         "Reading speed": gains[0],
         "writing": gains[1],
         "Smallest file": f"{words.size(row.bytes)} {row.smallest}",

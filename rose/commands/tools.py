@@ -101,7 +101,7 @@ def inspect(spec: Inspect, console: Console) -> None:
     if spec.json_file:
         write_file(spec.json_file, tensors.to_json(table, texts))
     if spec.other is None:
-        terminal.say(*tensors.says_file(table))
+        terminal.say(*tensors.says_file(table, files.size))
         _print_file(spec.file, table)
     else:
         terminal.say(tensors.says_differences(table))

@@ -104,6 +104,11 @@ class TensorFiles(ExitStack):
                 stored = file.packed_bytes(name) or math.prod(shape) * _bits(kind) // 8
                 self.tensors[name] = StoredTensor(path, kind, shape, stored)
 
+    @property
+    def size(self) -> int:
+        """Bytes of the files, with what they hold besides tensors."""
+        return sum(path.stat().st_size for path in {entry.path for entry in self.tensors.values()})
+
     def has_weights(self, name: str) -> bool:
         """Whether a tensor holds weights: not integers, which are indices or packed by somebody else."""
         return self.tensors[name].kind not in INTEGERS and self.tensors[name].count > 0
@@ -201,11 +206,12 @@ def _row(name: str, stored_as: str, entry: StoredTensor, facts: WeightFacts | No
     return row | dict(zip(("says", "norms"), _remarks(facts), strict=True))
 
 
-def says_file(table: pd.DataFrame, name: Callable[[str], str] = str) -> list[str]:
-    """Sentences on whether anything stands out in a file, by `inspect_file`; `name` shows the name of a tensor."""
+def says_file(table: pd.DataFrame, whole_size: int, name: Callable[[str], str] = str) -> list[str]:
+    """Sentences on whether anything stands out in files of `whole_size` bytes, by `inspect_file`; `name` shows the name
+    of a tensor."""
     stored, numbers = float(table["stored"].sum()), max(1, int(table["numbers"].sum()))
     unusual, odd = table[table["says"] != ""], int((table["norms"] != "").sum())
-    total = f"{size(stored)}, {number(8 * stored / numbers)} bits a number"
+    total = f"{size(whole_size)}, {number(8 * stored / numbers)} bits a number"
     if unusual.empty:
         absent = "no NaN or infinity, no empty rows or columns, no broken pattern"
         texts = [f"Nothing stands out: {count(len(table), 'tensor')}, {total}, {absent}."]

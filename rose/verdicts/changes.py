@@ -75,9 +75,7 @@ def says_move(before: float, after: float, reference: str, verdict: Verdict) -> 
     if verdict.kind == "identical":
         return f"from {number(before)} to the same, to the last digit"
     (before_text, after_text), ratio = apart(before, after), verdict.ratio
-    times = number(after / before, 3 if abs(after / before - 1) > 0.05 else 4)
-    if ratio is not None and ratio.is_clear and times.rstrip("0") == "1.":
-        times = ratio.value_text
+    times = number(after / before, 3 if abs(after / before - 1) > 0.05 else 4) if ratio is None else ratio.value_text
     text = f"from {before_text} to {after_text}, {times} times {reference}"
     if ratio is None:
         return text

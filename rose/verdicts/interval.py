@@ -12,7 +12,7 @@ from rose.wording import number
 
 CONFIDENCE = 0.95  # of every interval
 FINEST = 6  # decimals of bounds for `is_clear`
-WIDE = 2.0  # above this ratio of the bounds, two digits are enough
+WIDE, NARROW = 2.0, 0.03  # above this ratio of the bounds two digits are enough; below this width a third decimal tells
 STRONG, WEAK = 0.7, 0.3  # from these rank correlations on, one number predicts the other well, or partly
 
 
@@ -32,24 +32,27 @@ class Interval:
 
     @property
     def bounds(self) -> str:
-        """ "1.020 to 1.062"; "0.39 to 8.1" for a wide ratio. Digits suffice to tell bounds from `neutral`."""
+        """ "1.02 to 1.06"; "0.39 to 8.1" for a wide ratio. Digits suffice to tell bounds from `neutral`."""
         return f"{self._text(self.low)} to {self._text(self.high)}"
 
     @property
     def value_text(self) -> str:
-        return self._text(self.value)
+        return self._text(self.value, self.is_clear)
 
     def __str__(self) -> str:
         return f"{self.value_text} ({self.bounds})"
 
-    def _text(self, value: float) -> str:
-        value = round(value, FINEST)
+    def _text(self, value: float, is_apart: bool = True) -> str:
+        value = round(value, FINEST) or value
         if not self.neutral:
             decimals = next((most for most in range(2, FINEST + 1) if round(value, most)), 2)
             return f"{value:z.{decimals}f}".replace("-", "−")
-        fewest = 2 if self.high > WIDE * self.low else 4 if value >= 1 else 3
-        apart = (digits for digits in range(fewest, FINEST + 2) if float(f"{value:.{digits - 1}e}") != self.neutral)
-        return number(value, next(apart, fewest))
+        decimals = 3 if self.high - self.low < NARROW else 2
+        fewest = 2 if self.high > WIDE * self.low else decimals + (round(value, decimals) >= 1)
+        digits_apart = (
+            digits for digits in range(fewest, FINEST + 2) if float(f"{value:.{digits - 1}e}") != self.neutral
+        )
+        return number(value, next(digits_apart, fewest) if is_apart else fewest)
 
 
 def paired_ratio(logs: Sequence[float], other_logs: Sequence[float]) -> Interval:

@@ -27,7 +27,7 @@ NAN = float("nan")
             (1, 1): "the one method", (0, 1): "none of one method",
         }.items()),
         *((words.duration(seconds), text) for seconds, text in {
-            45: "45 s", 300: "5 min", 7200: "2.0 h", 348.2 * 3600: "15 days",
+            96: "96 s", 300: "5 min", 7200: "2.0 h", 348.2 * 3600: "15 days",
         }.items()),
         (words.short_layer("model.layers.18.self_attn.o_proj"), "18 · self_attn.o_proj"),
         (words.short_layer("transformer.h.0.attn.c_proj"), "0 · attn.c_proj"),

@@ -242,5 +242,5 @@ def test_time_left_counts_from_the_start_of_each_way(monkeypatch):
     with terminal.bar(console, "Measuring") as follow:
         for seconds[0], share in ((100.0, 0.5), (600.0, 0.01), (610.0, 0.5)):
             follow(share, "Pruning")
-    assert "Pruning: 50 of 100, 2 min, about 2 min left" in lines.getvalue()
+    assert "Pruning: 50 of 100, 100 s, about 100 s left" in lines.getvalue()
     assert "Pruning: 50 of 100, 10 s, about 10 s left" in lines.getvalue()

@@ -46,9 +46,7 @@ DAMAGES = pd.DataFrame(
     standard_error=0.001,
 )
 BLOCK_DAMAGES = DAMAGES[::2].assign(unit=["model.layers.0", "model.layers.1", "model.layers.2"], projection="")
-EXCERPT = trust.MaskExcerpt(
-    np.tile([True, True, False, False], (3, 2)) & (np.eye(3, 8) < 1), 9, 64, 2, 4, [(9, 64)], 3, 99
-)
+EXCERPT = trust.MaskExcerpt(np.tile([True, True, False, False], (3, 2)) & (np.eye(3, 8) < 1), 9, 64, 2, 4, [(9, 64)])
 IN_BASES = pd.DataFrame(
     [
         (b, m, e, 1.2 * e)

@@ -158,7 +158,8 @@ def test_two_files_are_compared_inside(setup, folder, pruned_folder):
     assert "The others: 9 equal." in texts(app)
     assert (app.main.dataframe[0].value["Status"] == "differs").sum() == 21
     single = opened(setup, pruned_folder, check_view="Look inside")
-    assert "Nothing stands out: 30 tensors" in texts(single)
+    whole = words.size((pruned_folder / "model.safetensors").stat().st_size)  # as Make it smaller counts
+    assert f"Nothing stands out: 30 tensors, {whole}, " in texts(single)
     assert len(figures(single)) == 3
     assert single.main.dataframe[0].value.set_index("Tensor")["Zeros"].max() > 1
     assert "singular values" in figures(single.toggle(key="inspect-spectrum").set_value(True).run())[2]

@@ -76,6 +76,7 @@ def test_saved_run_is_compared_with_a_server_run(server, tmp_path):
     assert "Both runs have the highest held-out error in 2 · self_attn.o_proj: 0.600 and 0.480" in titles(app)[0]
     app.segmented_control(key="runs_view").set_value("Numbers").run()
     assert app.table[0].value.set_index("").loc["Perplexity"].tolist() == ["30.0", "28.0"]
+    assert app.table[0].value.set_index("").loc["Time, with any tuning"].tolist() == ["3 s", "3 s"]  # as on Prune
     assert any("that differ" in part.label for part in app.expander)
 
 
