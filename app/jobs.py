@@ -31,6 +31,7 @@ Status = Literal["running", "done", "cancelled", "failed", "kept"]
 # Seconds without a page asking. An open page polls every second, but browsers wake hidden tabs only once a minute.
 ABANDONED_AFTER = 90.0
 LOOKING = 10.0  # seconds since its last poll in which a session counts as watching when another one cancels
+TRUST = 0.1  # share of the work whose pace outweighs the first estimate
 PATIENCE = 10.0  # seconds that the program's end waits for work to stop; loading a model is the longest piece
 
 _jobs: weakref.WeakSet[Job] = weakref.WeakSet()
@@ -209,6 +210,7 @@ class Run:
 
     CANCEL = "Cancel"
     UNIT = ""  # that progress counts, after a space, where the message does not say it
+    estimated = 0.0  # seconds of the whole run, as told before it began
 
     def __init__(self) -> None:
         self.fraction = 0.0
@@ -235,7 +237,9 @@ class Run:
         if (progress := self.job.progress) is not None:
             since = time.monotonic() - self.job._told  # a large block takes long; the clock must not stand still
             return None if progress.remaining is None else max(0.0, progress.remaining - since)
-        return self.job.worked * (1 - self.fraction) / self.fraction if self.fraction > 0.01 else None
+        trust = TRUST if self.estimated else 0.0  # or the dense model's slow first window would promise an hour
+        share = self.fraction + trust
+        return (self.job.worked + trust * self.estimated) * (1 - self.fraction) / share if share > 0.01 else None
 
     def _say(self, doing: str) -> None:
         """Begins a step, unless nobody wants the work any more."""

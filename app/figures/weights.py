@@ -255,7 +255,7 @@ def hessian_diagonal(
     chart.legend = len(chart.figure.data) > 1
     live, mean, top = values[values > 0], float(values.mean()), int(values.argmax())
     finding = f"Input channel {top} is {number(values[top] / mean if mean else 0)} times as active as the mean"
-    below, factor = int((live < added).sum()), number(live.max() / live.min() if len(live) else 1.0)
+    below, factor = int((live < added).sum()), number(float(f"{live.max() / live.min() if len(live) else 1.0:.2g}"))
     lie = count(below, "of them lies", "of them lie") if below else "none of them lies"
     caption = f"{sentence(count(len(values) - len(live), 'dead column'))} of {len(values)}; the live ones span a "
     caption += f"factor of {factor}, and {lie} below the damping level."

@@ -69,8 +69,8 @@ def what_you_get(run: PruningRun, models: list[RunReport]) -> None:
     text = "held-out calibration text" if request.evaluate == HELD_OUT else request.evaluate
     st.caption(
         f"Perplexity: {request.windows} × {request.window_length} tokens of {words.plain(text)}; elsewhere: plain "
-        f"English. Errors: mean over {words.count(len(copies[0].layers) if copies else 0, 'layer')}, held out. Zeros "
-        "alone make no file smaller."
+        f"English. Errors: mean over {words.count(len(copies[0].layers) if copies else 0, 'layer')}, held out, each on "
+        "its own inputs. Zeros alone make no file smaller."
     )
     if ratios := pairs.verdict_table(results_in_run(copies)):
         components.table(ratios, "Every pair", key="prune-pairs")

@@ -185,7 +185,7 @@ class PruningRun(CopyRun):
         super().__init__(setup, load, folder=folder, publish=publish, **options)
         self.request = request
         self.cautions: list[str] = []  # on the calibration text
-        self._begun = self._total = 0.0  # estimated seconds of the steps that were begun, and of all
+        self._begun = 0.0  # estimated seconds of the steps that were begun
 
     def windows(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
         return self.request.evaluated(tokenizer, self.setup, self.setup.draw(tokenizer))
@@ -230,7 +230,7 @@ class PruningRun(CopyRun):
             check_room(request.folder, len(cases) * weights_size(whole, setup.dtype), RESERVE)
         windows = request.evaluated(loaded.tokenizer, setup, (tokens, held_out))
         costs = [request.estimate_case(setup, case, loaded.model).seconds for case in cases]
-        self._total = sum(costs) + request.evaluation_seconds(loaded.model) * (len(costs) + 1)
+        self.estimated = sum(costs) + request.evaluation_seconds(loaded.model) * (len(costs) + 1)
         model = self._copy(loaded.model, loaded.lock)
         self.dense = dense_record(self.judge("the dense model", model, loaded.tokenizer, windows, self._step))
         for case, cost in zip(cases, costs, strict=True):
@@ -260,7 +260,7 @@ class PruningRun(CopyRun):
         self._begun += cost
 
         def tell(share: float) -> None:
-            self.fraction = min(0.999, (begun + cost * share) / self._total)
+            self.fraction = min(0.999, (begun + cost * share) / self.estimated)
             self.job.check()
 
         return tell

@@ -58,10 +58,11 @@ def test_time_left_includes_later_steps():
     """Half of a step from 0.2 to 0.8 took 30 s: 30 s are left of it, and 20 s of the later steps."""
     run = Run()
     run._follow(0.2, 0.8)(rose.Progress("calibrate", 0, 1, None, None, 3, 6, 0.5, 30.0, 30.0))
-    assert run.fraction == pytest.approx(0.5)
-    assert run.remaining == pytest.approx(50.0, abs=5)  # less the time since
+    assert (run.fraction, run.remaining) == (pytest.approx(0.5), pytest.approx(50.0, abs=5))  # less the time since
     run._say("Writing")
     assert (run.job.message, run.job.progress) == ("Writing", None)
+    run.fraction, run.job._started, run.estimated = 0.01, run.job._started - 7.0, 116.0  # 1 % took 7 s; 116 s were told
+    assert run.remaining == pytest.approx(166.0, abs=10)  # its pace alone would say 11 min
 
 
 def test_work_goes_on_for_another_viewer(monkeypatch):

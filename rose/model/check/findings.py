@@ -73,7 +73,8 @@ def _in_common(rows: pd.DataFrame) -> str:
     if "error" in rows and rows["error"].notna().any():
         prefix = _prefix(rows, "error")
         errors, which = rows[f"{prefix}error"].dropna(), "Held-out errors" if prefix else "Errors"
-        texts.append(f"{which} {_range(errors, number)}, median {number(float(errors.median()))}.")
+        which, middle = f"{which} against the dense model's outputs", number(float(errors.median()))
+        texts.append(f"{which}: {_range(errors, number)}, median {middle}.")
     wrong = rows[rows["is_wrong"]]
     if len(wrong) or not texts:
         example = rows.loc[wrong.index[0] if len(wrong) else rows.index[0]]
