@@ -210,7 +210,7 @@ class Run:
 
     CANCEL = "Cancel"
     UNIT = ""  # that progress counts, after a space, where the message does not say it
-    estimated = 0.0  # seconds of the whole run, as told before it began
+    estimated = 0.0  # seconds of the whole run, by the estimate before its start
 
     def __init__(self) -> None:
         self.fraction = 0.0

@@ -221,7 +221,7 @@ def price_lines(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], step
     finding = "Every line has the same mean"
     if step:
         factor = lines["custom"][1][step] / lines["natural"][1][step - 1]
-        finding = f"Price of column {step - 1} × {factor:.2f}, of column {step} ÷ {factor:.2f}; all others stay"
+        finding = f"Price of column {step - 1} × {factor:.2f}, of column {step} ÷ {factor:.2f}"
     return chart.done(finding, subtitle, "", "Line chart of log prices over steps", table)
 
 

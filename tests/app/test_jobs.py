@@ -61,7 +61,7 @@ def test_time_left_includes_later_steps():
     assert (run.fraction, run.remaining) == (pytest.approx(0.5), pytest.approx(50.0, abs=5))  # less the time since
     run._say("Writing")
     assert (run.job.message, run.job.progress) == ("Writing", None)
-    run.fraction, run.job._started, run.estimated = 0.01, run.job._started - 7.0, 116.0  # 1 % took 7 s; 116 s were told
+    run.fraction, run.job._started, run.estimated = 0.01, run.job._started - 7.0, 116.0  # 1 % took 7 s of 116 s
     assert run.remaining == pytest.approx(166.0, abs=10)  # its pace alone would say 11 min
 
 
