@@ -139,7 +139,7 @@ class SmallerRun(Run):
 
     def __init__(self, request: Smaller, load: Callable[[], LoadedModel]) -> None:
         super().__init__()
-        self.request, self._load = request, load
+        self.request, self._load, self.estimated = request, load, 60 * request.minutes
         self.rows: list[Row] = []  # one a way, measured rows in place of their estimates
         self.left_out: list[str] = []  # sentences on ways that cannot be made
 

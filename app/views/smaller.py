@@ -53,7 +53,8 @@ def _offer(run: SmallerRun | None) -> None:
     settings |= {"held_out": max(2, setup.held_out), "second": text or None}
     request, problem = attempt(lambda: Smaller.of(**settings, minutes=minutes, output="smaller"))
     start_button(
-        f"Measure for {minutes:g} minutes", "smaller-start", session.start_run, "smaller",
+        f"Measure for {minutes:g} {'minute' if minutes == 1 else 'minutes'}",
+        "smaller-start", session.start_run, "smaller",
         partial(SmallerRun, request, partial(shared.load, setup.model, setup.dtype)),
         "compare_arrows: Making it smaller",
         problem=problem, running=session.sees_at_work(run), icon=":material/compare_arrows:", asking=[setup],
