@@ -8,10 +8,7 @@ import streamlit as st
 # Streamlit puts this folder on the path, not the one above it.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-PRODUCT = (
-    '<div class="product"><b>ROSE Explorer</b><span>See, check and prune language models in one shot, and tune what is '
-    "left</span></div>"
-)
+PRODUCT = '<div class="product"><b>ROSE Explorer</b><span>See, check, prune and tune language models</span></div>'
 PAGE = Path(__file__).with_name("page.css")
 
 

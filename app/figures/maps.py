@@ -39,7 +39,11 @@ class Metric:
 TWO_LEVEL, GLOBAL = "two-level order", "ROSE global"
 SAVED = "share of SparseGPT's {} error that {} saves, columnar or not"
 METRICS = {
-    "relative_range": Metric("Relative range", "relative range", meaning="(max − min) / max of the blocks' losses"),
+    "relative_range": Metric(
+        "Relative range",
+        "relative range",
+        meaning="columnar: some blocks of columns lose far more than others; range = (max − min) / max of their loss",
+    ),
     "column_variation": Metric(
         "Variation of column losses", "std / mean", meaning="standard deviation of the column losses over their mean"
     ),
