@@ -74,7 +74,7 @@ def draw() -> None:
     elif run is not None and check is not None:
         _results(run, check, view)
     elif run is None or run.job.status != "running":
-        st.info(f"Check gives every layer a verdict here. {INSIDE} shows the tensors without a check.")
+        st.info("Check gives every layer a verdict here. Look inside shows the tensors without a check.")
 
 
 def _choose() -> tuple[CheckCopies | None, str, str]:
