@@ -63,9 +63,10 @@ def _short(name: str) -> str:
 def _one(path: str) -> None:
     answer = st.empty()
     with TensorFiles(path) as files:
-        answer.markdown(f"{words.sentence(words.count(len(files.tensors), 'tensor'))}, {words.size(files.size)}")
+        size = files.size
+        answer.markdown(f"{words.sentence(words.count(len(files.tensors), 'tensor'))}, {words.size(size)}")
         _picture(files)
-        texts, size = files.texts(), files.size
+        texts = files.texts()
     table = _table(path)
     if table is not None:
         sentence, *further = tensors.says_file(table, size, _short)
