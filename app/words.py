@@ -44,7 +44,7 @@ def because(plan: OrderPlan, outlier: Outlier | None) -> str:
     per_column = " per column" if len(set(plan.block_width)) > 1 else ""
     block, than = f"block {outlier.block}{heads}", f"{times} what block {outlier.other} loses{per_column}"
     if not plan.is_columnar:
-        return f"Not columnar: {block} {'loses no more than' if outlier.is_strong else 'still loses'} {than}"
+        return f"Not columnar: {block} {'loses only' if outlier.is_strong else 'still loses'} {than}"
     weights, inputs = ("large", "strong") if outlier.is_strong else ("small", "weak")
     causes = {
         "inputs": f"its inputs are {inputs}",
@@ -66,7 +66,7 @@ def without_massive(errors: tuple[float, float] | None) -> str:
     """A layer's error with its massive activations, and without them; "" where these are not known."""
     if errors is None:
         return ""
-    return f" SparseGPT's relative error is {number(errors[0])}, and {number(errors[1])} without these channels."
+    return f" SparseGPT's calibration error is {number(errors[0])}, and {number(errors[1])} without these channels."
 
 
 _MARKUP = re.compile(

@@ -263,7 +263,7 @@ MASSIVE = {"massive": ["channel 7", ""], "error_without_massive": [0.25, None]}
         ({"zeros_before": [0.5, 0.04]}, "zeros before", "more than 5 % of the weights were zero before pruning"),
         ({"sparsity": [1 / 3, 0.49], "asked_sparsity": 0.5}, "less removed than asked", "In one of two layers clearly"),
         ({"zeros_before": [0.04, 0.0003], "sparsity": [0.04, 0.0003]}, "nothing removed", "no more weights are zero"),
-        (MASSIVE, "massive activations", "channel 7; error 0.100, without these channels 0.250"),
+        (MASSIVE, "massive activations", "channel 7; calibration error 0.100, without these channels 0.250"),
     ],
 )
 def test_cautions_of_layers(more: dict, brief: str, remark: str) -> None:

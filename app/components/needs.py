@@ -50,8 +50,8 @@ def example(subject: str, of: str = "") -> None:
     """Says that the page shows the packaged example, and how that was made."""
     setup = packaged.SETUP
     tokens = f"{setup.samples} × {setup.length} tokens of {text_name(setup.calibration)}"
-    origin = f"Calibrated on {tokens}, measured on {setup.held_out} × {setup.length} others. " if not of else ""
-    of = of or f" of {setup.model}"
+    origin = f"Measured on {setup.held_out} × {setup.length} other tokens. " if not of else ""
+    of = of or f" of {setup.model}, calibrated on only {tokens}"
     st.caption(f"Example: {subject}{of}.", help=f"{origin}Comes with the app; made with {packaged.made_with()}.")
 
 

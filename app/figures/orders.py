@@ -217,13 +217,13 @@ def forecast_scatter(table: pd.DataFrame, *, tokens: str = "held-out", **shared:
     predicted, name = (
         f"{palette.order_style(row['order']).label.lower()} order, {SHARES[row['budget']]}" for row in (foreseen, best)
     )
-    hit = "as measured" if predicted == name else f"measured best {name}"
+    hit = ", as forecast" if predicted == name else f"; the forecast best is {predicted}"
     ranked = verdicts.rank_correlation(table["forecast"], table["measured"])
     caption = "A forecast takes one factorization an order and 64 rows of W; open marks: one threshold."
     if ranked is not None:
         caption += f" Rank correlation of forecast and error: {ranked}."
     subtitle = f"Error{chart.of} by order and budget: forecast, and measured on {tokens} tokens"
-    finding = f"Forecast best is {predicted}, {hit}"
+    finding = f"Of these, {name} is best{hit}"
     return chart.done(finding, subtitle, caption, "Scatter chart of measured against forecast errors", table)
 
 

@@ -210,9 +210,7 @@ def compensation_bars(row: pd.Series, **shared: Unpack[Look]) -> Drawing:
     elif recovered < 0:
         finding = f"The layer is worse than its mask without compensation: error {error} against {alone}"
     else:
-        finding = f"Compensation recovered {percent(recovered, 0)} of a refit's gain"
+        finding = f"Compensation recovered {percent(recovered, 0)} of a refit's gain on calibration tokens"
     note = f"Error against the dense model's output{chart.of}; right: methods at the same sparsity"
-    caption = (
-        f"The share is on calibration tokens, to which the methods and the refit ({REFIT_STEPS} steps) are fitted."
-    )
+    caption = f"The methods and the refit ({REFIT_STEPS} steps) are fitted to calibration tokens."
     return chart.done(finding, note, caption, "Bars of errors of one layer", data)

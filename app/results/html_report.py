@@ -340,5 +340,5 @@ def check_drift(run: CheckpointRun, theme: Theme = "light") -> Drawing:
 def check_map(check: CheckpointCheck, **look: Any) -> Drawing:
     """The verdicts on all layers, titled by where the wrong ones lie."""
     wrong = check.layers[check.layers["is_wrong"]]
-    finding = words.sentence(maps.where_layers(wrong, "wrong")) if len(wrong) else "Verdicts differ; no layer is wrong"
+    finding = words.sentence(maps.where_layers(wrong, "wrong")) if len(wrong) else "No layer is wrong"
     return trust.verdict_map(check.layers, finding, **look)

@@ -332,12 +332,12 @@ def layer_table(copies: Sequence[RunReport]) -> pd.DataFrame:
 
 
 def differences(study: Study, table: pd.DataFrame, run: CopyRun | None) -> list[str]:
-    """Why a study and a copy of its model differ, the first at the study's sparsity if there is one; [] where they
+    """Why a study and the first copy of its model at the same sparsity differ; [] where they
     agree. `table` is of `Study.overview`."""
     if run is None or run.setup.model != study.setup.model:
         return []
     copies = [copy for copy in run.copies if copy.method in STUDIED and not copy.is_tuned]
-    copies.sort(key=lambda copy: copy.asked != study.setup.sparsity)
+    copies = [copy for copy in copies if copy.asked == study.setup.sparsity]
     return list(filter(None, (difference(study, table, copy) for copy in copies)))[:1]
 
 
@@ -355,9 +355,9 @@ def difference(study: Study, table: pd.DataFrame, copy: RunReport) -> str:
         return ""
     tokens = "held-out" if ours == held[0] else "calibration"
     first, second = words.apart(*means)
+    here, elsewhere = (words.count(number, "columnar layer") for number in columnar)
     return (
-        f"{copy.name}: mean {tokens} error {second}, {words.word(columnar[1])} columnar; in the study of layers "
-        f"{first} and {words.word(columnar[0])}."
+        f"{copy.name}: mean {tokens} error {second} and {elsewhere}; in the study of layers {first} and {here}."
     ) + (f" Reasons: {', '.join(why)}." if (why := reasons(study, copy)) else "")
 
 

@@ -70,7 +70,7 @@ def what_you_get(run: PruningRun, models: list[RunReport]) -> None:
     st.caption(
         f"Perplexity: {request.windows} × {request.window_length} tokens of {words.plain(text)}; elsewhere: plain "
         f"English. Errors: mean over {words.count(len(copies[0].layers) if copies else 0, 'layer')}, held out, each on "
-        "its own inputs. Zeros alone make no file smaller."
+        "its own inputs. Zeros make only packed files smaller."
     )
     if ratios := pairs.verdict_table(results_in_run(copies)):
         components.table(ratios, "Every pair", key="prune-pairs")

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,8 @@ from rose.model.load.tokens import check_text
 from rose.model.network.layers import keep_low_rank
 from rose.model.network.network import Network
 from rose.recipe.steps import CheckCopies
-from rose.report import NUMBERS
+from rose.report import NUMBERS, report_beside
+from rose.verdicts.changes import says_perplexity
 
 PICTURED = 12  # layers that break a pattern and have a picture of their mask
 AROUND = (24, 64)  # rows and columns of that picture
@@ -149,6 +151,17 @@ def facts(run: CheckpointRun) -> list[str]:
     assert run.check is not None
     drawn = None if run.request.calibration is None else run.drawn
     return run.cautions + findings(run.check, expand(run.request.pruned[0]), drawn)
+
+
+def says_recorded(run: CheckpointRun) -> str:
+    """The perplexity in our report beside the checkpoint, whose windows are others than this check's; "" without it."""
+    with suppress(rose.RoseError):  # of a damaged report; `facts` says so
+        report = report_beside(expand(run.request.pruned[0]))
+        summary = {} if report is None else report.summary
+        if {"perplexity_before", "perplexity_after", "windows"} <= summary.keys():
+            size = f"{summary['windows']} × {summary.get('window_length', summary['length'])}"
+            return f"When it was made, on {size} other tokens: perplexity {says_perplexity(summary)[0]}."
+    return ""
 
 
 def record_of(run: CheckpointRun) -> rose.RunReport:

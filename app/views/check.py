@@ -57,7 +57,8 @@ def draw() -> None:
     components.edited_setup()
     request, pruned, dense = _choose()
     run = None if request is None else shared.checks().get(shared.key_of(request))
-    place = st.container() if request is not None and run is not None and run.job.status == "done" else _offer(request)
+    status = None if request is None or run is None else run.job.status
+    place = st.container() if status == "done" else _offer(request, running=status == "running")
     if run is not None:
         follow(run, "checkpoint", ". Nothing was kept.")
     elif not pruned:  # or it would stand under the name of another checkpoint
@@ -99,7 +100,7 @@ def _choose() -> tuple[CheckCopies | None, str, str]:
     return request, pruned, dense
 
 
-def _offer(request: CheckCopies | None) -> DeltaGenerator:
+def _offer(request: CheckCopies | None, *, running: bool) -> DeltaGenerator:
     cost, problem, missing = _priced(request) if request else (None, "", "")
     setups, takes = [], ""
     if request is not None:
@@ -111,7 +112,7 @@ def _offer(request: CheckCopies | None) -> DeltaGenerator:
             takes += f"{setup.held_out} × {setup.length} held out through both models: about "
             takes += f"{components.lasting(cost)}, {needed}."
     place = start_button(
-        "Check", "check-start", _start, request, icon=":material/fact_check:", problem=problem,
+        "Check", "check-start", _start, request, icon=":material/fact_check:", problem=problem, running=running,
         ready=request is not None, takes=words.plain(takes), asking=setups, recipes=[request] if request else (),
     )  # fmt: skip
     if missing:
@@ -145,6 +146,8 @@ def _results(run: CheckpointRun, check: CheckpointCheck, view: str) -> None:
     answer = headline(check)
     box, icon = BOXES[answer.status]
     box(answer.text, icon=icon)
+    if recorded := checked.says_recorded(run):
+        st.caption(words.plain(recorded))
     if view == DRIFT:
         components.show(html_report.check_drift(run, session.theme()), "check-drift")
         st.caption(DRIFT_SCALE)
@@ -170,7 +173,7 @@ def _every(run: CheckpointRun, check: CheckpointCheck) -> None:
         "layer": st.column_config.TextColumn("Layer", pinned=True),
         "verdict": "Verdict",
         "reason": st.column_config.TextColumn("Why", width="large"),
-        **{name: (label, "%.4f") for name, label in errors.items()},
+        **{name: (label, "%.3g") for name, label in errors.items()},
         **FACTS,
     }
     shown = table.assign(layer=table["layer"].map(words.short_layer), pattern=table["pattern"].map(says_pattern))

@@ -17,7 +17,8 @@ from app.runs.slimming import SmallerRun
 from rose.recipe.steps import Smaller
 from rose.rows import records_table
 from rose.smaller import Row
-from rose.smaller.table import FILES, runtimes, says_llama
+from rose.smaller.table import ENDED, FILES, runtimes, says_llama
+from rose.smaller.ways import AS_IS
 from rose.verdicts.smaller import Recommendation, recommend, says_stored
 
 FIELDS = Smaller.fields()
@@ -74,13 +75,14 @@ def _results(run: SmallerRun) -> None:
     components.table([_cells(row) for row in measured], "Ways that were measured", key="smaller-table")
     st.caption(
         f"Perplexity: {spec.held_out} × {spec.length} tokens of held-out calibration text; elsewhere: "
-        f"{words.plain(spec.second or 'plain English')}. Speed: in torch, times the dense model's. Packed files "
-        "are for rose alone."
+        f"{words.plain(spec.second or 'plain English')}. Speed: in torch, times the dense model's; – where shapes stay "
+        "the same. Packed files are for rose alone."
     )
     title = f"All {len(run.rows)} ways, estimates among them, and files that round nothing further"
     with st.expander(title, expanded=len(measured) < ENOUGH, icon=":material/table:"):
         st.dataframe(pd.DataFrame(map(_facts, run.rows)), hide_index=True, key="smaller-ways", alt="All ways")
     programs = runtimes()
+    programs = programs[~programs["here"].str.contains(ENDED)]
     usable = words.out_of(int(programs["here"].eq("yes").sum()), len(programs), "program")
     title = f"{words.sentence(usable)} that gain from zeros can run here, as of {programs['checked'].max()}"
     with st.expander(title, icon=":material/speed:"):
@@ -105,12 +107,13 @@ def _advise(place: DeltaGenerator, answer: Recommendation, *, is_named: bool) ->
 def _cells(row: Row) -> dict[str, str]:
     gains = [f"× {words.number(gain)}" if gain else "–" for gain in (row.prefill_gain, row.decoding_gain)]
     texts = {"Perplexity": (row.perplexity, row.times), "elsewhere": (row.second_perplexity, row.second_times)}
+    files = dict.fromkeys((row.smallest, row.portable))
     return {
-        "Way": row.name,
+        "Way": "the same weights" if row.key == AS_IS else row.name,
         **{name: f"{words.number(value or math.nan)}, {words.times(of or 1.0)}" for name, (value, of) in texts.items()},
         "Reading speed": gains[0],
         "writing": gains[1],
-        "Smallest file": f"{words.size(row.bytes)} {row.smallest}",
+        "Smallest files": ", ".join(f"{words.size(getattr(row, file))} {file}" for file in files),
         "Minutes": _minutes(row),
     }
 

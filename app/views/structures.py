@@ -163,7 +163,7 @@ def _slim() -> None:
         follow(run, "slim", "; nothing was changed.")
         return
     if run is None:
-        components.example("a copy with a fifth taken out")
+        components.example("a copy with a fifth of each decoder block taken out")
         _outcome(example.slimming())
         return
     _outcome(run)
@@ -189,7 +189,7 @@ def _outcome(run: Slimming) -> None:
                 "Model": model.name,
                 **perplexities,
                 "Parameters": words.whole(summary["kept_parameters"]),
-                "Tokens a second": words.whole(round(summary["tokens_per_second"])),
+                "Prompt tokens a second": words.whole(round(summary["tokens_per_second"])),
             }
         )
     components.table(rows, "The dense and the smaller model", key="slim-table")

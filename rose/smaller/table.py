@@ -101,6 +101,9 @@ class Row:
         return Result(self.name, self.key, float("nan") if value is None else value, values)
 
 
+ENDED = "no longer offered"
+
+
 def read_rows(folder: str | Path) -> list[Row]:
     """The table of a folder that `rose smaller` has written. Raises RoseError: the table is missing, or a line is not a
     whole row."""
@@ -132,7 +135,7 @@ def usable_here(requires: str) -> str:
 
 def _missing(word: str) -> str:
     if word == "ended":
-        return "no longer offered"
+        return ENDED
     if word.startswith("cuda"):
         if not torch.cuda.is_available() or torch.version.cuda is None:
             return "no NVIDIA GPU"

@@ -223,7 +223,7 @@ class Ranking:
             return f"No clear difference between {listing(alike)}: {self.noun} {span}"
         if self.names("undecided"):
             have = "has" if len(same) == 1 else "have"
-            return f"{listing(same)} {have} the lowest {self.noun}, {value}; chance is not ruled out"
+            return f"{listing(same)} {have} the lowest {self.noun}, {value}; the difference may be chance"
         if len(same) == len(self.results):
             return f"{listing(same)} are identical by construction: {self.noun} {value}"
         if len(same) > 1:

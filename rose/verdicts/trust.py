@@ -45,7 +45,7 @@ def massive_text(massive: MassiveActivation, relative_error: float | None = None
 
 
 def _beside(error: float, without: float) -> str:
-    return f"; error {number(error)}, without these channels {number(without)}"
+    return f"; calibration error {number(error)}, without these channels {number(without)}"
 
 
 def _massive_rows(rows: pd.DataFrame, noun: str | None) -> str:

@@ -80,7 +80,8 @@ def pruned_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     model, tokenizer = rose.load_model(str(folder))
     tokens = rose.load_tokens("packaged", tokenizer, samples=4, length=32)
     report = rose.prune_model(model, tokens, method="magnitude", sparsity=0.5, block_size=16)
-    place = tmp_path_factory.mktemp("pruned") / "by_hand"
+    place, losses = tmp_path_factory.mktemp("pruned") / "by_hand", {"losses_before": [], "losses_after": []}
+    report = report.with_summary(perplexity_before=20.0, perplexity_after=24.0, windows=2, **losses)
     rose.save_model(model, tokenizer, place, report=report)
     return place
 

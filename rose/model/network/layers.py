@@ -209,7 +209,8 @@ def matching(every: Sequence[PrunableLayer], layers: Sequence[str | PrunableLaye
         matched = {layer.name for layer in every if fnmatch.fnmatchcase(layer.name, pattern)}
         if not matched:
             raise RoseError(
-                f"No prunable layer is named {pattern!r}; names look like {every[0].name}, and * matches any part."
+                f"No prunable layer is named {pattern!r}; names look like {every[0].name}, * matches any part, and "
+                "[01] either digit."
             )
         chosen |= matched
     return [layer for layer in every if layer.name in chosen]

@@ -47,7 +47,7 @@ def test_perplexity_has_a_log_axis_only_where_it_must():
         return [Result(name, name.lower(), value) for name, value in values.items()]
 
     drawing = methods.perplexity_bars(perplexities(SparseGPT=32.2, ROSE=31.0), dense=20.7)
-    assert title(drawing) == "ROSE has the lowest perplexity, 31.0; chance is not ruled out"
+    assert title(drawing) == "ROSE has the lowest perplexity, 31.0; the difference may be chance"
     assert drawing.figure.layout.yaxis.range[0] == 0
     assert drawing.figure.layout.shapes[0].y0 == 20.7
     drawing = methods.perplexity_bars(perplexities(SparseGPT=32.2, Magnitude=5e4, Wanda=np.inf), dense=20.7)

@@ -110,6 +110,7 @@ def test_check_with_tokens_measures_compensation(setup, pruned_folder):
     layer = layers["recovered"].astype(float).idxmin()  # compensated for other inputs
     app.selectbox(key="check_layer").set_value(layer).run()
     row = layers.loc[layer]
+    assert "When it was made, on 2 × 32 other tokens: perplexity from 20.0 to 24.0" in texts(app)
     (title,) = titles(app)
     told = f"error {words.number(row['error'])} against {words.number(row['mask_error'])}"
     assert f"worse than its mask without compensation: {told}" in title
@@ -126,9 +127,8 @@ def test_check_with_tokens_measures_compensation(setup, pruned_folder):
     assert [entry["drift"] for entry in finished.drift] == [entry["drift"] for entry in drift]
     assert finished.number("perplexity_after") == run.check.summary["perplexity_after"]
     assert finished.setup.windows == f"{setup.held_out} × {setup.length} of held out"
-    links = {
-        link.proto.page.rpartition("/")[2]: dict(parse_qsl(link.proto.query_string)) for link in app.get("page_link")
-    }
+    protos = (link.proto for link in app.get("page_link"))
+    links = {proto.page.rpartition("/")[2]: dict(parse_qsl(proto.query_string)) for proto in protos}
     assert links["text"]["text_path"] == links["damage"]["damage_path"] == str(pruned_folder)
     compared = open_page("views/runs.py", **links["runs"]).multiselect(key="runs").value
     assert compared == [links["runs"]["runs"]]

@@ -144,13 +144,12 @@ def test_differences_between_study_and_model_are_explained(study):
     options = {"sparsity": 0.7, "block_size": setup.block_size, "method": "sparsegpt"}
     tokens, held_out = study.calibration.tokens, study.calibration.held_out
     copy = rose.prune_model(model, tokens, held_out=held_out, target="dense", **options)
-    there, here = copy.layers["held_out_error"].mean(), table["held_out_sparsegpt"].mean()
-    columnar = int((copy.layers["relative_range"] > 0.5).sum())
-    sentence = difference(study, table, copy)
-    first, second = words.apart(here, there)
-    assert f"held-out error {second}, {words.word(columnar)} columnar; in the study of layers {first} and" in sentence
-    other = SimpleNamespace(setup=setup.changed(model="another"), copies=[copy])
-    assert differences(study, table, other) == []  # type: ignore[arg-type]
+    here, there = words.apart(table["held_out_sparsegpt"].mean(), copy.layers["held_out_error"].mean())
+    columnar = words.count(int((copy.layers["relative_range"] > 0.5).sum()), "columnar layer")
+    assert f"error {there} and {columnar}; in the study of layers {here}" in difference(study, table, copy)
+    for asked, name in ((0.7, "another"), (0.5, setup.model)):
+        other = SimpleNamespace(setup=setup.changed(model=name), copies=[copy.with_summary(sparsity=asked)])
+        assert differences(study, table, other) == []  # type: ignore[arg-type]
     alike = copy.layers.merge(table, on="layer", suffixes=("", "_here"))
     alike = alike.assign(held_out_error=alike["held_out_sparsegpt"], relative_range=alike["relative_range_here"])
     assert difference(study, table, replace(copy, layers=alike[copy.layers.columns])) == ""
