@@ -62,9 +62,9 @@ def error_curve(
     finding = f"{listing(lowest)} {'ends' if len(lowest) == 1 else 'end'} lowest, at {number(final[best])}"
     if "custom" in final and "natural" in final:  # the user's own order
         leads = " and leads" if best == "custom" and not verdicts.is_same(*sorted(final.values())[:2]) else ""
-        finding = f"Yours leaves {verdicts.says_change(final['custom'], final['natural'], 'SparseGPT')}{leads}"
+        finding = f"Yours: {verdicts.says_change(final['custom'], final['natural'], 'SparseGPT')}{leads}"
         if final["custom"] > 2 * final["natural"] > 0:
-            finding = f"Yours leaves {number(final['custom'] / final['natural'], 2)} times SparseGPT's error"
+            finding = f"Yours: {number(final['custom'] / final['natural'], 2)} times SparseGPT's error"
     table = pd.DataFrame({name: pd.Series(curve) for name, curve in curves.items()}).rename_axis("pruned_blocks")
     return chart.done(finding, subtitle, "", alt, table.reset_index())
 

@@ -54,7 +54,7 @@ export default function ({data, parentElement, setTriggerValue}) {
       c.fillRect(left + 3, foot - tall, wide - 6, tall);
       c.globalAlpha = 1;
       c.fillStyle = data.ink.text;
-      if (wide > 46) c.fillText(`${(100 * part).toFixed(0)} %`, left + 8, Math.max(foot - tall - 5, TALL + GAP + 10));
+      if (wide > 46) c.fillText(`${(100 * part).toFixed(0)} %`, left + 8, foot - 6);
     });
     c.strokeStyle = data.ink.text;
     c.setLineDash([5, 4]);

@@ -74,7 +74,7 @@ def test_user_order_and_shares_are_swept(study):
     assert shown(app) == errors(study, "pivot", "layer")
     app.button(key="lab-own-reset").click().run()
     assert shown(app) == errors(study, NATURAL, "block")
-    assert "Yours leaves the same error as SparseGPT" in titles(app)[0]
+    assert "Yours: the same error as SparseGPT" in titles(app)[0]
     assert "SparseGPT: natural order, an equal share from every block" in texts(app)
 
 
