@@ -76,7 +76,7 @@ def template(theme: Theme) -> go.layout.Template:
             "paper_bgcolor": ink.page,
             "plot_bgcolor": clear,
             "xaxis": axis,
-            "yaxis": axis | {"rangemode": "tozero"},
+            "yaxis": axis | {"rangemode": "tozero", "exponentformat": "power"},
             "hoverlabel": hover,
             "legend": below | {"font": font, "bgcolor": clear},
             "colorway": list(PALETTE),
