@@ -355,9 +355,9 @@ def difference(study: Study, table: pd.DataFrame, copy: RunReport) -> str:
         return ""
     tokens = "held-out" if ours == held[0] else "calibration"
     first, second = words.apart(*means)
-    here, elsewhere = (words.count(number, "columnar layer") for number in columnar)
+    in_study, in_copy = (words.count(number, "columnar layer") for number in columnar)
     return (
-        f"{copy.name}: mean {tokens} error {second} and {elsewhere}; in the study of layers {first} and {here}."
+        f"{copy.name}: mean {tokens} error {second} and {in_copy}; in the study of layers {first} and {in_study}."
     ) + (f" Reasons: {', '.join(why)}." if (why := reasons(study, copy)) else "")
 
 
