@@ -58,7 +58,9 @@ def _in_common(rows: pd.DataFrame) -> str:
         is_one = len(sizes) == 1 and len(matching) == len(rows)
         is_dense = (rows.loc[matching.index, "nearest_target"] == DENSE).mean() > 0.5
         target = " towards the dense model's outputs" if is_dense else ""
-        texts = [f"Like {sizes.index[0] if is_one else listing(methods)}{target}."] if methods else []
+        rest = len(rows) - len(matching)
+        none = f"; like no method in {word(rest)}" if rest else ""
+        texts = [f"Like {sizes.index[0] if is_one else listing(methods)}{target}{none}."] if methods else []
     if rows["zeros"].any():
         pattern = f", {says_pattern(rows['pattern'].iloc[0])}" if rows["pattern"].nunique() == 1 else ""
         moved = rows[rows["moved"] > 0]

@@ -344,7 +344,7 @@ def test_the_command_prints_faults_and_sets_its_status(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("after", "tokens", "wrong", "status", "says"),
     [
-        (None, 0, False, PARTIAL, "No fault was found in two layers by the weights alone. Errors and perplexity"),
+        (None, 0, False, PARTIAL, "two layers (one pruned) by the weights alone. Errors and perplexity were not"),
         (None, 64, False, PARTIAL, "Perplexity was not measured."),
         (12.0, 64, False, SOUND, "goes from 10.0 to 12.0, 1.20 times the dense model's"),
         (278.0, 64, False, WORSE, "goes from 10.0 to 278, 27.8 times the dense model's"),
@@ -355,7 +355,7 @@ def test_the_command_prints_faults_and_sets_its_status(tmp_path, capsys):
 def test_the_headline_says_what_was_measured(after, tokens, wrong, status, says):
     """No copy of many times the dense perplexity, and none whose errors were not measured, is called sound."""
     table = pd.DataFrame({"layer": ["a", "b"], "moved": 0.0, "zeros": 8, "zeros_before": 0, "is_wrong": [wrong, False]})
-    table["verdict"] = [verdicts.ZEROS_LOST if wrong else verdicts.NO_FAULT, verdicts.NO_FAULT]
+    table["verdict"] = [verdicts.ZEROS_LOST if wrong else verdicts.NO_FAULT if tokens else verdicts.NOT_PRUNED, "ok"]
     table["reason"] = table["kind"] = ""
     summary: dict[str, Any] = {"tokens": tokens}
     if tokens:
