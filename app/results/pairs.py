@@ -224,15 +224,19 @@ def _cell(column: Result, row: Result) -> str:
 
 
 def cautions_of(runs: Sequence[RunReport]) -> list[str]:
-    """Each caution once, with the names of the runs that have it unless all do."""
-    names_by_caution: dict[str, list[str]] = {}
+    """Each caution once, with the names of the runs that have it unless all do, and of those with other numbers."""
+    kinds: dict[str, dict[str, list[str]]] = {}  # names of runs, by caution
     for run in runs:
         for caution in run.remarks:
-            names_by_caution.setdefault(caution, []).append(run.name)
-    return [
-        caution if len(names) == len(runs) else f"{words.listing(names)}: {caution}"
-        for caution, names in names_by_caution.items()
-    ]
+            kind = caution.partition(":")[0].partition(" layers ")[2] or caution
+            kinds.setdefault(kind, {}).setdefault(caution, []).append(run.name)
+    sentences = []
+    for names_by_caution in kinds.values():
+        (caution, names), *rest = names_by_caution.items()
+        alike = words.listing([name for _, further in rest for name in further])
+        sentence = caution if len(names) == len(runs) else f"{words.listing(names)}: {caution}"
+        sentences.append(sentence + (f" The same, with other numbers: {alike}." if alike else ""))
+    return sentences
 
 
 def says_perplexities(runs: Sequence[RunReport]) -> str:

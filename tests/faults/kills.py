@@ -99,9 +99,7 @@ def scopes() -> tuple[frozenset[str], frozenset[str]]:
 
 def read_ahead(folder: Path) -> None:
     """Calls one command without a kill: what it imports, each child would import again, which takes seconds.
-
-    Not `tune`: threads of a backward pass do not live on in a child, which would wait for them.
-    """
+    Not `tune`: threads of a backward pass do not live on in a child, which would wait for them."""
     torch.set_num_threads(1)
     model, text = _subject(folder)
     words = f"{COMMANDS['prune']} --evaluate {{text}} --windows 2".format(model=model, text=text, out=folder)
@@ -119,11 +117,8 @@ def _subject(folder: Path) -> tuple[Path, Path]:
 
 
 def kill(command: str, folder: Path, kills: int, seed: int) -> Outcome:
-    """Calls a command of `COMMANDS` until `kills` of its calls were killed, each result in a folder of its own.
-
-    Raises:
-        AssertionError: a call ended in another way than a command may.
-    """
+    """Calls a command of `COMMANDS` until `kills` of its calls were killed, each result in a folder of its own. Raises
+    AssertionError if a call ended in another way than a command may."""
     torch.set_num_threads(1)
     if command == "diffuse":
         rose.load_diffusion()  # as `read_ahead`

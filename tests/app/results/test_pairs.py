@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,11 @@ def test_analysis_has_one_run_for_each_method(tmp_path):
     assert [f"{run.kind} {run.method}" for run in runs] == ["prune sparsegpt", "study sparsegpt", "study rose"]
     assert pairs.numbers(runs[1:]).set_index("number").loc["Mean held-out error"].tolist() == pytest.approx([0.4, 0.2])
     assert len(naming.name_apart(runs)) == 3
+
+
+def test_a_caution_that_runs_share_but_for_numbers_stands_once():
+    runs: list[Any] = [SimpleNamespace(name=name, remarks=[f"In {name} of 9 layers x: y."]) for name in ("two", "six")]
+    assert pairs.cautions_of(runs) == ["two: In two of 9 layers x: y. The same, with other numbers: six."]
 
 
 def test_slimmed_model_reports_removed_parts():
