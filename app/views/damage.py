@@ -141,7 +141,7 @@ def _together(run: DamageRun) -> None:
         return
     every, error, alone = (summary[name] for name in ("together", "together_standard_error", "sum_of_damages"))
     verb = "give back" if run.request.restore else "cost"
-    spread = "" if error is None else f" ± {words.number(error, 2)}"
+    spread = "" if error is None else f" ± {words.number(error, 2)} (standard error)"
     is_clear = error is not None and every > CLEAR * error
     share = f", {words.percent(alone / every, 0)} of that" if is_clear else ""
     units = "decoder blocks" if run.request.units == "blocks" else "layers"
