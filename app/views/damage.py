@@ -141,12 +141,12 @@ def _together(run: DamageRun) -> None:
         return
     every, error, alone = (summary[name] for name in ("together", "together_standard_error", "sum_of_damages"))
     verb = "give back" if run.request.restore else "cost"
-    spread = "" if error is None else f" ± {words.number(error, 2)} (standard error)"
+    spread = "" if error is None else f" (standard error {words.number(error, 2)})"
     is_clear = error is not None and every > CLEAR * error
     share = f", {words.percent(alone / every, 0)} of that" if is_clear else ""
     units = "decoder blocks" if run.request.units == "blocks" else "layers"
     st.markdown(
-        f"**Changed together, the {units} {verb} {words.number(every)}{spread} nats per token. Changed one at a time, "
+        f"**Changed together, the {units} {verb} {words.number(every)} nats per token{spread}. Changed one at a time, "
         f"they {verb} {words.number(alone)} in sum{share}.**"
     )
 

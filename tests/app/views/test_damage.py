@@ -46,7 +46,7 @@ def test_example_is_replaced_by_measurements(setup):
     for damage, has_share in ((0.03, True), (0.01, False)):  # chance may have made the second
         run.records = (*run.records[:-1], replace(run.records[-1], damage=damage, standard_error=0.01))
         shown = texts(app.run())
-        assert f"the layers cost {damage:.4f} ± 0.010 nats per token" in shown
+        assert f"the layers cost {damage:.4f} nats per token (standard error 0.010)" in shown
         assert ("% of that" in shown) is has_share
 
 
