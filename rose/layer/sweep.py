@@ -186,7 +186,8 @@ def sweep(
         traced: damped H, (in, in), original order, for a trace, and whether the trace holds weights.
         rounder: rounds kept weights as their column is swept; later columns compensate the rounding.
         mask: a given mask, (out, in), original column order, in place of pattern and counts.
-        few_rows: solves a tile at once, which is faster below about 100 rows.
+        few_rows: solves a tile at once, which is faster below about 100 rows. N:M chooses the masks of its groups
+            at once, too.
     """
     # Transposed: each column of W is then a contiguous row, and compensation is a rank-1 update of rows below.
     wt = weight.T.index_select(0, order.permutation)
@@ -198,7 +199,7 @@ def sweep(
     budgets = [0] * len(order.widths) if is_fixed else counts
     for start, width, count in zip(block_starts(order.widths), order.widths, budgets, strict=True):
         end = start + width
-        choice = None if is_fixed else _Choice(pattern, count, divisor[start:end].unsqueeze(1))
+        choice = None if is_fixed else _Choice(pattern, count, divisor[start:end].unsqueeze(1), few_rows)
         before = wt[start:end].clone() if record else None
         within = factor[start:end, start:end]
         rounds = rounder and rounder.part(start, end)
@@ -222,17 +223,27 @@ def sweep(
 
 @dataclass(frozen=True)
 class _Choice:
-    """The removed weights of a block, by (w/d)², d (width, 1): `count` of its weights, or N:M."""
+    """The removed weights of a block, by (w/d)², d (width, 1): `count` of its weights, or N:M, group by group or tile
+    by tile."""
 
     pattern: Pattern
     count: int
     divisor: Tensor
+    by_tile: bool
+
+    @property
+    def step(self) -> int:
+        """How many columns `reach` serves."""
+        group = self.pattern.of
+        if self.pattern.is_grouped and not self.by_tile:
+            return group
+        return group * max(1, TILE // group) if self.pattern.is_grouped else TILE
 
     def reach(self, wt: Tensor, mask: Tensor, start: int) -> None:
-        """Fills the mask just before this column: for a whole block at its first column, or group by group. Both `wt`
-        and `mask` are the block's, (width, out), with weights compensated so far."""
+        """Fills the mask just before this column: for a whole block at its first column, or under N:M for a step. Both
+        `wt` and `mask` are the block's, (width, out), with weights compensated so far."""
         if self.pattern.is_grouped:
-            group = slice(start, start + self.pattern.of)
+            group = slice(start, start + self.step)
             mask[group] = smallest_per_group((wt[group] / self.divisor[group]).square().T, self.pattern).T
         elif start == 0:
             mask.copy_(smallest((wt / self.divisor).square(), self.count))
@@ -246,7 +257,7 @@ def _prune_block(
     width, diagonal = len(wt), factor.diagonal().unsqueeze(1)
     errors = torch.empty_like(wt)
     compensate = _tile_at_once if at_once else _tile_by_column
-    step = choice.pattern.of if choice and choice.pattern.is_grouped else TILE
+    step = choice.step if choice else TILE
     for start in range(0, width, step):
         end = min(start + step, width)
         if choice:
