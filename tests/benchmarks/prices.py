@@ -5,6 +5,7 @@
     rule        error of the pivot order under three rules for the weights; FOLDER/prices-rule.csv
     law         Σ log d and Σ d by order, and the error of rounding every weight to 3 bits; FOLDER/prices-law.csv
     times       processor time of forecasts and of their sweeps, without factorization; FOLDER/prices-times.csv
+    leverage    how much larger residuals are on tokens left out, by the leverage of each; FOLDER/prices-leverage.csv
     picture     the prices of the first layer that matches, over the steps of a sweep; FOLDER/prices.svg
     whole       perplexity of whole models by order, budget and refit; FOLDER/prices-whole.csv
 
@@ -29,8 +30,10 @@ from torch import Tensor
 import rose
 from rose.layer import error
 from rose.layer.forecast import AnyBudget, _Factored, _Sample
+from rose.layer.hessian import factorize
 from rose.layer.methods import Cache, make_settings, prune_with
 from rose.layer.order import by_weighted_pivot
+from rose.layer.pattern import DAMPING
 from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import sweep, visited_budget
 from rose.model.load.tokens import load_calibration
@@ -220,6 +223,47 @@ def _times(sample: _Sample, order: str, budget: AnyBudget) -> dict[str, float]:
     return named | {"ratio": round(medians[1] / medians[0], 3)}
 
 
+HIGHEST = 0.99  # leverage; of a token that a column has for itself, 1 - h is rounding noise
+
+
+def leverage(options: Any) -> None:
+    """Σ ‖x‖² (1 − h)⁻² / Σ ‖x‖² over tokens, h = xᵀ(H + λI)⁻¹x: the residual of a token left out of a regression is
+    1/(1 − h) times larger (Allen 1974). Inputs are the dense model's."""
+    rows = Rows(Path(options.output) / "prices-leverage.csv", ("model", "seed", "layer"))
+    for name, seed in product(options.models, options.seeds):
+        run = {"model": Path(name).stem.removesuffix("-instruct-q4_k_m"), "seed": seed}
+        model, tokenizer = rose.load_model(name)
+        tokens, _ = load_calibration(
+            options.text,
+            tokenizer,
+            samples=options.samples,
+            held_out=options.held_out,
+            length=options.length,
+            seed=seed,
+        )
+        seen: dict[str, list[Tensor]] = {}  # inputs by layer
+        for layer in rose.prunable_layers(model):
+            if (
+                any(fnmatch(layer.name, pattern) for pattern in options.layers)
+                and (*run.values(), layer.name) not in rows
+            ):
+                keep = seen.setdefault(layer.name, [])
+                layer.module.register_forward_pre_hook(lambda _, given, keep=keep: keep.append(given[0].flatten(0, 1)))
+        with torch.no_grad():
+            for window in tokens if seen else ():
+                model(window.unsqueeze(0))
+        for layer_name, inputs in seen.items():
+            rows.add(**run, layer=layer_name, inflation=f"{_inflation(torch.cat(inputs).float()):.5g}")
+
+
+def _inflation(inputs: Tensor) -> float:
+    statistics = InputStatistics(inputs.shape[1])
+    statistics.update(inputs)
+    _, factor = factorize(statistics, DAMPING, torch.arange(inputs.shape[1]))
+    leverages, squares = (inputs @ factor.T).square().sum(1), inputs.square().sum(1)
+    return float((squares / (1 - leverages.clamp(max=HIGHEST)).square()).sum() / squares.sum())
+
+
 def picture(options: Any) -> None:
     pyplot.rcParams |= {"svg.hashsalt": "rose", "font.size": 11}
     _, layers = next(layers_of(options))
@@ -259,8 +303,8 @@ def whole(options: Any) -> None:
 
 
 STUDIES = {
-    "measured": measured, "forecast": forecast, "rule": rule, "law": law, "times": times, "picture": picture,
-    "whole": whole,
+    "measured": measured, "forecast": forecast, "rule": rule, "law": law, "times": times, "leverage": leverage,
+    "picture": picture, "whole": whole,
 }  # fmt: skip
 
 
