@@ -219,7 +219,7 @@ def forecast_scatter(table: pd.DataFrame, *, tokens: str = "held-out", **shared:
     )
     hit = ", as forecast" if predicted == name else f"; the forecast best is {predicted}"
     ranked = verdicts.rank_correlation(table["forecast"], table["measured"])
-    caption = "A forecast takes one factorization an order and 64 rows of W; open marks: one threshold."
+    caption = "A forecast takes one factorization an order and a sweep of few rows; open marks: one threshold."
     if ranked is not None:
         caption += f" Rank correlation of forecast and error: {ranked}."
     subtitle = f"Error{chart.of} by order and budget: forecast, and measured on {tokens} tokens"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -205,6 +206,7 @@ def analyze_output() -> str:
     return "\n".join(["```", *lines[1:5], lines[6], " …", lines[10], lines[-1], "```"])
 
 
+KEY = ("model", "seed", "layer", "sparsity", "block_size")  # of prices-measured.csv
 PRICED = {  # of prices-measured.csv
     "natural/block": "natural / block (SparseGPT)",
     "two_level/block": "two-level / block",
@@ -229,8 +231,7 @@ RANKED = ("two_level/block", "dealt/block", "global/layer", "pivot/layer")
 @cache
 def forecasted() -> pd.DataFrame:
     """Measured errors, and their forecasts with `:f` after the name; by layers of both models, draws and settings."""
-    key = ["model", "seed", "layer", "sparsity", "block_size"]
-    return read("prices-measured.csv").merge(read("prices-forecast.csv"), on=key, suffixes=("", ":f"))
+    return read("prices-measured.csv").merge(read("prices-forecast.csv"), on=list(KEY), suffixes=("", ":f"))
 
 
 @cache
@@ -308,9 +309,55 @@ def forecast_rank_table() -> str:
     return table(["order / budget", *(name for name, _ in parts)], lines)
 
 
+def forecast_in_down() -> str:
+    """Rank correlations of the held-out gain over down projections: with the forecast, and with the forecast if the
+    measured ratio of SparseGPT's held-out to its calibration error stands for its forecast ratio."""
+    pairs, lines = ("natural/layer", "dealt/layer", "global/layer", "pivot/layer"), []
+    rows = priced()[priced()["layer"].str.endswith("down_proj")].merge(read("prices-leverage.csv"), on=list(KEY[:3]))
+    for model, part in rows.groupby("model", sort=False):
+        ratio = {mark: part[f"natural/block{mark}"] / part[f"c natural/block{mark}"] for mark in ("", ":f")}
+        draws = pd.DataFrame({"ratio": ratio[""], "leverage": part["inflation"]}).groupby(part["seed"])
+        leverage = draws.corr(method="spearman").loc[(slice(None), "ratio"), "leverage"].mean()
+        cells = [_span(each.groupby(part["layer"]).mean()) for each in ratio.values()]
+        for pair in pairs:
+            calibration = part[f"c {pair}:f"] / part["c natural/block:f"]
+            held_out = part[f"{pair}:f"] / part["natural/block:f"]
+            more = (held_out / calibration) ** (np.log(ratio[""]) / np.log(ratio[":f"]))
+            better = part.assign(**{f"{pair}:f": calibration * more * part["natural/block:f"]})
+            cells.append(f"{_rank_correlations(part, pair)[0]:.2f}, {_rank_correlations(better, pair)[0]:.2f}")
+        lines.append([MODELS[str(model)], *cells[:2], f"{leverage:.2f}", *cells[2:]])
+    names = [PRICED[pair].removesuffix(" (`rose_global`)") for pair in pairs]
+    return table(["model", "ratio, measured", "ratio, forecast", "ratio and leverage", *names], lines)
+
+
+def forecast_ranks_by_setting() -> str:
+    """Rank correlations over all layers of the held-out gain: ranges over orders and budgets, by setting."""
+    lines = []
+    for label, part in _settings():
+        cells = []
+        for model in MODELS:
+            rows = part[part["model"] == model]
+            pairs = [pair for pair in _pairs_of(rows) if pair != "natural/block"]
+            ranks = np.array([_rank_correlations(rows, pair) for pair in pairs])
+            leads = (ranks[:, 0] > np.abs(ranks[:, 1:]).max(1)).sum()
+            cells += [*(_span(each) for each in ranks.T), f"{leads} of {len(pairs)}"]
+        lines.append([*label, *cells])
+    known = ("forecast", "relative range", "column variation", "ahead")
+    return table(["sparsity", "block", *(f"{model}, {name}" for model in MODELS.values() for name in known)], lines)
+
+
+def _span(values: Any) -> str:
+    return f"{values.min():.2f} to {values.max():.2f}".replace("-", "−")
+
+
+def _pairs_of(rows: pd.DataFrame) -> list[str]:
+    """Orders and budgets that every row has measured and forecast."""
+    return [name[2:-2] for name in rows if name.startswith("c ") and name.endswith(":f") and rows[name].notna().all()]
+
+
 def _ranks_within(first: str, second: str, rows: pd.DataFrame) -> str:
     """Median over layers of Spearman's correlation of all pairs, with its interval by resampling layers."""
-    pairs = [name[2:-2] for name in rows if name.startswith("c ") and name.endswith(":f") and rows[name].notna().all()]
+    pairs = _pairs_of(rows)
     ranks = [rows[[part.format(pair) for pair in pairs]].rank(axis=1).to_numpy() for part in (first, second)]
     centred = [rank - rank.mean(1, keepdims=True) for rank in ranks]
     rho = (centred[0] * centred[1]).sum(1) / np.sqrt((centred[0] ** 2).sum(1) * (centred[1] ** 2).sum(1))
@@ -847,6 +894,8 @@ REGIONS: dict[str, Callable[[], str]] = {
     "forecast_rank_table": forecast_rank_table,
     "forecast_within": forecast_within,
     "forecast_by_setting": forecast_by_setting,
+    "forecast_in_down": forecast_in_down,
+    "forecast_ranks_by_setting": forecast_ranks_by_setting,
     "orders_by_setting": orders_by_setting,
     "law_of_prices": law_of_prices,
     "forecast_times": forecast_times,
