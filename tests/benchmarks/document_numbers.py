@@ -324,7 +324,9 @@ def forecast_in_down() -> str:
             held_out = part[f"{pair}:f"] / part["natural/block:f"]
             more = (held_out / calibration) ** (np.log(ratio[""]) / np.log(ratio[":f"]))
             better = part.assign(**{f"{pair}:f": calibration * more * part["natural/block:f"]})
-            cells.append(f"{_rank_correlations(part, pair)[0]:.2f}, {_rank_correlations(better, pair)[0]:.2f}")
+            cells.append(
+                ", ".join(f"{_rank_correlations(each, pair)[0]:.2f}".replace("-", "−") for each in (part, better))
+            )
         lines.append([MODELS[str(model)], *cells[:2], f"{leverage:.2f}", *cells[2:]])
     names = [PRICED[pair].removesuffix(" (`rose_global`)") for pair in pairs]
     return table(["model", "ratio, measured", "ratio, forecast", "ratio and leverage", *names], lines)
@@ -338,9 +340,10 @@ def forecast_ranks_by_setting() -> str:
         for model in MODELS:
             rows = part[part["model"] == model]
             pairs = [pair for pair in _pairs_of(rows) if pair != "natural/block"]
-            ranks = np.array([_rank_correlations(rows, pair) for pair in pairs])
-            leads = (ranks[:, 0] > np.abs(ranks[:, 1:]).max(1)).sum()
-            cells += [*(_span(each) for each in ranks.T), f"{leads} of {len(pairs)}"]
+            parts = rows, rows[~rows["layer"].str.endswith("down_proj")]
+            ranks, without = (np.array([_rank_correlations(each, pair) for pair in pairs]) for each in parts)
+            leads = [(each[:, 0] > np.abs(each[:, 1:]).max(1)).sum() for each in (ranks, without)]
+            cells += [*(_span(each) for each in ranks.T), f"{leads[0]} and {leads[1]} of {len(pairs)}"]
         lines.append([*label, *cells])
     known = ("forecast", "relative range", "column variation", "ahead")
     return table(["sparsity", "block", *(f"{model}, {name}" for model in MODELS.values() for name in known)], lines)
