@@ -19,7 +19,7 @@ from rose.rows import records_table
 from rose.smaller import Row
 from rose.smaller.table import ENDED, FILES, runtimes, says_llama
 from rose.smaller.ways import AS_IS
-from rose.verdicts.smaller import Recommendation, recommend, says_stored
+from rose.verdicts.smaller import HALF, Recommendation, recommend, says_stored
 
 FIELDS = Smaller.fields()
 ENOUGH = 3  # from this number of measured rows on, estimates are folded
@@ -100,6 +100,7 @@ def _advise(place: DeltaGenerator, answer: Recommendation, *, is_named: bool) ->
     """A goal, the way that reaches it, and why, unless another goal names the same way."""
     goal, nothing = words.sentence(answer.goal), "Nothing pays here" if answer.is_complete else "Not known yet"
     why = answer.text.removeprefix(f"{goal}: ").removeprefix(f"{answer.name}, ").removeprefix("nothing pays here; ")
+    goal += " of 16 bits" if answer.goal == HALF else ""
     place.markdown(f"{goal}: **{words.plain(answer.name or nothing)}**")
     place.caption("The same copy." if is_named else words.plain(words.sentence(why)))
 
