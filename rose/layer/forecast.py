@@ -234,7 +234,7 @@ class _Sample:
             live = live.masked_fill(plan.damped.dead, 0)
         strength, strongest = plan.importance.norm(dim=1).double().sort(descending=True, stable=True)
         if plan.pattern.is_grouped and len(live) > GROUPED_ROWS and strength[0] > 0:
-            parts = (torch.arange(GROUPED_ROWS, device=live.device) + 0.5) / GROUPED_ROWS
+            parts = (torch.arange(GROUPED_ROWS, dtype=torch.float64, device=live.device) + 0.5) / GROUPED_ROWS
             chosen = torch.searchsorted(strength.cumsum(0), parts * strength.sum())
             rows = live[strongest[chosen]] * strength[chosen].rsqrt().float().unsqueeze(1)
         else:
