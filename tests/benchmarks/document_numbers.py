@@ -350,7 +350,7 @@ def forecast_ranks_by_setting() -> str:
 
 
 def _span(values: Any) -> str:
-    return f"{values.min():.2f} to {values.max():.2f}".replace("-", "−")
+    return f"{values.min():z.2f} to {values.max():z.2f}".replace("-", "−")
 
 
 def _pairs_of(rows: pd.DataFrame) -> list[str]:
