@@ -224,7 +224,7 @@ def _cell(column: Result, row: Result) -> str:
 
 
 def cautions_of(runs: Sequence[RunReport]) -> list[str]:
-    """Each caution once, with the names of the runs that have it unless all do, and of those with other numbers."""
+    """Each caution once, with the names of the runs that have it unless all do, then runs with other numbers."""
     kinds: dict[str, dict[str, list[str]]] = {}  # names of runs, by caution
     for run in runs:
         for caution in run.remarks:

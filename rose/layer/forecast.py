@@ -225,8 +225,8 @@ class _Sample:
 
     @classmethod
     def of(cls, weight: Tensor, hessian: Tensor | InputStatistics, basic: PlanOptions) -> _Sample:
-        """Every k-th row, sorted by ‖S_i‖, so that the sample has strong and weak rows in proportion. Under N:M, whose
-        masks do not depend on a row's scale, rows in proportion to ‖S_i‖, each scaled to count for what it stands for.
+        """Every k-th row, sorted by ‖S_i‖, so that the sample has strong and weak rows in proportion. N:M masks do not
+        depend on the scale of a row, so these rows are drawn in proportion to ‖S_i‖ and divided by √‖S_i‖.
         """
         plan = plan_order(weight, hessian, **basic)
         live = weight.detach().float()
