@@ -49,19 +49,12 @@ MOVES = {"seconds", "peak_memory", "command"}  # entries that differ between two
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one command came to after its kills.
-
-    Attributes:
-        kills: how often it was killed.
-        ended: runs that came to their end after kills.
-        same: how many of them left what an undisturbed run leaves.
-        leftovers: unfinished files and folders that were still there after the last run.
-    """
+    """What one command came to after its kills."""
 
     command: str
     kills: int
-    ended: int
-    same: int
+    ended: int  # runs that came to their end after kills
+    same: int  # how many of them left what an undisturbed run leaves
     leftovers: tuple[str, ...]
 
 

@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 import tempfile
+import threading
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -39,6 +40,27 @@ DESCRIPTIONS = ("config.json", "generation_config.json", INDEX, "*.py")  # of a 
 SAMPLES, SAMPLE_BYTES = 64, 2**16  # of a shard, for its fingerprint: reading all of 140 GB would take minutes
 
 
+_EMPTYING = threading.Lock()
+
+
+@contextmanager
+def empty_parameters() -> Iterator[None]:
+    """New parameters are on the meta device, in this thread alone. Accelerate patches `nn.Module` for all threads, so
+    a model that another thread loads meanwhile would lose its weights; and two threads at once would leave the patch.
+    """
+    thread = threading.get_ident()
+    with _EMPTYING:
+        ordinary = nn.Module.register_parameter
+        with init_empty_weights(include_buffers=False):
+            empty = nn.Module.register_parameter
+
+            def register(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+                (empty if threading.get_ident() == thread else ordinary)(self, name, param)
+
+            nn.Module.register_parameter = register  # type: ignore[method-assign]
+            yield
+
+
 def build_streamed(
     config: Any, folder: Path, dtype: torch.dtype, trust_remote_code: bool, scratch: str | Path | None, finite: bool
 ) -> Any:
@@ -47,7 +69,7 @@ def build_streamed(
     SafetensorError and OSError for a damaged file."""
     if getattr(config, "quantization_config", None) is not None:
         raise RoseError(f"{folder} holds quantized weights, which cannot be streamed; load the model whole.")
-    with init_empty_weights(include_buffers=False):
+    with empty_parameters():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     model.tie_weights()  # emptying separates them, and a tied head must not count twice
     residence = BlockFiles(model, folder, dtype, scratch, finite)

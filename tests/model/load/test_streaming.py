@@ -4,6 +4,7 @@ import errno
 import gc
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,12 @@ from tests.tiny import edit_config, save_tiny_llama
 
 pytestmark = pytest.mark.usefixtures("small_batches")
 OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "held_out": make_tokens(2, seed=3)}
+
+
+def test_parameters_are_empty_in_one_thread_alone():
+    with streaming.empty_parameters(), ThreadPoolExecutor(1) as another:
+        layers = [nn.Linear(2, 2), another.submit(nn.Linear, 2, 2).result()]
+    assert [layer.weight.is_meta for layer in (*layers, nn.Linear(2, 2))] == [True, False, False]
 
 
 @pytest.mark.parametrize(
