@@ -336,8 +336,8 @@ def layer_table(copies: Sequence[RunReport]) -> pd.DataFrame:
 
 
 def differences(study: Study, table: pd.DataFrame, run: CopyRun | None) -> list[str]:
-    """Why a study and the first copy of its model at the same sparsity differ; [] where they
-    agree. `table` is of `Study.overview`."""
+    """Why a study and the first copy of its model at the same sparsity differ; [] where they agree. `table` is of
+    `Study.overview`."""
     if run is None or run.setup.model != study.setup.model:
         return []
     copies = [copy for copy in run.copies if copy.method in STUDIED and not copy.is_tuned]

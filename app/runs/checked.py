@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from rose.model.network.layers import keep_low_rank
 from rose.model.network.network import Network
 from rose.recipe.steps import CheckCopies
 from rose.report import NUMBERS, report_beside
-from rose.verdicts.changes import says_perplexity
+from rose.verdicts import says_perplexity
 
 PICTURED = 12  # layers that break a pattern and have a picture of their mask
 AROUND = (24, 64)  # rows and columns of that picture
@@ -81,6 +82,7 @@ class CheckpointRun(Run):
         self.check: CheckpointCheck | None = None
         self.cautions: list[str] = []  # on the calibration text
         self.excerpts: dict[str, MaskExcerpt] = {}
+        self.recorded = ""  # what the report beside the checkpoint says of perplexity, on other windows than this check
         self.seconds = 0.0
 
     @property
@@ -105,6 +107,7 @@ class CheckpointRun(Run):
             chosen = {"held_out": held_out, **self.request.pick(("methods", "compute"))}
             check = rose.check_checkpoint(loaded.model, pruned, tokens, progress=self._follow(), **chosen)
         self.excerpts = _excerpts(check, Network(pruned))
+        self.recorded = _recorded(expand(self.request.pruned[0]))
         self.check, self.fraction, self.seconds = check, 1.0, job.worked
 
 
@@ -153,13 +156,13 @@ def facts(run: CheckpointRun) -> list[str]:
     return run.cautions + findings(run.check, expand(run.request.pruned[0]), drawn)
 
 
-def says_recorded(run: CheckpointRun) -> str:
-    """The perplexity in our report beside the checkpoint, whose windows are others than this check's; "" without it."""
+def _recorded(folder: Path) -> str:
+    """The perplexity in our report beside a checkpoint; "" without one."""
     with suppress(rose.RoseError):  # of a damaged report; `facts` says so
-        report = report_beside(expand(run.request.pruned[0]))
+        report = report_beside(folder)
         summary = {} if report is None else report.summary
         if {"perplexity_before", "perplexity_after", "windows"} <= summary.keys():
-            size = f"{summary['windows']} × {summary.get('window_length', summary['length'])}"
+            size = f"{summary['windows']} × {summary.get('window_length', summary.get('length'))}"
             return f"When it was made, on {size} other tokens: perplexity {says_perplexity(summary)[0]}."
     return ""
 

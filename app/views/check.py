@@ -146,8 +146,8 @@ def _results(run: CheckpointRun, check: CheckpointCheck, view: str) -> None:
     answer = headline(check)
     box, icon = BOXES[answer.status]
     box(answer.text, icon=icon)
-    if recorded := checked.says_recorded(run):
-        st.caption(words.plain(recorded))
+    if run.recorded:
+        st.caption(words.plain(run.recorded))
     if view == DRIFT:
         components.show(html_report.check_drift(run, session.theme()), "check-drift")
         st.caption(DRIFT_SCALE)

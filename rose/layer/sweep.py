@@ -234,10 +234,10 @@ class _Choice:
     @property
     def step(self) -> int:
         """How many columns `reach` serves."""
+        if not self.pattern.is_grouped:
+            return TILE
         group = self.pattern.of
-        if self.pattern.is_grouped and not self.by_tile:
-            return group
-        return group * max(1, TILE // group) if self.pattern.is_grouped else TILE
+        return group * max(1, TILE // group) if self.by_tile else group
 
     def reach(self, wt: Tensor, mask: Tensor, start: int) -> None:
         """Fills the mask just before this column: for a whole block at its first column, or under N:M for a step. Both
