@@ -224,6 +224,10 @@ PRICED = {  # of prices-measured.csv
 }
 
 
+def _pair_names(pairs: Iterable[str]) -> list[str]:
+    return [PRICED[pair].removesuffix(" (`rose_global`)") for pair in pairs]
+
+
 UNSHOWN = ("two_level/layer", "dealt/layer", "random:0/layer", "hessian/layer", "greedy/layer")  # none wins
 RANKED = ("two_level/block", "dealt/block", "global/layer", "pivot/layer")
 
@@ -293,7 +297,7 @@ def forecast_ranks() -> str:
     """Rank correlations of the held-out gain: their ranges over orders and models."""
     parts = [rows for _, rows in _parts_of_models()][: len(MODELS)]
     correlations = [_rank_correlations(rows, pair) for rows in parts for pair in RANKED]
-    told, relative_range, variation = (f"{min(c):.2f} to {max(c):.2f}" for c in zip(*correlations, strict=True))
+    told, relative_range, variation = (_span(np.array(each)) for each in zip(*correlations, strict=True))
     rest = f"{relative_range} with relative range and {variation} with column variation"
     return f"{told} with the forecast gain. It is {rest}"
 
@@ -328,7 +332,7 @@ def forecast_in_down() -> str:
                 ", ".join(f"{_rank_correlations(each, pair)[0]:.2f}".replace("-", "−") for each in (part, better))
             )
         lines.append([MODELS[str(model)], *cells[:2], f"{leverage:.2f}", *cells[2:]])
-    names = [PRICED[pair].removesuffix(" (`rose_global`)") for pair in pairs]
+    names = _pair_names(pairs)
     return table(["model", "ratio, measured", "ratio, forecast", "ratio and leverage", *names], lines)
 
 
@@ -410,7 +414,7 @@ def orders_by_setting() -> str:
             logs = np.log(part[list(pairs)].div(part["natural/block"], axis=0)).groupby(part["model"]).mean()
             cells = [f"{np.exp(logs.loc[model, pair]):.3f}" for model in MODELS for pair in pairs]
             lines.append([*label, *(cell.replace("nan", "") for cell in cells)])
-    names = [PRICED[pair].removesuffix(" (`rose_global`)") for pair in pairs]
+    names = _pair_names(pairs)
     return table(["sparsity", "block", *(f"{model}, {name}" for model in MODELS.values() for name in names)], lines)
 
 

@@ -75,12 +75,17 @@ REPEATS = 9
 Layer = tuple[Any, InputStatistics, InputStatistics]  # the model's layer, calibration, held out
 
 
+def _label(name: str) -> str:
+    """The model's name in tables."""
+    return Path(name).stem.removesuffix("-instruct-q4_k_m")
+
+
 def layers_of(options: Any) -> Iterator[tuple[dict[str, Any], list[Layer]]]:
     """The layers of every model and draw that match `--layers`, with their statistics."""
     for name, seed in product(options.models, options.seeds):
         texts = (options.text, options.samples, options.held_out, options.length)
         layers = _layers_of(name, seed, tuple(options.layers), *texts)
-        yield {"model": Path(name).stem.removesuffix("-instruct-q4_k_m"), "seed": seed}, layers
+        yield {"model": _label(name), "seed": seed}, layers
 
 
 @lru_cache(maxsize=1)  # studies of one run share the forward passes
@@ -231,16 +236,10 @@ def leverage(options: Any) -> None:
     1/(1 − h) times larger (Allen 1974). Inputs are the dense model's."""
     rows = Rows(Path(options.output) / "prices-leverage.csv", ("model", "seed", "layer"))
     for name, seed in product(options.models, options.seeds):
-        run = {"model": Path(name).stem.removesuffix("-instruct-q4_k_m"), "seed": seed}
+        run = {"model": _label(name), "seed": seed}
         model, tokenizer = rose.load_model(name)
-        tokens, _ = load_calibration(
-            options.text,
-            tokenizer,
-            samples=options.samples,
-            held_out=options.held_out,
-            length=options.length,
-            seed=seed,
-        )
+        sizes = {"samples": options.samples, "held_out": options.held_out, "length": options.length}
+        tokens, _ = load_calibration(options.text, tokenizer, seed=seed, **sizes)
         seen: dict[str, list[Tensor]] = {}  # inputs by layer
         for layer in rose.prunable_layers(model):
             if (
@@ -290,7 +289,7 @@ def whole(options: Any) -> None:
     key = ("model", "target", "variant", "sparsity", "seed")
     rows = Rows(Path(options.output) / "prices-whole.csv", key)
     for name, target, seed, variant in product(options.models, options.targets, options.seeds, options.variants):
-        run = (Path(name).stem.removesuffix("-instruct-q4_k_m"), target, variant, "0.7", seed)
+        run = (_label(name), target, variant, "0.7", seed)
         if run in rows:
             continue
         model, tokenizer = rose.load_model(name)
