@@ -30,15 +30,23 @@ logger = logging.getLogger(__name__)
 Status = Literal["running", "done", "cancelled", "failed", "kept"]
 # Seconds without a page asking. An open page polls every second, but browsers wake hidden tabs only once a minute.
 ABANDONED_AFTER = 90.0
-LOOKING = 10.0  # seconds since its last poll in which a session counts as watching when another one cancels
+TOLD_EVERY = 10.0  # seconds between two lines on work that a terminal follows
+POLL = 0.2  # seconds between two looks at whether waiting work may go on
 TRUST = 0.1  # share of the work whose pace outweighs the first estimate
 PATIENCE = 10.0  # seconds that the program's end waits for work to stop; loading a model is the longest piece
 
 _jobs: weakref.WeakSet[Job] = weakref.WeakSet()
+when_any_ends: list[Callable[[], object]] = []  # called when any work has ended
+_here = threading.local()  # the job whose thread this is
+clock = time.monotonic
 
 
 class Job:
-    """One piece of work, watched by any number of browser sessions."""
+    """One piece of work, watched by any number of browser sessions.
+
+    Who may end it: a browser that has asked for the work, unless another browser that has asked for it watches too; and
+    anybody where nobody else watches. Without watchers it ends.
+    """
 
     def __init__(self, work: Callable[[Job], None]) -> None:
         self.status: Status = "running"
@@ -46,42 +54,45 @@ class Job:
         self.progress: Progress | None = None  # the latest
         self.abandoned = False  # cancelled because nobody watched it any more
         self.waited = 0.0  # seconds for other work, see `holding`
+        self.then: list[Callable[[], object]] = []  # called once it has ended
         self._work = work
         self._cancelled = threading.Event()
         self._watchers: dict[str, float] = {}
-        self._starter = ""  # the browser of who watched first
+        self._owners: set[str] = set()  # browsers that have asked for the work
         self._lock = threading.Lock()
-        self._started = self._told = time.monotonic()
+        self._started = self._told = clock()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> Job:
         self.status = "running"
-        self._started = self._told = time.monotonic()
+        self._started = self._told = clock()
         _jobs.add(self)
         self._thread.start()
         return self
 
-    def watch(self, viewer: str) -> None:
-        """`viewer` is a session, "browser/session"; who watches first has started the work."""
+    def watch(self, viewer: str, *, owns: bool = False) -> None:
+        """`viewer` is a session, "browser/session". It has asked for the work if it `owns` it or watches first."""
         with self._lock:
-            self._starter = self._starter or _browser(viewer)
-            self._watchers[viewer] = time.monotonic()
+            if owns or not self._owners:
+                self._owners.add(_browser(viewer))
+            self._watchers[viewer] = clock()
 
     def is_by(self, viewer: str) -> bool:
-        """Whether this browser has started the work: it comes back with another session when a page is reloaded."""
-        return _browser(viewer) == self._starter
+        """Whether this browser has asked for the work: it comes back with another session when a page is reloaded."""
+        return _browser(viewer) in self._owners
 
     def may_stop(self, viewer: str) -> bool:
-        """Whether a person may cancel it for all: who started it may, and others where nobody else has it open."""
+        """Whether a person may end it for all, see above."""
+        browser = _browser(viewer)
         with self._lock:
-            return self.is_by(viewer) or self._browsers(ABANDONED_AFTER) <= {_browser(viewer)}
+            others = {_browser(watcher) for watcher in self._watching()} - {browser}
+            return not (others & self._owners if browser in self._owners else others)
 
     def leave(self, viewer: str) -> bool:
-        """A session cancels; the work stops unless another session is watching it too. Says whether it stops."""
+        """A session does something else: the work stops unless another session watches. Says whether it stops."""
         with self._lock:
             self._watchers.pop(viewer, None)
-            # A page that was reloaded leaves its former self among the watchers; that must not outvote a cancel.
-            if not self._browsers(LOOKING):
+            if not self._watching():
                 self.stop()
         return self.is_cancelled
 
@@ -97,12 +108,12 @@ class Job:
 
     def tell(self, progress: Progress) -> None:
         """Progress callback for `rose`; stops the work by raising where it was cancelled or abandoned."""
-        self.progress, self._told = progress, time.monotonic()
+        self.progress, self._told = progress, clock()
         self.check()
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self._started
+        return clock() - self._started
 
     @property
     def worked(self) -> float:
@@ -112,7 +123,7 @@ class Job:
     def check(self) -> None:
         """Raises `Cancelled` where nobody wants the work any more."""
         with self._lock:
-            alone = not self._browsers(ABANDONED_AFTER) and self.seconds > ABANDONED_AFTER
+            alone = not self._watching() and self.seconds > ABANDONED_AFTER
         if self._cancelled.is_set():
             raise Cancelled
         if alone:
@@ -126,12 +137,13 @@ class Job:
         """Blocks until the work has ended, or for `timeout` seconds."""
         self._thread.join(timeout)
 
-    def _browsers(self, within: float) -> set[str]:
-        """The browsers that asked in the last `within` seconds."""
-        now = time.monotonic()
-        return {_browser(watcher) for watcher, time_asked in self._watchers.items() if now - time_asked < within}
+    def _watching(self) -> list[str]:
+        """The sessions that have asked within the time in which a hidden tab asks."""
+        now = clock()
+        return [watcher for watcher, asked in self._watchers.items() if now - asked < ABANDONED_AFTER]
 
     def _run(self) -> None:
+        _here.job = self
         try:
             with stoppable(self.check):
                 self._work(self)
@@ -141,6 +153,23 @@ class Job:
             self.status = "cancelled"
         except Exception as problem:  # or the page would wait for ever
             self.message, self.status = _told(problem), "failed"
+        callbacks, self.then = self.then, []  # which hold what the work has used
+        for callback in [*callbacks, *when_any_ends]:
+            callback()
+
+
+def current() -> Job | None:
+    """The job that this thread works for."""
+    return getattr(_here, "job", None)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files in a folder, which may lose files meanwhile."""
+    size = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            size += file.stat().st_size if file.is_file() else 0
+    return size
 
 
 def _browser(viewer: str) -> str:
@@ -151,6 +180,8 @@ def _told(problem: Exception) -> str:
     """The error of the job, for the page; its traceback, which a thread would lose, goes into the log."""
     if isinstance(problem, RoseError):
         return str(problem)
+    if isinstance(problem, GivenBack):
+        return "The memory was needed for other work meanwhile; run this again."
     if is_out_of_memory(problem):
         return "There was not enough memory; choose fewer samples, fewer layers or a smaller model."
     logger.exception("background work failed")
@@ -167,9 +198,9 @@ def stop_everything() -> None:
     jobs = list(_jobs)
     for job in jobs:
         job.stop()
-    until = time.monotonic() + PATIENCE
+    until = clock() + PATIENCE
     for job in jobs:
-        job.wait(max(0.0, until - time.monotonic()))
+        job.wait(max(0.0, until - clock()))
 
 
 def return_memory() -> None:
@@ -184,28 +215,67 @@ def run_to_end(job: Job, describe: Callable[[], str]) -> None:
     job.start()
     while job.status == "running":
         job.watch("terminal")
-        job.wait(LOOKING)
+        job.wait(TOLD_EVERY)
         print(describe(), flush=True)
     if job.status != "done":
         raise RoseError(job.message)
 
 
 @contextmanager
+def waiting(job: Job, reason: str) -> Iterator[Callable[[], None]]:
+    """For work that waits: each call of what it yields says why, and raises where the job was cancelled."""
+    doing, began = job.message, clock()
+
+    def wait() -> None:
+        job.message = reason
+        job.check()
+
+    yield wait
+    job.message = doing
+    job.waited += clock() - began
+
+
+@contextmanager
 def holding(lock: threading.Lock, job: Job) -> Iterator[None]:
     """Holds a lock; while it waits for it, the job can be cancelled."""
-    doing, began = job.message, time.monotonic()
-    while not lock.acquire(timeout=0.2):
-        job.message = "Waiting for another run on this model to finish"
-        job.check()
-    job.message = doing
-    job.waited += time.monotonic() - began
+    with waiting(job, "Waiting for another run on this model to finish") as wait:
+        while not lock.acquire(timeout=POLL):
+            wait()
     try:
         yield
     finally:
         lock.release()
 
 
-class Run:
+class GivenBack(Exception):
+    """What was asked of a shared object has been given back meanwhile. A page is drawn again, and finds it anew."""
+
+
+class Shared:
+    """What several pieces of work use, such as a model."""
+
+    def __init__(self) -> None:
+        self._users: set[Job] = set()
+
+    def use(self) -> None:
+        """The work of this thread uses it until the work ends."""
+        if (job := current()) is not None and job not in self._users:
+            self._users.add(job)
+            job.then.append(lambda: self._leave(job))
+
+    def _leave(self, job: Job) -> None:
+        self._users.discard(job)
+        self.clean_up()
+
+    def clean_up(self) -> None:
+        """Called at the end of all work that uses it."""
+
+    @property
+    def is_in_use(self) -> bool:
+        return bool(self._users)
+
+
+class Run(Shared):
     """Work in the background and its results; a subclass does it in `_run`, and moves `fraction` from 0 to 1."""
 
     CANCEL = "Cancel"
@@ -213,11 +283,17 @@ class Run:
     estimated = 0.0  # seconds of the whole run, by the estimate before its start
 
     def __init__(self) -> None:
+        super().__init__()
         self.fraction = 0.0
         self._folder: Path | None = None  # without one, nothing is lost with it but its numbers
         self._opened = contextlib.ExitStack()
         weakref.finalize(self, self._opened.close)
+        self._is_discarded = False
+        self._make_job()
+
+    def _make_job(self) -> None:
         self.job = Job(self._run)
+        self.job.then.append(self.clean_up)
 
     def _run(self, job: Job) -> None:
         raise NotImplementedError
@@ -227,15 +303,20 @@ class Run:
         self.job.stop()
 
     @property
-    def is_at_work(self) -> bool:
+    def is_in_use(self) -> bool:
         """Whether it goes on, or other work on its results."""
-        return self.job.status == "running"
+        return self.job.status == "running" or super().is_in_use
+
+    @property
+    def bytes_on_disk(self) -> int:
+        """Size of its temporary files."""
+        return 0 if self._folder is None else size_of(self._folder)
 
     @property
     def remaining(self) -> float | None:
         """Estimated seconds left; None before the first progress."""
         if (progress := self.job.progress) is not None:
-            since = time.monotonic() - self.job._told  # a large block takes long; the clock must not stand still
+            since = clock() - self.job._told  # a large block takes long; the clock must not stand still
             return None if progress.remaining is None else max(0.0, progress.remaining - since)
         trust = TRUST if self.estimated else 0.0  # or the dense model's slow first window would promise an hour
         share = self.fraction + trust
@@ -269,8 +350,18 @@ class Run:
         return self._folder
 
     def discard(self) -> None:
-        self._opened.close()
-        self._folder = None
+        """Removes its files, and gives back what it can, now or once it is no longer in use."""
+        self._is_discarded = True
+        self.clean_up()
+
+    def clean_up(self) -> None:
+        if self._is_discarded and not self.is_in_use:
+            self._opened.close()
+            self._folder = None
+            self.free()
+
+    def free(self) -> None:
+        """Gives back what can be made again."""
 
 
 class SerialRun(Run):

@@ -45,6 +45,7 @@ def draw() -> None:
         with meanwhile.container():
             first.draw(page.url_path, st.query_params.to_dict())
     from app import components, session, sidebar
+    from app.jobs import GivenBack
 
     first.ready.set()
     session.begin()
@@ -59,7 +60,10 @@ def draw() -> None:
         components.warning(st.session_state.link_problem, ":material/link_off:")
     if meanwhile is not None:
         meanwhile.empty()
-    page.run()
+    try:
+        page.run()
+    except GivenBack:
+        st.rerun()
     session.publish()
     # Nothing would enable the page's buttons again once a run has ended that was drawn as at work.
     if any(run.job.status != "running" for run in st.session_state.pop("seen_at_work", [])):

@@ -8,7 +8,7 @@ import math
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
@@ -52,14 +52,17 @@ def follow(run: Run, label: str) -> None:
         st.session_state.running = [*running(), (run, label)]
 
 
+def run_in(slot: str) -> Any:
+    """This session's latest run in a slot; None without one, or where it was dropped for later work."""
+    return shared.registry.get(Run, (viewer(), slot))
+
+
 def start_run(slot: str, make: Callable[[], Run], label: str) -> None:
-    """Callback: starts work in a slot of the session's state; earlier work in the slot is cancelled."""
-    earlier = st.session_state.get(slot)
-    if earlier is not None:
-        leave(earlier.job)
-        earlier.discard()
-    run = st.session_state[slot] = make()
-    _begin(run, label)
+    """Callback: starts work in a slot of the session; the session leaves earlier work in the slot."""
+    earlier = run_in(slot)
+    for work in () if earlier is None else (earlier, *getattr(earlier, "begun", ())):
+        leave(work.job)
+    _begin(shared.registry.put(Run, (viewer(), slot), make()), label)
 
 
 def _begin(run: Run, label: str) -> None:
@@ -220,7 +223,7 @@ def sees_at_work(run: Run | None) -> bool:
 
 def pruning(slot: str = "pruning") -> PruningRun | None:
     """The server's pruning run that the page shows, or, in the slot "own_pruning", that this session started."""
-    run = shared.prunings().get(st.session_state.get(slot) or "")
+    run = shared.registry.get(PruningRun, st.session_state.get(slot) or "")
     if run is not None:  # after a reload, or a link, it is not followed yet
         for work, label in ((run, PRUNING), (run.tuning, TUNING), (run.file, WRITING)):
             if work is not None and work.job.status == "running":
@@ -235,12 +238,12 @@ def follow_pruning(name: str) -> None:
 
 
 def start_pruning(request: PruneRequest) -> None:
-    """Prunes copies of the current set-up's model; its own earlier run is stopped, and its temporary files go."""
+    """Prunes copies of the current set-up's model; the session leaves its own earlier run."""
     earlier = pruning("own_pruning")
-    if earlier is not None and (leave(earlier.job) or earlier.job.status != "running"):
-        earlier.discard()
+    if earlier is not None:
+        leave(earlier.job)
     chosen = setup()
-    run = PruningRun(chosen, request, lambda: shared.load(chosen.model, chosen.dtype), shared.reports().append)
+    run = PruningRun(chosen, request, lambda: shared.load(chosen.model, chosen.dtype), shared.publish)
     name = st.session_state.own_pruning = shared.keep_pruning(run)
     follow_pruning(name)
     _begin(run, PRUNING)
@@ -248,7 +251,7 @@ def start_pruning(request: PruneRequest) -> None:
 
 def start_tuning(run: CopyRun, name: str, minutes: float) -> None:
     """Tunes a kept copy of a finished run, unless a session tunes a copy of it already."""
-    with shared.start_lock:
+    with shared.registry.lock:
         if run.is_tuning:
             return
         try:
@@ -256,19 +259,17 @@ def start_tuning(run: CopyRun, name: str, minutes: float) -> None:
         except rose.RoseError as problem:
             st.toast(words.plain(problem), icon=":material/warning:")
             return
-        run.tuning = tuning
+        run.begin("tuning", tuning)
     _begin(tuning, TUNING)
 
 
 def start_file(run: PruningRun, folder: Path, form: str) -> None:
     """Writes the checkpoint of a kept copy in another form, one at a time; the run's earlier file goes."""
-    with shared.start_lock:
-        earlier = run.file
-        if earlier is not None and earlier.job.status == "running":
+    with shared.registry.lock:
+        if run.file is not None and run.file.job.status == "running":
             return
-        run.file = file = FileRun(folder, form)
-    if earlier is not None:
-        earlier.discard()
+        file = FileRun(folder, form)
+        run.begin("file", file)
     _begin(file, WRITING)
 
 

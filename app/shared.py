@@ -1,4 +1,4 @@
-"""Models, calibrations and studies, shared by all browser sessions. The only place with `st.cache_*`."""
+"""What all browser sessions share: models, studies and runs, in one registry. The only place with `st.cache_*`."""
 
 import gc
 import math
@@ -6,63 +6,76 @@ import threading
 import time
 import uuid
 import weakref
-from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache, partial
-from typing import Any, TypeVar
+from typing import Any
 
+import psutil
 import streamlit as st
 from torch import nn
 
 import rose
-from app.jobs import Run, is_busy, return_memory
+from app.jobs import current, holding, is_busy, return_memory, when_any_ends
+from app.registry import Registry
 from app.runs.checked import CheckpointRun, setup_of
 from app.runs.damage import DamageRun
 from app.runs.diffusion import DenseModel
 from app.runs.pruning import PruningRun
 from app.study import cache as disk
 from app.study.setup import Setup
-from app.study.study import Calibration, LoadedModel, Study, held_by
+from app.study.study import Calibration, LoadedModel, Study
 from rose.files import expand
-from rose.model.load.models import is_hub_id, load_skeleton
+from rose.model.load.models import is_hub_id, load_skeleton, parse_dtype
 from rose.recipe.steps import CheckCopies, Damage
 
 IDLE = 600.0  # seconds without a page before memory is freed
-KEPT_STUDIES = 4
-OLDER_BYTES = 10**9  # of statistics and results, held by all studies but the newest
-KEPT_MODELS = 2
-KEPT_RUNS = 8
-KEPT_MEASUREMENTS = 16  # of each kind
-KEPT_REPORTS = 40
+SHARE = 0.5  # of this machine's memory, which the registry may fill
 ASKED_ON_START = "; the page Start has a button that asks the Hub for it"
-R = TypeVar("R", bound=Run)
 Key = tuple[str | None, ...]
 
-# Runs that sessions have started, the latest last: one object for all sessions.
-studies: Callable[[], dict[Setup, Study]] = cache(dict)
-prunings: Callable[[], dict[str, PruningRun]] = cache(dict)  # by the name that links use
-damages: Callable[[], dict[Key, DamageRun]] = cache(dict)
-checks: Callable[[], dict[Key, CheckpointRun]] = cache(dict)
-reports: Callable[[], deque[rose.RunReport]] = cache(partial(deque, maxlen=KEPT_REPORTS))  # of pruned copies
-start_lock = threading.Lock()  # held while it is decided whether work begins: two sessions may ask at one moment
+registry = Registry(SHARE * psutil.virtual_memory().total)
+when_any_ends.append(lambda: registry.make_room())  # what has become of the budget during the work
+_loading = threading.Lock()  # one model is read at a time: transformers changes torch's default dtype meanwhile
 _calibrations: weakref.WeakValueDictionary[tuple, Calibration] = weakref.WeakValueDictionary()  # studies hold them
 
 
-@st.cache_resource(max_entries=KEPT_MODELS, show_spinner=False)
-def _loaded_model(name: str, dtype: str, stream: bool) -> LoadedModel:
-    before = disk.model_identity(name)
-    model, tokenizer = rose.load_model(name, dtype=dtype, stream=stream)
-    is_here = expand(name).exists()  # else loading downloads the files
-    return LoadedModel(model, tokenizer, threading.Lock(), before if is_here else disk.model_identity(name))
-
-
 def load(name: str, dtype: str, *, stream: bool = False) -> LoadedModel:
-    """The model of this name, from memory unless its files have changed since it was read."""
-    loaded = _loaded_model(name, dtype, stream)
-    if loaded.identity != disk.model_identity(name):
-        _loaded_model.clear(name, dtype, stream)
-        loaded = _loaded_model(name, dtype, stream)
-    return loaded
+    """The model of this name, from memory unless its files have changed since it was read.
+
+    The work of this thread uses it until the work ends, and waits where there is no room for it.
+    """
+    key, job = (name, dtype, stream), current()
+    if (loaded := _present(key)) is not None:
+        return loaded
+    with nullcontext() if job is None else holding(_loading, job):
+        if (loaded := _present(key)) is not None:
+            return loaded
+        registry.wait_for_room(0 if stream else _size(name, dtype))
+        before = disk.model_identity(name)
+        model, tokenizer = rose.load_model(name, dtype=dtype, stream=stream)
+        identity = before if expand(name).exists() else disk.model_identity(name)  # loading may download the files
+        loaded = LoadedModel(model, tokenizer, threading.Lock(), identity)
+        loaded.use()
+        return registry.put(LoadedModel, key, loaded)
+
+
+def _present(key: tuple[str, str, bool]) -> LoadedModel | None:
+    with registry.lock:
+        loaded = registry.get(LoadedModel, key)
+        if loaded is not None and loaded.identity == disk.model_identity(key[0]):
+            loaded.use()
+            return loaded
+        registry.remove(LoadedModel, key)
+    return None
+
+
+def _size(name: str, dtype: str) -> int:
+    """Bytes of a model's weights; 0 for a model that is not on this machine yet."""
+    try:
+        return sum(weight.numel() for weight in skeleton(name).parameters()) * parse_dtype(dtype).itemsize
+    except rose.RoseError:
+        return 0  # loading it says why
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
@@ -93,23 +106,23 @@ def _new(chosen: Setup) -> Study:
 
 def find(chosen: Setup) -> Study | None:
     """This set-up's study, running or finished by any session; else what is on disk of it; else None."""
-    measured = studies()
-    if chosen not in measured and disk.recall(chosen, disk.files_of(chosen)) is not None:
-        with start_lock:
+    if (study := registry.get(Study, chosen)) is not None:
+        return study
+    if disk.recall(chosen, disk.files_of(chosen)) is not None:
+        with registry.lock:
             restored = _new(chosen)
-            if chosen not in measured and restored.restore():
-                measured[chosen] = restored
-    return measured.get(chosen)
+            if registry.get(Study, chosen) is None and restored.restore():
+                registry.put(Study, chosen, restored)
+    return registry.get(Study, chosen)
 
 
 _asked = [time.monotonic()]  # when a page or a part of one was last drawn
-_times_let_go = [0]
 
 
 def seen() -> int:
     """A page, or a part of one, is drawn: somebody is there. Returns how often memory was given back so far."""
     _asked[0] = time.monotonic()
-    return _times_let_go[0]
+    return registry.times_freed
 
 
 def let_go_when_idle(
@@ -129,15 +142,8 @@ def let_go_when_idle(
 
 
 def let_go() -> None:
-    """Drops the models, and studies that ended early or come back from disk; an open page keeps their numbers."""
-    with start_lock:
-        for chosen, study in list(studies().items()):
-            is_kept = study.job.status in ("done", "kept") and disk.recall(chosen, disk.files_of(chosen)) is not None
-            if is_kept or study.job.status in ("failed", "cancelled"):
-                del studies()[chosen]
-                study.let_go()
-    _times_let_go[0] += 1
-    _loaded_model.clear()
+    """Gives back models and inputs of layers; an open page keeps its numbers."""
+    registry.give_back()
     gc.unfreeze()  # what the first session, there when imports were frozen, has left is garbage only now
     return_memory()
     gc.freeze()
@@ -145,50 +151,36 @@ def let_go() -> None:
 
 def start(chosen: Setup, viewer: str, *, go_on: bool = False) -> None:
     """Starts this set-up's study for a session, or joins a running or finished study; see `Study.go_on`."""
-    with start_lock:
-        running = studies()
-        current = running.pop(chosen, None)
-        if current is None or current.job.is_over or is_outdated(current):
-            current, fresh = _new(chosen), True
-        else:
-            fresh = current.job.status == "kept"
-        current.job.watch(viewer)
-        running[chosen] = current
-        if fresh:
-            current.go_on = go_on
-            _forget(running)
-            current.job.start()
 
+    def make(_earlier: Study | None) -> Study:
+        study = _new(chosen)
+        study.go_on = go_on
+        return study
 
-def _forget(studies: dict[Setup, Study]) -> None:
-    """Drops the oldest studies, which hold a model and statistics; they are read from disk when a page needs them."""
-    newest: list[Study] = []
-    for study in reversed(list(studies.values())):
-        if study.job.status == "kept" and study.loaded is None:
-            continue  # it holds neither
-        models = {(recent.setup.model, recent.setup.dtype, recent.files.model) for recent in [*newest, study]}
-        is_large = newest and held_by([*newest[1:], study]) > OLDER_BYTES
-        if study.job.status != "running" and (len(newest) >= KEPT_STUDIES or len(models) > KEPT_MODELS or is_large):
-            del studies[study.setup]
-        else:
-            newest.append(study)
+    with registry.lock:
+        earlier = registry.get(Study, chosen)
+        if earlier is not None and is_outdated(earlier):
+            registry.remove(Study, chosen)
+        elif earlier is not None and earlier.job.status == "kept":
+            earlier.go_on = go_on
+        registry.join(Study, chosen, make, viewer)
 
 
 def keep_pruning(run: PruningRun) -> str:
-    """Keeps a run where all sessions find it, and drops those that ended longest ago; returns its name."""
-    runs, name = prunings(), uuid.uuid4().hex[:8]
-    with start_lock:  # none may be tuned from now on that is dropped
-        runs[name] = run
-        _drop_ended(runs, KEPT_RUNS)
+    """Keeps a run where all sessions find it; returns its name."""
+    name = uuid.uuid4().hex[:8]
+    registry.put(PruningRun, name, run)
     return name
 
 
-def _drop_ended(runs: dict[Any, R], limit: int) -> None:
-    """Drops runs beyond `limit`: runs without files first, then the oldest."""
-    ended = [(run._folder is not None, key) for key, run in list(runs.items()) if not run.is_at_work]
-    ended.sort(key=lambda entry: entry[0])
-    for _, key in ended[: max(0, len(runs) - limit)]:
-        runs.pop(key).discard()
+def prunings() -> dict[str, PruningRun]:
+    """The runs of all sessions, by the name that links use, the latest last."""
+    return registry.all(PruningRun)
+
+
+def publish(report: rose.RunReport) -> None:
+    """Keeps the record of a finished copy where all sessions can compare it."""
+    registry.put(rose.RunReport, uuid.uuid4(), report)
 
 
 def key_of(request: Damage | CheckCopies) -> Key:
@@ -206,27 +198,14 @@ def start_damage(request: Damage, viewer: str) -> DamageRun:
     def make(earlier: DamageRun | None) -> DamageRun:
         return DamageRun(request, partial(load, request.model, request.dtype), earlier.records if earlier else ())
 
-    return _join(damages(), key_of(request), make, viewer)
+    return registry.join(DamageRun, key_of(request), make, viewer)
 
 
 def start_check(request: CheckCopies, viewer: str) -> CheckpointRun:
     """As `start_damage`, for a check of a checkpoint."""
     setup = setup_of(request)
     load_dense = partial(load, setup.model, setup.dtype, stream=setup.stream)
-    return _join(checks(), key_of(request), lambda _: CheckpointRun(request, load_dense), viewer)
-
-
-def _join(runs: dict[Key, R], key: Key, make: Callable[[R | None], R], viewer: str) -> R:
-    """Starts a run for a session, or joins a running or finished run; `make` gets a run that ended early."""
-    with start_lock:
-        current = runs.pop(key, None)
-        if current is None or current.job.is_over:
-            current = make(current)
-            current.job.watch(viewer)
-            current.job.start()
-        runs[key] = current
-        _drop_ended(runs, KEPT_MEASUREMENTS)
-    return current
+    return registry.join(CheckpointRun, key_of(request), lambda _: CheckpointRun(request, load_dense), viewer)
 
 
 @cache

@@ -58,7 +58,7 @@ def example(subject: str, of: str = "") -> None:
 def _collect(study: Study, layer: str) -> None:
     """Collects the inputs of one layer of a study from disk; asks first where that takes long or asks the Hub."""
     run: InputsRun | None = st.session_state.get("layer_inputs")
-    if run is None or (run.study, run.layer) != (study, layer) or run.job.abandoned:
+    if run is None or (run.subject, run.layer) != (study.subject, layer) or run.job.abandoned:
         try:
             model = shared.skeleton(study.setup.model)
             seconds = 0.0 if study.has_stored(layer) else collecting(study.setup, model, [layer])
@@ -69,7 +69,7 @@ def _collect(study: Study, layer: str) -> None:
         if hub_names:
             reason += f" Collecting them asks the Hub for {' and '.join(hub_names)}."
             seconds = max(seconds, UNASKED + 1)
-        if not may_begin(seconds, reason, "Collect the inputs", "collect-inputs", (study.created, layer)):
+        if not may_begin(seconds, reason, "Collect the inputs", "collect-inputs", (study.subject, layer)):
             return
         if run is not None:
             session.leave(run.job)

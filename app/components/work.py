@@ -7,7 +7,7 @@ from typing import Any
 import streamlit as st
 
 from app import session, shared, words
-from app.jobs import ABANDONED_AFTER, Job, Run, SerialRun
+from app.jobs import ABANDONED_AFTER, GivenBack, Job, Run, SerialRun
 from app.words import duration
 from rose.model.estimate import Cost
 
@@ -50,7 +50,10 @@ def live(draw: Callable[[], None], every: float | None) -> None:
     def again() -> None:
         if shared.seen() != whole:  # memory was given back: the whole page brings it back
             st.rerun()
-        draw()
+        try:
+            draw()
+        except GivenBack:
+            st.rerun()
 
     with st.container():
         st.fragment(again, run_every=every)()

@@ -6,7 +6,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 import rose
-from app import session, shared
+from app import session
 from app.forms.widgets import linked, spec_number, text_input
 from app.runs.pruning import HELD_OUT, PROMPT, WINDOWS, Keep, PruneRequest
 from app.study.setup import Setup, patterns_of
@@ -19,14 +19,14 @@ from rose.recipe.steps import Prune
 
 FILE = "a file"
 KEEP: dict[Keep, str] = {
-    "best": "of the best copy, until you prune again",
-    "all": "of all copies, until you prune again",
+    "best": "of the best copy, in a temporary folder",
+    "all": "of all copies, in a temporary folder",
     "folder": "of all copies, in a folder on this machine",
     "none": "none",
 }
 KEEP_HELP = (
     "Pruned models to keep, for download and for other pages. The best is the copy of the lowest perplexity at each "
-    f"sparsity. Temporary copies go when the app stops, or after {shared.KEPT_RUNS} later runs."
+    "sparsity. Temporary copies go when the app stops, or when later work needs their room."
 )
 AS_STORED = "stored"
 BITS = {AS_STORED: "as they are", **{str(bits): f"{bits} bits" for bits in sorted(GRID_BITS, reverse=True)}}

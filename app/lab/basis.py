@@ -93,7 +93,7 @@ def _knows_heads(study: Study) -> bool:
         st.info("Once this run has ended, a few tokens run through the model to find which heads can be rotated.")
         components.wait_for(study, lambda: False)
         return False
-    return components.finished([partial(rotatable, study)], "lab-heads", study.created, "search for heads")
+    return components.finished([partial(rotatable, study)], "lab-heads", study.subject, "search for heads")
 
 
 def _offer_nearest(study: Study, layer: str, layouts: Iterable[str]) -> None:
@@ -113,7 +113,7 @@ def _offer_nearest(study: Study, layer: str, layouts: Iterable[str]) -> None:
 
 def _measured(study: Study, layer: str, pairs: list[tuple[str, str]], threshold: float) -> bool:
     """Prunes by each (basis, method) in the background; what takes long waits for a press of the button."""
-    subject, weight = (study.created, layer), study.weight(layer)
+    subject, weight = (study.subject, layer), study.weight(layer)
     left = [pair for pair in pairs if not study.knows(_key(*pair, threshold), ("bases", layer))]
     sweeps = sweeps_of([method for _, method in left]) * weight.numel() * weight.shape[1]
     learns = any(basis == "learned" for basis, _ in left) and not study.knows("learned", ("bases", layer))

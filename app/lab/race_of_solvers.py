@@ -30,7 +30,7 @@ STEP = 1.0  # products
 def draw(run: PruningRun | None) -> None:
     """Draws the example's race until somebody asks for the chosen layer; `run`, on the page, may not have pruned it."""
     study, layer = components.require_layer("Here the solvers behind the methods race each other on one layer")
-    is_grouped, subject = parse_sparsity(study.setup.sparsity).is_grouped, (study.created, layer)
+    is_grouped, subject = parse_sparsity(study.setup.sparsity).is_grouped, (study.subject, layer)
     is_asked = st.session_state.get("solvers-asked") == subject
     solvers = [name for name in SOLVERS if not (is_grouped and name == "stages")]  # stages cannot reach N:M
     shown = layer if is_asked else example.race()[0]
@@ -57,7 +57,7 @@ def draw(run: PruningRun | None) -> None:
             _race(shown, {name: table for name, table in example.race()[1].items() if name in names}, "natural", left)
         else:
             pieces = [partial(watched, study, layer, name, order) for name in names]
-            if components.finished(pieces, "solvers", (study.created, layer, order, tuple(names)), "solver"):
+            if components.finished(pieces, "solvers", (study.subject, layer, order, tuple(names)), "solver"):
                 ways = {name: watched(study, layer, name, order) for name in names}
                 work = _race(layer, {name: way.table for name, way in ways.items()}, order, left)
                 _mask(study, layer, ways, order, work, left)

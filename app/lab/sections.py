@@ -100,7 +100,7 @@ def single_orders() -> list[str]:
 def outcomes(study: Study, layer: str, sweeps: Sequence[PlannedSweep], key: str) -> list[SweepResult] | None:
     """The results of these sweeps, or None while they are made: progress is drawn, and other sweeps at this key end."""
     pieces = [partial(outcome, study, layer, sweep) for sweep in sweeps if not study.knows(sweep.key, ("lab", layer))]
-    if not components.finished(pieces, key, (study.created, layer, tuple(sweep.key for sweep in sweeps))):
+    if not components.finished(pieces, key, (study.subject, layer, tuple(sweep.key for sweep in sweeps))):
         return None
     return [outcome(study, layer, sweep) for sweep in sweeps]
 
@@ -144,7 +144,7 @@ def inside_sweep(study: Study, layer: str, row: DeltaGenerator) -> None:
         )
         return
     pieces = [partial(inside, study, layer, order, budget) for order, budget in pairs]
-    if not components.finished(pieces, "lab-sweep", (study.created, layer, *pairs)):
+    if not components.finished(pieces, "lab-sweep", (study.subject, layer, *pairs)):
         return
     results = {pair: study.prune(layer, order=pair[0], budget=pair[1], trace=True) for pair in pairs}
     look = components.look(layer)
@@ -174,7 +174,7 @@ def _choose_sweeps() -> list[tuple[str, str]]:
 def prices(study: Study, layer: str, row: DeltaGenerator) -> None:
     """How orders deal out one total of prices, and how well a forecast knows what follows."""
     plan = study.plan(layer)
-    draft = st.session_state.get("lab_own") if st.session_state.get("lab_own_place") == (study.created, layer) else None
+    draft = st.session_state.get("lab_orders", {}).get((study.subject, layer))
     with row.popover("Orders", icon=CHOICES):
         chosen = st.multiselect(
             "Orders",
@@ -206,7 +206,7 @@ def _forecast(study: Study, layer: str) -> None:
         return [forecast.error if tokens == "calibration" else forecast.held_out for forecast in forecasts]
 
     recall = partial(study.remember, key, compute)
-    if not components.finished([] if study.knows(key) else [recall], "lab-forecast", (study.created, *key)):
+    if not components.finished([] if study.knows(key) else [recall], "lab-forecast", (study.subject, *key)):
         return
     results = outcomes(study, layer, [PlannedSweep(*pair) for pair in pairs], "lab-forecast-sweeps")
     if results is None:

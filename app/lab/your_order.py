@@ -31,6 +31,7 @@ STRIP = st.components.v2.component(
     css="canvas { display: block; width: 100%; height: 232px; touch-action: none; }",
     js=Path(__file__).with_name("strip.js").read_text(encoding="utf-8"),
 )
+MOST_ORDERS = 20  # of other layers that a session remembers
 LONGEST_LINK = 400  # characters of an order in a link
 NUMBERS = re.compile(r"[\s,;\[\]]+")
 KEY = "lab-own-strip"
@@ -39,21 +40,31 @@ CANDIDATES = (("pivot", "layer"), ("pivot_weighted", "layer"), ("global", "layer
 
 
 def own_state(study: Study, layer: str, plan: rose.OrderPlan) -> OwnOrder:
-    """The current order and budget: the link's at first, a fresh one for every other layer."""
-    place, state, columns = (study.created, layer), st.session_state, len(plan.column_loss)
-    if state.get("lab_own_place") != place:
-        draft = OwnOrder(tuple(range(columns)))
-        if "lab_own_place" not in state and (linked := st.query_params.get("own")):
-            with contextlib.suppress(rose.RoseError):  # of another layer
-                other = OwnOrder(read_columns(linked, columns))
-                other.order(plan)
-                draft = other
-        state.lab_own_place, state.lab_own = place, draft
-    return state.lab_own
+    """The current order and budget: the link's at first, what a person has made of it, or of another layer before."""
+    place, columns, drafts = (study.subject, layer), len(plan.column_loss), st.session_state.get("lab_orders")
+    draft = OwnOrder(tuple(range(columns)))
+    if drafts is None and (linked := st.query_params.get("own")):
+        with contextlib.suppress(rose.RoseError):  # of another layer
+            other = OwnOrder(read_columns(linked, columns))
+            other.order(plan)
+            draft = other
+    draft = (drafts or {}).pop(place, draft)
+    st.session_state.lab_orders = {**dict(list((drafts or {}).items())[-MOST_ORDERS:]), place: draft}
+    return draft
+
+
+def edited() -> OwnOrder:
+    """The order that was drawn last."""
+    return next(reversed(st.session_state.lab_orders.values()))
+
+
+def keep(draft: OwnOrder) -> None:
+    orders = st.session_state.lab_orders
+    orders[next(reversed(orders))] = draft
 
 
 def change(**changes: Any) -> None:
-    st.session_state.lab_own = st.session_state.lab_own.to(**changes)
+    keep(edited().to(**changes))
 
 
 def draw(study: Study, layer: str, _row: object) -> None:
@@ -182,7 +193,7 @@ def _controls(study: Study, layer: str, plan: rose.OrderPlan, draft: OwnOrder, m
                 on_change=lambda: change(budget=_budget(study, layer, draft, mine)),
                 width=132,
             )
-        back, undo = not draft.past, lambda: st.session_state.update(lab_own=draft.undone())
+        back, undo = not draft.past, lambda: keep(draft.undone())
         st.button("Undo", icon=":material/undo:", key="lab-own-undo", disabled=back, on_click=undo)
         with st.popover("More", help="Paste, upload or download an order, or begin again"):
             _paste(plan, draft, mine, widths)

@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 import rose
-from app import components, session, words
+from app import components, session, shared, words
 from app.figures import weights as figures
 from app.forms.widgets import linked
 from app.results.downloads import csv_button
@@ -47,12 +47,15 @@ def _table(*paths: str) -> pd.DataFrame | None:
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(TensorFiles(path)) for path in paths]
             is_one = len(files) == 1
-            tables[key] = tensors.inspect_file(files[0]) if is_one else tensors.compare_files(files[0], files[1])
+            table = tensors.inspect_file(files[0]) if is_one else tensors.compare_files(files[0], files[1])
+        shared.registry.put(pd.DataFrame, key, table)
 
-    key, tables = (*paths, *map(model_identity, paths)), st.session_state.setdefault("inspected-files", {})
-    if key not in tables:
+    key = (*paths, *map(model_identity, paths))
+    table = shared.registry.get(pd.DataFrame, key)
+    if table is None:
         components.finished([make], "look-inside", key, "file")
-    return tables.get(key)
+        table = shared.registry.get(pd.DataFrame, key)
+    return table
 
 
 def _short(name: str) -> str:

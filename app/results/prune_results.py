@@ -132,7 +132,7 @@ def _take_away(run: PruningRun, models: list[RunReport]) -> None:
             is_example = run is example.pruning()
             st.caption("This is the example: prune your own." if is_example else f"It was not kept; {again}.")
             return
-        setup, labels = run.setup.to_texts(), naming.labelled(list(reversed(list(shared.reports()))))
+        setup, labels = run.setup.to_texts(), naming.labelled(list(reversed(shared.registry.all(RunReport).values())))
         label = next((text for text, other in labels.items() if other is copy), "")
         pages: dict[str, tuple[str, str, dict[str, Any]]] = {
             "Read a text with it": ("views/text.py", ":material/chrome_reader_mode:", {"text_models": [copy.name]}),

@@ -7,7 +7,7 @@ import pandas as pd
 import streamlit as st
 
 import rose
-from app import components, session, words
+from app import components, session, shared, words
 from app.components.work import follow
 from app.figures import trust as figures
 from app.figures.palette import method_style
@@ -31,7 +31,7 @@ BADGES = {
 CELLS = {"pass": "✓ pass", "look": "◐ review", "fail": "✗ fail"}
 DEFAULT_METHODS = ["sparsegpt", "rose"]
 NOT_KEPT = ". No results were kept, and nothing was changed."  # of a cancelled check
-KEPT_RUNS = 24
+
 RANK = {"pass": 1, "look": 2, "fail": 3}
 
 
@@ -49,7 +49,7 @@ def of_layer(study: Study, layer: str, *_: object) -> None:
         st.info("Choose at least one method above.")
         return
     request = LayerCheckRequest(layer, tuple(methods), methods[0], session.threshold())
-    run = st.session_state.setdefault("check_runs", {}).get((study.created, request))
+    run = shared.registry.get(LayerChecks, (study.subject, request))
     if run is not None and run.job.status == "running":
         follow(run, "checks", NOT_KEPT, every=0.5)
         return
@@ -77,12 +77,9 @@ def _offer(study: Study, request: LayerCheckRequest, run: LayerChecks | None) ->
 
 
 def _start(study: Study, request: LayerCheckRequest) -> None:
-    runs = st.session_state.check_runs
-    run = runs[(study.created, request)] = LayerChecks(study, request)
-    while len(runs) > KEPT_RUNS:
-        del runs[next(iter(runs))]
+    key = (study.subject, request)
+    run = shared.registry.join(LayerChecks, key, lambda _earlier: LayerChecks(study, request), session.viewer())
     session.follow(run, f"fact_check: Checks of {words.short_layer(request.layer)}")
-    run.job.start()
 
 
 def _checks(study: Study, layer: str, methods: list[str], findings: Findings | None) -> None:

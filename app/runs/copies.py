@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from torch import Tensor, nn
@@ -171,15 +171,26 @@ class CopyRun(Run):
 
     @property
     def is_tuning(self) -> bool:
-        return self.tuning is not None and self.tuning.is_at_work
+        return self.tuning is not None and self.tuning.is_in_use
 
     @property
-    def is_at_work(self) -> bool:
-        return super().is_at_work or any(run.is_at_work for run in (self.tuning, self.file) if run)
+    def is_in_use(self) -> bool:
+        return super().is_in_use or any(run.is_in_use for run in self.begun)
+
+    @property
+    def begun(self) -> list[Run]:
+        """Work on the copies: the latest tuning, and the latest file."""
+        return [run for run in (self.tuning, self.file) if run]
+
+    def begin(self, slot: Literal["tuning", "file"], work: Run) -> None:
+        """Keeps work on the copies, whose files stay until it has ended, in place of earlier work of its kind."""
+        if (earlier := getattr(self, slot)) is not None:
+            earlier.discard()
+        setattr(self, slot, work)
+        work.job.then.append(self.clean_up)
 
     def discard(self) -> None:
-        for run in filter(None, (self.tuning, self.file)):
-            run.job.stop()
+        for run in self.begun:
             run.discard()
         super().discard()
 

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import rose
 from app import words
-from app.jobs import Job, Run
+from app.jobs import Job, Run, size_of
 from rose.files import reachable
 from rose.layer.pattern import Grid
 from rose.model.load.stored import check_merged
@@ -62,10 +62,6 @@ def written_beside(folder: Path, replaces: bool) -> Iterator[Path]:
 def free_space() -> int:
     """Bytes free where runs keep checkpoints."""
     return shutil.disk_usage(tempfile.gettempdir()).free
-
-
-def size_of(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def zipped(folder: Path) -> BinaryIO:

@@ -42,6 +42,10 @@ class TextReading(Run):
         self.vocabulary: dict[int, str] = {}  # texts of tokens that were asked for
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
+    def count(self) -> int:
+        """How many models have read the text."""
+        return len(self.readings)
+
     def answers(self, setup: Setup, text: str, checkpoints: dict[str, Path]) -> bool:
         model, other = (self.setup.model, self.setup.dtype), (setup.model, setup.dtype)
         return (model, self.text, [*self.checkpoints.values()]) == (other, text, [*checkpoints.values()])

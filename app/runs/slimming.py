@@ -162,6 +162,9 @@ class SmallerRun(Run):
             self.rows = bench.rows
         self.rows, self.fraction = bench.rows, 1.0
 
+    def count_measured(self) -> int:
+        return sum(row.is_measured for row in self.rows)
+
     def kept(self, key: str) -> Path | None:
         """The folder of a copy; only recommended copies are kept."""
         place = self._folder / key if self._folder is not None else None

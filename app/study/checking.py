@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 import rose
-from app.jobs import Job, Run, holding
+from app.jobs import GivenBack, Job, Run, holding
 from app.study.study import Study, error_on
 from rose.layer.checks import (
     CalibrationCurve,
@@ -67,6 +67,7 @@ class LayerChecks(Run):
         request = self.request
         study, self._study = self._study, None
         assert study is not None  # a job runs once
+        study.use()
         weight, statistics = study.weight(request.layer), study.statistics(request.layer)
         held_out = study.held_out_statistics(request.layer)
         results = {}
@@ -77,8 +78,8 @@ class LayerChecks(Run):
         lengths = prefix_lengths(study.setup.samples, study.setup.length)
         options = study.layer_options() | {"method": request.curve_method, "threshold": request.threshold}
         curve = CalibrationCurve(weight, held_out, lengths, **options)
-        loaded = study.loaded
-        assert loaded is not None
+        if (loaded := study.loaded) is None:
+            raise GivenBack
         tokens = study.calibration.draw(study.setup, loaded)
         self._say(f"Running the model up to {request.layer}")
 

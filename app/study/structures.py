@@ -6,6 +6,7 @@ from functools import partial
 import pandas as pd
 
 import rose
+from app.jobs import GivenBack
 from app.study.study import Study
 from rose import verdicts
 from rose.model.estimate import matmul_rate
@@ -23,7 +24,8 @@ class Structures:
     """
 
     def __init__(self, study: Study) -> None:
-        assert study.loaded is not None
+        if study.loaded is None:
+            raise GivenBack
         self.study, model = study, study.loaded.model
         self.kinds = study.remember("structures that can go", lambda: kinds_of(model))
         if not self.kinds:

@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import nan
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pandas as pd
 import torch
@@ -20,7 +19,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 import rose
-from app.jobs import Job, Run, holding
+from app.jobs import GivenBack, Job, Run, Shared, holding
+from app.registry import held
 from app.study import cache
 from app.study.setup import FORETOLD, MEASURED, Setup
 from rose.layer.error import relative_error
@@ -47,24 +47,29 @@ TwoBlocks = tuple[BlockStatistics, BlockStatistics]  # where its weights are now
 T = TypeVar("T")
 
 
-@dataclass
-class LoadedModel:
-    """A model in the shared cache. Take the lock to run it; never change it."""
+@dataclass(eq=False)
+class LoadedModel(Shared):
+    """A model that sessions share. Take the lock to run it; never change it."""
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     lock: threading.Lock
     identity: str | None = None  # of the files that it was read from, see `cache.model_identity`
+    comes_back: ClassVar[bool] = True  # see `Registry`
+
+    def __post_init__(self) -> None:
+        super().__init__()
 
     @cached_property
     def network(self) -> Network:
         return Network(self.model)
 
 
-class Calibration:
+class Calibration(Shared):
     """Statistics of all chosen layers, shared by studies that differ only in what they do with them."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.lock = threading.Lock()  # held by the study that fills it
         self.complete = False
         self.files: cache.Files | None = None  # that it was filled from
@@ -125,10 +130,13 @@ class InputsRun(Run):
 
     def __init__(self, study: Study, layer: str) -> None:
         super().__init__()
-        self.study, self.layer = study, layer
+        self.subject, self.layer = study.subject, layer
+        self._study: Study | None = study  # until it is over: the runs that a session keeps must not hold studies
 
     def _run(self, job: Job) -> None:
-        self.study.collect(self.layer, self)
+        study, self._study = self._study, None
+        assert study is not None  # a job runs once
+        study.collect(self.layer, self)
 
 
 class Study(Run):
@@ -165,7 +173,11 @@ class Study(Run):
         self.failed: dict[str, str] = {}  # why, by layer
         self.left_dense: list[str] = []  # layers of experts to which no calibration token was routed
         self.kept: cache.Kept | None = None  # what was found on disk
-        self.created = time.time()
+
+    @property
+    def subject(self) -> tuple[Setup, cache.Files]:
+        """What it is a study of; the same after it was let go and restored."""
+        return self.setup, self.files
 
     @property
     def measurements(self) -> cache.Kept:
@@ -213,7 +225,7 @@ class Study(Run):
         self.loaded = self._load()
         job.check()
         if self.loaded.identity not in (None, self.files.model):  # only loading brings a Hub's files, or newer ones
-            self.files = replace(self.files, model=self.loaded.identity)
+            self.files, self.kept = replace(self.files, model=self.loaded.identity), None
             self._recall()
         self._place_statistics(self.loaded)
         self.layer_names = [layer.name for layer in self.loaded.network.select(self.setup.layers)]
@@ -225,7 +237,7 @@ class Study(Run):
 
     def _recall(self) -> bool:
         """Shows what was kept for these files, and says whether anything was."""
-        self.kept = cache.recall(self.setup, self.files) if self._may_recall else None
+        self.kept = (cache.recall(self.setup, self.files) if self._may_recall else None) or self.kept
         stored = self.kept or cache.Kept()
         with self._lock:
             self._records = {}
@@ -300,6 +312,7 @@ class Study(Run):
     def collect(self, layer: str, run: Run) -> None:
         """Collects the inputs of one layer of a restored study, where they are not stored; other layers stay as they
         are."""
+        self.use()
         run._say("Loading the model")
         loaded = self.loaded = self._load()
         self._place_statistics(loaded)
@@ -324,11 +337,16 @@ class Study(Run):
         setup = self.setup
         return {"sparsity": sparsity or setup.sparsity, "block_size": setup.block_size, "damping": setup.damping}
 
-    def let_go(self) -> None:
-        """Holds no model and no inputs of layers any more, only its numbers, for whoever still shows it."""
+    def free(self) -> None:
+        """Gives back the model, inputs of layers and remembered results; it is now as if its numbers came from disk."""
+        cautions, self.calibration = self.calibration.cautions, Calibration()
+        self.calibration.cautions = cautions
         with self._lock:
-            self.loaded, self.calibration = None, Calibration()
-            self._layers, self._memory = {}, OrderedDict()
+            self.loaded, self._layers, self._memory = None, {}, OrderedDict()
+        if self.job.status == "done":
+            self.kept = self.kept if self.is_restored else self.measurements
+            self._make_job()
+            self.job.status = "kept"
 
     def _latest(self, kind: str, key: Any, compute: Callable[[], T]) -> T:
         """As `remember`, for tables that every page draws: anew after each measurement, the latest of each kind."""
@@ -398,19 +416,27 @@ class Study(Run):
         with self._lock:
             return layer in self._layers
 
+    def _inputs(self, layer: str) -> tuple[PrunableLayer, rose.InputStatistics, rose.InputStatistics | None]:
+        """A layer that was measured, and its calibration and held-out inputs. Raises GivenBack after `free`."""
+        self.use()
+        with self._lock:
+            if layer not in self._layers:
+                raise GivenBack
+            return self._layers[layer]
+
     def weight(self, layer: str) -> Tensor:
         """W, (out, in), as the model holds it; do not change it. Read from its file where the model streams."""
-        prunable = self._layers[layer][0]
+        prunable = self._inputs(layer)[0]
         if self.loaded is not None and self.loaded.network.is_streamed:
             residence = self.loaded.network.residence
             return self.remember(("weight", layer), lambda: residence.read_weight(prunable))
         return prunable.weight.to(HOME)  # a copy only while its decoder block is on a GPU
 
     def statistics(self, layer: str) -> rose.InputStatistics:
-        return self._layers[layer][1]
+        return self._inputs(layer)[1]
 
     def held_out_statistics(self, layer: str) -> rose.InputStatistics | None:
-        return self._layers[layer][2]
+        return self._inputs(layer)[2]
 
     def added_damping(self, layer: str) -> float:
         """λ, absolute, that this layer was measured with."""
@@ -472,7 +498,7 @@ class Study(Run):
         with self._lock:
             self._memory[key] = value
             while len(self._memory) > KEPT_RESULTS or (
-                len(self._memory) > KEPT_LATEST and held(self._memory) > KEPT_BYTES
+                len(self._memory) > KEPT_LATEST and held([self._memory]) > KEPT_BYTES
             ):
                 self._memory.popitem(last=False)
         return value
@@ -481,34 +507,3 @@ class Study(Run):
 def error_on(inputs: rose.InputStatistics | None, weight: Tensor, pruned: Tensor) -> float:
     """Relative error on these inputs; NaN where there are none."""
     return nan if inputs is None else relative_error(weight, pruned, inputs.hessian)
-
-
-def held_by(studies: Sequence[Study]) -> int:
-    """Bytes of statistics and remembered results of these studies; what they share counts once."""
-    blocks = [block for study in studies for block in study.calibration.blocks]
-    streams = [(block.calibration, block.held_out) for block in blocks]
-    return held([streams, [(study._layers, study._memory) for study in studies]])
-
-
-def held(results: Any) -> int:
-    """Bytes of all tensors and statistics in these results, however deep; what several of them share counts once."""
-    sizes: dict[int, int] = {}
-
-    def visit(value: Any) -> None:
-        if isinstance(value, Tensor):
-            # A view counts only its own elements: a Hessian's diagonal shares the memory of the Hessian.
-            place = value.untyped_storage().data_ptr()
-            sizes[place] = max(sizes.get(place, 0), value.nbytes)
-        elif isinstance(value, rose.InputStatistics):
-            sizes[id(value)] = 4 * value.columns**2
-        elif isinstance(value, Mapping):
-            for part in list(value.values()):  # a shelf may grow meanwhile
-                visit(part)
-        elif isinstance(value, (list, tuple)):
-            for part in value:
-                visit(part)
-        elif is_dataclass(value):
-            visit(vars(value))
-
-    visit(results)
-    return sum(sizes.values())

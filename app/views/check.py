@@ -56,7 +56,7 @@ def draw() -> None:
     st.title("Check a checkpoint: is something wrong with it?")
     components.edited_setup()
     request, pruned, dense = _choose()
-    run = None if request is None else shared.checks().get(shared.key_of(request))
+    run = None if request is None else shared.registry.get(CheckpointRun, shared.key_of(request))
     status = None if request is None or run is None else run.job.status
     place = st.container() if status == "done" else _offer(request, running=status == "running")
     if run is not None:

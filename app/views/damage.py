@@ -36,7 +36,7 @@ def draw() -> None:
     components.require_weights()
     with st.expander("Measure your own", icon=":material/tune:", key="damage-form"):
         request, problem = _choose()
-        run = None if request is None else shared.damages().get(shared.key_of(request))
+        run = None if request is None else shared.registry.get(DamageRun, shared.key_of(request))
         if run is None or run.job.status not in ("running", "done"):
             _offer(request, problem, run)
     if request is None or run is None:

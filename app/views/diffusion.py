@@ -28,12 +28,14 @@ def draw() -> None:
     st.title("Diffusion: what does pruning do to a picture?")
     chosen = _choose()
     request, problem = attempt(partial(recipe, **chosen))
-    run: DiffusionRun | None = st.session_state.get("diffusion_run")
+    run: DiffusionRun | None = session.run_in("diffusion")
     _offer(request, problem, run)
     first = example.diffusion()
     finished = st.session_state.setdefault("diffusion_finished", {str(first.request): first})
     if run is not None and run.job.status == "done":
         finished[str(run.request)] = run
+    for request_text in list(finished)[: -COMPARED - 1]:
+        del finished[request_text]
     done = run if run is not None and run.job.status == "done" else example.diffusion()
     earlier = [ended for ended in finished.values() if ended is not done and ended.noise == done.noise]
     shown = done.request
@@ -76,7 +78,7 @@ def _offer(request: Any, problem: str, run: DiffusionRun | None) -> None:
     takes = "One sweep takes some seconds; methods that refit or revise a mask take about a minute."
     is_over = run is None or run.job.status == "done"
     place = start_button(
-        "Prune and draw", "diffusion-start", session.start_run, "diffusion_run",
+        "Prune and draw", "diffusion-start", session.start_run, "diffusion",
         partial(DiffusionRun, request, shared.dense_diffusion), "blur_on: Pruning the diffusion model",
         problem="" if running else problem, running=running, takes=takes if is_over else "",
         icon=":material/content_cut:", recipes=[request] if request else (),

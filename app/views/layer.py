@@ -139,7 +139,7 @@ def show_weights(study: Study, layer: str, plan: rose.OrderPlan, block: int | No
 
 
 def spectrum(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
-    signature = (study.created, layer, "spectrum")
+    signature = (study.subject, layer, "spectrum")
     if components.finished([lambda: study.spectrum(layer)], "layer-spectrum-work", signature, "spectrum"):
         added = study.added_damping(layer)
         components.show(weights.hessian_spectrum(study.spectrum(layer), added=added, **look(layer)), "layer-spectrum")

@@ -17,6 +17,8 @@ from app.results import naming, pairs
 from app.results.downloads import csv_button, menu, report_button
 from app.results.pairs import Pair
 from app.runs import checked, example
+from app.runs.checked import CheckpointRun
+from app.study.study import Study
 from rose import RunReport
 from rose.model.measure import comparison
 from rose.report import read_runs
@@ -71,15 +73,19 @@ def draw() -> None:
 def _offered(folders: str) -> tuple[list[RunReport], list[pd.DataFrame], bool]:
     """Runs of this server, of folders that a person names, or of the example; tables of rows.csv files; whether the
     example is among the runs."""
-    pruned = [run for report in list(shared.reports()) for run in report.runs]
-    studies = {id(study): study for study in [session.study(), *shared.studies().values()] if study}
+    pruned = [run for report in shared.registry.all(RunReport).values() for run in report.runs]
+    studies = {id(study): study for study in [session.study(), *shared.registry.all(Study).values()] if study}
     studied = [
         run
         for study in studies.values()
         if study.is_measured
         for run in naming.runs_of_study(study, session.threshold())
     ]
-    checks = [checked.record_of(run) for run in reversed(list(shared.checks().values())) if run.check is not None]
+    checks = [
+        checked.record_of(run)
+        for run in reversed(list(shared.registry.all(CheckpointRun).values()))
+        if run.check is not None
+    ]
     skip = partial(read_runs, skip=lambda problem: components.warning(f"Left out: {problem}"))
     contents = saved(folders, lambda path: [comparison.read_comparison(path)] if path.endswith(".csv") else skip(path))
     tables = [table for table in contents if isinstance(table, pd.DataFrame)]

@@ -29,11 +29,10 @@ def draw() -> None:
     st.title("Make it smaller: what does each way give?")
     components.edited_setup()
     components.require_weights()
-    run: SmallerRun | None = st.session_state.get("smaller")
+    run: SmallerRun | None = session.run_in("smaller")
     _offer(run)
     if run is not None:
-        done = lambda: sum(row.is_measured for row in st.session_state.smaller.rows)  # noqa: E731
-        follow(run, "smaller", "; rows so far are shown.", state=done)
+        follow(run, "smaller", "; rows so far are shown.", state=run.count_measured)
     if run is None or not run.rows:
         run = example.smaller()
         components.example("ways to make a copy smaller")

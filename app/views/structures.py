@@ -64,7 +64,7 @@ def _structures(kind: str) -> Structures | None:
 
 def _are_priced(structures: Structures, parts: Sequence[Part], noun: str) -> bool:
     """Prices these parts in the background, once a person has asked for that; until then the example is shown."""
-    seconds, signature = structures.pricing(parts), (structures.study.created, noun)
+    seconds, signature = structures.pricing(parts), (structures.study.subject, noun)
     blocks = words.count(len({part.block_index for part in parts}), "decoder block")
     reason = f"Your set-up needs the cost of every {noun}{f' in {blocks}' if noun == 'head' else ''}."
     if seconds and not components.may_begin(
@@ -142,7 +142,7 @@ def _choose_slimming() -> tuple[Any, str, str]:
 
 def _slim() -> None:
     setup = session.setup()
-    run: Slimming | None = st.session_state.get("slimming")
+    run: Slimming | None = session.run_in("slimming")
     if run is not None and run.setup != setup:
         run = None
     request, problem, prompt = _choose_slimming()

@@ -30,14 +30,12 @@ def draw() -> None:
     st.title("Your text: what does pruning do to it?")
     components.edited_setup()
     components.require_weights()
-    run: TextReading | None = st.session_state.get("reading")
+    run: TextReading | None = session.run_in("reading")
     with st.expander("Read a text of your own", icon=":material/edit:", key="text-form"):
         text, checkpoints = _ask()
         _offer(text, checkpoints, run)
     if run is not None:
-        follow(
-            run, "text", "; what was read is shown.", state=lambda: len(st.session_state.reading.readings), every=0.5
-        )
+        follow(run, "text", "; what was read is shown.", state=run.count, every=0.5)
         if run.job.status == "done" and not run.answers(session.setup(), text, checkpoints):
             st.caption("The text below was read before the choices were changed; press Read again.")
     if run is None or (run.job.status in ("failed", "cancelled") and len(run.readings) < 2):

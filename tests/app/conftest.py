@@ -1,5 +1,6 @@
 """A measured study of a tiny model, for the pages that show one."""
 
+import math
 import threading
 from collections.abc import Iterator
 from functools import cache
@@ -14,9 +15,10 @@ from streamlit.testing.v1 import AppTest
 import rose
 from app import shared
 from app.components import work
+from app.registry import Registry
 from app.study.setup import Setup
 from app.study.study import LoadedModel, Study
-from tests.app.tiny_study import measured_study, numbers_text
+from tests.app.tiny_study import measured_study, numbers_text, place
 from tests.tiny import save_tiny_llama
 
 
@@ -49,7 +51,7 @@ def study() -> Study:
 @pytest.fixture
 def placed(study: Study) -> None:
     """The study where the app looks for it, whatever a test before has started in its place."""
-    shared.studies()[study.setup] = study
+    place(study)
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +92,11 @@ def pruned_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page waits for its sweeps: on a busy machine it would show their progress instead."""
     monkeypatch.setattr(work, "PATIENCE", 50.0)
+
+
+@pytest.fixture
+def empty_registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """As on a server that has just started."""
+    registry = Registry(math.inf)
+    monkeypatch.setattr(shared, "registry", registry)
+    return registry

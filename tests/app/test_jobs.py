@@ -65,29 +65,32 @@ def test_time_left_includes_later_steps():
     assert run.remaining == pytest.approx(166.0, abs=10)  # its pace alone would say 11 min
 
 
-def test_work_goes_on_for_another_viewer(monkeypatch):
-    job = started("ann", "bob", "bob before a reload")
-    assert not job.leave("ann")
+def test_work_goes_on_for_another_viewer():
+    job = started("ann/1", "bob/1")
+    assert not job.leave("ann/1")
     job.check()  # as the work itself does
     assert job.status == "running"
-    monkeypatch.setattr(jobs, "LOOKING", 0.0)  # the page before the reload polled last a while ago
-    assert job.leave("bob")
+    assert job.leave("bob/1")
     job.wait(SOON)
     assert job.status == "cancelled"
 
 
-def test_only_the_starter_stops_watched_work(monkeypatch):
+def test_only_who_asked_for_it_ends_watched_work(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(jobs, "clock", lambda: now)
     job = Job(endless)
     for viewer in ("ann/1", "bob/1"):
         job.watch(viewer)
     assert (job.may_stop("ann/1"), job.may_stop("ann/2"), job.may_stop("bob/1")) == (True, True, False)
     assert (job.is_by("ann/2"), job.is_by("bob/1")) == (True, False)
-    job.leave("ann/1")
+    now = jobs.ABANDONED_AFTER - 1  # a hidden tab asks once a minute
     job.watch("bob/2")
-    assert job.may_stop("bob/1")  # of bob's other window, too
-    assert not job.may_stop("eve/1")
-    monkeypatch.setattr(jobs, "ABANDONED_AFTER", 0.0)
-    assert job.may_stop("eve/1")
+    assert not job.may_stop("bob/2")
+    assert not job.leave("eve/1")
+    job.watch("eve/1", owns=True)  # pressed the button too
+    assert (job.may_stop("ann/1"), job.may_stop("eve/1")) == (False, False)
+    now = 2 * jobs.ABANDONED_AFTER
+    assert job.may_stop("zoe/1")
 
 
 def test_abandoned_work_ends(monkeypatch):
@@ -138,6 +141,7 @@ def test_temporary_folders_are_removed(tmp_path, monkeypatch):
     (tmp_path / f"{PARTIAL}dead" / "checkpoint").mkdir(parents=True)
     (tmp_path / f"{PARTIAL}dead.lock").touch()
     first, second = Run(), Run()
+    first.job.status = "done"
     folders = [first._temporary(), second._temporary()]
     assert sorted(path for path in tmp_path.iterdir() if path.is_dir()) == sorted(folders)
     assert folders[0].stat().st_mode & 0o777 == 0o700
@@ -148,3 +152,31 @@ def test_temporary_folders_are_removed(tmp_path, monkeypatch):
     gc.collect()
     assert not list(tmp_path.iterdir())
     assert first._temporary().exists()  # what still ends writes into a folder that goes too
+
+
+def test_files_stay_while_work_writes_them():
+    """A run that is dropped goes on to its end, and its files go with it."""
+    going, folders = threading.Event(), []
+
+    class Writing(Run):
+        def _run(self, job: Job) -> None:
+            folders.append(self._temporary())
+            assert going.wait(SOON)
+            (self._temporary() / "weights").touch()
+
+    run, reader = Writing(), Job(lambda _job: (run.use(), going.wait(SOON)))
+    run.job.watch("ann")
+    reader.watch("ann")
+    run.job.start()
+    run.discard()
+    going.set()
+    run.job.wait(SOON)
+    assert run.job.status == "done", run.job.message
+    assert [folder.exists() for folder in folders] == [False]
+    going.clear()
+    reader.start()
+    while not run.is_in_use:
+        reader.wait(0.01)
+    going.set()
+    reader.wait(SOON)
+    assert not run.is_in_use

@@ -10,18 +10,14 @@ import rose
 from app import shared
 from app.components import needs, work
 from app.study.setup import Setup
-from app.study.study import InputsRun, Study
+from app.study.study import InputsRun
 from rose.layer.checks import OVERFIT
 from tests.app.tiny_study import open_page, texts
 
 WHY = "The packaged model is not installed; run make model."
 
 
-@pytest.fixture(autouse=True)
-def example(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it came, and no study beside it that another test has left."""
-    by_setup: dict[Setup, Study] = {}
-    monkeypatch.setattr(shared, "studies", lambda: by_setup)
+pytestmark = pytest.mark.usefixtures("empty_registry")
 
 
 @pytest.fixture
@@ -54,7 +50,7 @@ def test_numbers_are_shown_while_inputs_are_collected(monkeypatch):
     go_on = threading.Event()
     monkeypatch.setattr(shared, "load", lambda *_args, **_more: go_on.wait(240))  # the model is being loaded
     app = open_page("views/layer.py")
-    study, job = shared.studies()[Setup()], run_of(app).job
+    study, job = shared.find(Setup()), run_of(app).job
     record = next(measured for measured in study.measurements.records if measured.layer == study.most_columnar())
     assert f"relative range {record.relative_range:.3f} > 0.5" in texts(app)
     assert f"SparseGPT **{record.held_out_error:.4f}**" in texts(app)
@@ -90,6 +86,6 @@ def test_inputs_of_other_layers_are_collected_on_request(monkeypatch):
     app = open_page("views/layers.py", layers_trust="true")
     assert "All other checks need the inputs of every layer." in texts(app)
     assert app.button(key="checks-collect").label.startswith("Collect the inputs of your set-up, about ")
-    records = shared.studies()[Setup()].records()
+    records = shared.find(Setup()).records()
     over = records[records["held_out_error"] > OVERFIT * records["relative_error"]]
     assert len(app.dataframe[0].value) == len(over) > 0

@@ -4,7 +4,7 @@ import json
 import threading
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -54,8 +54,22 @@ def measured_study(
     calibration.complete = True
     loaded = LoadedModel(model, None, threading.Lock())  # type: ignore[arg-type]
     study = finish(Study(setup, lambda: loaded, calibration), status)
-    shared.studies()[setup] = study
-    return study
+    return place(study)
+
+
+def place(study: Study) -> Study:
+    """Puts a study where the app looks for it."""
+    return shared.registry.put(Study, study.setup, study)
+
+
+def latest(kind: type[AnyRun]) -> AnyRun:
+    """The run of this type that was begun last."""
+    return list(shared.registry.all(kind).values())[-1]
+
+
+def run_in(app: AppTest, slot: str) -> Any:
+    """The latest run in a slot of the page's session."""
+    return shared.registry.get(Run, (app.session_state["viewer"], slot))
 
 
 def numbers_text(folder: Path) -> Path:

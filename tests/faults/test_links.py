@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import re
 import socket
 import time
@@ -23,10 +24,11 @@ import rose
 from app import shared, words
 from app.figures import style
 from app.figures.shapes import Chart
+from app.registry import Registry
 from app.runs.pruning import PruneRequest, PruningRun
 from app.study.setup import CHOSEN, Setup
 from app.study.study import Study
-from tests.app.tiny_study import COLUMNAR, figures, finish, measured_study, open_page
+from tests.app.tiny_study import COLUMNAR, figures, finish, measured_study, open_page, place
 
 HOME = Path(app.__file__).parent
 PAGES = [f"views/{path.name}" for path in sorted((HOME / "views").glob("*.py")) if path.name != "__init__.py"]
@@ -55,15 +57,13 @@ def live(page: AppTest) -> list[str]:
     return texts + [text for text in figures(page) if LIVE_IN_FIGURE.search(text)]
 
 
-@pytest.fixture
-def studies(monkeypatch: pytest.MonkeyPatch) -> dict[Setup, Study]:
-    by_setup: dict[Setup, Study] = {}
-    monkeypatch.setattr(shared, "studies", lambda: by_setup)
-    return by_setup
+@pytest.fixture(autouse=True)
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "registry", Registry(math.inf))
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_values_of_a_link_are_shown_as_text(page: str, studies: dict[Setup, Study]) -> None:
+def test_values_of_a_link_are_shown_as_text(page: str) -> None:
     texts = dict.fromkeys((*CHOSEN, "layer", "threshold", "run"), HOSTILE)
     app = open_page(page, **texts, **{f"draft_{name}": f"other {HOSTILE}" for name in texts})
     shown = "".join(str(element.proto) for element in elements(app._tree))
@@ -73,12 +73,12 @@ def test_values_of_a_link_are_shown_as_text(page: str, studies: dict[Setup, Stud
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_names_and_failures_are_shown_as_text(page, studies, monkeypatch, hostile):
+def test_names_and_failures_are_shown_as_text(page, monkeypatch, hostile):
     """A measured study of a model of such a name, a layer that failed, and a run that ended with such a sentence."""
-    studies[hostile.setup] = hostile
+    place(hostile)
     request, load = PruneRequest(methods=("magnitude",), sparsities=("0.5",)), Mock(side_effect=rose.RoseError(HOSTILE))
     run = finish(PruningRun(hostile.setup, request, load, lambda report: None), "failed")
-    monkeypatch.setattr(shared, "prunings", lambda: {"one": run})
+    shared.registry.put(PruningRun, "one", run)
     app = open_page(page, hostile, run="one")
     says = "a.example" in "".join(str(element.proto) for element in elements(app._tree))
     assert says == (page != "views/diffusion.py")  # which has a model of its own
@@ -88,7 +88,6 @@ def test_names_and_failures_are_shown_as_text(page, studies, monkeypatch, hostil
 @pytest.fixture(scope="module")
 def hostile() -> Study:
     study = measured_study()
-    shared.studies().pop(study.setup)
     study.setup = study.setup.changed(model=HOSTILE, calibration=HOSTILE)
     study.failed["model.layers.2.mlp.up_proj"] = HOSTILE
     study.job.message = HOSTILE

@@ -26,7 +26,7 @@ from app.runs.reading import DENSE, TextReading
 from app.study.setup import Setup
 from rose import cli
 from rose.wording import apart
-from tests.app.tiny_study import figures, open_on
+from tests.app.tiny_study import figures, open_on, run_in
 from tests.seams.producers import BLOCKS, DAMAGE, DEPTH, DIFFUSE, HALF, LENGTH, RESTORE, SLIM, WINDOWS, Workshop
 
 
@@ -236,7 +236,7 @@ def text(shop: Workshop, name: str) -> None:
     written = "A rose is a rose."
     app = opened(shop, "text", text_path=str(shop.folder(name)), text_written=written)
     app.button(key="text-read").click().run()
-    reading: TextReading = app.session_state["reading"]
+    reading: TextReading = run_in(app, "reading")
     while reading.job.status == "running":
         reading.job.watch("test")
         reading.job.wait(1)

@@ -5,13 +5,25 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import rose
+from app.registry import Registry
+from app.study.cache import Files
 from app.study.checking import Findings, LayerCheckRequest, LayerChecks
 from app.study.study import Study
 from rose.model.measure.layer_checks import CHECKS, check_layers
 from tests.app.study.test_checking import METHODS
-from tests.app.tiny_study import BLOCK, COLUMNAR, figures, finish, measured_study, open_page, texts, tiny_model, titles
-
-pytestmark = pytest.mark.usefixtures("placed")
+from tests.app.tiny_study import (
+    BLOCK,
+    COLUMNAR,
+    figures,
+    finish,
+    latest,
+    measured_study,
+    open_page,
+    place,
+    texts,
+    tiny_model,
+    titles,
+)
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +31,16 @@ def findings(study: Study) -> Findings:
     return finish(LayerChecks(study, LayerCheckRequest(COLUMNAR, METHODS, "rose", 0.5))).findings
 
 
+@pytest.fixture(autouse=True)
+def alone(empty_registry: Registry, study: Study) -> None:
+    """Without the checks that another test has made."""
+    place(study)
+
+
 def start(app: AppTest) -> LayerChecks:
     """Presses the button; the run that it has begun."""
     app.button(key="check-start").click().run()
-    (run,) = app.session_state["check_runs"].values()
-    return run
+    return latest(LayerChecks)
 
 
 def trust(study: Study) -> AppTest:
@@ -116,6 +133,6 @@ def test_checks_of_replaced_files_are_hidden(study):
     start(app).job.wait(240)
     app.run()
     assert not [button for button in app.button if button.key == "check-start"]
-    measured_study()  # the same set-up, measured anew
+    measured_study().files = Files("another file", "text")  # the same set-up, measured anew
     app.run()
     assert app.button(key="check-start")

@@ -79,7 +79,7 @@ def test_results_of_a_layer_are_remembered_by_their_arguments(study):
     result = study.prune(LAYER, order="two_level", trace=True)
     matrix = study.weight(LAYER).numel()
     least = result.trace.weights.nbytes + 4 * matrix + matrix + 3 * 4 * matrix  # Ŵ, mask, and S, L and H of the plan
-    assert least <= held(result) < 1.1 * least
+    assert least <= held([result]) < 1.1 * least
 
 
 def test_oldest_results_are_forgotten_by_number_and_size(setup, load, monkeypatch):

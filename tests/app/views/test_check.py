@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -11,14 +10,14 @@ import torch
 from streamlit.testing.v1 import AppTest
 
 import rose
-from app import shared, words
+from app import words
 from app.forms import widgets
 from app.results import html_report
 from app.runs import checked
 from app.runs.checked import CheckpointRun
 from app.study.setup import Setup
 from rose.model.network.layers import prunable_layers
-from tests.app.tiny_study import ended, figures, open_on, open_page, texts, titles
+from tests.app.tiny_study import ended, figures, latest, open_on, open_page, texts, titles
 
 PAGE = "views/check.py"
 BROKEN, LOST = "model.layers.0.mlp.up_proj", "model.layers.1.self_attn.q_proj"
@@ -42,11 +41,8 @@ def planted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.fixture(autouse=True)
-def alone() -> Iterator[None]:
-    """The page Compare runs offers what was checked, also in tests of its own."""
-    yield
-    shared.checks().clear()
+# The page Compare runs offers what was checked, also in tests of its own.
+pytestmark = pytest.mark.usefixtures("empty_registry")
 
 
 def opened(setup: Setup, path: object, **query: str) -> AppTest:
@@ -56,7 +52,7 @@ def opened(setup: Setup, path: object, **query: str) -> AppTest:
 def pressed(app: AppTest) -> CheckpointRun:
     """The check that the button begins, once it is over."""
     app.button(key="check-start").click().run()
-    run = list(shared.checks().values())[-1]
+    run = latest(CheckpointRun)
     ended(run)
     app.run()
     return run

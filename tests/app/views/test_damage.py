@@ -12,7 +12,7 @@ from app import shared
 from app.runs.damage import DamageRun, layer_of, recipe_of
 from app.study.setup import Setup
 from rose.model.measure.damage import WHOLE, rank_correlation
-from tests.app.tiny_study import ended, figures, finish, open_on, texts, titles
+from tests.app.tiny_study import ended, figures, finish, latest, open_on, texts, titles
 
 PAGE = "views/damage.py"
 
@@ -23,11 +23,11 @@ def setup(folder: Path) -> Setup:
 
 
 def run_of(setup: Setup, **chosen: str) -> DamageRun:
-    return ended(shared.damages()[shared.key_of(recipe_of(setup, **chosen))])
+    return ended(shared.registry.get(DamageRun, shared.key_of(recipe_of(setup, **chosen))))
 
 
+@pytest.mark.usefixtures("empty_registry")
 def test_example_is_replaced_by_measurements(setup):
-    shared.damages().clear()
     app = open_on(setup, PAGE, damage_units="Layers")
     assert "Example: each layer pruned alone by SparseGPT at 0.7" in texts(app)
     assert len(figures(app)) == 2
@@ -63,7 +63,7 @@ def test_cancelled_run_resumes(setup):
     run.job.tell = stop  # type: ignore[method-assign]
     finish(run, "cancelled")
     assert [record.unit for record in run.records] == ["model.layers.0", "model.layers.1"]
-    shared.damages()[shared.key_of(request)] = run
+    shared.registry.put(DamageRun, shared.key_of(request), run)
     app = open_on(setup, PAGE)
     assert "Cancelled after two units; what is measured is kept." in app.warning[0].value
     bars = json.loads(figures(app)[0])
@@ -94,13 +94,13 @@ def test_restoring_units_gives_dense_weights_back(setup, tmp_path):
     assert app.run().button(key="damage-start").label.startswith("Measure sensitivity")
 
 
+@pytest.mark.usefixtures("empty_registry")
 def test_only_rose_uses_the_chosen_threshold(setup):
-    shared.damages().clear()
     asked = {}
     for method in ("rose", "sparsegpt"):
         app = open_on(setup, PAGE, threshold="0.1", damage_method=rose.METHODS[method].label)
         app.button(key="damage-start").click().run()
-        run = next(reversed(shared.damages().values()))
+        run = latest(DamageRun)
         run.job.wait(240)
         asked[method] = run.request
     assert {method: request.threshold for method, request in asked.items()} == {"rose": 0.1, "sparsegpt": 0.5}

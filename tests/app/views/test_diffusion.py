@@ -5,10 +5,10 @@ from streamlit.testing.v1 import AppTest
 
 import rose
 from app import shared, words
-from app.jobs import Job
+from app.jobs import Job, Run
 from app.runs import example
 from app.runs.diffusion import STEPS, DiffusionRun, recipe
-from tests.app.tiny_study import ended, figures, finish, open_page, texts, titles
+from tests.app.tiny_study import ended, figures, finish, open_page, run_in, texts, titles
 
 PAGE = "views/diffusion.py"
 
@@ -28,7 +28,7 @@ def finished() -> DiffusionRun:
 def view(run: DiffusionRun, name: str) -> AppTest:
     """The page in this view, after the run."""
     app = open_page(PAGE)
-    app.session_state["diffusion_run"] = run
+    shared.registry.put(Run, (app.session_state["viewer"], "diffusion"), run)
     app.run()
     app.segmented_control(key="diffusion_view").set_value(name).run()
     return app
@@ -77,5 +77,5 @@ def test_button_starts_the_chosen_request(monkeypatch):
     app = open_page(PAGE, None, diffusion_weights="Uniform")
     app.selectbox(key="diffusion_method").set_value("sparsegpt").run()
     app.button(key="diffusion-start").click().run()
-    request = app.session_state["diffusion_run"].request
+    request = run_in(app, "diffusion").request
     assert (request.method, request.step_weights, request.sparsity) == ("sparsegpt", "uniform", "0.5")

@@ -11,13 +11,13 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import rose
-from app import shared, words
+from app import words
 from app.results.pairs import difference, differences
 from app.study.study import Study
 from app.study.tables import read_numbers
 from rose.model.walk.walk import BlockStatistics
 from tests.app.results.made_reports import made_report, made_tuning
-from tests.app.tiny_study import COLUMNAR, figures, measured_study, open_page, texts, tiny_model, titles
+from tests.app.tiny_study import COLUMNAR, figures, measured_study, open_page, place, texts, tiny_model, titles
 from tests.model.families import make_model
 
 pytestmark = pytest.mark.usefixtures("placed")
@@ -167,7 +167,7 @@ def test_results_are_shown_during_the_run(study, monkeypatch):
 
     monkeypatch.setattr(Study, "_measure", halt)
     running = Study(study.setup.changed(seed=9), lambda: loaded, study.calibration)
-    shared.studies()[running.setup] = running
+    place(running)
     running.job.watch("test")
     running.job.start()
     try:

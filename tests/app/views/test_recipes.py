@@ -8,9 +8,11 @@ import streamlit as st
 
 from app import shared
 from app.forms import recipes
+from app.runs.checked import CheckpointRun
+from app.runs.damage import DamageRun
 from app.study.setup import Setup
 from rose.recipe import Recipe
-from tests.app.tiny_study import MAIN, AppTest, open_on
+from tests.app.tiny_study import MAIN, AppTest, latest, open_on, run_in
 
 PLACES: dict[str, tuple[dict[str, str], Any]] = {  # by page: choices, and its run's recipe
     "prune": (
@@ -19,15 +21,15 @@ PLACES: dict[str, tuple[dict[str, str], Any]] = {  # by page: choices, and its r
     ),
     "structures": (
         {"structures_view": "A smaller copy", "slim_method": "wanda", "slim_ratio": "0.25"},
-        lambda app: app.session_state["slimming"].request,
+        lambda app: run_in(app, "slimming").request,
     ),
     "damage": (
         {"damage_units": "Layers", "damage_method": "Wanda", "layers": "*.o_proj"},
-        lambda _: list(shared.damages().values())[-1].request,
+        lambda _: latest(DamageRun).request,
     ),
-    "check": ({"check_path": "PRUNED"}, lambda _: list(shared.checks().values())[-1].request),
-    "smaller": ({"smaller_minutes": "0.01"}, lambda app: app.session_state["smaller"].request),
-    "diffusion": ({"diffusion_sparsity": "0.6"}, lambda app: app.session_state["diffusion_run"].request),
+    "check": ({"check_path": "PRUNED"}, lambda _: latest(CheckpointRun).request),
+    "smaller": ({"smaller_minutes": "0.01"}, lambda app: run_in(app, "smaller").request),
+    "diffusion": ({"diffusion_sparsity": "0.6"}, lambda app: run_in(app, "diffusion").request),
 }
 
 

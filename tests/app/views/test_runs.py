@@ -1,17 +1,17 @@
 """Compare runs: saved folders beside runs of the server, and figures of both."""
 
 import re
-from collections import deque
+from collections.abc import Callable
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
-import rose
 from app import shared
+from app.registry import Registry
 from app.results.pairs import MOST
 from app.runs import example
 from tests.app.results.made_reports import made_report, saved
-from tests.app.tiny_study import figures, open_page, texts, titles
+from tests.app.tiny_study import figures, open_page, place, texts, titles
 
 PAGE = "views/runs.py"
 BASE, OURS = "tiny · SparseGPT · 0.7 · six layers", "tiny · ROSE · 0.7 · six layers"
@@ -24,14 +24,10 @@ rose,2:4,0,15,10,0.1,5
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> deque[rose.RunReport]:
-    """The reports of the server, at first none."""
-    reports: deque[rose.RunReport] = deque()
-    monkeypatch.setattr(shared, "reports", lambda: reports)
-    monkeypatch.setattr(shared, "studies", dict)
-    monkeypatch.setattr(shared, "checks", dict)
+def server(monkeypatch: pytest.MonkeyPatch, empty_registry: Registry) -> Callable[..., None]:
+    """Adds reports to those of the server, at first none."""
     monkeypatch.setattr(shared, "find", lambda _setup: None)
-    return reports
+    return lambda *reports: [shared.publish(report) for report in reports]
 
 
 def chosen(app: AppTest, *labels: str, view: str = "") -> AppTest:
@@ -55,7 +51,7 @@ def test_page_opens_on_the_example(server):
 
 
 def test_unreadable_folder_is_skipped_with_a_warning(server, tmp_path):
-    server.append(made_report())
+    server(made_report())
     saved(tmp_path / "whole", made_report("rose", 0.8, seed=1))
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "report.json").write_text("{")
@@ -66,7 +62,7 @@ def test_unreadable_folder_is_skipped_with_a_warning(server, tmp_path):
 
 
 def test_saved_run_is_compared_with_a_server_run(server, tmp_path):
-    server.append(made_report())
+    server(made_report())
     app = open_page(PAGE, runs_path=str(saved(tmp_path / "by_hand", made_report("rose", 0.8, seed=1))))
     assert app.multiselect(key="runs").value == [BASE, OURS]
     assert app.multiselect(key="runs").proto.max_selections == MOST
@@ -82,22 +78,22 @@ def test_saved_run_is_compared_with_a_server_run(server, tmp_path):
 
 def test_default_runs_are_comparable(server):
     others = [made_report("wanda", blocks=2), made_report("magnitude", sparsity="0.5"), made_report("dsnot", width=16)]
-    server += [made_report("rose", 0.8), made_report(), *others]
+    server(made_report("rose", 0.8), made_report(), *others)
     app = open_page(PAGE)
     assert len(app.multiselect(key="runs").options) == 5
     assert app.multiselect(key="runs").value == [BASE, OURS]
 
 
 def test_link_to_missing_runs_shows_others(server):
-    server += [made_report(), made_report("rose", 0.8)]
+    server(made_report(), made_report("rose", 0.8))
     app = open_page(PAGE, runs="gone · ROSE · 0.7 · six layers", runs_measure="nothing", runs_view="Maps")
     assert app.multiselect(key="runs").value == [BASE, OURS]
     assert app.selectbox(key="runs_measure").value == "held_out_error"
     assert len(figures(app)) == 1
 
 
-def test_methods_of_a_study_are_listed_as_runs(placed, study, server, monkeypatch):
-    monkeypatch.setattr(shared, "studies", lambda: {study.setup: study})
+def test_methods_of_a_study_are_listed_as_runs(study, server):
+    place(study)
     app = open_page(PAGE, study)
     names = [f"tiny · {name} (study) · 0.7 · 21 layers" for name in ("SparseGPT", "ROSE", "ROSE global")]
     chosen(app, *names)
@@ -108,10 +104,10 @@ def test_methods_of_a_study_are_listed_as_runs(placed, study, server, monkeypatc
 
 
 def test_choice_follows_its_run_after_renaming(server):
-    server += [made_report(perplexity_after=30.0), made_report(perplexity_after=40.0)]
+    server(made_report(perplexity_after=30.0), made_report(perplexity_after=40.0))
     app = chosen(open_page(PAGE, runs_view="Numbers"), f"{BASE}, run 2", BASE)
     before = app.table[0].value
-    server.append(made_report(perplexity_after=70.0))
+    server(made_report(perplexity_after=70.0))
     app.run()
     assert app.multiselect(key="runs").value == [f"{BASE}, run 3", f"{BASE}, run 2"]
     assert app.table[0].value.to_numpy().tolist() == before.to_numpy().tolist()
@@ -130,7 +126,7 @@ def test_file_of_seeds_is_drawn(server, tmp_path):
 
 
 def test_runs_of_different_environments_are_not_ranked(server):
-    server += [made_report(environment="AMD, 1 thread"), made_report("rose", 0.8, environment="ARM, 1 thread")]
+    server(made_report(environment="AMD, 1 thread"), made_report("rose", 0.8, environment="ARM, 1 thread"))
     app = chosen(open_page(PAGE), BASE, OURS, view="Map")
     assert "so they are neither ranked nor subtracted" in texts(app)
     assert app.selectbox(key="runs_as").options == ["Both maps"]

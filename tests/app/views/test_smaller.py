@@ -3,7 +3,7 @@
 from app.runs import example
 from app.runs.slimming import SmallerRun
 from app.words import number
-from tests.app.tiny_study import ended, open_on, open_page, texts
+from tests.app.tiny_study import ended, open_on, open_page, run_in, texts
 
 PAGE = "views/smaller.py"
 
@@ -23,7 +23,7 @@ def test_page_opens_on_the_example():
 def test_a_run_estimates_every_way_and_measures_those_that_fit(setup, folder):
     app = open_on(setup, PAGE, smaller_minutes="0.02", smaller_model=str(folder))
     app.button(key="smaller-start").click().run()
-    run: SmallerRun = ended(app.session_state["smaller"])
+    run: SmallerRun = ended(run_in(app, "smaller"))
     app.run()
     assert run.request.model == str(folder)
     assert run.rows[0].is_measured

@@ -21,10 +21,8 @@ from tests.tiny import save_tiny_llama
 PAGE = "views/start.py"
 
 
-@pytest.fixture(autouse=True)
-def no_studies() -> None:
-    """All sessions share studies, tests must not."""
-    shared.studies().clear()
+# All sessions share studies, tests must not.
+pytestmark = pytest.mark.usefixtures("empty_registry")
 
 
 def small(folder: Path, text_path: Path, **more: str) -> AppTest:
@@ -39,7 +37,7 @@ def button(app: AppTest) -> object:
 
 def finish(app: AppTest) -> Study:
     """Waits for the study of this session and draws the page again."""
-    study = shared.studies()[app.session_state["setup"]]
+    study = shared.find(app.session_state["setup"])
     study.job.wait(240)
     app.run()
     return study
@@ -47,7 +45,7 @@ def finish(app: AppTest) -> Study:
 
 def test_page_opens_on_the_example():
     app = open_page(PAGE)
-    study = shared.studies()[Setup()]
+    study = shared.find(Setup())
     assert study.job.status == "kept"
     assert study.loaded is None  # nothing was loaded for it
     assert len(figures(app)) == 1
@@ -116,7 +114,7 @@ def test_sparsity_is_changed_and_restored_from_the_sidebar(folder, text):
     app.sidebar.button(key="measure-sparsity").click().run()
     second = finish(app).setup
     assert (first.sparsity, second.sparsity) == ("0.7", "0.5")
-    assert shared.studies()[first].calibration is shared.studies()[second].calibration
+    assert shared.find(first).calibration is shared.find(second).calibration
     app.sidebar.selectbox(key="sparsity_widget").set_value("0.7").run()
     assert app.session_state["setup"] == first  # known, so that it is shown at once
     app.sidebar.selectbox(key="sparsity_widget").set_value("0.5").run()
@@ -226,10 +224,10 @@ def test_layer_choices_set_patterns(folder, text, choice, layers, expected):
 
 def test_cancelled_run_can_be_restarted(folder, text, monkeypatch):
     app = small(folder, text, seed="5")
-    loaded = shared._loaded_model(str(folder), "float32", False)
+    loaded = shared.load(str(folder), "float32")
     with loaded.lock:  # the run waits for the model
         button(app).click().run()
-        study = shared.studies()[app.session_state["setup"]]
+        study = shared.find(app.session_state["setup"])
         assert study.job.status == "running"
         app.button(key="start-cancel").click().run()
         study.job.wait(240)
@@ -243,10 +241,10 @@ def test_cancelled_run_can_be_restarted(folder, text, monkeypatch):
 
 def test_cancelling_run_is_not_joined(folder, text):
     app = small(folder, text, seed="6")
-    loaded = shared._loaded_model(str(folder), "float32", False)
+    loaded = shared.load(str(folder), "float32")
     with loaded.lock:  # both runs wait for the model
         button(app).click().run()
-        first = shared.studies()[app.session_state["setup"]]
+        first = shared.find(app.session_state["setup"])
         app.number_input(key="start_seed").set_value(7).run()
         button(app).click().run()
         assert first.job.is_cancelled

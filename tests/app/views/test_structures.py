@@ -10,14 +10,14 @@ import torch
 
 import rose
 from app import shared, words
-from app.jobs import Job
+from app.jobs import Job, Run
 from app.runs.slimming import Slimming, Speedup
 from app.study.setup import Setup
 from app.study.structures import Structures
 from app.study.study import Calibration, LoadedModel, Study
 from rose.structured.parts import CHANNELS, HEADS
 from rose.structured.problem import set_cost
-from tests.app.tiny_study import ended, figures, measured_study, open_page, texts, tiny_model
+from tests.app.tiny_study import ended, figures, measured_study, open_page, place, run_in, texts, tiny_model
 from tests.tiny import byte_tokenizer
 
 PAGE, COPY = "views/structures.py", "A smaller copy"
@@ -73,7 +73,7 @@ def test_costs_are_computed_on_request(study, view):
 def test_nothing_is_computed_unasked(study, status, monkeypatch):
     unmeasured = Study(study.setup.changed(seed=97), study._load, Calibration())
     unmeasured.layer_names, unmeasured.job.status = study.layer_names, status
-    monkeypatch.setitem(shared.studies(), unmeasured.setup, unmeasured)
+    place(unmeasured)
     monkeypatch.setattr(type(unmeasured), "is_restored", True, raising=False)
     monkeypatch.setattr(Job, "start", lambda _job: pytest.fail("The page has started work."))
     for view in ("Heads", "Channels", COPY):
@@ -95,7 +95,7 @@ def test_button_makes_a_smaller_copy(monkeypatch, study):
     monkeypatch.setattr(shared, "load", lambda *_: LoadedModel(model, byte_tokenizer(), threading.Lock()))
     app = open_page(PAGE, study, structures_view=COPY, slim_ratio="0.3", slim_prompt="Hello")
     app.button(key="slim-start").click().run()
-    run: Slimming = ended(app.session_state["slimming"])
+    run: Slimming = ended(run_in(app, "slimming"))
     _, slim = run.models
     parameters, speed = (
         [model.summary[name] for model in run.models] for name in ("kept_parameters", "tokens_per_second")
@@ -113,9 +113,8 @@ def test_button_makes_a_smaller_copy(monkeypatch, study):
         assert run.speedup.ratio.is_clear is is_clear
         assert run.speedup.says().replace("\u202f", " ") in texts(app.run())
     assert app.table[0].value["Model"].tolist() == [words.held(model.name) for model in run.models]
-    folder = run.checkpoints[slim.name]
-    run.discard()
-    assert not folder.exists()
+    shared.registry.put(Run, (app.session_state["viewer"], "slimming"), Run())
+    assert not run.checkpoints[slim.name].exists()
 
 
 @pytest.mark.parametrize(

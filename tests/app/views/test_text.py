@@ -1,6 +1,7 @@
 """The page Your text: a saved model reads the text, and colours and tables show its losses."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,11 @@ from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Selectbox
 
 from app import shared
+from app.registry import Registry
 from app.runs.reading import DENSE, TextReading
 from app.study.setup import Setup
 from app.words import word
-from tests.app.tiny_study import ended, open_on, texts
+from tests.app.tiny_study import ended, open_on, run_in, texts
 
 PAGE = "views/text.py"
 WRITTEN = "<b>A rose</b> is a rose."
@@ -19,7 +21,7 @@ WRITTEN = "<b>A rose</b> is a rose."
 
 @pytest.fixture(autouse=True)
 def no_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "prunings", dict)
+    monkeypatch.setattr(shared, "registry", Registry(math.inf))
 
 
 def opened(folder: Path, **query: str) -> AppTest:
@@ -28,7 +30,7 @@ def opened(folder: Path, **query: str) -> AppTest:
 
 def read(app: AppTest, status: str = "done") -> TextReading:
     app.button(key="text-read").click().run()
-    run: TextReading = ended(app.session_state["reading"], status)
+    run: TextReading = ended(run_in(app, "reading"), status)
     app.run()
     return run
 
