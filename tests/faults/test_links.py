@@ -26,7 +26,7 @@ from app.figures import style
 from app.figures.shapes import Chart
 from app.registry import Registry
 from app.runs.pruning import PruneRequest, PruningRun
-from app.study.setup import CHOSEN, Setup
+from app.study.setup import CHOSEN
 from app.study.study import Study
 from tests.app.tiny_study import COLUMNAR, figures, finish, measured_study, open_page, place
 
@@ -167,12 +167,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_link_starts_no_request(page: str, asked: list[str], studies: dict[Setup, Study]) -> None:
+def test_a_link_starts_no_request(page: str, asked: list[str]) -> None:
     open_page(page, model="somebody/repo", calibration="c4", layers="model.layers.0.*", layer=COLUMNAR)
     assert asked == []
 
 
-def test_only_a_button_asks_the_hub(asked: list[str], studies: dict[Setup, Study]) -> None:
+def test_only_a_button_asks_the_hub(asked: list[str]) -> None:
     app = open_page("views/start.py", model="somebody/repo")
     assert "somebody/repo is not on this machine" in app.error[0].value
     assert any("sends the name to huggingface.co" in caption.value for caption in app.caption)
