@@ -168,6 +168,12 @@ class SpecField:
         """The option of the command line."""
         return "--" + (self.extra["flag"] or self.name).replace("_", "-")
 
+    @property
+    def is_text(self) -> bool:
+        """Whether it holds a text, a path or a list of them, which may look like a number."""
+        each = get_args(self.kind)[0] if get_origin(self.kind) is tuple else self.kind
+        return getattr(each, "__origin__", each) in (str, Path)  # of Annotated
+
     def add_option(self, parser: argparse.ArgumentParser) -> None:
         """Adds this field to a command line. The help names the default, if there is one."""
         text, default, form = self.description, self.default, self.extra["form"]

@@ -24,13 +24,15 @@ from rose.files import reachable, write_atomically
 from rose.recipe.parts import BETWEEN, PREVIOUS, SavingPart
 from rose.recipe.steps import Tune
 from rose.recipe.tools import SPECS, PicturesPart
-from rose.spec import SHOWN, Spec
+from rose.spec import SHOWN, Spec, SpecField
 
 VERSION = 1  # raise it where a field changes its meaning
 NAME = "recipe.yaml"
 LARGEST, DEEPEST = 100_000, 16  # bytes of a recipe, and PyYAML's states, one a level
 HEAD = "# Again: rose run recipe.yaml output=FOLDER\n# Changed: the same with NAME=VALUE behind it\n"
 CHAINED = {"model", "pruned"}  # fields of a later step that the step before it fills
+TEXTS = {name for spec in SPECS.values() for name, field in spec.fields().items() if field.is_text}
+NULL = "tag:yaml.org,2002:null"
 
 
 class _Loader(yaml.SafeLoader):
@@ -47,7 +49,11 @@ class _Loader(yaml.SafeLoader):
             _refuse("anchors, aliases and tags are not allowed", event)
         if len(self.states) > DEEPEST:
             _refuse("values are nested too deeply", event)
-        return super().compose_node(parent, index)
+        node = super().compose_node(parent, index)
+        if getattr(index, "value", None) in TEXTS:  # a folder may be named 2026 or true
+            for each in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+                each.tag = each.tag if isinstance(each.value, list) or each.tag == NULL else self.DEFAULT_SCALAR_TAG
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         names = set[str]()
@@ -176,7 +182,7 @@ def _change(steps: Sequence[dict[str, Any]], changes: Sequence[str], *, is_place
         if len(places) != 1:
             many = f"in {len(places)} steps; write 1.{field}=VALUE for the first" if places else "in no step"
             raise RoseError(f"The field {name!r} is {many}.")
-        steps[places[0]][field] = _value(kinds[places[0]], field, value)
+        steps[places[0]][field] = _value(kinds[places[0]].fields()[field], value)
     checked: list[Spec] = []
     for kind, step in zip(kinds, steps, strict=True):
         is_last = len(checked) == len(steps) - 1
@@ -204,11 +210,11 @@ def _check_chain(kinds: Sequence[type[Spec]]) -> None:
         raise RoseError("The steps of a recipe change one kind of model; run the diffusion steps alone.")
 
 
-def _value(kind: type[Spec], field: str, text: str) -> Any:
-    """A value as YAML writes it, so that lists, numbers and null can be given; a text of a form as that form has it."""
-    if kind.fields()[field].extra["form"] == "commas":
-        return text
+def _value(field: SpecField, text: str) -> Any:
+    """A text or a path as typed; other values as YAML writes them, so that lists, numbers and null can be given."""
     try:
-        return yaml.load(text, _Loader)
+        value = yaml.load(f"{field.name}:\n {text}", _Loader)[field.name]
     except yaml.YAMLError:
-        return text
+        value = text
+    is_typed = field.kind in (str, Path) and (value is not None or field.is_required or field.default is not None)
+    return text if is_typed else value

@@ -73,6 +73,15 @@ def test_a_bad_recipe_is_refused_in_one_sentence(case: str) -> None:
     refused(re.escape(sentence), Recipe.parse, text, *changes, is_placed=True)
 
 
+@pytest.mark.parametrize("text", ["2026", "1e3", "true", "007", "-.5"])
+def test_texts_and_paths_are_taken_as_typed(text: str) -> None:
+    file = f"recipe: 1\nrun: tune\noutput: x\ndense: {text}\npruned: {text}\nlayers: [{text}, b]\n"
+    step = Tune(output="x", dense=text, pruned=text, layers=(text, "b"))
+    assert Recipe.parse(file).steps == Recipe.parse(str(Recipe((step,))), "output=x").steps == (step,)
+    changed = Recipe.parse(PRUNE, f"model={text}: #b", f"layers={text}", "order=1", "order=null", f"output={text}")
+    assert changed.steps == (Prune(model=f"{text}: #b", layers=(text,), order=None, output=text),)
+
+
 EXAMPLES: list[Spec] = [
     Prune(output="x", options={"effort": 2}, layers=("*.o_proj",), bits=4, group="row", tune=None),
     Prune(output="x", method="rose", order="random:3", budget="layer", sparsity="2:4", target="layer"),
