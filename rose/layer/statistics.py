@@ -4,6 +4,7 @@ mean, and the number of tokens."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from threading import Lock
 from typing import Any
 
 import torch
@@ -14,10 +15,12 @@ from rose.errors import RoseError, is_number, is_whole
 # H is symmetric: only the panels on and above the diagonal are accumulated. Narrow panels skip more of
 # the lower half but make slimmer matrix products; 256 was the fastest of 128..576 on a two-core machine.
 PANEL = 256
+_symmetrizing = Lock()  # one for all, because an object with a lock could not be copied
 
 
 class InputStatistics:
     """Streaming second moments of one layer's input, in float32. Layers that read the same tensor share one object.
+    Threads may read it at once, if none of them updates it.
 
     `columns` counts input channels; products x xᵀ are computed in `dtype`, see `add_product`. `tokens` counts the input
     vectors seen, and `total_weight` sums their weights; means divide by it. Raises RoseError: fewer than 1 column.
@@ -138,16 +141,10 @@ class InputStatistics:
     @property
     def hessian(self) -> Tensor:
         """H = XᵀX, float32 (in, in), the weighted sum over tokens. Do not change it."""
-        if self._hessian is None:
-            # In place, because a model's statistics fill most of the memory. Panel by panel, so that rows and columns
-            # stay in the cache: a tenth of the time of `upper.T`.
-            self._hessian = upper = self._upper
-            for start in range(0, len(upper), PANEL):
-                end = min(start + PANEL, len(upper))
-                square = upper[start:end, start:end]
-                square.copy_(square.triu() + square.triu(1).T)
-                upper[end:, start:end] = upper[start:end, end:].T
-        return self._hessian
+        with _symmetrizing:  # another thread may have just done it
+            if self._hessian is None:
+                self._hessian = _symmetrize(self._upper)
+            return self._hessian
 
     @property
     def diagonal(self) -> Tensor:
@@ -180,6 +177,18 @@ class InputStatistics:
     def dead(self) -> Tensor:
         """True where an input channel was zero on every token, (in,) bool."""
         return self.diagonal == 0
+
+
+def _symmetrize(upper: Tensor) -> Tensor:
+    """Mirrors the panels on and above the diagonal of (in, in), in place, because a model's statistics fill most of the
+    memory. The triangle above the diagonal keeps its numbers, so other threads may read it meanwhile. Panel by panel,
+    so that rows and columns stay in the cache: a tenth of the time of `upper.T`."""
+    for start in range(0, len(upper), PANEL):
+        end = min(start + PANEL, len(upper))
+        square = upper[start:end, start:end]
+        square.copy_(square.triu() + square.triu(1).T)
+        upper[end:, start:end] = upper[start:end, end:].T
+    return upper
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor, weight: float = 1.0) -> None:

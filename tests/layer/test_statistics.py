@@ -1,5 +1,9 @@
 """Streaming statistics against the plain formulas, and the channels that count as massive activations."""
 
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from threading import Barrier
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +14,7 @@ from torch import Tensor
 import rose
 from rose.layer.error import FEW, NEARLY_ALL, massive_channels, relative_error
 from rose.layer.statistics import PANEL, as_statistics
+from tests.layer.helpers import statistics_of
 from tests.refusals import refused
 
 
@@ -37,6 +42,22 @@ def test_panels_cover_the_whole_matrix(columns):
     statistics.update(inputs.view(3, 10, columns))
     torch.testing.assert_close(statistics.hessian, inputs.T @ inputs, rtol=1e-4, atol=1e-4)
     assert torch.equal(statistics.hessian, statistics.hessian.T)
+
+
+def test_threads_that_share_statistics_read_a_whole_hessian():
+    inputs = torch.randn(4, 6 * PANEL, generator=torch.Generator().manual_seed(0))
+    packed, expected = statistics_of(inputs).pack(), inputs.T @ inputs
+    for _ in range(5):
+        shared, start = rose.InputStatistics.unpack(packed), Barrier(2)
+
+        def last_rows(shared: rose.InputStatistics = shared, start: Barrier = start) -> Tensor:
+            start.wait()
+            return shared.hessian[-PANEL:].clone()
+
+        with ThreadPoolExecutor(2) as threads:
+            for reading in [threads.submit(last_rows) for _ in range(2)]:
+                torch.testing.assert_close(reading.result(), expected[-PANEL:])
+        torch.testing.assert_close(deepcopy(shared).hessian, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
