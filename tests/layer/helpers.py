@@ -24,10 +24,10 @@ def every_method(**exceptions: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("method", [method for method in rose.METHODS if method not in exceptions])
 
 
-def statistics_of(inputs: Tensor) -> rose.InputStatistics:
+def statistics_of(inputs: Tensor, weight: float = 1.0) -> rose.InputStatistics:
     """Of inputs (tokens, in)."""
     statistics = rose.InputStatistics(inputs.shape[1])
-    statistics.update(inputs)
+    statistics.update(inputs, weight)
     return statistics
 
 

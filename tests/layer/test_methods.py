@@ -11,7 +11,7 @@ from torch import Tensor
 
 import rose
 from rose.layer.error import relative_error
-from rose.layer.methods import make_settings, prune_with
+from rose.layer.methods import Cache, make_settings, prune_with
 from tests.layer.helpers import ORDERS, Layer, block_sizes, every_method, layers, make_layer, ratios, statistics_of
 from tests.refusals import refused
 
@@ -23,6 +23,13 @@ BUDGET |= dict.fromkeys(("magnitude", "alps", "rose_admm", "rose_global"), "laye
 NO_MEAN = "needs the mean of the inputs, which a Hessian does not hold"
 FILLED = "its low-rank part fills removed weights"
 BOTH_PARTS = "counts parameters of two parts, see test_oats.py"
+VARIANTS = [
+    (name, {field.name: choice})
+    for name, method in rose.METHODS.items()
+    for field in method.options.fields().values()
+    for choice in field.choices
+]
+every_variant = pytest.mark.parametrize(("method", "options"), [(name, {}) for name in rose.METHODS] + VARIANTS)
 
 
 def blocks_of(result: rose.LayerResult) -> list[Tensor]:
@@ -146,13 +153,21 @@ def test_never_worse_than_removing_the_same_weights(method, sparsity):
             assert 0 < result.relative_error < bare
 
 
-@every_method(dsnot=NO_MEAN)
+@every_variant
 @given(layer=layers(), ratio=ratios, power=st.integers(-12, 12))
-def test_scaling_h_changes_nothing(layer, ratio, method, power):
+def test_scaling_h_changes_nothing(layer, ratio, method, options, power):
     """By powers of four, whose square roots are exact, so that results must be identical to the bit."""
-    hessian, options = layer.hessian, {"method": method, "sparsity": ratio, "block_size": 8}
-    first = rose.prune_layer(layer.weight, hessian, **options)
-    second = rose.prune_layer(layer.weight, hessian * 4.0**power, **options)
+    first, second = (
+        rose.prune_layer(
+            layer.weight,
+            statistics_of(layer.inputs, weight),
+            method=method,
+            sparsity=ratio,
+            block_size=8,
+            options=options,
+        )
+        for weight in (1.0, 4.0**power)
+    )
     assert torch.equal(first.mask, second.mask)
     assert torch.equal(first.weight, second.weight)
     assert torch.equal(first.order.permutation, second.order.permutation)
@@ -177,17 +192,28 @@ def test_small_and_uneven_shapes_are_pruned(method, rows, columns, block_size):
         assert sum(result.order.widths) == columns
 
 
-@every_method()
-def test_dead_columns_cost_nothing(method):
+@every_variant
+@pytest.mark.parametrize("scale", [1e-4, 1, 1e4])
+def test_dead_columns_cost_nothing(method, options, scale):
     dead = [0, 5, 6, 31]
     layer = make_layer(dead=dead)
-    result = layer.prune(method=method, sparsity=0.5)
+    result = replace(layer, inputs=layer.inputs * scale).prune(method=method, sparsity=0.5, options=options)
     assert result.column_error[dead].eq(0).all()
     assert result.weight.isfinite().all()
     assert result.plan.column_loss[dead].eq(0).all()
     if method != "magnitude":  # which does not know
         assert result.mask[:, dead].all()
         assert result.weight[:, dead].eq(0).all()
+
+
+def test_methods_that_share_a_cache_keep_their_inputs_apart():
+    layers_of_one_weight = [replace(make_layer(), inputs=make_layer(seed=seed).inputs) for seed in range(3)]
+    shared, settings = Cache(layers_of_one_weight[0].weight), make_settings("sparsegpt", block_size=8)
+    for layer in layers_of_one_weight:  # statistics that are freed leave their place in memory to the next ones
+        cached = prune_with(shared.weight, layer.statistics, replace(settings, cache=shared))
+        alone = prune_with(shared.weight, layer.statistics, settings)
+        assert cached.relative_error == alone.relative_error
+        assert torch.equal(cached.plan.column_loss, alone.plan.column_loss)
 
 
 @every_method()

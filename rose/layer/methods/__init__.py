@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Literal, Unpack
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -35,11 +36,12 @@ from rose.layer.sweep import SweepTrace, check_budget
 
 @dataclass
 class Cache:
-    """Values that methods compared on one layer share; the first method that needs a value stores it."""
+    """Values that methods compared on one layer share, also in several threads; the first that needs a value stores
+    it."""
 
     weight: Tensor  # W, (out, in), the model's tensor; all other values are of this tensor alone
-    plan: OrderPlan | None = None  # for one pattern and block size
-    energies: dict[int, float] = field(default_factory=dict)  # tr(W H Wᵀ) by the `id` of the statistics
+    plan: OrderPlan | None = None  # for one H, pattern and block size
+    energies: WeakKeyDictionary[InputStatistics, float] = field(default_factory=WeakKeyDictionary)  # tr(W H Wᵀ)
 
     def is_of(self, weight: Tensor) -> bool:
         """Whether this is the same W. Some methods also measure weights that they computed from W."""
@@ -49,9 +51,9 @@ class Cache:
         """tr(W H Wᵀ), computed once for W."""
         if not self.is_of(weight):
             return quadratic_form(weight, statistics.hessian)
-        if id(statistics) not in self.energies:
-            self.energies[id(statistics)] = quadratic_form(weight, statistics.hessian)
-        return self.energies[id(statistics)]
+        if statistics not in self.energies:
+            self.energies[statistics] = quadratic_form(weight, statistics.hessian)
+        return self.energies[statistics]
 
 
 @dataclass(frozen=True)

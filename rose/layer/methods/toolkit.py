@@ -21,8 +21,9 @@ from rose.layer.sweep import TILE, sweep, visited_budget
 
 def _plan(weight: Tensor, statistics: InputStatistics, settings: Settings) -> OrderPlan:
     same = settings.cache if settings.cache and settings.cache.is_of(weight) else None
-    if same and same.plan and (same.plan.pattern, same.plan.block_size) == (settings.pattern, settings.block_size):
-        return replace(same.plan, threshold=settings.threshold, damping=settings.damping)
+    known = same.plan if same else None  # read once: another thread may replace it
+    if known and (known.inputs, known.pattern, known.block_size) == (statistics, settings.pattern, settings.block_size):
+        return replace(known, threshold=settings.threshold, damping=settings.damping)
     plan = plan_order(
         weight,
         statistics,

@@ -30,8 +30,8 @@ def magnitude(weight: Tensor, statistics: InputStatistics, settings: Settings) -
 
 
 def dsnot(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
-    """Start mask per row, then `refine_mask`. The published runs refine attention layers only; this refines any
-    layer."""
+    """Start mask per row, with dead columns, then `refine_mask`. The published runs refine attention layers only; this
+    refines any layer."""
     if statistics.mean.isnan().any():
         raise RoseError("DSnoT needs the mean of the inputs, which a Hessian does not hold; give InputStatistics.")
     dense, start = weight.float(), settings.options["start"]
@@ -39,7 +39,8 @@ def dsnot(weight: Tensor, statistics: InputStatistics, settings: Settings) -> La
         score = (dense / damped_hessian(statistics, settings.damping).natural_factor.diagonal()).square()
     else:
         score = dense.abs() if start == "magnitude" else importance(dense, statistics.mean_square)
-    mask = mask_by_score(score, settings.pattern, "row")
+    # A dead column has 1 + λ on its damped diagonal, which is large or small beside others as H is scaled.
+    mask = mask_by_score(score.masked_fill(statistics.dead, 0), settings.pattern, "row")
     mask = refine_mask(dense, statistics, mask, settings.pattern)
     return prune_by_mask(weight, statistics, settings, mask, budget="row")
 
