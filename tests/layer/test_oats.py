@@ -104,6 +104,17 @@ def test_truncated_svd(shape, rank):
     torch.testing.assert_close(left @ right, (u[:, :rank] * s[:rank]) @ v[:rank], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("seed", range(50))
+def test_directions_of_rows_from_large_to_nothing_are_found(seed):
+    """A Gram matrix of low rank whose entries end below float32's least number, as rests of dead inputs have."""
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(32, 2, generator=generator) @ torch.randn(2, 64, generator=generator)
+    matrix *= 10 ** (-20 * torch.rand(32, 1, generator=generator))
+    matrix[::2] = 0
+    left, right = truncated_svd(matrix, 2)
+    torch.testing.assert_close(left @ right, matrix)
+
+
 @pytest.mark.parametrize("shape", [(120, 160), (160, 120)])
 def test_subspace_iteration_is_as_good_as_repeated_svd(shape):
     rank, iterations = 8, 30

@@ -248,6 +248,9 @@ def prune_with(weight: Tensor, hessian: Tensor | InputStatistics, settings: Sett
     if settings.grid and result.rounding_error is None:  # the method does not sweep, or changes weights after its sweep
         result = import_module(f"{__name__}.toolkit").round_kept(weight, statistics, result, settings)
     if not is_finite(result.weight):
+        if result.weight.isnan().any():
+            other = "raise the damping, calibrate on more tokens, or choose another method"
+            raise RoseError(f"{get_method(settings.method).label} gave NaN, although W and H are finite; {other}.")
         raise RoseError(f"Pruned weights are too large for {weight.dtype}; load the model in bfloat16 or float32.")
     massive = MassiveActivation.find(weight, result.weight, statistics) if settings.measures else None
     return replace(result, method=settings.method, massive=massive)

@@ -56,13 +56,13 @@ def _next_low_rank(matrix: Tensor, rank: int, basis: Tensor | None) -> tuple[Ten
     if rank == 0 or 4 * wide > min(matrix.shape):
         return *truncated_svd(matrix, rank), None
     if basis is None:
-        leading = torch.linalg.eigh(matrix @ matrix.T).eigenvectors[:, -wide:]
+        leading = directions(matrix)[:, -wide:]
     else:
         leading = basis
         for _ in range(SUBSPACE_STEPS):
             leading = torch.linalg.qr(matrix @ (matrix.T @ leading)).Q
     projected = leading.T @ matrix
-    turn = torch.linalg.eigh(projected @ projected.T).eigenvectors  # ascending eigenvalues
+    turn = directions(projected)
     basis, projected = leading @ turn, turn.T @ projected
     return basis[:, SPARE:], projected[SPARE:], basis
 
@@ -73,6 +73,11 @@ def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     if matrix.shape[0] > matrix.shape[1]:
         left, right = truncated_svd(matrix.T, rank)
         return right.T, left.T
-    vectors = torch.linalg.eigh(matrix @ matrix.T).eigenvectors  # ascending eigenvalues
-    leading = vectors[:, vectors.shape[1] - rank :]
+    leading = directions(matrix)[:, len(matrix) - rank :]
     return leading, leading.T @ matrix
+
+
+def directions(matrix: Tensor) -> Tensor:
+    """Eigenvectors of the Gram matrix M Mᵀ, (rows, rows), by ascending eigenvalue, for M (rows, columns). In float64:
+    float32 underflows where a rest is nearly of low rank, and its solver then finds NaN or nothing."""
+    return torch.linalg.eigh((matrix @ matrix.T).double()).eigenvectors.to(matrix)
