@@ -140,5 +140,5 @@ def rotate_statistics(statistics: InputStatistics, layout: HeadLayout, rotations
     hessian.diagonal().clamp_min_(0)  # rounding may leave less than 0 for a direction that no input has
     rotated = InputStatistics.from_hessian(hessian.float(), statistics.tokens)
     rotated.total_weight = statistics.total_weight
-    rotated._sum = rotate_columns(statistics._sum[None], layout, rotations)[0].float()
+    rotated.set_mean(rotate_columns(statistics.mean[None], layout, rotations)[0].float())
     return rotated

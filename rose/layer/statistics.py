@@ -15,6 +15,7 @@ from rose.errors import RoseError, is_number, is_whole
 # H is symmetric: only the panels on and above the diagonal are accumulated. Narrow panels skip more of
 # the lower half but make slimmer matrix products; 256 was the fastest of 128..576 on a two-core machine.
 PANEL = 256
+SERIAL = 2**15 - 1  # numbers; torch divides larger sums over threads, which on a busy machine wait for each other
 _symmetrizing = Lock()  # one for all, because an object with a lock could not be copied
 
 
@@ -34,7 +35,9 @@ class InputStatistics:
         self.total_weight = 0.0
         # Valid on and above the panel diagonal.
         self._upper = torch.zeros(columns, columns, dtype=torch.float32, device=device)
-        self._sum = torch.zeros(columns, dtype=torch.float32, device=device)
+        # The mean, and Σ α (x − mean)², which is not the small difference of two large sums.
+        self._mean = torch.zeros(columns, dtype=torch.float64, device=device)
+        self._spread = torch.zeros(columns, dtype=torch.float64, device=device)
         self._first = torch.zeros(columns, dtype=torch.float32, device=device)  # of diag(H), the first positions' part
         self._hessian: Tensor | None = None
 
@@ -56,9 +59,8 @@ class InputStatistics:
         statistics = cls(hessian.shape[0], hessian.device)
         statistics._upper = hessian.detach().float()
         statistics._hessian = statistics._upper
-        # A bare Hessian has no mean and no positions.
-        statistics._sum.fill_(float("nan"))
-        statistics._first.fill_(float("nan"))
+        for unknown in (statistics._mean, statistics._spread, statistics._first):
+            unknown.fill_(float("nan"))
         statistics.tokens, statistics.total_weight = int(tokens), float(tokens)
         return statistics
 
@@ -76,7 +78,7 @@ class InputStatistics:
         for start in range(0, self.columns, PANEL):
             end = min(start + PANEL, self.columns)
             add_product(self._upper[start:end, start:], x[:, start:end], x[:, start:], weight)
-        self._sum.add_(x.sum(0, dtype=self._sum.dtype), alpha=weight)
+        self._add_deviations(x, weight)
         if inputs.ndim == 3:  # (windows, positions, in); experts read tokens from anywhere
             first = inputs.detach()[:, 0].to(self._first)
             self._first.add_(first.square().sum(0), alpha=weight)
@@ -86,6 +88,22 @@ class InputStatistics:
         self.total_weight += weight * x.shape[0]
         self._hessian = None
 
+    def _add_deviations(self, x: Tensor, weight: float) -> None:
+        """Adds x, (tokens, in), to mean and spread (Chan, Golub and LeVeque 1983). Deviations are float32, from a
+        mean near theirs."""
+        if not len(x):
+            return
+        near = (self._mean if self.tokens else x.mean(0, dtype=torch.float32)).float()
+        total, squares = torch.zeros_like(self._mean), torch.zeros_like(self._mean)
+        for rows in x.split(len(x) if x.is_cuda else max(1, SERIAL // self.columns)):
+            deviations = rows - near
+            total += deviations.sum(0)
+            squares += deviations.square_().sum(0)
+        gap = near - self._mean + total / len(x)
+        share = weight * len(x) / (self.total_weight + weight * len(x))
+        self._spread += weight * (squares - total.square() / len(x)) + share * self.total_weight * gap.square()
+        self._mean += share * gap
+
     def to(self, device: torch.device | str) -> InputStatistics:
         """The statistics on a device; this object itself if it is there already."""
         upper = self._upper.to(device)
@@ -93,7 +111,8 @@ class InputStatistics:
             return self
         moved = InputStatistics(self.columns, upper.device, self.dtype)
         moved.tokens, moved.total_weight = self.tokens, self.total_weight
-        moved._upper, moved._sum, moved._first = upper, self._sum.to(device), self._first.to(device)
+        moved._upper, moved._first = upper, self._first.to(device)
+        moved._mean, moved._spread = self._mean.to(device), self._spread.to(device)
         return moved
 
     def sum_over(self, add: Callable[[Tensor], Any]) -> None:
@@ -105,16 +124,20 @@ class InputStatistics:
             panel = self._upper[start : start + PANEL, start:].contiguous()
             add(panel)
             self._upper[start : start + PANEL, start:] = panel
-        add(self._sum)
-        add(self._first)
-        add(counts)
+        weight, total = self.total_weight, self._mean * self.total_weight
+        for sums in (self._first, counts, total):
+            add(sums)
         self._count(counts)
+        mean = total / (self.total_weight or 1)
+        self._spread += weight * (self._mean - mean).square()
+        add(self._spread)
+        self._mean = mean
         self._hessian = None
 
     @property
     def _counts(self) -> Tensor:
         """Tokens and their total weight, as one tensor to send or to keep; float64 counts exactly up to 2⁵³."""
-        return torch.tensor([self.tokens, self.total_weight], dtype=torch.float64, device=self._sum.device)
+        return torch.tensor([self.tokens, self.total_weight], dtype=torch.float64, device=self._mean.device)
 
     def _count(self, counts: Tensor) -> None:
         tokens, weight = counts.tolist()
@@ -123,20 +146,31 @@ class InputStatistics:
     def pack(self) -> dict[str, Tensor]:
         """All contents as flat tensors for a file, with half of the symmetric H. `unpack` reads them."""
         panels = [self._upper[start : start + PANEL, start:].flatten() for start in range(0, self.columns, PANEL)]
-        sums = {"sum": self._sum.clone(), "first": self._first.clone()}
-        return {"panels": torch.cat(panels), **sums, "tokens": self._counts.cpu()}
+        others = {"mean": self._mean, "spread": self._spread, "first": self._first}
+        others = {name: tensor.clone() for name, tensor in others.items()}
+        return {"panels": torch.cat(panels), **others, "tokens": self._counts.cpu()}
 
     @classmethod
     def unpack(cls, packed: Mapping[str, Tensor]) -> InputStatistics:
-        """The statistics that `pack` stored, to the bit, on the device of the sum; further products are float32."""
-        statistics = cls(packed["sum"].numel(), packed["sum"].device)
+        """The statistics that `pack` stored, to the bit, on their device; further products are float32."""
+        statistics = cls(packed["first"].numel(), packed["first"].device)
         starts = range(0, statistics.columns, PANEL)
         sizes = [min(PANEL, statistics.columns - start) * (statistics.columns - start) for start in starts]
         for start, panel in zip(starts, packed["panels"].split(sizes), strict=True):
             statistics._upper[start : start + PANEL, start:] = panel.view(-1, statistics.columns - start)
-        statistics._sum, statistics._first = packed["sum"].clone(), packed["first"].clone()  # the caller's stay as is
+        statistics._first = packed["first"].clone()  # the caller's stays as it is
         statistics._count(packed["tokens"])
+        if "sum" in packed:  # as earlier versions have packed the app's example
+            statistics.set_mean(packed["sum"] / statistics.total_weight)
+        else:
+            statistics._mean, statistics._spread = packed["mean"].clone(), packed["spread"].clone()
         return statistics
+
+    def set_mean(self, mean: Tensor) -> None:
+        """Gives the mean of x_j, (in,), to statistics that know H alone. Their variance is then the difference of two
+        float32 numbers, which may cancel."""
+        self._mean = mean.double()
+        self._spread = (self.mean_square - mean.square()).clamp_min(0).double() * self.total_weight
 
     @property
     def hessian(self) -> Tensor:
@@ -159,13 +193,12 @@ class InputStatistics:
     @property
     def mean(self) -> Tensor:
         """Mean of x_j over tokens, (in,); NaN for a bare Hessian."""
-        return self._sum / (self.total_weight or 1)
+        return self._mean.float()
 
     @property
     def variance(self) -> Tensor:
         """Variance of x_j over tokens, (in,), at least 0; NaN for a bare Hessian."""
-        # The difference of two float32 sums can come out below zero for a channel that hardly varies.
-        return (self.mean_square - self.mean.square()).clamp_min(0)
+        return (self._spread / (self.total_weight or 1)).clamp_min(0).float()
 
     def first_share(self, channels: Sequence[int]) -> float:
         """The share of these channels' squares at the first position of windows; NaN where inputs came without
