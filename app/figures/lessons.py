@@ -120,7 +120,7 @@ def number_matrix(
         for place, value in enumerate(numbers):
             x, y, share = place * span + (span - 1) / 2, rows + 0.3 + at, value / largest
             _box(chart, x, y, span, sample_colorscale(palette.SEQUENTIAL, [share])[0])
-            text = f"{value:.{2 if name.startswith('price') else 1}f}"
+            text = f"{value:.{1 if name == 'column loss' else 2}f}"
             _print(chart, x, y, f"<b>{text}</b>" if span > 1 else text, palette.text_on(share))
     for block in range(width // size):
         line = {"color": MARK, "width": 4} if block == marked else {"color": chart.ink.text, "width": 2}

@@ -49,11 +49,9 @@ def column_loss_map(plan: OrderPlan, **shared: Unpack[Marked]) -> Drawing:
 
 
 def block_loss_bars(plan: OrderPlan, **shared: Unpack[Marked]) -> Drawing:
-    """Block losses as bars, per column where a block is narrower; the layer is columnar if one ends below the line."""
-    widths, blocks = np.array(plan.block_width), np.arange(len(plan.block_width))
-    uneven = bool((widths != widths[0]).any())
-    whole, each = (to_numpy(loss).astype(np.float64) for loss in (plan.block_loss, plan.loss_per_column))
-    unit, values = ("block loss per column", each) if uneven else ("block loss", whole)
+    """Block losses per column as bars; the layer is columnar if one ends below the line."""
+    widths, blocks, unit = np.array(plan.block_width), np.arange(len(plan.block_width)), "block loss per column"
+    whole, values = (to_numpy(loss).astype(np.float64) for loss in (plan.block_loss, plan.loss_per_column))
     chart = Chart(x="block", y=unit, **shared)
     colours = [palette.MARK if block == chart.marked_block else palette.TEAL for block in blocks]
     pattern = {"shape": np.where(widths < widths.max(), "/", "").tolist(), "solidity": 0.25}
@@ -66,14 +64,14 @@ def block_loss_bars(plan: OrderPlan, **shared: Unpack[Marked]) -> Drawing:
     verdict, sign = ("Columnar", "above") if plan.is_columnar else ("Not columnar", "not above")
     finding = f"{verdict}: relative range {plan.relative_range:.3f}, {sign} {plan.threshold:g}"
     subtitle = f"{sentence(unit)}{chart.of}, blocks of {widths.max()} columns"
-    subtitle += f"; hatched: only {widths.min()} columns wide" if uneven else ""
+    subtitle += f"; hatched: only {widths.min()} columns wide" if widths.min() < widths.max() else ""
     subtitle += f"; columnar if a bar ends below the dashed line, {percent(1 - plan.threshold, 0)} of the highest"
     high, low = number(values.max()), number(values.min())
     caption = f"Block {values.argmax()} has the highest {unit}, {high}, and block {values.argmin()} the lowest, {low}: "
     caption += f"relative range ({high} − {low}) / {high} = {plan.relative_range:.3f}."
     if not values.max() > 0:
         caption = f"The {unit} of every block is 0, and so is the relative range."
-    table = pd.DataFrame({"block": blocks, "columns": widths, "block_loss": whole, "block_loss_per_column": each})
+    table = pd.DataFrame({"block": blocks, "columns": widths, "block_loss": whole, "block_loss_per_column": values})
     return chart.done(finding, subtitle, caption, f"Bar chart of {unit}{chart.of}", table)
 
 

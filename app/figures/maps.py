@@ -42,7 +42,8 @@ METRICS = {
     "relative_range": Metric(
         "Relative range",
         "relative range",
-        meaning="columnar: some blocks of columns lose far more than others; range = (max − min) / max of their loss",
+        meaning="columnar: some blocks of columns lose far more than others; relative range = "
+        "(max − min) / max of block loss per column",
     ),
     "column_variation": Metric(
         "Variation of column losses", "std / mean", meaning="standard deviation of the column losses over their mean"

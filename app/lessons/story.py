@@ -132,32 +132,33 @@ def the_law(values: Values, answered: bool) -> Screen:
 
 def columnar(values: Values, answered: bool) -> Screen:
     plan, shown = example.plan(), values["losses"]
-    losses, columns = plan.block_loss.tolist(), plan.column_loss.tolist()
-    high, low, scores = max(losses), min(losses), plan.importance
+    losses, columns, scores = plan.loss_per_column.tolist(), plan.column_loss.tolist(), plan.importance
+    high, low = (losses.index(extreme) for extreme in (max(losses), min(losses)))
+    loss_of = [f"{loss:.1f}/{width}" for loss, width in zip(plan.block_loss, plan.block_width, strict=True)]
     findings = {
         "importance": f"Importance runs from {float(scores.min()):.1f} to {float(scores.max()):.1f}",
         "pre-pruning": f"{int((plan.potential_loss > 0).sum())} of {scores.numel()} weights would go",
-        "losses": f"Block {losses.index(high)} would lose most: {high:.1f}",
+        "losses": f"Block {high} would lose most: {losses[high]:.2f} per column",
     }
     subtitle, marks = "Importance S, three blocks of three columns", dict[str, Any]()
     if shown != "importance":
         subtitle, marks["removed"] = f"{subtitle}; struck: would be removed", plan.potential_loss > 0
     if shown == "losses":
-        marks |= {"below": {"column loss": columns, "block loss": losses}, "marked": losses.index(high)}
+        marks |= {"below": {"column loss": columns, "block mean": losses}, "marked": high}
     stage = partial(figures.number_matrix, scores, findings[shown], subtitle, **marks)
-    return Screen("Columnar: one block loses much more", TEXT.columnar(plan, columns, high, low), stage)
+    return Screen("Columnar: one block loses much more", TEXT.columnar(plan, columns, loss_of[high], loss_of[low]), stage)
 
 
 def the_order(values: Values, answered: bool) -> Screen:
     plan = example.plan()
     columns = plan.permutation.tolist() if answered else list(example.NATURAL)
-    losses = [float(plan.block_loss[column // 3]) for column in columns[::3]]
+    losses = [float(plan.loss_per_column[column // 3]) for column in columns[::3]]
     natural, ordered = (example.prune(order).relative_error for order in ("natural", "two_level"))
     listed = ", ".join(map(str, columns))
     claim, finding, below = "Which block goes first?", "Which first?", {}
     if answered:
         claim, finding = "ROSE's order: the block that loses most first", f"Pruned in the order {listed}"
-        below = {"column loss": plan.column_loss[columns].tolist(), "block loss": losses}
+        below = {"column loss": plan.column_loss[columns].tolist(), "block mean": losses}
     marks: dict[str, Any] = {"removed": (plan.potential_loss > 0)[:, columns], "columns": columns, "below": below}
     subtitle = "Importance S, columns as they are pruned; struck: pre-pruning's guess"
     stage = partial(figures.number_matrix, plan.importance[:, columns], finding, subtitle, **marks)

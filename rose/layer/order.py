@@ -1,7 +1,7 @@
 """Orders: the permutation in which a sweep visits the columns, and the widths of the blocks it visits.
 
 The two-level order is ROSE's (arXiv 2603.05878, section 3): columns within each block by column loss, then blocks by
-block loss, both descending. `columns`, `blocks`, `global` and `dealt` sort by the same losses; `hessian`, `inverse`,
+block loss per column, both descending. `columns`, `blocks`, `global` and `dealt` sort by the same losses; `hessian`, `inverse`,
 `pivot`, `min_pivot` and `greedy` read H alone, `pivot_weighted` reads H and W (docs/orders.md compares them).
 """
 
@@ -61,7 +61,7 @@ class OrderPlan:
         column_loss: (in,) float32, original column order.
         block_loss, block_width: (blocks,) loss and columns of each block, left to right.
         hessian_diagonal: diag(H), (in,) float32.
-        relative_range: 0 to 1, block losses compared per column.
+        relative_range: (max − min) / max of block loss per column, 0 to 1.
         threshold: columnar above it.
         pattern, block_size: what the plan was made for.
         inputs, damping: the statistics with H, and λ relative to the mean of diag(H), for orders that read them; None
@@ -256,7 +256,7 @@ def natural(plan: OrderPlan, ascending: bool) -> Tensor:
 
 @register_order("two_level")
 def two_level(plan: OrderPlan, ascending: bool) -> Order:
-    """ROSE: columns within each block by column loss, then blocks by block loss."""
+    """ROSE: columns within each block by column loss, then blocks by block loss per column."""
     return _sort_blocks(plan, columns_only(plan, ascending), ascending)
 
 
@@ -270,12 +270,12 @@ def columns_only(plan: OrderPlan, ascending: bool) -> Tensor:
 
 @register_order("blocks")
 def blocks_only(plan: OrderPlan, ascending: bool) -> Order:
-    """Blocks by block loss; columns stay in natural order within each."""
+    """Blocks by block loss per column; columns stay in natural order within each."""
     return _sort_blocks(plan, natural(plan, ascending), ascending)
 
 
 def _sort_blocks(plan: OrderPlan, columns: Tensor, ascending: bool) -> Order:
-    """Blocks by block loss; `columns` lists the columns of each block, left to right."""
+    """Blocks by block loss per column; `columns` lists the columns of each block, left to right."""
     chosen, blocks = rank(plan.loss_per_column, ascending).tolist(), columns.split(list(plan.block_width))
     return Order(torch.cat([blocks[b] for b in chosen]), tuple(plan.block_width[b] for b in chosen), "custom")
 

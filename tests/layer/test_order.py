@@ -80,6 +80,17 @@ def test_narrow_last_block_does_not_look_columnar():
     assert plan_with_block_losses([2.0, 2.0, 2.0], last=1).relative_range == 0.0
 
 
+def test_relative_range_by_hand_with_a_narrow_last_block():
+    """Half of each block goes. By sums, 3, 3.5 and 1.4, the layer would be columnar."""
+    weight = torch.tensor([[1.0, 3.0, 2.0, 4.0, 0.7], [2.0, 4.0, 1.5, 5.0, 4.5]])
+    inputs = torch.diag(torch.tensor([1.0, 1.0, 1.0, 1.0, 2.0])) * 5**0.5  # the mean of x² is 1, and 4 for the last
+    plan = rose.plan_order(weight, rose.InputStatistics.from_hessian(inputs.T @ inputs, 5), sparsity=0.5, block_size=2)
+    high, low = (2 + 1.5) / 2, 0.7 * 2 / 1
+    assert plan.loss_per_column.tolist() == pytest.approx([(1 + 2) / 2, high, low])
+    assert plan.relative_range == pytest.approx((high - low) / high)
+    assert not plan.is_columnar
+
+
 def test_threshold_is_adjustable_without_recomputing():
     plan = plan_with_block_losses([4.0, 2.0, 3.0])
     assert not plan.is_columnar

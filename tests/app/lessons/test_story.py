@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,16 @@ def test_worked_example_matches_the_paper():
     assert plan.block_loss.tolist() == pytest.approx(PAPER["block_loss"])
 
 
+def test_the_printed_relative_range_follows_the_printed_formula():
+    plan, text = example.plan(), story.columnar({"losses": "losses"}, False).text
+    assert r"B_b = \frac{1}{n_b} \sum_{j \in b} \ell_j" in text
+    *terms, printed = re.findall(r"frac{(\S+) - (\S+)}{(\S+)} = (\S+)", text)[0]
+    high, low, largest = (float(loss) / float(width) for loss, width in (term.split("/") for term in terms))
+    assert (high, low) == pytest.approx((float(plan.loss_per_column.max()), float(plan.loss_per_column.min())))
+    assert plan.relative_range == pytest.approx((high - low) / largest)
+    assert float(printed) == pytest.approx(plan.relative_range, abs=5e-4)
+
+
 @pytest.mark.parametrize("column", range(3))
 @pytest.mark.parametrize("alike", [0.0, 0.6, 0.9])
 def test_one_removal_is_the_least_squares_solution(alike, column):
@@ -66,7 +77,7 @@ def test_swapping_neighbours_keeps_the_product_of_prices(step):
 def test_answers_match_computed_errors():
     """The right answers of all questions, and the sentences that say how large the effects are."""
     assert "57\u202f% of its loss is compensated; last, 4\u202f%" in story.early_and_late({}, True).text
-    assert "11.6 > 4.7 > 2.6" in story.the_order({}, True).text
+    assert "3.87 > 1.57 > 0.87" in story.the_order({}, True).text
     orders = {name: [name] for name in ("natural", "two_level", "global")} | {"random": example.RANDOM}
     error = {
         (order, budget): float(np.mean([example.prune(name, budget).relative_error for name in names]))
