@@ -19,6 +19,7 @@ from rose.wording import (  # noqa: F401
     sentence,
     short_text,
     size,
+    text_name,
     whole,
     word,
 )
@@ -90,11 +91,6 @@ def plain(text: object) -> str:
 def times(ratio: float) -> str:
     """ "× 1.03", "× 9.7": how many times a number another is."""
     return f"× {number(ratio, 3 if ratio < 2 else 2)}"
-
-
-def text_name(text: str) -> str:
-    """A calibration text in a sentence: "Python's reference", or as it was asked for."""
-    return "Python's reference" if text == "packaged" else text
 
 
 def of(name: str) -> str:

@@ -116,6 +116,11 @@ def short_text(value: Any, most: int = 40) -> str:
     return re.sub(r"[^\w .,:%×+=-]", "·", re.sub(r"\((R|TM)\)", "", str(value)))[:most]
 
 
+def text_name(text: str) -> str:
+    """A text in a sentence: "Python's reference", or as it was asked for."""
+    return "Python's reference" if text == "packaged" else text
+
+
 def place_of(layer: str) -> tuple[int | None, str]:
     """Decoder block, where the name has one, and projection: "model.layers.18.mlp.up_proj" -> (18, "mlp.up_proj")."""
     parts = layer.split(".")

@@ -100,7 +100,8 @@ def test_analyze_prints_and_writes_every_layer(checkpoint, tmp_path, capsys):
     arguments = ["--methods", "sparsegpt,rose,wanda,rose", "--threshold", "0", "--output", output]
     assert run("analyze", "--model", checkpoint, *CALIBRATION, *arguments) == 0
     shown = capsys.readouterr().out
-    assert "21 of 21 layers are columnar" in shown
+    assert "21 of 21 layers are columnar (relative range above 0)" in shown
+    assert "sparsity 0.7, blocks of 16, 4 × 48 tokens of" in shown
     table = pd.read_csv(output / "layers.csv")
     assert len(table) == 63
     summary = rose.RunReport.load(output).summary

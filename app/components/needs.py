@@ -13,7 +13,7 @@ from app.runs import example as packaged
 from app.study.preflight import asked_of_hub, collecting
 from app.study.setup import Setup
 from app.study.study import InputsRun, Study
-from app.words import count, duration, sentence, short_layer, text_name
+from app.words import count, duration, sentence, short_layer
 from rose import RoseError
 
 START_PAGE = "views/start.py"
@@ -49,9 +49,8 @@ def require_weights() -> None:
 def example(subject: str, of: str = "") -> None:
     """Says that the page shows the packaged example, and how that was made."""
     setup = packaged.SETUP
-    tokens = f"{setup.samples} × {setup.length} tokens of {text_name(setup.calibration)}"
     origin = f"Measured on {setup.held_out} × {setup.length} other tokens. " if not of else ""
-    of = of or f" of {setup.model}, calibrated on only {tokens}"
+    of = of or f" of {setup.model}, calibrated on only {setup.tokens}"
     st.caption(f"Example: {subject}{of}.", help=f"{origin}Comes with the app; made with {packaged.made_with()}.")
 
 

@@ -284,7 +284,7 @@ def bars(
 # Lessons 9 and 11
 
 
-def columnar_map(layers: pd.DataFrame, *, theme: Theme) -> Drawing:
+def columnar_map(layers: pd.DataFrame, conditions: str, *, theme: Theme) -> Drawing:
     """Every layer of a model as a cell, the columnar ones filled: block_index, projection, is_columnar."""
     chart = Chart(x="decoder block", height=HEIGHT, theme=theme)
     grid = layers.pivot_table(index="projection", columns="block_index", values="is_columnar", sort=False)
@@ -294,8 +294,8 @@ def columnar_map(layers: pd.DataFrame, *, theme: Theme) -> Drawing:
     chart.x(**BARE, dtick=5)
     chart.y(**BARE, autorange="reversed", ticks="")
     finding = f"{word(int(layers['is_columnar'].sum())).capitalize()} of {len(layers)} layers are columnar"
-    subtitle = "SmolLM2-135M at 70 % zeros; orange: columnar; o_proj: attention output"
-    caption = "The study that the app opens with: Python's reference as text, inputs of the dense model."
+    subtitle = "SmolLM2-135M; orange: columnar; o_proj: attention output"
+    caption = f"The study that the app opens with: {conditions}; inputs of the dense model."
     return chart.done(finding, subtitle, caption, "Map of layers", layers)
 
 

@@ -105,7 +105,7 @@ def per_layer(table: pd.DataFrame, name: str) -> pd.DataFrame:
 def model_map(
     table: pd.DataFrame, name: str = "relative_range", *, threshold: float = THRESHOLD,
     layers: Sequence[str] = (), left_out: Collection[str] = (), experts: str | None = None,
-    marked_layer: str | None = None, block: str = "decoder block", theme: Theme = "light",
+    marked_layer: str | None = None, block: str = "decoder block", conditions: str = "", theme: Theme = "light",
 ) -> Drawing:  # fmt: skip
     """Any number per layer as a map of decoder block × projection; layers without a number yet stay blank.
 
@@ -113,7 +113,7 @@ def model_map(
     `expert_kinds`, shows one such row in full, decoder block × expert.
 
     `layers`: names of all layers to come, so that the map keeps its size while results arrive; `left_out`: those that
-    stay dense or could not be measured; `block`: the word for a block of the model.
+    stay dense or could not be measured; `block`: the word for a block of the model; `conditions`: what a number is for, in the caption.
     """
     measure, kind = metric(name), "expert" if experts else "projection"
     if experts is not None:
@@ -146,7 +146,7 @@ def model_map(
     blanks += [f"left out ({without})"] if without else []
     subtitle += f"; blank: {', '.join(blanks)}" if blanks else ""
     alt = f"Map of {measure.label.lower()} by {block} and {kind}"
-    caption = f"{sentence(measure.meaning)}." if measure.meaning else ""
+    caption = " ".join(f"{sentence(text)}." for text in (measure.meaning, conditions) if text)
     finding = _map_finding(every, measure, threshold)
     return chart.done(finding, subtitle, caption, alt, every.rename(columns={"value": name}))
 

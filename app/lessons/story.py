@@ -20,6 +20,7 @@ from app.figures.orders import basis_errors
 from app.figures.style import Drawing
 from app.lab.basis import BASES
 from app.lessons import example
+from app.study.setup import Setup
 from app.words import apart, number, percent, word
 from rose.layer.methods.rose_admm import ITERATIONS
 
@@ -216,9 +217,10 @@ def in_whole_models(values: Values, answered: bool) -> Screen:
     }
     saved, columnar_layers = example.saved_by_rose(), int(layers["is_columnar"].sum())
     wikitext = int((example.measured()["file"] == "layers-70.csv").sum()), 1 - example.mean_of("layers-70.csv", "rose")
-    text = TEXT.in_whole_models(answered, len(layers), columnar_layers, saved, wikitext, ITERATIONS, ratios)
+    conditions = Setup().conditions
+    text = TEXT.in_whole_models(answered, len(layers), columnar_layers, conditions, saved, wikitext, ITERATIONS, ratios)
     if not answered:
-        return Screen("Does it help a whole model?", text, partial(figures.columnar_map, layers))
+        return Screen("Does it help a whole model?", text, partial(figures.columnar_map, layers, conditions))
     subtitle = "SmolLM2-135M at 70 % zeros, towards dense outputs; 95 % intervals"
     finding = f"No clear difference: {ratios['ROSE'].value:.2f} times SparseGPT's perplexity"
     caption = "docs/results/headline.csv: three draws of 16 × 512 tokens of WikiText-2 to calibrate, 24 × 512 to judge."

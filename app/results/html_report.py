@@ -253,8 +253,9 @@ def _error_findings(run: RunReport) -> list[str]:
     columnar = run.by_layer["is_columnar"].sum() if "is_columnar" in run.by_layer else None
     if columnar is None or run.kind == "slim":
         return [finding]
-    threshold = run.number("threshold")
-    above = f" (relative range above {threshold:g})" if threshold is not None else ""
+    settings = {"threshold": "relative range above {:g}", "block_size": "blocks of {:g}"}
+    named = [text.format(value) for name, text in settings.items() if (value := run.number(name)) is not None]
+    above = f" ({', '.join(named)})" if named else ""
     count = words.word(int(columnar)) if columnar else "none"
     some = f"{count} of {words.count(len(run.by_layer), 'layer')}"
     if run.kind == "study":  # the same for all of its methods
@@ -316,11 +317,10 @@ def check_report(run: CheckpointRun) -> ReportPage:
     worst = [row for _, row in check.by_error.head(BARS).iterrows()]
     drawings += [trust.compensation_bars(row, layer=short(row["layer"])) for row in worst]
     drawings += [check_drift(run)] if check.summary["drift"] else []
-    on = f" on {setup.samples} × {setup.length} tokens of {words.text_name(setup.calibration)}"
     tables = {"Wrong tensors": check.wrong, "Others that differ": check.others}
     return ReportPage(
         title=f"Check of {name}",
-        subtitle=f"Against {setup.model}{', the weights alone' if request.calibration is None else on}",
+        subtitle=f"Against {setup.model}{', the weights alone' if request.calibration is None else f' on {setup.tokens}'}",
         findings=[headline(check).text, *map(": ".join, lines(check, short)), *facts(run)],
         drawings=drawings,
         tables={heading: table for heading, table in tables.items() if len(table)},

@@ -50,8 +50,8 @@ def of_another_setup(run: PruningRun) -> None:
     if setup.to_texts(session.setup()).keys() <= {"sparsity", "layers", "stream"}:  # a run names these itself
         return
     components.info(
-        f"Below is a run of {setup.model} in {setup.dtype}, calibrated on {setup.samples} × {setup.length} tokens of "
-        f"{words.text_name(setup.calibration)}, seed {setup.seed}, with block size {setup.block_size} and damping "
+        f"Below is a run of {setup.model} in {setup.dtype}, calibrated on {setup.tokens}, "
+        f"seed {setup.seed}, with block size {setup.block_size} and damping "
         f"{setup.damping:g}. The set-up chosen now is another one.",
         ":material/history:",
     )

@@ -108,7 +108,7 @@ def _offer(request: CheckCopies | None, *, running: bool) -> DeltaGenerator:
         setups = [setup, setup.changed(model=request.pruned[0])]
         if cost is not None:
             needed = words.size(2 * weights_size(cost, setup.dtype) + cost.memory)
-            takes = f"{setup.samples} × {setup.length} tokens of {words.text_name(setup.calibration)} and "
+            takes = f"{setup.tokens} and "
             takes += f"{setup.held_out} × {setup.length} held out through both models: about "
             takes += f"{components.lasting(cost)}, {needed}."
     place = start_button(

@@ -54,8 +54,9 @@ def results(study: Study, table: pd.DataFrame) -> None:
     look = components.look_over()
     with left:
         drawing = maps.model_map(
-            table, metric, experts=experts(study), layers=study.layer_names, left_out=study.left_out, **look
-        )
+            table, metric, experts=experts(study), layers=study.layer_names, left_out=study.left_out,
+            conditions=study.setup.conditions, **look,
+        )  # fmt: skip
         components.show(drawing, "layers-map", on_select=components.pick_layer, fill=FILL)
     with right:
         try:

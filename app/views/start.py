@@ -127,7 +127,7 @@ def picture(study: Study) -> None:
                 if study.job.status == "running":
                     st.info("The first layers appear here as soon as they are measured.")
                 return
-            names: dict[str, Any] = {"layers": study.layer_names, "left_out": study.left_out}
+            names: dict[str, Any] = {"layers": study.layer_names, "left_out": study.left_out, "conditions": study.setup.conditions}
             drawing = maps.model_map(table, **names, **components.look_over())
             if study.setup != session.draft():
                 st.caption(f"Measured before: {words.plain(study_form.describe(study.setup))}.")

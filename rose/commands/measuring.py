@@ -98,7 +98,7 @@ def analyze(spec: Analyze, console: Console) -> None:
     report = rose.RunReport.from_records(records, chosen, **facts).signed(spec, text_cautions=cautions)
     if spec.output:
         Workers.here().from_first(lambda: _save(report, spec))
-    _print_analysis(report, methods, spec.threshold, "relative_error" if held_out is None else "held_out_error")
+    _print_analysis(report, spec, "relative_error" if held_out is None else "held_out_error")
     if spec.output:
         terminal.say(f"Orders were tried on {most.layer[0]}, {MOST}." if most.layer else most.why_none)
 
@@ -130,16 +130,16 @@ def _save(report: rose.RunReport, spec: Analyze) -> None:
         raise rose.RoseError(f"The report cannot be written to {folder} ({problem.strerror}); make room.") from problem
 
 
-def _print_analysis(report: rose.RunReport, methods: Sequence[str], threshold: float, error: str) -> None:
+def _print_analysis(report: rose.RunReport, spec: Analyze, error: str) -> None:
     """Prints every layer, the largest relative range first, and means."""
-    name = error.replace("_", " ")
+    name, methods = error.replace("_", " "), list(spec.methods)
     pruned = pruned_rows(report.layers)
     table = report.layers if pruned.empty else pruned  # experts may be left dense
     wide = table.pivot(index="layer", columns="method", values=error)[methods]
     facts = table.drop_duplicates("layer").set_index("layer")[["relative_range", "is_columnar"]]
     ranked = facts.join(wide.add_suffix(f" {name}")).sort_values("relative_range", ascending=False).reset_index()
     columnar = int(facts["is_columnar"].sum())
-    title = f"{columnar} of {len(facts)} layers are columnar (relative range above {threshold:g})"
+    title = f"{columnar} of {len(facts)} layers are columnar (relative range above {spec.threshold:g})\n{spec.conditions}"
     terminal.print_table(ranked, title)
     terminal.say(*report.remarks)
     means = [f"{method} {wide[method].mean():.4f}" for method in methods]

@@ -17,7 +17,7 @@ from rose.model.packaged import PACKAGED
 from rose.model.rules import parse_allocation
 from rose.spec import NAMED, Real, Spec, Whole, setting
 from rose.structured.defaults import MULTIPLE, RATIO, WHOLE_BLOCKS
-from rose.wording import several
+from rose.wording import several, text_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -227,6 +227,11 @@ class TextPart(Spec):
     def drawn(self) -> dict[str, Any]:
         """The windows as reports name them."""
         return self.pick(("calibration", "samples", "length", "seed")) | {"held_out_samples": self.held_out}
+
+    @property
+    def tokens(self) -> str:
+        """The calibration windows in a sentence: "16 × 512 tokens of Python's reference"."""
+        return f"{self.samples} × {self.length} tokens of {text_name(self.calibration)}"
 
     @property
     def extent(self) -> dict[str, Any]:

@@ -34,6 +34,11 @@ class Analyze(part.SweepPart, part.TextPart, part.ModelPart):
     methods: part.Methods = ("sparsegpt", "rose")
     output: Annotated[part.Output, setting("write report.json, layers.csv and layers.parquet")] | None = None
 
+    @property
+    def conditions(self) -> str:
+        """What a count of columnar layers depends on, beside model and threshold."""
+        return f"sparsity {self.sparsity}, blocks of {self.block_size}, {self.tokens}"
+
 
 class Prune(part.ChangingPart, part.PruneSettings, part.TextPart, part.ModelPart):
     """Prune a model and save the checkpoint."""

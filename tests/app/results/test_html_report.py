@@ -27,7 +27,7 @@ def figures(text: str) -> list[dict]:
 
 
 def test_one_run_with_its_findings_figures_settings_and_recipe(tmp_path, capsys):
-    folder = saved(tmp_path / "run", made_report(made_with={"torch": "9.9"}).with_recipe(run="prune", model="tiny"))
+    folder = saved(tmp_path / "run", made_report(made_with={"torch": "9.9"}, block_size=32).with_recipe(run="prune", model="tiny"))
     output = tmp_path / "report.html"
     assert cli.main(["report", str(folder), "--output", str(output)]) == 0
     printed = capsys.readouterr().out
@@ -36,7 +36,7 @@ def test_one_run_with_its_findings_figures_settings_and_recipe(tmp_path, capsys)
     for sentence in (
         "SparseGPT at 0.7 takes perplexity from 20.0 to 30.0, 1.50 times the dense model's.",
         "is 0.400 on average over six layers, highest in 2 · self_attn.o_proj (0.600).",
-        "SparseGPT at 0.7 found one of six layers columnar.",
+        "SparseGPT at 0.7 found one of six layers columnar (blocks of 32).",
         "After the last decoder block the drift of SparseGPT at 0.7 from the dense model is 0.300",
     ):
         assert sentence in html.unescape(text)

@@ -46,6 +46,7 @@ def test_table_and_findings_match_the_study(study):
     assert list(expected["held_out_global_gain"]) == pytest.approx(list(saved))
     assert expected.query("is_columnar")["layer"].tolist() == [COLUMNAR]
     assert "**One of 21 layers is columnar** above 0.5: 1 · self_attn.o_proj." in texts(app)
+    assert f"{words.sentence(study.setup.conditions)}." in texts(app)
     gains, columnar = expected["held_out_gain"], expected["is_columnar"]
     rule, always = (words.percent(part.sum() / 21).replace("\u202f", " ") for part in (gains[columnar], gains))
     assert f"Over all layers the rule saves {rule}, the order in every layer {always}." in texts(app)

@@ -53,6 +53,7 @@ def test_page_opens_on_the_example():
     links = {link.proto.label: link.proto.page for link in app.main.get("page_link")}
     assert "Explore the example" in links
     assert links["Learn how pruning works"] == "learn"
+    assert "Sparsity 0.7, blocks of 128, 16 × 512 tokens of Python's reference." in texts(app)
     assert button(app).disabled
     assert "about" not in texts(app)  # nothing is estimated that nobody asked for
     app.selectbox(key="start_layers").set_value("attention").run()
