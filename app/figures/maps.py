@@ -113,7 +113,7 @@ def model_map(
     `expert_kinds`, shows one such row in full, decoder block × expert.
 
     `layers`: names of all layers to come, so that the map keeps its size while results arrive; `left_out`: those that
-    stay dense or could not be measured; `block`: the word for a block of the model; `conditions`: what a number is for, in the caption.
+    stay dense or could not be measured; `block`: the word for a block of the model; `conditions`: for the caption.
     """
     measure, kind = metric(name), "expert" if experts else "projection"
     if experts is not None:

@@ -135,7 +135,7 @@ def columnar(values: Values, answered: bool) -> Screen:
     plan, shown = example.plan(), values["losses"]
     losses, columns, scores = plan.loss_per_column.tolist(), plan.column_loss.tolist(), plan.importance
     high, low = (losses.index(extreme) for extreme in (max(losses), min(losses)))
-    loss_of = [f"{loss:.1f}/{width}" for loss, width in zip(plan.block_loss, plan.block_width, strict=True)]
+    lost = [f"{loss:.1f}/{width}" for loss, width in zip(plan.block_loss, plan.block_width, strict=True)]
     findings = {
         "importance": f"Importance runs from {float(scores.min()):.1f} to {float(scores.max()):.1f}",
         "pre-pruning": f"{int((plan.potential_loss > 0).sum())} of {scores.numel()} weights would go",
@@ -147,7 +147,7 @@ def columnar(values: Values, answered: bool) -> Screen:
     if shown == "losses":
         marks |= {"below": {"column loss": columns, "block mean": losses}, "marked": high}
     stage = partial(figures.number_matrix, scores, findings[shown], subtitle, **marks)
-    return Screen("Columnar: one block loses much more", TEXT.columnar(plan, columns, loss_of[high], loss_of[low]), stage)
+    return Screen("Columnar: one block loses much more", TEXT.columnar(plan, columns, lost[high], lost[low]), stage)
 
 
 def the_order(values: Values, answered: bool) -> Screen:

@@ -317,10 +317,11 @@ def check_report(run: CheckpointRun) -> ReportPage:
     worst = [row for _, row in check.by_error.head(BARS).iterrows()]
     drawings += [trust.compensation_bars(row, layer=short(row["layer"])) for row in worst]
     drawings += [check_drift(run)] if check.summary["drift"] else []
+    tokens = "the weights alone" if request.calibration is None else f"on {setup.tokens}"
     tables = {"Wrong tensors": check.wrong, "Others that differ": check.others}
     return ReportPage(
         title=f"Check of {name}",
-        subtitle=f"Against {setup.model}{', the weights alone' if request.calibration is None else f' on {setup.tokens}'}",
+        subtitle=f"Against {setup.model}, {tokens}",
         findings=[headline(check).text, *map(": ".join, lines(check, short)), *facts(run)],
         drawings=drawings,
         tables={heading: table for heading, table in tables.items() if len(table)},

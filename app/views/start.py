@@ -127,8 +127,8 @@ def picture(study: Study) -> None:
                 if study.job.status == "running":
                     st.info("The first layers appear here as soon as they are measured.")
                 return
-            names: dict[str, Any] = {"layers": study.layer_names, "left_out": study.left_out, "conditions": study.setup.conditions}
-            drawing = maps.model_map(table, **names, **components.look_over())
+            names: dict[str, Any] = {"layers": study.layer_names, "left_out": study.left_out}
+            drawing = maps.model_map(table, **names, conditions=study.setup.conditions, **components.look_over())
             if study.setup != session.draft():
                 st.caption(f"Measured before: {words.plain(study_form.describe(study.setup))}.")
             components.show(drawing, "start-map", on_select=components.pick_layer, fill=(430, "640px"))

@@ -139,8 +139,8 @@ def _print_analysis(report: rose.RunReport, spec: Analyze, error: str) -> None:
     facts = table.drop_duplicates("layer").set_index("layer")[["relative_range", "is_columnar"]]
     ranked = facts.join(wide.add_suffix(f" {name}")).sort_values("relative_range", ascending=False).reset_index()
     columnar = int(facts["is_columnar"].sum())
-    title = f"{columnar} of {len(facts)} layers are columnar (relative range above {spec.threshold:g})\n{spec.conditions}"
-    terminal.print_table(ranked, title)
+    title = f"{columnar} of {len(facts)} layers are columnar (relative range above {spec.threshold:g})"
+    terminal.print_table(ranked, f"{title}\n{spec.conditions}")
     terminal.say(*report.remarks)
     means = [f"{method} {wide[method].mean():.4f}" for method in methods]
     terminal.say(f"Mean {name} over layers: {', '.join(means)}")

@@ -1,8 +1,8 @@
 """Orders: the permutation in which a sweep visits the columns, and the widths of the blocks it visits.
 
 The two-level order is ROSE's (arXiv 2603.05878, section 3): columns within each block by column loss, then blocks by
-block loss per column, both descending. `columns`, `blocks`, `global` and `dealt` sort by the same losses; `hessian`, `inverse`,
-`pivot`, `min_pivot` and `greedy` read H alone, `pivot_weighted` reads H and W (docs/orders.md compares them).
+block loss per column, both descending. `columns`, `blocks`, `global` and `dealt` sort by the same losses; `hessian`,
+`inverse`, `pivot`, `min_pivot` and `greedy` read H alone; `pivot_weighted` reads H and W. docs/orders.md compares them.
 """
 
 from collections.abc import Callable, Sequence

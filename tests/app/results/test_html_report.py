@@ -27,7 +27,8 @@ def figures(text: str) -> list[dict]:
 
 
 def test_one_run_with_its_findings_figures_settings_and_recipe(tmp_path, capsys):
-    folder = saved(tmp_path / "run", made_report(made_with={"torch": "9.9"}, block_size=32).with_recipe(run="prune", model="tiny"))
+    report = made_report(made_with={"torch": "9.9"}, block_size=32).with_recipe(run="prune", model="tiny")
+    folder = saved(tmp_path / "run", report)
     output = tmp_path / "report.html"
     assert cli.main(["report", str(folder), "--output", str(output)]) == 0
     printed = capsys.readouterr().out
