@@ -52,6 +52,24 @@ def test_every_generated_region_is_in_a_document() -> None:
     assert set(re.findall(r"<!-- (\w+) -->", text)) == set(document_numbers.REGIONS)
 
 
+def test_relative_range_is_defined_alike_everywhere() -> None:
+    """Per column, because a last block may be narrower; lesson 5 has its own test."""
+    folders = (ROOT / folder for folder in ("rose", "app", "docs", "notebooks"))
+    files = [path for folder in folders for path in folder.rglob("*") if path.suffix in {".py", ".md", ".ipynb"}]
+    found = {path.name: re.findall(r"\(max − min\) / max(.{0,25})", path.read_text(encoding="utf-8")) for path in files}
+    defining = {name: texts for name, texts in found.items() if texts}
+    assert {"loss.py", "order.py", "maps.py", "glossary.md", "tutorial.md", "columnar_layers.ipynb"} <= set(defining)
+    assert {text for texts in defining.values() for text in texts} == {" of block loss per column"}
+
+
+def test_counts_of_columnar_layers_say_for_what() -> None:
+    paths = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
+    pattern = re.compile(r"\d+ of \d+ (?:layers|output projections) are columnar(.{0,120})", re.DOTALL)
+    counts = [(path.name, rest) for path in paths for rest in pattern.findall(path.read_text(encoding="utf-8"))]
+    assert {"README.md", "tutorial.md", "columnar_layers.ipynb"} <= {name for name, _ in counts}
+    assert [count for count in counts if "blocks of" not in count[1]] == []
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_in_documents_lead_somewhere(path: Path) -> None:
     assert len(headings(path)) == len(set(headings(path))), "a link to one of two equal headings is ambiguous"

@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from app.lessons import example
+from app.study.setup import Setup
 from rose import verdicts
+from rose.layer.pattern import THRESHOLD
 from rose.layer.target import correction_damping
 from rose.model.measure.comparison import mean_and_spread, results_at
 from rose.rows import read_records
@@ -189,21 +192,66 @@ def mean_error_by_method() -> str:
     return table([f"`{method}`" for method in means.index], [[f"{value:.2f}" for value in means]])
 
 
+# Files of layers at 0.7 in blocks of 128, and the tokens of WikiText-2 that calibrated them
+OUTPUTS = {
+    "SmolLM2-135M": ("layers-70.csv", "16 × 512"),
+    "Qwen2.5-Coder-0.5B": ("qwen2.5-coder-0.5b-o_proj.csv", "8 × 512"),
+}
+
+
+def output_ranges(file: str) -> pd.Series:
+    """Relative ranges of the attention output projections by layer."""
+    return read(file).drop_duplicates("layer").set_index("layer")["relative_range"].filter(like="o_proj")
+
+
 def columnar_outputs() -> str:
     """Columnar output projections of both models, and ROSE's error there."""
     lines = []
-    for name, file in (("SmolLM2-135M", "layers-70.csv"), ("Qwen2.5-Coder-0.5B", "qwen2.5-coder-0.5b-o_proj.csv")):
-        ranges = read(file).drop_duplicates("layer").set_index("layer")["relative_range"].filter(like="o_proj")
-        columnar = ranges[ranges > 0.5].index
+    for name, (file, tokens) in OUTPUTS.items():
+        ranges = output_ranges(file)
+        columnar = ranges[ranges > THRESHOLD].index
         error = errors_by_layer(file)["rose"].loc[columnar].mean()
-        lines.append([name, f"{len(columnar)} of {len(ranges)}", f"{error:.2f}"])
+        lines.append([f"{name}, {tokens} tokens", f"{len(columnar)} of {len(ranges)}", f"{error:.2f}"])
     return table(["model", "columnar output projections", "ROSE's error in these, SparseGPT's = 1"], lines)
+
+
+COUNTED = re.compile(  # as `Analyze.conditions` and notebooks write it
+    r"(\d+ of \d+ [a-z ]+?) are columnar(?:: | \(.*\)\s+)"
+    r"sparsity (\S+), blocks of (\d+), (\d+ × \d+) tokens of ([^;\\\n]+)"
+)
+
+
+def columnar_counts() -> str:
+    """Counts of columnar layers in app, README and notebooks, with what they depend on."""
+    smollm2, qwen = MODELS.values()
+    study, analyzed = example.example_layers(), "qwen2.5-coder-0.5b-analyze.txt"
+    counted = f"{study['is_columnar'].sum()} of {len(study)} layers are columnar: {Setup().conditions}"
+    texts = [("app, lesson 9", smollm2, counted), ("README", qwen, (RESULTS / analyzed).read_text(encoding="utf-8"))]
+    texts += [(path.name, smollm2, path.read_text(encoding="utf-8")) for path in sorted(ROOT.glob("notebooks/*.ipynb"))]
+    lines = [
+        [where, model, text, tokens, sparsity, block, some]
+        for where, model, printed in texts
+        for some, sparsity, block, tokens, text in COUNTED.findall(printed)
+    ]
+    rows = read("prices-measured.csv")
+    rows = rows.assign(is_columnar=rows["relative_range"] > THRESHOLD)
+    for (name, sparsity, block), part in rows.groupby(["model", "sparsity", "block_size"]):
+        draws = part.groupby("seed")["is_columnar"].sum()
+        some = " to ".join(map(str, sorted({draws.min(), draws.max()})))
+        some = f"{some} of {part['layer'].nunique()} layers"
+        lines.append(["three draws", MODELS[name], "WikiText-2", "16 × 512", sparsity, str(block), some])
+    for model, (file, tokens) in OUTPUTS.items():
+        outputs = output_ranges(file)
+        some = f"{(outputs > THRESHOLD).sum()} of {len(outputs)} output projections"
+        lines.append(["README", model, "WikiText-2", tokens, "0.7", "128", some])
+    lines.sort(key=lambda line: (line[1] != smollm2, *line[2:]))
+    return table(["where", "model", "text", "tokens", "sparsity", "blocks of", "columnar"], lines)
 
 
 def analyze_output() -> str:
     """The beginning of what `rose analyze` prints, as a code block."""
     lines = [line for line in (RESULTS / "qwen2.5-coder-0.5b-analyze.txt").read_text().splitlines() if line.strip()]
-    return "\n".join(["```", *lines[1:5], lines[6], " …", lines[10], lines[-1], "```"])
+    return "\n".join(["```", *lines[1:6], lines[7], " …", lines[11], lines[-1], "```"])
 
 
 KEY = ("model", "seed", "layer", "sparsity", "block_size")  # of prices-measured.csv
@@ -875,6 +923,7 @@ def tuned_longest(sparsity: str, method: str) -> str:
 
 REGIONS: dict[str, Callable[[], str]] = {
     "analyze_output": analyze_output,
+    "columnar_counts": columnar_counts,
     "columnar_outputs": columnar_outputs,
     "cost_of_dense_target": cost_of_dense_target,
     "cost_of_four_bits": cost_of_four_bits,
