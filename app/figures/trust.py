@@ -16,8 +16,9 @@ from app.figures.style import ERROR, Drawing
 from app.words import count, number, percent, sentence, whole, word
 from rose.layer.checks import CurvePoint, ErrorMeasures
 from rose.layer.pattern import METHOD
-from rose.model.check import verdicts
 from rose.model.check.costs import ERROR_OF, HELD_OUT, REFIT_STEPS
+from rose.model.check.verdicts import Verdict
+from rose.verdicts.trust import VERBS
 
 MEASURES = {
     "quadratic_form": Style(palette.TEAL, "tr(ΔW H ΔWᵀ), from the Hessian"),
@@ -25,26 +26,28 @@ MEASURES = {
     "direct": Style(palette.INDIGO, "‖(W − Ŵ)Xᵀ‖², on the tokens", pattern="."),
 }
 ROW = 24  # pixels a projection takes in the map of verdicts
-STATUSES = {"fail": "fails", "look": "needs review", "pass": "passes"}  # of a check of our own layers -> verdict
-# First a checkpoint's layers, then our own; the worst layers lead.
+STATUSES = {status: verb for status, (verb, _) in VERBS.items()}  # of a check of our own layers -> verdict
+# Colour and mark of each verdict on a checkpoint's layer, and of each status of our own layers.
+_LOOKS = {
+    Verdict.NUMBERS_BROKEN: (palette.PURPLE, "x"),
+    Verdict.OTHER_MODEL: (palette.INDIGO, "diamond"),
+    Verdict.PART_BROKEN: (palette.RUST, "pentagon"),
+    Verdict.PATTERN_BROKEN: (palette.ORANGE, "cross"),
+    Verdict.ZEROS_LOST: (palette.AZURE, "triangle-up"),
+    Verdict.TIE_TORN: (palette.BROWN, "hourglass"),
+    Verdict.OTHER_SPARSITY: (palette.TAN, "triangle-down"),
+    Verdict.BACKWARDS: (palette.BLUE, "triangle-left"),
+    Verdict.WORSE_THAN_WANDA: (palette.TEAL, "star"),
+    Verdict.MASK_ALONE: (palette.VIOLET, "circle"),
+    Verdict.NOT_PRUNED: (palette.SLATE, "square"),
+    Verdict.NO_FAULT: (palette.GREEN, "square"),
+    STATUSES["fail"]: (palette.PURPLE, "x"),
+    STATUSES["look"]: (palette.TAN, "circle"),
+    STATUSES["pass"]: (palette.GREEN, "square"),
+}
+# The worst lead. A verdict without a look stops the program here, not on a map with a blank cell.
 LOOKS = {
-    look.label: look
-    for look in (
-        Style(palette.PURPLE, verdicts.NUMBERS_BROKEN, symbol="x"),
-        Style(palette.INDIGO, verdicts.OTHER_MODEL, symbol="diamond"),
-        Style(palette.ORANGE, verdicts.PATTERN_BROKEN, symbol="cross"),
-        Style(palette.AZURE, verdicts.ZEROS_LOST, symbol="triangle-up"),
-        Style(palette.BROWN, verdicts.TIE_TORN, symbol="hourglass"),
-        Style(palette.TAN, verdicts.OTHER_SPARSITY, symbol="triangle-down"),
-        Style(palette.BLUE, verdicts.BACKWARDS, symbol="triangle-left"),
-        Style(palette.RUST, verdicts.WORSE_THAN_WANDA, symbol="star"),
-        Style(palette.VIOLET, verdicts.MASK_ALONE, symbol="circle"),
-        Style(palette.SLATE, verdicts.NOT_PRUNED, symbol="square"),
-        Style(palette.TEAL, verdicts.NO_FAULT, symbol="square"),
-        Style(palette.PURPLE, STATUSES["fail"], symbol="x"),
-        Style(palette.TAN, STATUSES["look"], symbol="circle"),
-        Style(palette.TEAL, STATUSES["pass"], symbol="square"),
-    )
+    name: Style(_LOOKS[name][0], name, symbol=_LOOKS[name][1]) for name in map(str, (*Verdict, *STATUSES.values()))
 }
 HOVER_LINE = 70  # characters
 OF_ITS_MASK = {  # errors of a checkpoint's layer, and of other weights under its mask
@@ -122,7 +125,7 @@ def verdict_map(
     why = table["reason"].map(lambda reason: [html.escape(line) for line in textwrap.wrap(reason, HOVER_LINE)])
     text = ["<br>".join([verdict, *lines]) for verdict, lines in zip(table["verdict"], why, strict=True)]
     places = table["projection"].map(maps.map_row)
-    rows = table.assign(projection=places, value=table["verdict"].map(rank), text=text)
+    rows = table.assign(projection=places, value=table["verdict"].map(rank.__getitem__), text=text)
     worst = rows.sort_values("value", kind="stable").sort_values("is_wrong", ascending=False, kind="stable")
     cells = worst.drop_duplicates(["block_index", "projection"]).sort_index()
     grid = layer_grid(cells.reset_index(drop=True))

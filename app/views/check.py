@@ -26,7 +26,7 @@ from rose.model.check.costs import ERROR_OF
 from rose.model.check.findings import lines as check_lines
 from rose.model.check.findings import method_of
 from rose.model.check.result import PARTIAL, SOUND, WORSE, WRONG, CheckpointCheck, headline
-from rose.model.check.verdicts import NOT_PRUNED, VERDICTS, says_pattern
+from rose.model.check.verdicts import Verdict, says_pattern
 from rose.model.estimate import Cost
 from rose.model.packaged import PACKAGED
 from rose.recipe.steps import CheckCopies
@@ -187,8 +187,8 @@ def _every(run: CheckpointRun, check: CheckpointCheck) -> None:
 
 def _ranked(layers: pd.DataFrame) -> pd.DataFrame:
     """The worst first, and untouched layers last."""
-    rank = 2 * layers["verdict"].map(VERDICTS.index) - layers["is_wrong"] * 2 * len(VERDICTS)
-    rank += 2 * len(VERDICTS) * (~layers["is_wrong"] & (layers["verdict"] == NOT_PRUNED))
+    rank = 2 * layers["verdict"].map(list(Verdict).index) - layers["is_wrong"] * 2 * len(Verdict)
+    rank += 2 * len(Verdict) * (~layers["is_wrong"] & (layers["verdict"] == Verdict.NOT_PRUNED))
     return layers.iloc[rank.argsort(kind="stable")].reset_index(drop=True)
 
 

@@ -18,12 +18,20 @@ from rose.errors import RoseError
 from rose.layer.change import UNLIKE, WeightChange, same_removed, weight_change
 from rose.layer.pattern import BLOCK_SIZE
 from rose.layer.target import correction_damping
-from rose.model.check import verdicts
 from rose.model.check.costs import Costs, Recognized, Yardsticks, maker_of, with_inputs
 from rose.model.check.inputs import BlockInputs, Pair, sample, walk_both
 from rose.model.check.others import Gone, Row, others_in_block, others_outside, table_of
 from rose.model.check.result import CheckpointCheck
-from rose.model.check.verdicts import LayerVerdict, Peers, judge_costs, judge_weights, says_part
+from rose.model.check.verdicts import (
+    CLEARLY,
+    MOVED,
+    LayerVerdict,
+    Peers,
+    Verdict,
+    judge_costs,
+    judge_weights,
+    says_part,
+)
 from rose.model.defaults import CHECKED_AGAINST
 from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.layers import PrunableLayer
@@ -194,7 +202,7 @@ def _judge(measured: Mapping[str, _Measured], judged_by_weights: Mapping[str, La
     wrong_before = ""
     for name, layer in measured.items():
         by_weights = verdict = judged_by_weights[name]
-        if verdict.verdict == verdicts.OTHER_MODEL and not layer.change.fate:
+        if verdict.verdict == Verdict.OTHER_MODEL and not layer.change.fate:
             verdict = _other_layer(name, measured, verdict)
         elif layer.costs is not None and not verdict.is_wrong:
             verdict = judge_costs(verdict, layer.costs, layer.change, layer.nearest)
@@ -214,14 +222,14 @@ def _judge_weights(measured: Mapping[str, _Measured]) -> dict[str, LayerVerdict]
     """
     peers = Peers.of([layer.change for layer in measured.values()])
     first = next((each for each in measured.values() if each.change.zeros > each.change.zeros_before), None)
-    begins = first.layer.block_index if first and first.change.moved <= verdicts.MOVED else None
+    begins = first.layer.block_index if first and first.change.moved <= MOVED else None
     judged = {}
     for name, layer in measured.items():
         may_stay = layer.layer.block_index == begins
         judged[name] = judge_weights(layer.change, replace(peers, are_moved=False) if may_stay else peers)
-        if layer.rank and judged[name].verdict == verdicts.NOT_PRUNED:
+        if layer.rank and judged[name].verdict == Verdict.NOT_PRUNED:
             reason = f"The layer is the sum of a sparse part and a part of rank {layer.rank}, so it has no zeros."
-            judged[name] = LayerVerdict(verdicts.NO_FAULT, reason, False)
+            judged[name] = LayerVerdict(Verdict.NO_FAULT, reason, False)
     return judged
 
 
@@ -238,7 +246,7 @@ def _other_layer(name: str, measured: Mapping[str, _Measured], verdict: LayerVer
         return verdict
     itself = number(layer.change.cosine, 2)
     reason = f"Kept weights are like those of {nearest} (cosine {highest:.2f}; {itself} with its own dense ones)."
-    return LayerVerdict(verdicts.OTHER_MODEL, reason, True)
+    return LayerVerdict(Verdict.OTHER_MODEL, reason, True)
 
 
 def _maker(measured: Mapping[str, _Measured], by_weights: Mapping[str, LayerVerdict]) -> dict[str, Any]:
@@ -326,6 +334,6 @@ def better_by_layer(first: CheckpointCheck, second: CheckpointCheck, names: tupl
     for layer in tables[0].index.intersection(tables[1].index) if by else ():
         error, other = (float(table.loc[layer, by]) for table in tables)
         if error == error and other == other:  # neither is NaN
-            better = EVEN if max(error, other) <= verdicts.CLEARLY * min(error, other) else names[int(other < error)]
+            better = EVEN if max(error, other) <= CLEARLY * min(error, other) else names[int(other < error)]
             rows.append({"layer": layer, "error": error, "other_error": other, "better": better})
     return pd.DataFrame(rows, columns=["layer", "error", "other_error", "better"])

@@ -12,7 +12,7 @@ from rose.layer.pattern import RECOMMENDED
 from rose.layer.registry import METHODS
 from rose.model.check.costs import AIMED, DENSE, ERROR_OF, HELD_OUT, SAME_MASK
 from rose.model.check.result import CheckpointCheck
-from rose.model.check.verdicts import VERDICTS, says_pattern
+from rose.model.check.verdicts import Verdict, says_pattern
 from rose.report import report_beside
 from rose.verdicts import BOS, SPARSE, WINDOWS, on_other_windows, says_perplexity
 from rose.wording import count, listing, number, out_of, percent, sentence, whole, word
@@ -28,7 +28,7 @@ def lines(check: CheckpointCheck, name: Callable[[str], str] = str) -> list[tupl
     tensors = pd.concat(tables, ignore_index=True)
     tensors = tensors.assign(name=tensors["name"].map(name), is_wrong=tensors["is_wrong"].astype(bool))
     wrong_lines, other_lines = [], []
-    for verdict in VERDICTS:
+    for verdict in Verdict:
         rows = tensors[tensors["verdict"] == verdict]
         if rows["is_wrong"].sum() <= FEW:
             wrong_lines += [(f"{row.name}, {verdict}", row.reason) for row in rows[rows["is_wrong"]].itertuples()]

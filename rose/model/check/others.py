@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from rose.layer.agreement import COLUMN, ROW
 from rose.layer.change import UNLIKE, WeightChange, rounded_to
-from rose.model.check import verdicts
 from rose.model.check.inputs import Pair
-from rose.model.check.verdicts import LayerVerdict
+from rose.model.check.verdicts import LayerVerdict, Verdict
 from rose.model.network.heads import head_width
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network
@@ -70,7 +69,7 @@ def others_outside(dense: Network, pruned: Network) -> list[Row]:
             if name in after and twin in after and not torch.equal(after[name], after[twin]):
                 reason = f"It is one tensor with {twin} in the dense model, and another one here."
                 rows.append({"name": name, "kind": kinds[name], "change": nan})
-                rows[-1] |= vars(LayerVerdict(verdicts.TIE_TORN, reason, True))
+                rows[-1] |= vars(LayerVerdict(Verdict.TIE_TORN, reason, True))
     return [*rows, *_configuration(dense.config.to_dict(), pruned.config.to_dict())]
 
 
@@ -82,7 +81,7 @@ def _configuration(before: dict[str, Any], after: dict[str, Any]) -> Iterator[Ro
         is_number = all(isinstance(value, int | float) for value in pair)
         if None not in pair and not (math.isclose(*pair, rel_tol=1e-4) if is_number else pair[0] == pair[1]):
             reason = f"It is {short_text(pair[1])} here and {short_text(pair[0])} in the dense model."
-            verdict = LayerVerdict(verdicts.OTHER_MODEL, reason, True)
+            verdict = LayerVerdict(Verdict.OTHER_MODEL, reason, True)
             yield {"name": name, "kind": "configuration", "change": nan, **vars(verdict)}
 
 
@@ -118,11 +117,11 @@ def _compare(before: Mapping[str, Tensor], after: Mapping[str, Tensor], kinds: M
         kind, dense, pruned = kinds.get(name, "other"), before.get(name), after.get(name)
         change, verdict = nan, None
         if dense is None:
-            verdict = LayerVerdict(verdicts.NO_FAULT, "The dense model has no such tensor.", False)
+            verdict = LayerVerdict(Verdict.NO_FAULT, "The dense model has no such tensor.", False)
         elif pruned is not None:
             change, verdict = _judge(kind, dense, pruned.to(dense.device))
         elif dense.any():
-            verdict = LayerVerdict(verdicts.OTHER_MODEL, "The dense model has it, and this one does not.", True)
+            verdict = LayerVerdict(Verdict.OTHER_MODEL, "The dense model has it, and this one does not.", True)
         if verdict is not None:
             rows.append({"name": name, "kind": kind, "change": change, **vars(verdict)})
     return rows
@@ -135,31 +134,31 @@ def _judge(kind: str, before: Tensor, after: Tensor) -> tuple[float, LayerVerdic
         change, verdict = _judge(kind, before, after[: len(before)])
         longer = f"It has {whole(len(after) - len(before))} rows more than in the dense model."
         if verdict is None:
-            return change, LayerVerdict(verdicts.NO_FAULT, longer, False)
+            return change, LayerVerdict(Verdict.NO_FAULT, longer, False)
         return change, replace(verdict, reason=f"{longer} {verdict.reason}")
     if before.shape != after.shape:
         reason = f"It is of shape {tuple(after.shape)} here and of {tuple(before.shape)} in the dense model."
-        return nan, LayerVerdict(verdicts.OTHER_MODEL, reason, True)
+        return nan, LayerVerdict(Verdict.OTHER_MODEL, reason, True)
     if broken := after.numel() - int(torch.isfinite(after).sum()):
         reason = f"{whole(broken)} of {whole(after.numel())} numbers are NaN or infinite."
-        return nan, LayerVerdict(verdicts.NUMBERS_BROKEN, reason, True)
+        return nan, LayerVerdict(Verdict.NUMBERS_BROKEN, reason, True)
     if torch.equal(before, after) or rounded_to(before, after):
         return 0.0, None
     if not after.any():
-        return 1.0, LayerVerdict(verdicts.NUMBERS_BROKEN, f"All {whole(after.numel())} numbers are zero.", True)
+        return 1.0, LayerVerdict(Verdict.NUMBERS_BROKEN, f"All {whole(after.numel())} numbers are zero.", True)
     dense, pruned = before.float().flatten(), after.float().flatten()
     norm = dense.norm().item()
     change = (pruned - dense).norm().item() / norm if norm else nan
     cosine = torch.cosine_similarity(dense, pruned, dim=0).item()
     if kind != "bias" and after.numel() >= TELLING and norm and cosine < UNLIKE:
         reason = f"It has a cosine of {number(cosine, 2)} with the dense one; {UNLIKE} is the least."
-        return change, LayerVerdict(verdicts.OTHER_MODEL, reason, True)
+        return change, LayerVerdict(Verdict.OTHER_MODEL, reason, True)
     moved = f"It moved by {percent(change)} of its norm." if norm else "It moved from zero."
     if kind in ("bias", "other") or not norm:
-        return change, LayerVerdict(verdicts.NO_FAULT, moved, False)
+        return change, LayerVerdict(Verdict.NO_FAULT, moved, False)
     parts = _odd_rows(*(each.float().reshape(len(each), -1) for each in (before, after)))
-    fault = verdicts.OTHER_MODEL if change > MUCH else verdicts.PART_BROKEN if parts else verdicts.NO_FAULT
-    return change, LayerVerdict(fault, f"{moved} {parts}".rstrip(), fault != verdicts.NO_FAULT)
+    fault = Verdict.OTHER_MODEL if change > MUCH else Verdict.PART_BROKEN if parts else Verdict.NO_FAULT
+    return change, LayerVerdict(fault, f"{moved} {parts}".rstrip(), fault != Verdict.NO_FAULT)
 
 
 def _odd_rows(before: Tensor, after: Tensor) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from rose.model.check.verdicts import NOT_PRUNED, VERDICTS
+from rose.model.check.verdicts import Verdict
 from rose.rows import finite, json_rows
 from rose.verdicts import cautions, says_perplexity
 from rose.verdicts.smaller import MUCH_WORSE
@@ -46,7 +46,7 @@ class CheckpointCheck:
         """Name, verdict and reason of all wrong tensors, the worst first."""
         tables = [self.layers.rename(columns={"layer": "name"}), self.others]
         table = pd.concat([part.loc[part["is_wrong"].astype(bool), ["name", "verdict", "reason"]] for part in tables])
-        rank = table["verdict"].map(VERDICTS.index)
+        rank = table["verdict"].map(list(Verdict).index)
         return table.iloc[rank.argsort(kind="stable")].reset_index(drop=True)
 
     @property
@@ -109,7 +109,7 @@ def headline(check: CheckpointCheck) -> Headline:
         tests = f"The tests of single layers find no fault in {count(len(layers), 'layer')}."
         return Headline(WORSE, " ".join(filter(None, [perplexity, tests, unmeasured])))
     by = "" if summary["tokens"] else " by the weights alone"
-    pruned = int((layers["verdict"] != NOT_PRUNED).sum())
+    pruned = int((layers["verdict"] != Verdict.NOT_PRUNED).sum())
     part = f" ({word(pruned)} pruned)" if 0 < pruned < len(layers) else ""
     faults = f"No fault was found in {count(len(layers), 'layer')}{part}{by}."
     return Headline(PARTIAL if unmeasured else SOUND, " ".join(filter(None, [faults, perplexity, unmeasured])))

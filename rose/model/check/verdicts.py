@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from statistics import median
 
 from rose.layer import agreement
@@ -18,22 +19,6 @@ from rose.layer.registry import METHODS
 from rose.model.check.costs import Costs, Recognized, Rival
 from rose.wording import count, listing, number, percent, sentence, whole
 
-NO_FAULT = "no fault found"
-NOT_PRUNED = "not pruned"
-MASK_ALONE = "mask without compensation"
-WORSE_THAN_WANDA = "worse than Wanda"
-BACKWARDS = "compensated backwards"
-ZEROS_LOST = "zeros lost"
-PATTERN_BROKEN = "pattern broken"
-OTHER_SPARSITY = "other sparsity"
-OTHER_MODEL = "unlike the dense model"
-NUMBERS_BROKEN = "numbers broken"
-PART_BROKEN = "part broken"
-TIE_TORN = "tie torn"
-VERDICTS = (
-    *(NUMBERS_BROKEN, OTHER_MODEL, PART_BROKEN, PATTERN_BROKEN, ZEROS_LOST, TIE_TORN, OTHER_SPARSITY, BACKWARDS),
-    *(WORSE_THAN_WANDA, MASK_ALONE, NOT_PRUNED, NO_FAULT),
-)  # the worst first
 MOVED = 1e-3  # share of kept weights that differ, above which they were moved and not only masked
 GRID_ZEROS = 0.3  # share of zeros that rounding alone leaves in a dense layer; a low-rank part or a merge fills them
 FEW_ZEROS = 0.1  # of the peers' share of zeros: a layer with less has lost them
@@ -52,11 +37,28 @@ LAWFUL = "This may be lawful, as compensation changes few rows and columns much;
 COMMON = 0.3  # share of 32 columns at one value other than 0, which says that zeros were moved there
 
 
+class Verdict(StrEnum):
+    """The verdicts on a layer or another tensor, the worst first; maps, legends, counts and tables have no others."""
+
+    NUMBERS_BROKEN = "numbers broken"
+    OTHER_MODEL = "unlike the dense model"
+    PART_BROKEN = "part broken"
+    PATTERN_BROKEN = "pattern broken"
+    ZEROS_LOST = "zeros lost"
+    TIE_TORN = "tie torn"
+    OTHER_SPARSITY = "other sparsity"
+    BACKWARDS = "compensated backwards"
+    WORSE_THAN_WANDA = "worse than Wanda"
+    MASK_ALONE = "mask without compensation"
+    NOT_PRUNED = "not pruned"
+    NO_FAULT = "no fault found"
+
+
 @dataclass(frozen=True)
 class LayerVerdict:
     """The verdict on one layer, or on another tensor."""
 
-    verdict: str  # of `VERDICTS`
+    verdict: Verdict
     reason: str  # sentences with the numbers behind it
     is_wrong: bool  # a mask without compensation, for example, can be meant
 
@@ -99,64 +101,67 @@ def judge_weights(change: WeightChange, peers: Peers) -> LayerVerdict:
     if change.zeros > change.zeros_before:
         is_mask = change.moved <= MOVED
         reason = f"{percent(change.sparsity)} zeros, {says_pattern(change.pattern)}. {_says_moved(change)}"
-        verdict = LayerVerdict(MASK_ALONE if is_mask else NO_FAULT, reason, is_mask and peers.are_moved)
+        verdict = LayerVerdict(Verdict.MASK_ALONE if is_mask else Verdict.NO_FAULT, reason, is_mask and peers.are_moved)
     else:
         is_same = change.is_untouched and not change.rounded
         reason = "All weights are those of the dense model." if is_same else _says_moved(change)
-        verdict = LayerVerdict(NOT_PRUNED, reason, False)
+        verdict = LayerVerdict(Verdict.NOT_PRUNED, reason, False)
     lawful = [part for part in change.misfits if part.may_be_lawful]
     if not lawful or verdict.is_wrong:
         return verdict
     return replace(verdict, reason=" ".join([verdict.reason, *map(says_part, lawful), LAWFUL]))
 
 
-def _faults(change: WeightChange, peers: Peers) -> Iterator[tuple[str, str]]:
+def _faults(change: WeightChange, peers: Peers) -> Iterator[tuple[Verdict, str]]:
     """Verdicts on wrong weights with their reasons, the worst first."""
     pattern, zeros = change.pattern, f"{percent(change.sparsity)} zeros"
     is_empty, is_pruned = change.zeros == change.size, change.zeros > change.zeros_before
     if change.not_finite:
-        yield NUMBERS_BROKEN, f"{whole(change.not_finite)} of {whole(change.size)} weights are NaN or infinite."
+        yield Verdict.NUMBERS_BROKEN, f"{whole(change.not_finite)} of {whole(change.size)} weights are NaN or infinite."
     if absurd := [part for part in change.misfits if part.kind == ABSURD]:
-        yield NUMBERS_BROKEN, says_parts(absurd)
+        yield Verdict.NUMBERS_BROKEN, says_parts(absurd)
     if is_empty and change.zeros_before < change.size:
-        yield NUMBERS_BROKEN, f"All {whole(change.size)} weights are zero."
+        yield Verdict.NUMBERS_BROKEN, f"All {whole(change.size)} weights are zero."
     if not is_empty and not change.cosine >= UNLIKE:
         cosine = f"Kept weights have a cosine of {number(change.cosine, 2)} with the dense ones; {UNLIKE} is the least."
-        yield OTHER_MODEL, f"It {change.fate}." if change.fate else cosine
+        yield Verdict.OTHER_MODEL, f"It {change.fate}." if change.fate else cosine
     if pattern.broken and pattern.first_broken:
         row, column = pattern.first_broken
         yield (
-            PATTERN_BROKEN,
+            Verdict.PATTERN_BROKEN,
             f"{whole(pattern.broken)} of {whole(change.size // pattern.of)} groups keep more than {pattern.keep} of "
             f"{pattern.of} weights; the first is in row {row}, columns {column} to {column + pattern.of - 1}.",
         )
     is_sparse = is_pruned and change.sparsity > FEW_ZEROS * (peers.sparsity or 0)
     if peers.pattern and is_sparse and str(pattern) != peers.pattern:
-        yield PATTERN_BROKEN, f"It is not {peers.pattern}, as other layers are: {zeros}, {says_pattern(pattern)}."
+        yield (
+            Verdict.PATTERN_BROKEN,
+            f"It is not {peers.pattern}, as other layers are: {zeros}, {says_pattern(pattern)}.",
+        )
     if change.common >= COMMON:
         yield (
-            ZEROS_LOST,
+            Verdict.ZEROS_LOST,
             f"{percent(change.common, 0)} of the weights stand at one value other than zero and "
             f"{percent(change.sparsity)} at zero, as a grid with an offset leaves them.",
         )
     if peers.sparsity and change.change > ROUNDED and change.sparsity < FEW_ZEROS * peers.sparsity:
         beside = f"{zeros}, where other pruned layers have {percent(peers.sparsity)}"
-        yield ZEROS_LOST, f"{beside}; its weights differ by {percent(change.change)} of their norm."
+        yield Verdict.ZEROS_LOST, f"{beside}; its weights differ by {percent(change.change)} of their norm."
     was_sparse = change.zeros_before > GRID_ZEROS * change.size
     if was_sparse and change.refilled > MOVED * change.size and change.zeros < change.zeros_before:  # else pruned again
-        yield ZEROS_LOST, f"{whole(change.refilled)} zeros of the dense model are no zeros any more."
+        yield Verdict.ZEROS_LOST, f"{whole(change.refilled)} zeros of the dense model are no zeros any more."
     # Compensation explains lawful parts.
     wrong = [part for part in change.misfits if not part.may_be_lawful and not (part.kind == EMPTY and peers.are_cut)]
     if wrong:
-        yield PART_BROKEN, says_parts(wrong)
+        yield Verdict.PART_BROKEN, says_parts(wrong)
     is_multiple = change.cosine > 1 - EXACTLY**2 / 8 and abs(change.slope - 1) > EXACTLY
     if not is_empty and (is_multiple or not SMALL < change.slope < LARGE):
-        yield OTHER_MODEL, f"Kept weights are {number(change.slope)} times as large as the dense ones."
+        yield Verdict.OTHER_MODEL, f"Kept weights are {number(change.slope)} times as large as the dense ones."
     if is_pruned and peers.agree and peers.sparsity:
         excess = change.sparsity - peers.sparsity
         # A grid also rounds small weights to zero.
         if excess < -FAR or (excess > FAR and change.grid is None):
-            yield OTHER_SPARSITY, f"{zeros}, where nearly all other layers have {percent(peers.sparsity)}."
+            yield Verdict.OTHER_SPARSITY, f"{zeros}, where nearly all other layers have {percent(peers.sparsity)}."
 
 
 def says_pattern(pattern: object) -> str:
@@ -188,16 +193,16 @@ def judge_costs(
     if costs.opposite and _is_backwards(costs, costs.opposite):
         alone = f"mask alone {_shown_error(costs.mask)}"
         opposite = f"opposite compensation {_shown_error(costs.opposite)}"
-        return LayerVerdict(BACKWARDS, f"{error}, {alone}, {opposite}{both}.", True)
-    is_mask = verdict.verdict == MASK_ALONE
+        return LayerVerdict(Verdict.BACKWARDS, f"{error}, {alone}, {opposite}{both}.", True)
+    is_mask = verdict.verdict == Verdict.MASK_ALONE
     # If tokens are fewer than columns, two sets of tokens differ more than two methods.
     is_told_apart = is_mask or not costs.has_few_tokens
     wanda = costs.methods.get("wanda")
     if wanda and is_told_apart and _is_worse(costs, wanda, CLEARLY if is_mask else OTHER_TEXT):
         reason = f"{error}, Wanda's mask without compensation {_shown_error(wanda)}{both}."
         if is_mask:
-            return LayerVerdict(MASK_ALONE, f"{reason} {verdict.reason}", True)
-        return LayerVerdict(WORSE_THAN_WANDA, reason, True)
+            return LayerVerdict(Verdict.MASK_ALONE, f"{reason} {verdict.reason}", True)
+        return LayerVerdict(Verdict.WORSE_THAN_WANDA, reason, True)
     if change.zeros <= change.zeros_before:
         return verdict
     methods = costs.methods.items()

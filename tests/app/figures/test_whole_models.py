@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 
 import rose
-from app.figures import drift, maps, methods, sensitivity, trust
+from app.figures import drift, maps, methods, palette, sensitivity, trust
 from rose.diffusion.steps import STEP_WEIGHTS
+from rose.model.check.verdicts import Verdict
 from rose.verdicts import Result
 from tests.app.figures.test_contract import BLOCK_DAMAGES, DAMAGES, HEADS, below, title
 from tests.app.figures.test_maps import cells
@@ -30,6 +31,22 @@ def test_verdict_map_marks_what_is_wrong_and_shows_the_worst_of_experts():
     marked = {trace.name: cells(trace) for trace in drawn if trace.showlegend is False}
     assert marked == {"zeros lost": [(0, "experts.*.gate")], "mask without compensation": [(1, "up_proj")]}
     assert "; ".join(legend) in drawing.alt
+
+
+@pytest.mark.parametrize("theme", palette.INKS)
+@pytest.mark.parametrize("declared", [[*Verdict], [*trust.STATUSES.values()]])
+def test_every_verdict_has_a_colour_on_the_map_and_a_place_in_the_legend(declared, theme):
+    table = pd.DataFrame([(verdict, wrong) for verdict in declared for wrong in (False, True)])
+    table = table.set_axis(["verdict", "is_wrong"], axis=1).assign(projection="up_proj", reason="Why")
+    table = table.assign(block_index=table.index, layer="model.layers." + table.index.astype(str) + ".up_proj")
+    heat, _, *drawn = trust.verdict_map(table, "All", theme=theme).figure.data
+    colours = [heat.colorscale[2 * int(z)][1] for z in heat.z[0]]  # each flat step has a lower and an upper edge
+    assert colours[::2] == colours[1::2]
+    assert len(set(colours)) == len(declared)
+    legend = {trace.marker.color: trace.name for trace in drawn if trace.showlegend is not False}
+    assert [legend[colour] for colour in colours[::2]] == [f"{verdict} 2, 1 of them marked" for verdict in declared]
+    with pytest.raises(KeyError):
+        trust.verdict_map(table.replace(declared[0], "unheard of"), "All")
 
 
 def test_layer_map_shows_what_a_method_saves_in_every_layer(records):

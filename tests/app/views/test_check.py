@@ -17,16 +17,17 @@ from app.runs import checked
 from app.runs.checked import CheckpointRun
 from app.study.setup import Setup
 from rose.model.network.layers import prunable_layers
-from tests.app.tiny_study import ended, figures, latest, open_on, open_page, texts, titles
+from tests.app.tiny_study import BLOCK, ended, figures, latest, open_on, open_page, texts, titles
 
 PAGE = "views/check.py"
 BROKEN, LOST = "model.layers.0.mlp.up_proj", "model.layers.1.self_attn.q_proj"
+EXCHANGED = "model.layers.2.self_attn.q_proj"
 ROW, COLUMN = 20, 40  # of the group that keeps three weights
 
 
 @pytest.fixture(scope="module")
 def planted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """2:4 by magnitude, but for one group of one layer, and a layer with NaN."""
+    """2:4 by magnitude, but for one group of one layer, two exchanged heads of another, and a layer with NaN."""
     model, tokenizer = rose.load_model(str(folder))
     for layer in prunable_layers(model):
         with torch.no_grad():
@@ -36,6 +37,8 @@ def planted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 layer.module.weight[ROW, COLUMN : COLUMN + 4] = torch.tensor([0.1, 0.2, 0.3, 0.0])
             elif layer.name == LOST:
                 layer.module.weight[3, 5] = float("nan")
+            elif layer.name == EXCHANGED:
+                layer.module.weight[: 2 * BLOCK] = layer.module.weight[: 2 * BLOCK].roll(BLOCK, 0)
     place = tmp_path_factory.mktemp("planted") / "two_of_four"
     rose.save_model(model, tokenizer, place)
     return place
@@ -61,15 +64,23 @@ def pressed(app: AppTest) -> CheckpointRun:
 def test_wrong_layers_are_listed_first(setup, planted):
     app = opened(setup, planted, check_on="Weights alone")
     run = pressed(app)
-    finding = "Two of 21 layers are wrong: numbers broken (one), pattern broken (one)."
+    finding = "Three of 21 layers are wrong: numbers broken (one), part broken (one), pattern broken (one)."
     assert app.error[0].value == f"{finding} Errors and perplexity were not measured."
-    first, second, rest = (line for line in texts(app).splitlines() if line.startswith("- **"))
+    first, part, second, rest = (line for line in texts(app).splitlines() if line.startswith("- **"))
     assert first.startswith("- **1 · self_attn.q_proj, numbers broken**: 1 of 4 096 weights are NaN or infinite.")
+    assert part.startswith("- **2 · self_attn.q_proj, part broken**: ")
     assert second.startswith("- **0 · mlp.up_proj, pattern broken**: 1 of 2 048 groups keep more than 2 of 4 weights;")
-    assert rest.startswith("- **mask without compensation, 19 of 21 layers**: 50.0 % zeros, 2:4. Kept weights are")
-    assert "Wrong layers lie in decoder blocks 0 and 1" in titles(app)[0]
+    assert rest.startswith("- **mask without compensation, 18 of 21 layers**: 50.0 % zeros, 2:4. Kept weights are")
+    assert "Wrong layers lie in decoder blocks 0, 1 and 2" in titles(app)[0]
+    for look in ("numbers broken 1", "part broken 1", "pattern broken 1", "mask without compensation 18"):
+        assert f'"name":"{look}"' in figures(app)[0]  # in the legend
     shown = app.main.dataframe[0].value
-    assert list(shown["verdict"][:3]) == ["numbers broken", "pattern broken", "mask without compensation"]
+    assert list(shown["verdict"][:4]) == [
+        "numbers broken",
+        "part broken",
+        "pattern broken",
+        "mask without compensation",
+    ]
     app.segmented_control(key="check_view").set_value("One layer").run()
     assert app.selectbox(key="check_layer").value == LOST  # the worst
     app.selectbox(key="check_layer").set_value(BROKEN).run()

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 import rose
 from rose import cli
 from rose.layer.change import weight_change
-from rose.model.check import verdicts
 from rose.model.check.check import check_checkpoint
 from rose.model.check.costs import Costs, Rival
 from rose.model.check.findings import findings, lines, says_other_draw
 from rose.model.check.result import PARTIAL, SOUND, WORSE, WRONG, CheckpointCheck, headline
-from rose.model.check.verdicts import LayerVerdict, judge_costs
+from rose.model.check.verdicts import LayerVerdict, Verdict, judge_costs
 from tests.model.check.faults import compensate, q4_0, q4_1
 from tests.model.families import DENSE, EXPERTS, make_from, make_model, make_tokens
 from tests.refusals import refused
@@ -63,10 +62,10 @@ def test_a_sane_checkpoint_and_the_dense_model_have_no_fault(dense, pruned):
     check = check_checkpoint(dense, pruned)
     assert check.is_sane
     assert check.summary["sparsity"] == pytest.approx(0.7, abs=1e-3)
-    assert set(check.layers["verdict"]) == {verdicts.NO_FAULT}
+    assert set(check.layers["verdict"]) == {Verdict.NO_FAULT}
     same = check_checkpoint(dense, dense)
     assert same.is_sane
-    assert set(same.layers["verdict"]) == {verdicts.NOT_PRUNED}
+    assert set(same.layers["verdict"]) == {Verdict.NOT_PRUNED}
     assert same.others.empty
 
 
@@ -89,11 +88,11 @@ def test_faults_of_single_layers_are_named(dense, pruned):
         weight_of(model, permuted).copy_(weight_of(pruned, permuted)[order])
     check = check_checkpoint(dense, model)
     assert told(check) == {
-        **dict.fromkeys((broken, zero), verdicts.NUMBERS_BROKEN),
-        **dict.fromkeys((first, second, permuted), verdicts.OTHER_MODEL),
-        masked: verdicts.MASK_ALONE,
-        half: verdicts.OTHER_SPARSITY,
-        adapter: verdicts.ZEROS_LOST,
+        **dict.fromkeys((broken, zero), Verdict.NUMBERS_BROKEN),
+        **dict.fromkeys((first, second, permuted), Verdict.OTHER_MODEL),
+        masked: Verdict.MASK_ALONE,
+        half: Verdict.OTHER_SPARSITY,
+        adapter: Verdict.ZEROS_LOST,
     }
     reasons, parts = check.layers.set_index("layer")["reason"], {first: second, second: first, half: "50.0 % zeros"}
     parts |= {permuted: "another order", broken: "1 of 331 776 weights"}
@@ -111,12 +110,12 @@ def test_a_broken_group_of_2_4_is_found(dense):
         group = weight_of(model, NAME(1, "self_attn.v_proj"))[3, 8:12]
         group[group == 0] = torch.tensor([0.5, 0.0])
     check = check_checkpoint(dense, model)
-    assert told(check) == {NAME(1, "self_attn.v_proj"): verdicts.PATTERN_BROKEN}
+    assert told(check) == {NAME(1, "self_attn.v_proj"): Verdict.PATTERN_BROKEN}
     assert "1 of 27 648 groups keep more than 2 of 4" in check.wrong["reason"][0]
     assert "row 3, columns 8 to 11" in check.wrong["reason"][0]
 
 
-@pytest.mark.parametrize(("quantize", "verdict"), [(q4_0, verdicts.NO_FAULT), (q4_1, verdicts.ZEROS_LOST)])
+@pytest.mark.parametrize(("quantize", "verdict"), [(q4_0, Verdict.NO_FAULT), (q4_1, Verdict.ZEROS_LOST)])
 def test_zeros_lost_to_quantization_are_reported(dense, pruned, quantize, verdict):
     model = copy.deepcopy(pruned)
     for layer in rose.prunable_layers(model):
@@ -132,10 +131,10 @@ def test_other_models_and_torn_ties_are_named(dense, pruned):
     other = copy.deepcopy(pruned)
     for layer in rose.prunable_layers(other):
         layer.write(torch.randn(layer.weight.shape) * layer.weight.std())
-    assert set(told(check_checkpoint(dense, other)).values()) == {verdicts.OTHER_MODEL}
+    assert set(told(check_checkpoint(dense, other)).values()) == {Verdict.OTHER_MODEL}
     torn = copy.deepcopy(pruned)
     torn.lm_head.weight = nn.Parameter(torn.lm_head.weight.detach() * 1.01)
-    assert told(check_checkpoint(dense, torn)) == {"lm_head.weight": verdicts.TIE_TORN}
+    assert told(check_checkpoint(dense, torn)) == {"lm_head.weight": Verdict.TIE_TORN}
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +158,7 @@ def test_methods_are_recognized_by_masks_and_errors(dense, tokens, method):
     assert (pruned["possible_error"] < pruned["error"] * 1.001).all()
     assert (pruned["mask_error"] > pruned["possible_error"]).all()
     assert check.is_sane == (method != "magnitude")
-    assert set(pruned["verdict"]) == {verdicts.NO_FAULT if method == "sparsegpt" else verdicts.MASK_ALONE}
+    assert set(pruned["verdict"]) == {Verdict.NO_FAULT if method == "sparsegpt" else Verdict.MASK_ALONE}
     if method == "sparsegpt":
         assert pruned["reason"].str.contains("compensation recovered").all()
         assert pruned["error"].to_numpy() == pytest.approx(pruned["error_of_sparsegpt"].to_numpy(), rel=0.02)
@@ -171,12 +170,12 @@ def test_methods_are_recognized_by_masks_and_errors(dense, tokens, method):
         backwards = copy.deepcopy(model)
         weight_of(backwards, name).copy_(2 * was.masked_fill(now == 0, 0) - now)
         told_of = check_checkpoint(dense, backwards, tokens[:4], held_out=tokens[4:], methods=("wanda",))
-        assert told(told_of) == {name: verdicts.BACKWARDS}
+        assert told(told_of) == {name: Verdict.BACKWARDS}
         before = NAME(0, "self_attn.q_proj")  # whose faults are not those of the layers behind it
         spoilt = weight_of(backwards, before)
         spoilt += 0.05 * spoilt.std() * torch.randn(spoilt.shape, generator=torch.Generator().manual_seed(1))
         told_of = check_checkpoint(dense, backwards, tokens[:4], held_out=tokens[4:], methods=("wanda",))
-        assert told(told_of) == {before: verdicts.ZEROS_LOST}
+        assert told(told_of) == {before: Verdict.ZEROS_LOST}
         assert f"reads outputs of {before}, which is wrong" in told_of.layers.set_index("layer").loc[name, "reason"]
     drifts = [row["drift"] for row in check.summary["drift"]]
     assert len(drifts) == 2
@@ -215,25 +214,25 @@ def with_opposite(errors: Any, opposite: Any, to_mask: Any = None, to_opposite: 
 @pytest.mark.parametrize(
     ("costs", "verdict"),
     [
-        (against_wanda(0.0143, 0.0017, 0.0070, 0.0008), verdicts.NO_FAULT),  # makes too little of the output to matter
-        (against_wanda(0.30, 0.10, 0.15, 0.02), verdicts.NO_FAULT),  # two sets of tokens disagree by more
-        (against_wanda(0.40, 0.30, 0.20, 0.29), verdicts.NO_FAULT),  # is worse on calibration tokens alone
-        (against_wanda(0.40, 0.41, 0.20, 0.20, 0.9), verdicts.NO_FAULT),  # repairs the residual stream
-        (against_wanda(0.40, 0.41, 0.20, 0.20), verdicts.WORSE_THAN_WANDA),
-        (against_wanda(0.40, 0.41, 0.20, 0.20, 1.9), verdicts.WORSE_THAN_WANDA),
-        (with_opposite((0.40, 0.41), (0.25, 0.28)), verdicts.BACKWARDS),
-        (with_opposite((0.40, 0.41), (0.25, 0.28), 1.3, 1.6), verdicts.BACKWARDS),
-        (with_opposite((0.40, 0.41), (0.25, 0.28), 0.9, 0.8), verdicts.NO_FAULT),  # it repairs the stream
-        (with_opposite((0.40, 0.41), (0.40, 0.41)), verdicts.NO_FAULT),  # weights moved at random
-        (with_opposite((0.40, 0.33), (0.25, 0.28)), verdicts.NO_FAULT),  # harms calibration tokens alone
-        (with_opposite((0.40, 0.41), (0.25, 0.36)), verdicts.NO_FAULT),  # the opposite helps these alone
+        (against_wanda(0.0143, 0.0017, 0.0070, 0.0008), Verdict.NO_FAULT),  # makes too little of the output to matter
+        (against_wanda(0.30, 0.10, 0.15, 0.02), Verdict.NO_FAULT),  # two sets of tokens disagree by more
+        (against_wanda(0.40, 0.30, 0.20, 0.29), Verdict.NO_FAULT),  # is worse on calibration tokens alone
+        (against_wanda(0.40, 0.41, 0.20, 0.20, 0.9), Verdict.NO_FAULT),  # repairs the residual stream
+        (against_wanda(0.40, 0.41, 0.20, 0.20), Verdict.WORSE_THAN_WANDA),
+        (against_wanda(0.40, 0.41, 0.20, 0.20, 1.9), Verdict.WORSE_THAN_WANDA),
+        (with_opposite((0.40, 0.41), (0.25, 0.28)), Verdict.BACKWARDS),
+        (with_opposite((0.40, 0.41), (0.25, 0.28), 1.3, 1.6), Verdict.BACKWARDS),
+        (with_opposite((0.40, 0.41), (0.25, 0.28), 0.9, 0.8), Verdict.NO_FAULT),  # it repairs the stream
+        (with_opposite((0.40, 0.41), (0.40, 0.41)), Verdict.NO_FAULT),  # weights moved at random
+        (with_opposite((0.40, 0.33), (0.25, 0.28)), Verdict.NO_FAULT),  # harms calibration tokens alone
+        (with_opposite((0.40, 0.41), (0.25, 0.36)), Verdict.NO_FAULT),  # the opposite helps these alone
     ],
 )
 def test_high_errors_are_faults_only_by_every_measure(costs, verdict):
-    fine = LayerVerdict(verdicts.NO_FAULT, "", False)
+    fine = LayerVerdict(Verdict.NO_FAULT, "", False)
     change = weight_change(torch.ones(4, 4), compensate(torch.ones(4, 4)))
     assert judge_costs(fine, costs, change).verdict == verdict
-    if verdict == verdicts.WORSE_THAN_WANDA:
+    if verdict == Verdict.WORSE_THAN_WANDA:
         assert not judge_costs(fine, replace(costs, has_few_tokens=True), change).is_wrong
 
 
@@ -258,7 +257,7 @@ def test_every_family_is_checked(family):
     for layer in rose.prunable_layers(after):
         layer.write(layer.weight * (layer.weight.abs() > layer.weight.abs().median()))
     check = check_checkpoint(before, after, make_tokens(), held_out=make_tokens(2, seed=3), methods=("wanda",))
-    assert set(check.layers["verdict"]) == {verdicts.MASK_ALONE}
+    assert set(check.layers["verdict"]) == {Verdict.MASK_ALONE}
     assert check.layers["sparsity"].to_numpy() == pytest.approx(0.5, abs=0.01)
     experts = check.layers["layer"].str.contains(r"\.experts\.\d")  # are judged by their weights, as tokens differ
     assert (check.layers["error"].notna() != experts).all()
@@ -274,17 +273,17 @@ def test_a_mask_in_the_first_layer_of_a_dense_target_run_is_no_fault(family, met
     rose.prune_model(model, make_tokens(), method=method, sparsity=0.5, block_size=16)
     check = check_checkpoint(dense, model)
     assert check.is_sane
-    assert set(check.layers["verdict"]) == {verdicts.MASK_ALONE, verdicts.NO_FAULT}
+    assert set(check.layers["verdict"]) == {Verdict.MASK_ALONE, Verdict.NO_FAULT}
     last, was = rose.prunable_layers(model)[-1], rose.prunable_layers(dense)[-1]
     last.write(was.weight * (last.weight != 0))
-    assert told(check_checkpoint(dense, model)) == {last.name: verdicts.MASK_ALONE}
+    assert told(check_checkpoint(dense, model)) == {last.name: Verdict.MASK_ALONE}
 
 
 def test_a_layer_pruned_by_oats_is_not_reported_as_unpruned():
     dense, model = make_model("llama"), make_model("llama")
     rose.prune_model(model, make_tokens(), method="oats", sparsity=0.5, block_size=16)
     check = check_checkpoint(dense, model)
-    assert set(check.layers["verdict"]) == {verdicts.NO_FAULT}
+    assert set(check.layers["verdict"]) == {Verdict.NO_FAULT}
     assert check.layers["reason"].str.contains("so it has no zeros").all()
     ((subject, text),) = lines(check)
     assert subject == "no fault found, all 14 layers"
@@ -303,7 +302,7 @@ def test_further_pruning_may_move_zeros_but_not_lose_them():
         assert ("the other way round?" in " ".join(findings(check_checkpoint(pruned, other)))) == is_turned
     layer = rose.prunable_layers(further)[0]
     layer.write(layer.weight.masked_fill(layer.weight == 0, 0.01))
-    assert told(check_checkpoint(pruned, further))[layer.name] == verdicts.ZEROS_LOST
+    assert told(check_checkpoint(pruned, further))[layer.name] == Verdict.ZEROS_LOST
 
 
 def test_models_on_disk_are_checked_as_those_in_memory(tmp_path):
@@ -337,7 +336,7 @@ def test_the_command_prints_faults_and_sets_its_status(tmp_path, capsys):
     assert last.endswith("Errors and perplexity were not measured. Wrong: model.layers.1.mlp.up_proj.")
     written = json.loads((tmp_path / "found.json").read_text())
     assert (written["is_sane"], written["status"]) == (False, WRONG)
-    assert written["summary"]["verdicts"] == {verdicts.NOT_PRUNED: 20, verdicts.NUMBERS_BROKEN: 1}
+    assert written["summary"]["verdicts"] == {Verdict.NOT_PRUNED: 20, Verdict.NUMBERS_BROKEN: 1}
     assert cli.main(["check", str(dense), str(tmp_path / "nowhere")]) == 2
 
 
@@ -355,7 +354,7 @@ def test_the_command_prints_faults_and_sets_its_status(tmp_path, capsys):
 def test_the_headline_says_what_was_measured(after, tokens, wrong, status, says):
     """No copy of many times the dense perplexity, and none whose errors were not measured, is called sound."""
     table = pd.DataFrame({"layer": ["a", "b"], "moved": 0.0, "zeros": 8, "zeros_before": 0, "is_wrong": [wrong, False]})
-    table["verdict"] = [verdicts.ZEROS_LOST if wrong else verdicts.NO_FAULT if tokens else verdicts.NOT_PRUNED, "ok"]
+    table["verdict"] = [Verdict.ZEROS_LOST if wrong else Verdict.NO_FAULT if tokens else Verdict.NOT_PRUNED, "ok"]
     table["reason"] = table["kind"] = ""
     summary: dict[str, Any] = {"tokens": tokens}
     if tokens:

@@ -14,9 +14,9 @@ import rose
 from rose.layer.change import find_pattern, weight_change
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import InputGap
-from rose.model.check import verdicts
 from rose.model.check.costs import Yardsticks
 from rose.model.check.inputs import LayerInputs
+from rose.model.check.verdicts import Verdict
 from tests.tiny import edit_config, save_tiny_llama
 
 CASES = Path(__file__).parents[2] / "fixtures" / "official_cases.npz"
@@ -55,7 +55,7 @@ def test_plain_weights_are_read_with_any_sparsity_configuration(saved, record, s
     check = rose.check_checkpoint(*(rose.load_model(str(folder), stream=stream)[0] for folder in saved))
     assert check.is_sane
     assert check.summary["pattern"] == "2:4"
-    assert set(check.layers["verdict"]) == {verdicts.MASK_ALONE}
+    assert set(check.layers["verdict"]) == {Verdict.MASK_ALONE}
     assert set(check.layers["rounded"]) == {"float16"}
 
 

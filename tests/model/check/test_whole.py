@@ -13,12 +13,12 @@ from torch import Tensor, nn
 import rose
 from rose import cli
 from rose.layer.change import weight_change
-from rose.model.check import verdicts
 from rose.model.check.check import EVEN, better_by_layer, check_checkpoint, common_masks, pair_layers
 from rose.model.check.findings import findings, says_alike
 from rose.model.check.inputs import walk_both
 from rose.model.check.others import Gone
 from rose.model.check.result import CheckpointCheck
+from rose.model.check.verdicts import Verdict
 from rose.model.network.network import Network
 from rose.wording import count, word
 from tests.model.check.faults import compensate
@@ -66,7 +66,7 @@ def test_single_numbers_are_compared_too():
     dense, pruned = make_model("llama"), make_model("llama")
     for model, scale in ((dense, 1.0), (pruned, math.nan)):
         model.model.layers[0].register_parameter("scale", nn.Parameter(torch.tensor(scale)))
-    expected = {"model.layers.0.scale": ("other", verdicts.NUMBERS_BROKEN, True)}
+    expected = {"model.layers.0.scale": ("other", Verdict.NUMBERS_BROKEN, True)}
     assert others_of(check_checkpoint(dense, pruned)) == expected
 
 
@@ -102,11 +102,11 @@ def test_changes_of_norms_biases_and_embeddings_are_reported_by_kind():
     others = others_of(check_checkpoint(dense, pruned))
     part = "model.decoder.layers.{}.{}".format
     assert others == {
-        part(0, "self_attn.q_proj.bias"): ("bias", verdicts.OTHER_MODEL, True),
-        part(0, "fc1.bias"): ("bias", verdicts.NO_FAULT, False),
-        part(1, "self_attn_layer_norm.weight"): ("norm", verdicts.NUMBERS_BROKEN, True),
-        part(1, "final_layer_norm.weight"): ("norm", verdicts.NUMBERS_BROKEN, True),
-        "model.decoder.embed_positions.weight": ("embedding", verdicts.OTHER_MODEL, True),
+        part(0, "self_attn.q_proj.bias"): ("bias", Verdict.OTHER_MODEL, True),
+        part(0, "fc1.bias"): ("bias", Verdict.NO_FAULT, False),
+        part(1, "self_attn_layer_norm.weight"): ("norm", Verdict.NUMBERS_BROKEN, True),
+        part(1, "final_layer_norm.weight"): ("norm", Verdict.NUMBERS_BROKEN, True),
+        "model.decoder.embed_positions.weight": ("embedding", Verdict.OTHER_MODEL, True),
     }
 
 
@@ -138,11 +138,11 @@ def test_a_longer_vocabulary_and_rounding_are_no_faults():
     pruned.resize_token_embeddings(dense.config.vocab_size + 8)
     check = check_checkpoint(dense, pruned)
     assert check.is_sane
-    assert set(check.layers["verdict"]) == {verdicts.MASK_ALONE}
+    assert set(check.layers["verdict"]) == {Verdict.MASK_ALONE}
     assert check.layers["reason"].str.contains("those of the dense model, rounded to bfloat16").all()
     assert set(check.layers["rounded"]) == {"bfloat16"}
     kinds = {"model.embed_tokens.weight": "embedding", "lm_head.weight": "output head"}
-    assert others_of(check) == {name: (kind, verdicts.NO_FAULT, False) for name, kind in kinds.items()}
+    assert others_of(check) == {name: (kind, Verdict.NO_FAULT, False) for name, kind in kinds.items()}
     assert check.others["reason"].str.startswith("It has 8 rows more").all()
 
 
@@ -152,7 +152,7 @@ def test_nan_in_one_layer_hides_nothing_of_the_others():
     pruned.model.layers[0].mlp.up_proj.weight.data[1, 2] = torch.nan
     check = check_checkpoint(dense, pruned, tokens, held_out=tokens[:1], methods=("wanda",), block_size=8)
     layers = check.layers.set_index("layer")
-    assert check.wrong.iloc[0].tolist()[:2] == [broken, verdicts.NUMBERS_BROKEN]
+    assert check.wrong.iloc[0].tolist()[:2] == [broken, Verdict.NUMBERS_BROKEN]
     before = list(layers.index).index(broken)  # what comes after reads NaN, by which nothing can be measured
     assert layers["error"].notna().tolist() == [place < before for place in range(len(layers))]
     assert json.loads(check.to_json())["summary"]["perplexity_after"] is None
@@ -218,7 +218,7 @@ def test_heads_that_were_rotated_are_compared_in_their_basis(family):
     before = {name: value.clone() for name, value in dense.state_dict().items()}
     check = check_checkpoint(dense, pruned, tokens, methods=("wanda", "sparsegpt"), block_size=8)
     assert check.summary["rotated_heads"] == turned.summary["rotated_heads"] == names
-    assert not check.layers["verdict"].eq(verdicts.OTHER_MODEL).any()
+    assert not check.layers["verdict"].eq(Verdict.OTHER_MODEL).any()
     reasons = check.layers.set_index("layer")["reason"]
     assert all("heads fit those of the dense model after a rotation" in reasons[name] for name in names)
     assert check.summary["nearest"]["name"] == "sparsegpt"

@@ -11,11 +11,10 @@ import rose
 from rose.layer import agreement
 from rose.layer.agreement import COLUMN, ROW, TILE, misfits, whole_fate
 from rose.layer.target import InputGap
-from rose.model.check import verdicts
 from rose.model.check.check import check_checkpoint
 from rose.model.check.costs import with_inputs
 from rose.model.check.inputs import LayerInputs
-from rose.model.check.verdicts import says_part
+from rose.model.check.verdicts import Verdict, says_part
 from tests.model.check.faults import COLUMNS, ROWS, TILES
 from tests.model.families import make_model, make_tokens
 
@@ -186,7 +185,7 @@ def test_rows_emptied_by_structured_pruning_are_no_faults(packaged):
             was = dense.get_submodule(layer.name).weight
             layer.write(was * (was.abs() > was.abs().median()))
     check = check_checkpoint(dense, model)
-    assert check.wrong["verdict"].tolist() == [verdicts.PART_BROKEN]
+    assert check.wrong["verdict"].tolist() == [Verdict.PART_BROKEN]
     assert "Rows 0 to 54: no weight is left" in check.wrong["reason"][0]
 
 
@@ -206,7 +205,7 @@ def test_a_head_is_named_and_a_layer_of_another_scale_is_wrong(tokens):
     assert "Columns of head 1." in wrong.loc["model.layers.1.self_attn.o_proj", "reason"]
     assert "Rows of head 3." in wrong.loc["model.layers.0.self_attn.q_proj", "reason"]
     scaled = wrong.loc["model.layers.0.mlp.up_proj"]
-    assert scaled["verdict"] == verdicts.OTHER_MODEL
+    assert scaled["verdict"] == Verdict.OTHER_MODEL
     assert scaled["reason"].startswith("Kept weights are 2.00 times as large as the dense ones.")
 
 
