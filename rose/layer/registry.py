@@ -166,8 +166,7 @@ _DECLARED = (
     Method(
         "measured",
         "Measured order",
-        "Ours: sweeps by several orders and budgets, and keeps the one with the least error, on held-out inputs if "
-        "given.",
+        "Ours: sweeps by several orders and budgets, and keeps the one with the least calibration error.",
         sweeps=True,
         work=8,
         matrices=((8, 6), (1, 15)),

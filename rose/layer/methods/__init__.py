@@ -71,7 +71,6 @@ class Settings:
             that a block gives up, in the order visited; shares sum to the sparsity.
         trace: True records the sweep with the weights after every block, "errors" only its errors.
         options: all options of the method, checked; see `Method.options`.
-        held_out: inputs that calibration has not seen, for methods that choose by measuring.
         products: number format of ADMM's products in `rose_admm`; everything else is float32.
         cache: values shared by methods that prune the same layer.
         measures: False leaves errors NaN, for callers that measure against other targets.
@@ -88,7 +87,6 @@ class Settings:
     budget: str | Sequence[float] | None = None
     trace: bool | Literal["errors"] = False
     options: Mapping[str, Value] = field(default_factory=dict)
-    held_out: InputStatistics | None = None
     products: torch.dtype = torch.float32
     cache: Cache | None = field(default=None, repr=False, compare=False)
     measures: bool = True
@@ -205,7 +203,6 @@ def prune_layer(
     budget: str | Sequence[float] | None = None,
     trace: bool | Literal["errors"] = False,
     options: Mapping[str, Value] | None = None,
-    held_out: Tensor | InputStatistics | None = None,
     **basic: Unpack[BasicOptions],
 ) -> LayerResult:
     """Prunes one weight matrix; W is not changed. Raises RoseError for bad input, in one sentence.
@@ -215,15 +212,12 @@ def prune_layer(
         hessian: H, (in, in), or the layer's `InputStatistics`.
         method: a name in the registry.
         order, budget, trace, options: see `Settings`.
-        held_out: H or statistics of other inputs; only "measured" uses them.
         basic: `sparsity`, a ratio (default 0.7) or N:M such as "2:4"; `block_size` (128), `damping` (0.01), `threshold`
             (0.5); `bits` (3, 4 or 8) for kept weights; `group`: a scale has 32, 64 or 128 columns, or "row".
     """
-    check_keywords(basic, {*SettingsOptions.__optional_keys__, "trace", "held_out"})
+    check_keywords(basic, {*SettingsOptions.__optional_keys__, "trace"})
     settings = make_settings(method, order=order, budget=budget, trace=trace, options=options, **basic)
-    if isinstance(held_out, Tensor):
-        held_out = InputStatistics.from_hessian(held_out)
-    return prune_with(weight, hessian, replace(settings, held_out=held_out))
+    return prune_with(weight, hessian, settings)
 
 
 def prune_with(weight: Tensor, hessian: Tensor | InputStatistics, settings: Settings) -> LayerResult:
@@ -238,8 +232,6 @@ def prune_with(weight: Tensor, hessian: Tensor | InputStatistics, settings: Sett
     settings.pattern.check(weight.shape[1], settings.block_size)
     if settings.grid:
         settings.grid.width(weight.shape[1])
-    if settings.held_out is not None:
-        as_statistics(settings.held_out, weight)
     # Otherwise a model's parameter would record every step for a backward pass.
     weight, statistics = weight.detach(), as_statistics(hessian, weight)
     if settings.zeros is None:

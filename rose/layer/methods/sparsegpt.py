@@ -49,9 +49,8 @@ CANDIDATES = (
 
 
 def measured(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
-    """Sweeps by each of `CANDIDATES`, narrowed by the settings, and keeps the least error on `settings.held_out`,
-    else on the calibration inputs. That error is a minimum, so compare methods on further inputs."""
-    judge = settings.held_out or statistics
+    """Sweeps by each of `CANDIDATES`, narrowed by the settings, and keeps the least calibration error. That error is a
+    minimum; the error on held-out inputs, which no method sees, is not."""
     best, least, seen = None, float("inf"), set()
     for candidate, usual in CANDIDATES:
         order, budget = candidate if settings.order is None else settings.order, settings.budget or usual
@@ -62,7 +61,7 @@ def measured(weight: Tensor, statistics: InputStatistics, settings: Settings) ->
         seen.add(key)
         tried = replace(settings, order=order, budget=budget, trace=False)
         result = prune_by_sweep(weight, statistics, tried, order="natural", budget="block")
-        measured_error = error.relative_error(weight, result.weight, judge.hessian)
+        measured_error = error.relative_error(weight, result.weight, statistics.hessian)
         if best is None or measured_error < least:
             best, least = result, measured_error
     assert best is not None

@@ -49,9 +49,7 @@ def prune_in(
     gap, used_mu, mu = gaps.get("calibration"), None, correction_damping(statistics.tokens)
     # A weight corrected towards a target has no zeros.
     zeros, damping = zeros_to_keep(weight, settings), damping_of(layer, statistics, settings.damping)
-    settings = replace(
-        settings, damping=damping, held_out=held_out, measures=False, zeros=zeros, products=block.products
-    )
+    settings = replace(settings, damping=damping, measures=False, zeros=zeros, products=block.products)
     target = weight
     with naming(layer):
         if gap is not None:

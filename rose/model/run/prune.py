@@ -65,7 +65,7 @@ def prune_model(
             note on the exception counts them. A streamed model is changed when it is saved or read again.
         tokens: calibration tokens, (samples, length) int64.
         layers: names to prune, `*` allowed; None means every prunable layer.
-        held_out: further tokens to measure errors and drift on. Method "measured" chooses by them.
+        held_out: further tokens to measure errors and drift on; no method sees them.
         progress: called with a `Progress` after every batch and every layer; may raise to stop the run.
         checkpoint: a folder from which the same call with the dense model resumes a stopped run. On the same machine
             its weights are equal.

@@ -227,6 +227,6 @@ class _Rotation:
         plan = plan_order(weight, by, sparsity=self.settings.pattern, block_size=self.settings.block_size)
         logs = []
         for settings in self.judges:
-            pruned = prune_with(weight, by, replace(settings, measures=False, held_out=None)).weight
+            pruned = prune_with(weight, by, replace(settings, measures=False)).weight
             logs.append(math.log(max(error.relative_error(weight, pruned, on.hessian), 1e-30)))
         return plan.relative_range, math.exp(sum(logs) / len(logs)) if logs else None

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 import rose
-from rose.layer.registry import Method
 from rose.model.measure import damage
 from rose.model.measure import perplexity as evaluation
 from rose.model.measure.perplexity import window_losses
@@ -86,14 +85,6 @@ def test_output_error_is_measured_at_the_layer_s_outputs():
     change = layer.weight - rose.prune_layer(layer.weight, statistics, **SETTINGS).weight
     expected = (torch.cat(read) @ change.T).square().sum(-1).mean()
     assert record.output_error == pytest.approx(float(expected), rel=1e-4)
-
-
-def test_methods_do_not_see_the_held_out_windows_of_damage(monkeypatch):
-    spy = Mock(side_effect=rose.METHODS["wanda"].prune)
-    monkeypatch.setitem(rose.METHODS, "spy", Method("spy", "Spy", "", function=spy))
-    visit(make_model("llama"), method="spy", layers=["*.0.*.o_proj"])
-    ((_weight, _statistics, settings), _) = spy.call_args
-    assert settings.held_out is None
 
 
 @pytest.mark.parametrize("units", ["layers", "blocks"])
