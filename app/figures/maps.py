@@ -289,7 +289,7 @@ def gain_scatter(
     if rows.empty:
         raise RoseError("No layer here has both numbers; measure more layers.")
     saved, along = metric(column), 100 if predictor.kind == "change" else 1
-    chart = Chart(x=predictor.unit, y=saved.unit, height=478, legend=True, headroom=18, theme=theme)
+    chart = Chart(x=predictor.unit, y=f"{saved.unit} by {saved.who}", height=478, legend=True, headroom=18, theme=theme)
     kinds = rows["projection"].map(map_row)
     looks = palette.projection_styles(list(dict.fromkeys(table["projection"].map(map_row))))
     hover = f"%{{customdata[0]}}<br>{predictor.unit} %{{customdata[1]}}<br>{saved.unit} %{{y:.1f}}\u2009%"
@@ -311,18 +311,21 @@ def gain_scatter(
     chart.figure.add_hline(y=0, line={"color": chart.ink.text, "width": 1.5})
     chart.x(zeroline=False, **(PERCENT if along == 100 else {}))
     chart.y(**PERCENT, zeroline=False, rangemode="normal")  # marks at 0 are whole
-    best, columnar = rows.loc[rows[column].idxmax()], rows[rows["relative_range"] > threshold]
+    # The named mark saves most on calibration tokens, or its held-out number would be the most of many.
+    fitted = rows.get(f"{which}gain", rows[column]).fillna(rows[column])
+    best, columnar = rows.loc[fitted.idxmax()], rows[rows["relative_range"] > threshold]
     if best[column] > 0:
         middle = 0.5 if x == "relative_range" else rows[x].max() / 2
         side = {"xanchor": "left", "xshift": 10} if best[x] < middle else {"xanchor": "right", "xshift": -10}
         label = f"{short_layer(best['layer'])}: {percent(best[column], 0)}"
         chart.note(label, x=along * best[x], y=100 * best[column], **side)
     finding = f"{sentence(saved.who)} gains on {out_of(len(rows[rows[column] > 0]), len(rows), 'layer')}"
-    if x == "relative_range":
+    if x == "relative_range" and len(columnar):
         share, where = percent(columnar[column].mean(), 0), count(len(columnar), "columnar layer")
-        finding = f"ROSE saves {share} in {where}"
-        finding = finding if len(columnar) else "No layer is columnar, so ROSE reorders none"
-    subtitle = f"{'Held-out' if held else 'Calibration'} error saved against SparseGPT, a mark a layer"
+        finding = f"{sentence(saved.who)} saves {share} in {where}"
+        if len(others := rows.drop(columnar.index)):
+            finding += f", {percent(others[column].mean(), 0)} in the others"
+    subtitle = f"{sentence(saved.meaning)}; a mark a layer"
     ranked = verdicts.rank_correlation(rows[x], rows[column])
     caption = "" if ranked is None else f"Rank correlation of {predictor.unit} and error saved: {ranked}."
     alt = f"Scatter chart of the error saved by {saved.who} against {predictor.label.lower()}"

@@ -12,7 +12,7 @@ import pandas as pd
 from app.figures import maps, palette
 from app.figures.palette import Style, Theme
 from app.figures.shapes import Chart, whole_step
-from app.figures.style import BASELINE, ERROR, LOG, LOG_ABOVE, PERCENT, Drawing, spread
+from app.figures.style import BASELINE, CHOOSING, CHOSEN, ERROR, LOG, LOG_ABOVE, PERCENT, Drawing, spread
 from app.words import apart, count, duration, listing, number, percent, short_layer, whole
 from rose import RoseError, verdicts
 from rose.model.measure.comparison import over_seeds, results_at
@@ -30,7 +30,10 @@ ERROR_OF = {
 
 
 def method_errors(records: pd.DataFrame, *, column: str = "relative_error", theme: Theme = "light") -> Drawing:
-    """Relative or held-out error of several methods on one or several layers, as bars."""
+    """Relative or held-out error of several methods on one or several layers, as bars.
+
+    The title compares SparseGPT with the method of the least calibration error.
+    """
     table = records.dropna(subset=[column])
     wide = table.pivot_table(index="layer", columns="method", values=column, sort=False)
     wide = wide.reindex(index=table["layer"].unique(), columns=table["method"].unique())  # as they come
@@ -46,11 +49,12 @@ def method_errors(records: pd.DataFrame, *, column: str = "relative_error", them
         hover = f"%{{customdata}}<br>{look.label} %{{y:.4g}}"
         chart.bars(names, wide[method], look, hover, customdata=wide.index, **text)
     labels = {method: look.label for method, look in looks.items()}
-    mean, base = wide.mean().sort_values(), BASELINE
+    fitted = table.groupby("method", sort=False)[CHOOSING].mean().sort_values(kind="stable")
+    mean, base = wide.mean()[fitted.index], BASELINE
     best = str(mean.index[0])
     if many and len(mean) == 1:
         finding = f"{labels[best]}: mean error {number(mean.iloc[0])}"
-    elif many:  # the lowest against SparseGPT, or without SparseGPT against the next method
+    elif many:  # against SparseGPT, or without SparseGPT against the next method
         base = base if base in mean else mean.index[1]
         other = next(method for method in mean.index if method != base)
         rows = wide[[base, other]].set_axis(["first", "second"], axis=1).dropna()
@@ -62,10 +66,11 @@ def method_errors(records: pd.DataFrame, *, column: str = "relative_error", them
         if base in labels and base not in same and mean[base] > 0:
             finding += verdicts.says_change(mean[best], mean[base], labels[base])
         else:
-            finding += "the same error" if len(same) == len(labels) > 1 else "the lowest error"
+            finding += "the same error" if len(same) == len(labels) > 1 else "the lowest calibration error"
     tokens = "held-out" if column == "held_out_error" else "calibration"
     note = f"Relative error on {tokens} tokens, {f'{len(wide)} layers' if many else names[0]}"
-    return chart.done(finding, note, "", "Bar chart of relative error by method", wide.reset_index())
+    caption = f"The title names the method {CHOSEN}." if len(mean) > 1 else ""
+    return chart.done(finding, note, caption, "Bar chart of relative error by method", wide.reset_index())
 
 
 def layer_map(
@@ -243,6 +248,7 @@ def tuning_curve(curve: pd.DataFrame, steps: int, *, dense: float | None, theme:
         so_far = " so far" if last["step"] < end else ""
         finding = f"No step{so_far} is better than the start, {value}, on held-out windows"
     finding += "" if unpruned is None else f"; the dense model has {number(unpruned)}"
-    caption = f"The step with the lowest perplexity is kept; {duration(last['seconds'])} so far."
+    caption = f"The step with the lowest perplexity is kept; {duration(last['seconds'])} so far. "
+    caption += "That perplexity is a minimum, so the copy is evaluated on other windows."
     note = "Perplexity on held-out windows; the axis does not begin at 0"
     return chart.done(finding, note, caption, "Line chart of perplexity on held-out windows by step", rows)

@@ -103,6 +103,11 @@ def _wrapped(text: str, width: int) -> list[str]:
     return [line.replace("\u00a0", " ") for line in textwrap.wrap(held, width)]
 
 
+# What is best of several is chosen on calibration inputs and reported on held-out ones: the least of several held-out
+# errors is lower than the error of the same sweep on further tokens.
+CHOOSING, CHOSEN = "relative_error", "chosen by calibration error"
+
+
 def judged(table: pd.DataFrame) -> tuple[str, str]:
     """The column of the error that leads, and the tokens it is on: held-out ones where every row has such an error."""
     if table["held_out_error"].notna().all():

@@ -15,7 +15,7 @@ from app.figures import palette
 from app.figures.orders import run_name, so_far, sweep_style, trace_of
 from app.figures.palette import Style, Theme
 from app.figures.shapes import BARE, CHOSEN, Chart, Look, Shrunk, ceiling, shrink, to_numpy
-from app.figures.style import FONT_SIZE, Drawing
+from app.figures.style import CHOOSING, FONT_SIZE, Drawing
 from app.words import count, number, percent, sentence, whole
 from rose import LayerResult, verdicts
 from rose.layer.order import visited_blocks
@@ -200,15 +200,16 @@ def _state_line(chart: Chart, table: pd.DataFrame, column: str, look: Style, **p
 
 
 def _race_finding(ways: Mapping[str, tuple[str, pd.DataFrame]], work: float, column: str) -> str:
-    """The best solver that has a complete result, compared with the sweep where that has one."""
+    """The solver with the least calibration error of a complete result, compared with the sweep where that has one."""
     now: dict[str, float] = {}
+    fitted: dict[str, float] = {}
     for label, table in ways.values():
         reached = table[(table["work"] <= work + 1e-9) & table["is_complete"]]
         if len(reached):
-            now[label] = float(reached[column].iloc[-1])
+            now[label], fitted[label] = (float(reached[name].iloc[-1]) for name in (column, CHOOSING))
     if not now:
         return f"After {work:g} products no solver has a result yet"
-    first, *rest = sorted(now, key=now.__getitem__)
+    first, *rest = sorted(fitted, key=fitted.__getitem__)
     if not rest:
         return f"After {work:g} products only {_lower(first)} has a result"
     base = ways["sweep"][0] if "sweep" in ways and ways["sweep"][0] in now else rest[0]

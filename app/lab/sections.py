@@ -125,11 +125,7 @@ def order_and_budget(study: Study, layer: str, row: DeltaGenerator) -> None:
     results = outcomes(study, layer, sweeps, "lab-budget")
     if results is None:
         return
-    table, look = frame(results), components.look(layer)
-    held_out = table["held_out_error"].notna().all()
-    look["layer"] += f" on {'held-out' if held_out else 'calibration'} tokens"
-    table = table.assign(relative_error=table["held_out_error"]) if held_out else table
-    components.show(orders.order_budget_matrix(table, **look), "lab-matrix")
+    components.show(orders.order_budget_matrix(frame(results), **components.look(layer)), "lab-matrix")
 
 
 def inside_sweep(study: Study, layer: str, row: DeltaGenerator) -> None:

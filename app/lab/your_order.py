@@ -36,7 +36,14 @@ LONGEST_LINK = 400  # characters of an order in a link
 NUMBERS = re.compile(r"[\s,;\[\]]+")
 KEY = "lab-own-strip"
 OWN, BEST = "own", "best"
-CANDIDATES = (("pivot", "layer"), ("pivot_weighted", "layer"), ("global", "layer"))  # for "Best tried"
+CANDIDATES = (("pivot", "layer"), ("pivot_weighted", "layer"), ("global", "layer"))  # one of them is drawn
+
+
+BEST_TRIED = "Best in calibration"
+CAPTION = (
+    "Best in calibration: the one of pivot, weighted pivot and global order under one threshold that has the lowest "
+    "calibration error. The curves are {} errors. An order that you choose by them is fitted to their tokens."
+)
 
 
 def own_state(study: Study, layer: str, plan: rose.OrderPlan) -> OwnOrder:
@@ -95,8 +102,9 @@ def _draw(study: Study, layer: str) -> None:
 
 
 def leading(every: Sequence[SweepResult]) -> tuple[SweepResult, ...]:
-    """One's own sweep, ROSE's, SparseGPT's, and the best of the others."""
-    return (*every[:3], min(every[3:], key=lambda result: result.error))
+    """One's own sweep, ROSE's, SparseGPT's, and of the others that with the least calibration error: the least of their
+    held-out errors would be lower than the error of the same sweep on further tokens."""
+    return (*every[:3], min(every[3:], key=lambda result: result.result.relative_error))
 
 
 def planned(order: rose.Order | str, budget: str | tuple[float, ...]) -> list[PlannedSweep]:
@@ -111,12 +119,13 @@ def curves(plan: rose.OrderPlan, four: tuple[SweepResult, ...], **look: Any) -> 
     best_name = figures.run_name(best.result)
     runs = {"natural": base, "two_level": ordered, best_name: best, "custom": mine}
     second = "ROSE" if plan.is_columnar else "Two-level order"
-    labels = ("SparseGPT {}", f"{second} {{}}", f"Best tried {{}}, {figures.run_style(best_name).label}", "Yours {}")
+    labels = ("SparseGPT {}", f"{second} {{}}", f"{BEST_TRIED} {{}}, {figures.run_style(best_name).label}", "Yours {}")
     errors = words.apart(*(result.error for result in runs.values()))
     names = {name: label.format(error) for name, label, error in zip(runs, labels, errors, strict=True)}
     tokens = "held-out" if mine.is_held_out else "calibration"
     lines = {name: result.curve for name, result in runs.items()}
-    return figures.error_curve(lines, tokens=tokens, names=names, **look)
+    drawing = figures.error_curve(lines, tokens=tokens, names=names, **look)
+    return replace(drawing, caption=CAPTION.format(tokens))
 
 
 def opening(study: Study, layer: str, theme: palette.Theme) -> Drawing:

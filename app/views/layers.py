@@ -113,7 +113,7 @@ def experts(study: Study) -> str | None:
 
 
 def columnar(table: pd.DataFrame) -> str:
-    """Which layers are columnar, what ROSE's order saves there, and over all layers."""
+    """Which layers are columnar, what two-level order saves there, and over all layers."""
     threshold, layers = session.threshold(), table[table["is_columnar"]]
     which, verb = words.sentence(words.out_of(len(layers), len(table), "layer")), "is" if len(layers) < 2 else "are"
     kinds, places = table["projection"].map(maps.map_row), []
@@ -130,9 +130,9 @@ def columnar(table: pd.DataFrame) -> str:
         return text
     if len(layers):
         kind, share = "held-out" if gain.startswith("held") else "calibration", words.percent(layers[gain].mean(), 0)
-        text += f" There ROSE's order saves {share} of SparseGPT's {kind} error."
+        text += f" There two-level order, which is ROSE's, saves {share} of SparseGPT's {kind} error."
     rule, always = words.percent((table[gain] * table["is_columnar"]).mean()), words.percent(table[gain].mean())
-    return f"{text} Over all layers the rule saves {rule}, the order in every layer {always}."
+    return f"{text} Over all layers ROSE saves {rule}, two-level order in every layer {always}."
 
 
 def with_own(study: Study, table: pd.DataFrame) -> pd.DataFrame:

@@ -331,9 +331,9 @@ class Tuned:
         if summary["held_out_before"] is None:
             return
         before, after, dense = (math.exp(summary[f"held_out_{name}"]) for name in ("before", "after", "dense"))
-        result = f"the weights of step {summary['kept_step']} are kept"
+        result = f"the weights of step {summary['kept_step']} are kept, chosen by these windows"
         if summary.get("parts"):
-            result = "the best step of every part is kept"
+            result = "the best step of every part is kept, chosen by these windows"
         if not summary["kept_step"] and len(self.found.curve) > 1:
             result = f"no step was better, so nothing was changed; a --rate below {summary['rate']:.2g} may do"
         terminal.say(f"Held-out perplexity {before:.2f} -> {after:.2f}, dense {dense:.2f}; {result}")

@@ -141,7 +141,7 @@ def rotate(spec: Any, model: Any, tokens: Tensor, console: Console) -> None:
     text = f"Rotated the heads of {len(turned)} of {len(tried)} output projections; the model's output is unchanged."
     if (ratio := verdicts.mean_ratio(turned["error"], turned["rotated_error"])) is not None:
         text += f" Their mean error is {ratio.value:.3f} times the former error, "
-        text += "on calibration samples kept back for this test."
+        text += "on calibration samples kept back, which also chose these layers."
     console.print(text, soft_wrap=True)
 
 

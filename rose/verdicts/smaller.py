@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rose.verdicts.comparison import rank
@@ -35,8 +35,8 @@ def recommend(rows: Sequence[Row]) -> list[Recommendation]:
     """A recommendation for each goal, from measured rows alone; the first row is the model as it is.
 
     - Same quality: the fewest bytes among rows whose whole interval is at most `EQUAL` on both texts.
-    - Half the bytes: the lowest perplexity over both texts among rows of at most half the bytes. Among rows without a
-      clear difference from the lowest, the row with the fewest bytes.
+    - Half the bytes: the lowest perplexity on the first text among rows of at most half the bytes. Among rows without a
+      clear difference from the lowest, the row with the fewest bytes. The second text has no part in that choice.
     - Twice as fast: the same among rows whose interval of reading or writing speed lies above `TWICE`.
 
     A row of more than `MUCH_WORSE` times the dense perplexity on either text is never recommended.
@@ -72,6 +72,7 @@ def _recommend(goal: str, dense: Row, rows: Sequence[Row]) -> Recommendation:
         return Recommendation(goal, "", "", text, is_complete)
     best = min(paying if goal == SAME_QUALITY else _lowest(paying), key=lambda row: row.bytes)
     text = f"{sentence(goal)}: {best.name}, {_facts(best, dense)}."
+    text += "" if goal == SAME_QUALITY or len(paying) == 1 else " The first text has chosen among several."
     text += "" if is_complete else " Ways that are not measured yet may do better."
     return Recommendation(goal, best.key, best.name, text, is_complete)
 
@@ -94,13 +95,8 @@ def _may_reach(goal: str, row: Row, dense: Row) -> bool:
 
 
 def _lowest(rows: Sequence[Row]) -> list[Row]:
-    """The row of the lowest perplexity over both texts, and those without a clear difference from it."""
-    results = []
-    for row in rows:
-        losses = (*row.result().losses, *row.result("second").losses)
-        value = math.exp(min(700.0, math.fsum(losses) / len(losses)))
-        results.append(replace(row.result(), value=value, losses=losses))
-    (ranking,) = rank(results)
+    """The row of the lowest perplexity on the first text, and those without a clear difference from it."""
+    (ranking,) = rank([row.result() for row in rows])
     verdicts = zip(ranking.results[1:], ranking.verdicts, strict=True)
     alike = {ranking.results[0].method} | {result.method for result, verdict in verdicts if verdict.kind != "better"}
     return [row for row in rows if row.key in alike]

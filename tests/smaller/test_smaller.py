@@ -141,6 +141,12 @@ def test_recommended_are_the_smallest_that_is_as_good_and_the_best_of_half_the_b
     assert [choice.key for choice in recommend([*rows, fast])] == ["a", "c", "e"]
     alike = replace(rows[3], key="f", safetensors=45)
     assert recommend([*rows, alike])[1].key == "f"
+    worse = row("g", 45, 1.9)
+    first = replace(
+        worse, times=1.2, perplexity=12.0, losses=row("", 0, 1.2).losses
+    )  # the mean of both texts is above c's
+    assert recommend([*rows, first])[1].key == "g"
+    assert recommend([*rows, first])[1].text.endswith("The first text has chosen among several.")
 
 
 def test_nothing_is_recommended_if_no_row_reaches_a_goal() -> None:

@@ -83,13 +83,14 @@ def test_experts_one_by_one_have_an_axis():
 @pytest.mark.parametrize(
     ("x", "y", "says"),
     [
-        ("relative_range", "gain", "ROSE saves {} in two columnar layers"),
+        ("relative_range", "gain", "Two-level order saves {} in two columnar layers, 0\u202f% in the others"),
         ("forecast_gain", "held_out_gain", "Two-level order gains on eight of twelve layers"),
         ("forecast_global_gain", "held_out_global_gain", "ROSE global gains on eight of twelve layers"),
     ],
 )
 def test_scatter_shows_gain_against_its_predictor(layers, x, y, says):
     table = layers.assign(forecast_gain=layers["gain"] / 2, forecast_global_gain=np.linspace(0, 0.2, 12))
+    table["global_gain"] = layers["gain"]
     table = table if y == "gain" else table.assign(**{y: np.linspace(-0.1, 0.2, 12)})
     drawing = maps.gain_scatter(table, x)
     shown = {row[0]: (a, b) for t in drawing.figure.data for row, a, b in zip(t.customdata, t.x, t.y, strict=True)}
@@ -101,9 +102,12 @@ def test_scatter_shows_gain_against_its_predictor(layers, x, y, says):
     assert ranked is not None
     assert f" and error saved: {ranked}." in drawing.caption
     notes = [note.text for note in drawing.figure.layout.annotations]
-    best = table.loc[table[y].idxmax()]
+    best = table.loc[table[y.removeprefix("held_out_")].idxmax()]  # chosen on calibration tokens
     label = f"{short_layer(best['layer'])}: {percent(best[y], 0)}"
     assert notes == [label]
+    who = "ROSE global" if "global" in y else "two-level order"
+    assert drawing.figure.layout.yaxis.title.text == f"error saved by {who}"
+    assert f"error that {who} saves" in below(drawing)
 
 
 def test_each_metric_has_its_own_scale_and_name(layers):

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import rose
-from app.figures import losses, orders, palette, sweeps, trust, weights
+from app.figures import losses, methods, orders, palette, sweeps, trust, weights
+from app.words import percent
 from rose.layer.checks import CurvePoint, ErrorMeasures
 from rose.layer.error import quadratic_form
 from tests.app.figures.test_contract import below, title
@@ -115,8 +116,8 @@ def test_error_curve_is_the_undamped_error_so_far(lab):
         assert trace.y == pytest.approx(errors, rel=1e-4)
         assert trace.y[-1] == pytest.approx(result.relative_error, rel=1e-4)
         assert trace.line.color == palette.ORDER_COLOURS[name]
-    best = min(lab.results, key=lambda name: lab.results[name].relative_error)
-    assert title(drawing).startswith(f"{orders.run_style(best).label} ends lowest")
+    saved = 1 - lab.results["two_level"].relative_error / lab.results["natural"].relative_error
+    assert title(drawing) == f"Two-level, equal shares: {percent(saved, 0)} less error than SparseGPT"
     assert list(drawing.data.columns) == ["pruned_blocks", *lab.results]
     refused("No order is chosen", orders.error_curve, {})
 
@@ -124,7 +125,7 @@ def test_error_curve_is_the_undamped_error_so_far(lab):
 def test_sweeps_have_the_name_of_a_method_only_where_order_and_budget_are_its_own():
     labels = {
         "natural": "SparseGPT",
-        "two_level": "ROSE's order",
+        "two_level": "Two-level, equal shares",
         "global + layer": "ROSE global",
         "natural + layer": "Natural, one threshold",
         "two_level + layer": "Two-level, one threshold",
@@ -167,14 +168,14 @@ def test_order_bars_compare_with_natural_order():
     rows = [(order, share, error * share) for order, error in errors.items() for share in (0.6, 0.7, 0.8)]
     table = pd.DataFrame(rows, columns=["order", "sparsity", "relative_error"])
     drawing = orders.order_bars(table)
-    assert title(drawing) == "ROSE's order leaves 20\u202f% less error than SparseGPT"
+    assert title(drawing) == "Two-level order leaves 20\u202f% less error than SparseGPT"
     assert [shape.y0 for shape in drawing.figure.layout.shapes] == pytest.approx([0.06, 0.07, 0.08])
     assert list(drawing.figure.layout.xaxis.ticktext) == ["60\u202f%", "70\u202f%", "80\u202f%"]
 
 
 def test_matrix_separates_order_and_budget():
     rows = [("natural", "block", 0.2), ("natural", "layer", 0.18), ("global", "block", 0.24), ("global", "layer", 0.15)]
-    table = pd.DataFrame(rows, columns=["order", "budget", "relative_error"])
+    table = pd.DataFrame(rows, columns=["order", "budget", "relative_error"]).assign(held_out_error=np.nan)
     drawing = orders.order_budget_matrix(table)
     heat = drawing.figure.data[0]
     assert heat.z.tolist() == [pytest.approx([0, -10]), pytest.approx([20, -25])]
@@ -184,9 +185,32 @@ def test_matrix_separates_order_and_budget():
     assert printed == [["1.000<br>SparseGPT", "0.900"], ["1.200", "0.750<br>ROSE global"]]
     assert "#ffffff" in heat.text[1][1], "on the dark end of the scale"
     assert "#000000" in heat.text[0][0], "on its light middle"
-    assert title(drawing) == "ROSE global leaves 25\u202f% less error than SparseGPT"
-    assert "budget alone 10\u202f%, both together 25\u202f%." in drawing.caption
+    chosen = "ROSE global, chosen by calibration error, leaves 25\u202f% less {} error than SparseGPT"
+    assert title(drawing) == chosen.format("calibration")
+    assert "order alone saves 0\u202f%, the best budget alone 10\u202f%, both together 25\u202f%." in drawing.caption
+    held_out = orders.order_budget_matrix(table.assign(held_out_error=[0.4, 0.2, 0.1, 0.3]))
+    assert title(held_out) == chosen.format("held-out"), "not the least of four"
+    assert held_out.figure.data[0].z[1].tolist() == pytest.approx([-75, -25])
     refused("choose a sparsity above 0", orders.order_budget_matrix, table.assign(relative_error=0.0))
+
+
+def test_titles_name_the_best_on_calibration_tokens_with_its_held_out_error():
+    errors = pd.DataFrame({"relative_error": [0.2, 0.1, 0.15], "held_out_error": [0.2, 0.18, 0.1]})
+    bases = errors.assign(basis=["given", "gathered", "learned"], method="sparsegpt")
+    drawing = orders.basis_errors(bases, {"given": "As given", "gathered": "Gathered", "learned": "Learned"})
+    less = "10\u202f% less held-out error than"
+    assert title(drawing) == f"SparseGPT, gathered, chosen by calibration error: {less} as given"
+    swept = errors.assign(order=["natural", "global", "pivot"], budget="block")
+    drawing = orders.forecast_scatter(swept.set_axis(["forecast", "measured", "order", "budget"], axis=1))
+    assert title(drawing) == f"The forecast chooses global order, equal shares: {less} SparseGPT"
+    assert "One of three sweeps has less held-out error than the forecast's choice." in drawing.caption
+    records = errors.assign(method=["sparsegpt", "rose", "rose_global"], layer="model.layers.0.mlp.up_proj")
+    drawing = methods.method_errors(records, column="held_out_error")
+    assert title(drawing) == "ROSE has 10\u202f% less error than SparseGPT"
+    assert drawing.caption == "The title names the method chosen by calibration error."
+    state = {"step": "a", "is_complete": True, "work": 1.0}
+    ways = {name: (name, errors[at : at + 1].assign(**state)) for at, name in enumerate(("sweep", "refit", "admm"))}
+    assert "refit has 10\u202f% less error than sweep" in title(sweeps.solver_race(ways, 1.0, held_out=True))
 
 
 def test_price_lines_have_one_mean_and_mark_a_block(lab):

@@ -1,12 +1,13 @@
 """User orders and shares: parsed, refused, and restored by undo."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import rose
-from app.lab.your_order import OwnOrder, read_columns, read_shares, sorted_by, write_columns, write_shares
+from app.lab.your_order import OwnOrder, leading, read_columns, read_shares, sorted_by, write_columns, write_shares
 
 
 def test_columns_round_trip():
@@ -39,6 +40,12 @@ def test_shares_are_converted_from_blocks_to_the_layer():
 def test_bad_orders_and_shares_are_refused(read, text, says):
     with pytest.raises(rose.RoseError, match=re.escape(says)):
         read(text, *((4,) if read is read_columns else ((2, 2), 0.5)))
+
+
+def test_the_fourth_curve_is_chosen_by_calibration_error():
+    errors = ((0.9, 0.9), (0.9, 0.9), (0.9, 0.9), (0.5, 0.1), (0.4, 0.3), (0.6, 0.2))  # calibration, held out
+    every = [SimpleNamespace(result=SimpleNamespace(relative_error=a), error=b) for a, b in errors]
+    assert leading(every) == (*every[:3], every[4])
 
 
 def test_undo_restores_order_and_shares():
