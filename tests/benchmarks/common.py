@@ -99,6 +99,48 @@ class Rows:
         return groups[list(values)].mean().assign(draws=groups.size()).round(3).to_string()
 
 
+SHOWN = 3  # rows of a kind that came or went
+ROUNDING = 1e-5  # relative difference of two numbers that are called equal
+
+
+def changes(before: str | Path, after: Path, key: Sequence[str], partly: bool = False) -> int:
+    """Prints the rows that two files do not share and those that differ, by key; 1 where there are any, else 0.
+
+    `before` may be a folder with a file of the same name. A row is "rounded otherwise" where its numbers are nearly
+    equal and nothing else but the column `exact` differs. `partly`: rows of a first key that `after` lacks are left
+    out, as they were not asked for.
+    """
+    before = Path(before) / after.name if Path(before).is_dir() else before
+    old, new = (pd.read_csv(path, dtype=str, keep_default_na=False) for path in (before, after))
+    key = [name for name in key if name in old and name in new]
+    old = old[old[key[0]].isin(new[key[0]])] if partly else old
+    lines = list[str]()
+    for what, table, other in (("gone", old, new), ("added", new, old)):
+        rows = table[~pd.MultiIndex.from_frame(table[key]).isin(pd.MultiIndex.from_frame(other[key]))]
+        for first, group in rows.groupby(key[0], sort=False):
+            names = [" · ".join(row) for row in group[key[1:]].head(SHOWN).to_numpy()]
+            lines.append(f"{what}: {first}, {len(group)} rows: {'; '.join(names)}")
+    columns = [name for name in old if name in new and name not in (*key, "processor_seconds")]
+    for _, row in old.merge(new, on=key, suffixes=("", " then")).iterrows():
+        cells = [(name, row[name], row[f"{name} then"]) for name in columns if row[name] != row[f"{name} then"]]
+        if cells:
+            is_rounding = all(name == "exact" or _nearly(was, now) for name, was, now in cells)
+            shown = ", ".join(f"{name} {was} → {now}" for name, was, now in cells if name != "exact" or len(cells) == 1)
+            lines.append(f"{'rounded otherwise' if is_rounding else 'changed'}: {' · '.join(row[key])}: {shown}")
+    print(*(lines or ["no difference"]), sep="\n")
+    return int(bool(lines))
+
+
+def _nearly(first: str, second: str) -> bool:
+    """Whether two texts agree word by word, numbers up to rounding."""
+    words, others = first.split(), second.split()
+    try:
+        pairs = [(word, other) for word, other in zip(words, others, strict=True) if word != other]
+        return all(abs(float(word) - float(other)) <= ROUNDING * abs(float(word)) for word, other in pairs)
+    except ValueError:
+        return False
+
+
 def timed(work: Callable[[], object], repeats: int = 1) -> float:
     """The least of some repetitions, in seconds."""
     best = float("inf")

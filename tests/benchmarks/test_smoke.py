@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from tests.benchmarks import targets
+from tests.benchmarks.common import changes
 from tests.tiny import save_tiny_llama
 
 WITHOUT_OPTIONS = {"document_numbers", "example_runs", "screenshots"}
@@ -26,6 +27,18 @@ def test_a_benchmark_explains_its_options(
     usage, _, explained = capsys.readouterr().out.partition("\n\n")
     assert usage.startswith(f"usage: {name}")
     assert explained
+
+
+def test_rows_that_differ_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, after = tmp_path / "before.csv", tmp_path / "after.csv"
+    before.write_text("command,output,value,exact\na,x,1,f\na,y,2 3.000001,g\nb,x,4,h\nc,x,5,i\n")
+    after.write_text("command,output,value,exact\na,x,7,f\na,y,2 3.000002,k\nb,z,4,h\nc,x,5,i\n")
+    assert changes(before, after, ("command", "output")) == 1
+    gone, added, changed, rounded = capsys.readouterr().out.splitlines()
+    assert (gone, added) == ("gone: b, 1 rows: x", "added: b, 1 rows: z")
+    assert changed == "changed: a · x: value 1 → 7"
+    assert rounded == "rounded otherwise: a · y: value 2 3.000001 → 2 3.000002"
+    assert changes(after, after, ("command", "output")) == 0
 
 
 def test_a_benchmark_writes_its_rows_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

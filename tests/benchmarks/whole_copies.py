@@ -5,10 +5,12 @@
 Each copy is pruned in memory, by all methods of the registry or those named. `--halved` stores the copy in bfloat16,
 `--by-tokens` runs the calibration tokens through both models too. `--blocks 0 12 23` prunes these decoder blocks alone.
 `--keep` names a folder for the pruned weights. A row has the number of tensors that are accused and
-of layers with parts that may be lawful, and the first of each. A row in the file is not made again.
+of layers with parts that may be lawful, and the first of each. A row in the file is not made again. `--compare` names
+an earlier file, and prints the rows that changed; exit status 1 where there are any.
 """
 
 import copy
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,10 @@ import torch
 
 import rose
 from rose.layer.registry import METHODS
-from tests.benchmarks.common import MODEL, Rows, arguments
+from tests.benchmarks.common import MODEL, Rows, arguments, changes
 
 
-def main() -> None:
+def main() -> int:
     options = arguments(
         __doc__,
         "methods",
@@ -37,6 +39,7 @@ def main() -> None:
         length=256,
         blocks=[""],
         keep="",
+        compare="",
     )
     dense, tokenizer = rose.load_model(options.model)
     tokens = rose.load_tokens("packaged", tokenizer, samples=options.samples, length=options.length, seed=0)
@@ -93,7 +96,8 @@ def main() -> None:
                 | {"processor_seconds": round(time.process_time() - began)}
             )
             del pruned, check  # before the next copy takes as much memory
+    return changes(options.compare, options.output, key) if options.compare else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,10 +6,12 @@ Layers of a model are pruned by every method of the registry at 50, 70 and 80 % 
 the dense model's inputs. --sane gets a row for each: the lowest cosines of kept weights with the dense ones in rows and
 columns with 16 kept weights, slopes of rows beside the layer's median, and how many parts are accused or may be lawful.
 --planted gets, for faults of every kind and size in layers of some methods at 70 %, how many of the places were found
-wrong, how many were only called lawful, and how many were missed. What is there is not done again.
+wrong, how many were only called lawful, and how many were missed. What is there is not done again. `--compare` names a
+folder with earlier files of the same names, and prints the rows that changed; exit status 1 where there are any.
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -23,7 +25,7 @@ from rose.errors import RoseError
 from rose.layer.agreement import misfits
 from rose.layer.registry import METHODS
 from rose.layer.statistics import InputStatistics
-from tests.benchmarks.common import MODEL, Rows, arguments
+from tests.benchmarks.common import MODEL, Rows, arguments, changes
 from tests.model.check.faults import COLUMNS, ROWS, TILES
 
 PATTERNS: tuple[float | str, ...] = (0.5, 0.7, 0.8, "2:4")
@@ -33,6 +35,8 @@ SIZES = (1, 4, 32)
 TILE_SIZES = ((1, 32), (1, 128), (8, 32), (32, 32), (128, 128))
 PLACES = (0.15, 0.5, 0.8)  # of the rows or columns of a layer
 TELLING = 16
+SANE = ["model", "layer", "method", "pattern", "bits"]
+PLANTED = ["model", "layer", "method", "axis", "fault", "size"]
 
 
 def extremes(dense: Tensor, pruned: Tensor) -> dict[str, float]:
@@ -76,7 +80,7 @@ def planted(weight: Tensor) -> Iterator[tuple[str, str, str, Tensor]]:
 def measure_sane(
     options: argparse.Namespace, layers: dict[str, Tensor], statistics: dict[str, InputStatistics]
 ) -> None:
-    rows = Rows(options.sane, ["model", "layer", "method", "pattern", "bits"])
+    rows = Rows(options.sane, SANE)
     for name, (method, pattern, bits) in product(statistics, variants()):
         key = (options.model, name, method, pattern, bits or "")
         if key in rows:
@@ -98,7 +102,7 @@ def measure_sane(
 def measure_planted(
     options: argparse.Namespace, layers: dict[str, Tensor], statistics: dict[str, InputStatistics]
 ) -> None:
-    rows = Rows(options.planted, ["model", "layer", "method"])
+    rows = Rows(options.planted, PLANTED[:3])
     for name, method in product(statistics, options.bases):
         if (options.model, name, method) in rows:
             continue
@@ -108,20 +112,20 @@ def measure_planted(
             found = misfits(layers[name], faulty)
             outcome = 0 if any(not part.may_be_lawful for part in found) else 1 if found else 2
             counts.setdefault((axis, fault, size), [0, 0, 0])[outcome] += 1
-        words, outcomes = ("axis", "fault", "size"), ("found", "may_be_lawful", "missed")
+        outcomes = ("found", "may_be_lawful", "missed")
         common = {"model": options.model, "layer": name, "method": method}
         rows.add(
             *(
-                common | dict(zip(words, what, strict=True)) | dict(zip(outcomes, count, strict=True))
+                common | dict(zip(PLANTED[3:], what, strict=True)) | dict(zip(outcomes, count, strict=True))
                 for what, count in counts.items()
             )
         )
 
 
-def main() -> None:
-    options = arguments(
-        __doc__, sane=Path, planted=Path, model=MODEL, layers=list(LAYERS), bases=list(BASES), samples=8, length=256
-    )
+def main() -> int:
+    files = {"sane": Path, "planted": Path, "compare": ""}
+    sizes = {"layers": list(LAYERS), "bases": list(BASES), "samples": 8, "length": 256}
+    options = arguments(__doc__, **files, model=MODEL, **sizes)
     model, tokenizer = rose.load_model(options.model)
     tokens = rose.load_tokens("packaged", tokenizer, samples=options.samples, length=options.length, seed=0)
     layers = {layer.name: layer.weight.detach().float() for layer in rose.prunable_layers(model)}
@@ -129,7 +133,9 @@ def main() -> None:
     statistics = rose.collect_statistics(model, tokens, layers=names)
     measure_planted(options, layers, statistics)
     measure_sane(options, layers, statistics)
+    keys = {options.sane: SANE, options.planted: PLANTED}
+    return max(changes(options.compare, path, key) for path, key in keys.items()) if options.compare else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
