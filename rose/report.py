@@ -400,17 +400,12 @@ class RunReport:
         return [slimmed, replace(self, layers=self.then.layers, results=results, recipe=self.then.recipe, then=None)]
 
     def without_errors(self) -> RunReport:
-        """The record without errors of layers, drift and sizes, which tuning changes. A first stage stays."""
+        """The record without errors of layers and drift, which tuning changes. A first stage stays."""
         if self.then is not None:
             return replace(self, then=self.then.without_errors())
         of_layers = (*ERRORS, "pruning_error", "rounding_error", "error_without_massive")
         layers = self.layers.drop(columns=[name for name in of_layers if name in self.layers])
-        outdated = {
-            "drift",
-            "plain_bytes",
-            "packed_bytes",
-            *(name for name in self.results if name.startswith("mean_")),
-        }
+        outdated = {"drift", *(name for name in self.results if name.startswith("mean_"))}
         results = {name: value for name, value in self.results.items() if name not in outdated}
         return replace(self, layers=layers, results=results)
 

@@ -91,7 +91,7 @@ def test_a_new_file_replaces_nothing(tmp_path: Path) -> None:
 def test_results_are_put_beside_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model" / "part").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "model")
-    assert beside(Path("."), "-packed") == tmp_path / "model-packed"
-    assert beside(Path("part/.."), "-packed") == tmp_path / "model-packed"
-    assert beside(Path("part"), "-packed") == Path("part-packed")
-    assert beside(Path("/"), "-packed") == Path("/-packed")
+    assert beside(Path("."), "-f16") == tmp_path / "model-f16"
+    assert beside(Path("part/.."), "-f16") == tmp_path / "model-f16"
+    assert beside(Path("part"), "-f16") == Path("part-f16")
+    assert beside(Path("/"), "-f16") == Path("/-f16")

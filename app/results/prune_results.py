@@ -17,7 +17,7 @@ from app.results.downloads import checkpoint_button, csv_button, file_button, la
 from app.results.pairs import accuracy_table, layer_table, model_table
 from app.runs import example
 from app.runs.copies import MINUTES, CopyRun, Tuning, file_name, results_in_run
-from app.runs.kept_copies import PACKED, FileRun, forms
+from app.runs.kept_copies import FileRun, forms
 from app.runs.pruning import HELD_OUT, PruningRun
 from rose import RoseError, RunReport
 from rose.layer.pattern import RECOMMENDED
@@ -70,7 +70,7 @@ def what_you_get(run: PruningRun, models: list[RunReport]) -> None:
     st.caption(
         f"Perplexity: {request.windows} × {request.window_length} tokens of {words.plain(text)}; elsewhere: plain "
         f"English. Errors: mean over {words.count(len(copies[0].layers) if copies else 0, 'layer')}, held out, each on "
-        "its own inputs. Zeros make only packed files smaller."
+        "its own inputs. Zeros make no file smaller."
     )
     if ratios := pairs.verdict_table(results_in_run(copies)):
         components.table(ratios, "Every pair", key="prune-pairs")
@@ -125,8 +125,7 @@ def _take_away(run: PruningRun, models: list[RunReport]) -> None:
             file_button("Layers, CSV", partial(csv_text, with_cautions(copy.layers)), f"{name}-layers.csv")
             csv_button("All copies, CSV", model_table(models), "models.csv", "all-models")
             report_button(lambda: copies, "pruned", "prune-report")
-        types = [form for form in forms(copy.grid) if form != PACKED]
-        st.caption(f"Loads in transformers, packed in rose, and in llama.cpp as {' or '.join(types)}.")
+        st.caption(f"Loads in transformers, and in llama.cpp as {' or '.join(forms(copy.grid))}.")
         if place is None:
             again = "choose to keep copies under Checkpoints, and prune again"
             is_example = run is example.pruning()
@@ -147,9 +146,10 @@ def _take_away(run: PruningRun, models: list[RunReport]) -> None:
 
 
 def _files(model: RunReport, run: PruningRun) -> None:
-    """A kept copy as a packed folder or a GGUF file, from the choice to the download."""
-    title, icon = "As a smaller file: packed, or GGUF for llama.cpp", ":material/folder_zip:"
-    with st.expander(title, icon=icon, key="prune-ship", on_change="rerun"):  # kept open when a run beside it ends
+    """A kept copy as a GGUF file, from the choice to the download."""
+    with st.expander(
+        "As a GGUF file, for llama.cpp", icon=":material/folder_zip:", key="prune-ship", on_change="rerun"
+    ):  # kept open when a run beside it ends
         labels = forms(model.grid)
         left, right = st.columns([2, 1], vertical_alignment="bottom")
         with left:
@@ -171,11 +171,6 @@ def _files(model: RunReport, run: PruningRun) -> None:
 
 def _says(model: RunReport, form: str, whole: bool) -> str:
     """Which programs read the file, and which precision it loses; `whole`: all layers were pruned."""
-    if form == PACKED:
-        return (
-            "Exact to the bit: `rose.load_model` reads the folder, `rose unpack` makes it a plain one. Other programs "
-            "do not read it."
-        )
     reads = "llama.cpp and programs built on it read the file."
     if model.grid is not None:
         if form == "f16":

@@ -25,7 +25,6 @@ from rose.model.load.tokens import load_apart, tuning_draw
 from rose.model.measure.perplexity import continue_prompt, perplexity_of, plain_english, window_losses
 from rose.model.network.layers import keep_low_rank
 from rose.model.progress import Progress
-from rose.model.ship.packing import packed_size
 from rose.model.tune.task import TuneReport, TuneTask
 from rose.model.tune.tuning import Parts, Tuner, tune_until_stopped
 from rose.recipe.parts import TuneSettings
@@ -148,9 +147,6 @@ class CopyRun(Run):
             raise rose.RoseError(
                 f"The disk has no room for another checkpoint of {copy.name}; free some space and tune again."
             )
-        if copy.kind == "prune":
-            size = packed_size(model)
-            copy = copy.with_summary(plain_bytes=size.plain, packed_bytes=size.stored)
         output = (expand(self._kept_in) if self._kept_in else self._temporary()) / file_name(copy)
         with written_beside(output, former is not None) as place:
             rose.save_model(model, tokenizer, place, report=copy)

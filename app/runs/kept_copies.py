@@ -7,7 +7,6 @@ import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,11 +17,9 @@ from rose.files import reachable
 from rose.layer.pattern import Grid
 from rose.model.load.stored import check_merged
 from rose.model.ship.export import export_gguf
-from rose.model.ship.packing import pack_folder
 from rose.output import check_room, temporary_folder
 
 RESERVE = 10**9  # bytes that checkpoints, and files made of them, leave free
-PACKED = "packed"
 
 
 def saved_checkpoint(path: str) -> tuple[str, Path]:
@@ -77,46 +74,40 @@ def zipped(folder: Path) -> BinaryIO:
 
 
 def forms(grid: Grid | None) -> dict[str, str]:
-    """The forms that a copy can be written in besides its folder, with their labels; `grid` of its kept weights.
+    """The types of GGUF files that a copy can be written in, with their labels; `grid` of its kept weights.
 
     q4_0 is offered only where it rounds nothing: otherwise it costs more accuracy than pruning on its grid does.
     """
     types = ("f16", "q4_0") if grid and grid.bits <= 4 else ("f16", "q8_0")
-    return {PACKED: "Packed folder"} | {kind: f"GGUF, {kind}" for kind in types}
+    return {kind: f"GGUF, {kind}" for kind in types}
 
 
 class FileRun(Run):
-    """A checkpoint written in another form of `forms`, and read back."""
+    """A checkpoint written as a GGUF file of a type of `forms`, and read back."""
 
     def __init__(self, folder: Path, form: str) -> None:
         super().__init__()
         self.folder, self.form = folder, form
-        self.place: Path | None = None  # the written folder or file, once the run is done
+        self.place: Path | None = None  # the written file, once the run is done
         self.remarks: list[str] = []  # sentences on it
 
     def _run(self, job: Job) -> None:
         self._say("Reading the checkpoint")
         check_room(self._temporary(), size_of(self.folder), RESERVE)
-        place = self._temporary() / f"{self.folder.name}-{self.form}"
-        if self.form == PACKED:
-            self.remarks = pack_folder(self.folder, place, partial(self._tell, "Packing")).remarks()
-        else:
-            place = place.with_name(f"{place.name}.gguf")
-            exported = export_gguf(str(self.folder), place, self.form, partial(self._tell, "Writing"))
-            self.remarks = exported.remarks(self.form)
+        place = self._temporary() / f"{self.folder.name}-{self.form}.gguf"
+        exported = export_gguf(str(self.folder), place, self.form, self._tell)
+        self.remarks = exported.remarks(self.form)
         self.place, self.fraction = place, 1.0
 
-    def _tell(self, doing: str, share: float, item: str) -> None:
+    def _tell(self, share: float, tensor: str) -> None:
         self.fraction = share
-        self._say(f"{doing} {item}")
+        self._say(f"Writing {tensor}")
 
     def offer(self) -> tuple[str, int]:
         """Name and bytes of the file that a browser gets; call it once the run is done."""
         assert self.place is not None
-        if self.form == PACKED:
-            return f"{self.place.name}.zip", size_of(self.place)
         return self.place.name, self.place.stat().st_size
 
     def open(self) -> BinaryIO:
         assert self.place is not None
-        return zipped(self.place) if self.form == PACKED else self.place.open("rb")
+        return self.place.open("rb")

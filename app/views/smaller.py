@@ -19,7 +19,7 @@ from rose.rows import records_table
 from rose.smaller import Row
 from rose.smaller.table import ENDED, FILES, runtimes, says_llama
 from rose.smaller.ways import AS_IS
-from rose.verdicts.smaller import HALF, Recommendation, recommend, says_stored
+from rose.verdicts.smaller import HALF, ZEROS, Recommendation, recommend, says_stored
 
 FIELDS = Smaller.fields()
 ENOUGH = 3  # from this number of measured rows on, estimates are folded
@@ -65,7 +65,7 @@ def _offer(run: SmallerRun | None) -> None:
 
 def _results(run: SmallerRun) -> None:
     advice, spec = recommend(run.rows), run.request
-    for note in filter(None, (says_stored(run.rows[0]), says_llama(run.rows))):
+    for note in filter(None, (ZEROS, says_stored(run.rows[0]), says_llama(run.rows))):
         st.caption(words.plain(note))
     for index, (place, answer) in enumerate(zip(st.columns(len(advice) or 1), advice, strict=False)):
         is_named = answer.key in [earlier.key for earlier in advice[:index] if earlier.key]
@@ -75,7 +75,7 @@ def _results(run: SmallerRun) -> None:
     st.caption(
         f"Perplexity: {spec.held_out} × {spec.length} tokens of held-out calibration text; elsewhere: "
         f"{words.plain(spec.second or 'plain English')}. Speed: in torch, times the dense model's; – where shapes stay "
-        "the same. Packed files are for rose alone."
+        "the same."
     )
     title = f"All {len(run.rows)} ways, estimates among them, and files that round nothing further"
     with st.expander(title, expanded=len(measured) < ENOUGH, icon=":material/table:"):
@@ -107,13 +107,12 @@ def _advise(place: DeltaGenerator, answer: Recommendation, *, is_named: bool) ->
 def _cells(row: Row) -> dict[str, str]:
     gains = [f"× {words.number(gain)}" if gain else "–" for gain in (row.prefill_gain, row.decoding_gain)]
     texts = {"Perplexity": (row.perplexity, row.times), "elsewhere": (row.second_perplexity, row.second_times)}
-    files = dict.fromkeys((row.smallest, row.portable))
     return {
         "Way": "the same weights" if row.key == AS_IS else row.name,
         **{name: f"{words.number(value or math.nan)}, {words.times(of or 1.0)}" for name, (value, of) in texts.items()},
         "Reading speed": gains[0],
         "writing": gains[1],
-        "Smallest files": ", ".join(f"{words.size(getattr(row, file))} {file}" for file in files),
+        "Smallest file": f"{words.size(row.bytes)} {row.smallest}",
         "Minutes": _minutes(row),
     }
 

@@ -20,7 +20,7 @@ from rose.recipe.file import Recipe
 from rose.recipe.steps import Smaller
 from rose.smaller.measure import Bench, SmallerFolder
 from rose.smaller.table import Row, runtimes, says_llama
-from rose.verdicts.smaller import GOALS, Recommendation, recommend, says_stored
+from rose.verdicts.smaller import GOALS, ZEROS, Recommendation, recommend, says_stored
 from rose.wording import number, size
 
 KEYS = {goal.replace(" ", "-"): goal for goal in GOALS}  # of --write
@@ -59,7 +59,7 @@ def smaller(spec: Smaller, console: Console) -> int:
     _print(bench.rows)
     recommendations = recommend(bench.rows)
     advice = [recommendation.text for recommendation in recommendations]
-    terminal.say(*bench.left_out, says_stored(bench.rows[0]), says_llama(bench.rows), *advice)
+    terminal.say(ZEROS, *bench.left_out, says_stored(bench.rows[0]), says_llama(bench.rows), *advice)
     _write(spec, bench, recommendations, console)
     programs = runtimes()
     usable = [f"{row.name} ({row.uses}): {row.gain}" for row in programs[programs["here"] == "yes"].itertuples()]

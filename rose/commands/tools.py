@@ -1,11 +1,11 @@
-"""`rose models`, `run`, `inspect`, `pack`, `unpack`, `export`, `report` and `app`: they list, convert, draw or run.
+"""`rose models`, `run`, `inspect`, `export`, `report` and `app`: they list, convert, draw or run.
 
 Only here this package imports the app, which is installed with it and is not part of it.
 """
 
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,15 +23,12 @@ from rose.files import beside, expand
 from rose.layer.registry import order_names
 from rose.model import inspect as tensors
 from rose.model.inspect import ROUNDED, SAME, TensorFiles, compare_files, inspect_file
-from rose.model.load.stored import INDEX, weight_files
-from rose.model.network.layers import LOW_RANK_FILE
 from rose.model.packaged import PACKAGED
 from rose.model.ship.export import export_gguf
-from rose.model.ship.packing import PackedSize, pack_folder, unpack_folder
 from rose.output import check_file, check_output, write_file
 from rose.recipe.file import Recipe
 from rose.recipe.parts import PREVIOUS
-from rose.recipe.tools import App, Export, Inspect, Models, Pack, Unpack, WriteReport
+from rose.recipe.tools import App, Export, Inspect, Models, WriteReport
 from rose.rows import csv_text
 from rose.wording import number, size, whole
 
@@ -132,36 +129,6 @@ def _print_file(name: str, table: pd.DataFrame) -> None:
         stored_as = f", stored as {row.stored_as}" if row.stored_as != row.name else ""
         branches[before].add(Text(f"{last}: {many}{row.shape}, {row.kind}, {size(row.stored)}{weights}{stored_as}"))
     Output(highlight=False, width=WIDTH).print(top)
-
-
-def pack(spec: Pack, console: Console) -> None:
-    """Writes a checkpoint folder that stores no zeros."""
-    packed, output = _written(spec, console, "Packing", "-packed", pack_folder)
-    terminal.say(f"Written to {output}: {size(packed.stored)} instead of {size(packed.plain)}", *packed.remarks())
-    used = {*weight_files(folder := expand(spec.folder)), folder / LOW_RANK_FILE}
-    if unused := sorted(path.name for path in folder.glob("*.safetensors") if path not in used):
-        terminal.say(f"Left out, as {INDEX} does not name them: {', '.join(unused)}")
-
-
-def unpack(spec: Unpack, console: Console) -> None:
-    """Writes a packed folder with plain weights, equal to the bit."""
-    unpacked, output = _written(spec, console, "Unpacking", "-unpacked", unpack_folder)
-    terminal.say(
-        f"Written to {output}: {size(unpacked.plain)}",
-        f"Every tensor was read back and equals the packed tensor; digest {unpacked.digest[:16]}",
-    )
-
-
-def _written(
-    spec: Pack | Unpack, console: Console, doing: str, ending: str, write: Callable[..., PackedSize]
-) -> tuple[PackedSize, Path]:
-    folder = expand(spec.folder)
-    output = spec.output or beside(folder, ending)
-    check_output(output)
-    with terminal.bar(console, doing) as follow:
-        written = write(folder, output, lambda share, file: follow(share, f"{doing} {file}"))
-        follow(1.0)
-    return written, output
 
 
 def export(spec: Export, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""Contents and differences of files of tensors: safetensors (one file, shards, packed) and GGUF, without a model.
+"""Contents and differences of files of tensors: safetensors (one file or shards) and GGUF, without a model.
 
 Tensors of GGUF files have the names and the order of rows of the model that they are loaded into. Tensors are read in
 runs of rows, so that no file and no large tensor is whole in memory. The numbers come from `rose.layer.change`.
@@ -8,9 +8,8 @@ import hashlib
 import json
 import math
 import mmap
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rose.errors import RoseError
@@ -29,14 +28,14 @@ from rose.layer import change as changes
 from rose.layer.change import FactsOf, WeightChange, WeightFacts, change_by_rows, weight_facts
 from rose.model.check.verdicts import says_parts, says_pattern
 from rose.model.formats.gguf import Place, Reader, dequantized, places_in
-from rose.model.formats.packed import TensorFile
 from rose.model.load.models import load_skeleton
-from rose.model.load.stored import StoredTensor, weight_files
+from rose.model.load.stored import StoredTensor, tensors_in, weight_files
 from rose.model.packaged import PACKAGED
 from rose.wording import count, listing, number, out_of, percent, sentence, size, whole
 
 Tell = Callable[[float, str], object]  # the share done, and the name of the current tensor
 RUN = 2**21  # numbers that are read at once
+LARGE = 2**20  # numbers of a tensor that is mapped on its own, so that its pages leave memory with it
 SPECTRAL = 4096  # of the shorter side of a matrix whose spectrum is computed
 WHOLE = 2**25  # numbers of the largest tensor that is searched for parts that differ
 LONGEST_TEXT = 10**5  # characters of a text that are shown
@@ -91,18 +90,15 @@ class TensorFiles(ExitStack):
         if not self.place.is_dir() and self.place.suffix != ".safetensors":
             raise RoseError(f"{self.place} is not a folder, .safetensors file or .gguf file; give one of these.")
         for path in weight_files(self.place) if self.place.is_dir() else [self.place]:
-            file = self.enter_context(TensorFile(path))
-            self._metadata |= file.source_metadata if file.is_packed else file.metadata
-            for name in file.names():
+            file = self.enter_context(safe_open(path, "pt"))
+            self._metadata |= file.metadata() or {}
+            for name, entry in tensors_in(file, path):
                 if name in self.tensors:
                     raise RoseError(
                         f"{name} is in {self.tensors[name].path.name} and in {path.name}; take one of them out."
                     )
-                kind, shape = file.kind(name), file.shape(name)
-                step = max(1, RUN * shape[0] // max(1, math.prod(shape))) if len(shape) > 1 else 0
-                self._pieces[name] = partial(file.runs, name, step)
-                stored = file.packed_bytes(name) or math.prod(shape) * _bits(kind) // 8
-                self.tensors[name] = StoredTensor(path, kind, shape, stored)
+                self._pieces[name] = partial(_runs, file, name, entry)
+                self.tensors[name] = entry
 
     @property
     def size(self) -> int:
@@ -110,7 +106,7 @@ class TensorFiles(ExitStack):
         return sum(path.stat().st_size for path in {entry.path for entry in self.tensors.values()})
 
     def has_weights(self, name: str) -> bool:
-        """Whether a tensor holds weights: not integers, which are indices or packed by somebody else."""
+        """Whether a tensor holds weights: not integers, which are indices or codes."""
         return self.tensors[name].kind not in INTEGERS and self.tensors[name].count > 0
 
     def runs(self, name: str) -> Iterator[Tensor]:
@@ -148,6 +144,18 @@ class TensorFiles(ExitStack):
         return texts
 
 
+def _runs(file: Any, name: str, entry: StoredTensor) -> Iterator[Tensor]:
+    if len(entry.shape) < 2:
+        yield file.get_tensor(name)
+        return
+    step = max(1, RUN * entry.shape[0] // max(1, entry.count))
+    opened = safe_open(entry.path, "pt") if entry.count > LARGE else nullcontext(file)
+    with opened as mapped:
+        view = mapped.get_slice(name)
+        for start in range(0, entry.shape[0], step):
+            yield view[start : start + step]
+
+
 def _gguf_runs(tensor: Any, place: Place) -> Iterator[Tensor]:
     if place.order is None:
         assert place.convert is not None
@@ -161,12 +169,6 @@ def _gguf_runs(tensor: Any, place: Place) -> Iterator[Tensor]:
         mapping = mapping.base
     if hasattr(mapping, "madvise"):  # pages of the file that were read leave memory
         mapping.madvise(mmap.MADV_DONTNEED)
-
-
-def _bits(kind: str) -> int:
-    """Bits of a number in a format of safetensors, such as "BF16" or "F8_E4M3"."""
-    digits = re.match(r"[A-Z]+(\d+)", kind)
-    return int(digits[1]) if digits else 8
 
 
 def inspect_file(files: TensorFiles, tell: Tell = lambda _share, _name: None) -> pd.DataFrame:

@@ -58,9 +58,7 @@ class Inspect(Spec):
 
     run: ClassVar[str] = "inspect"
 
-    file: Annotated[
-        part.Name, setting("folder, .safetensors or .gguf file, packed or not", form="place", metavar="FILE", path=True)
-    ]
+    file: Annotated[part.Name, setting("folder, .safetensors or .gguf file", form="place", metavar="FILE", path=True)]
     other: Annotated[
         part.Name | None, setting("say how the tensors of this one differ", form="place", metavar="OTHER", path=True)
     ] = None
@@ -68,30 +66,12 @@ class Inspect(Spec):
     json_file: Json | None = None
 
 
-class Pack(Spec):
-    """Write a pruned model without the room that its zeros take; `rose` loads it as any other."""
-
-    run: ClassVar[str] = "pack"
-
-    folder: Folder
-    output: Annotated[part.Output, setting("default: FOLDER-packed")] | None = None
-
-
-class Unpack(Spec):
-    """Write plain weights of a packed model, equal to the bit, for any program."""
-
-    run: ClassVar[str] = "unpack"
-
-    folder: Folder
-    output: Annotated[part.Output, setting("default: FOLDER-unpacked")] | None = None
-
-
 class Export(Spec):
     """Write a model as a GGUF file, which llama.cpp runs; zeros stay zeros."""
 
     run: ClassVar[str] = "export"
 
-    folder: Annotated[Folder, setting("of the model, packed or not; or a packaged name or .gguf file")]
+    folder: Annotated[Folder, setting("of the model; or a packaged name or .gguf file")]
     to: Annotated[Literal["gguf"], setting("the format")] = "gguf"
     type: Annotated[
         Literal["f16", "q8_0", "q4_0"], setting("number format of the layers' weights; others would lose zeros")
@@ -184,7 +164,7 @@ SPECS: dict[str, type[Spec]] = {spec.run: spec for spec in STEPS} | {
 }
 """The specifications that recipes can run, by name."""
 _DIFFUSION = (DiffusePrune, DiffuseSlim, DiffuseSample, DiffuseEvaluate)
-_TOOLS = (RunRecipe, WriteReport, Inspect, Pack, Unpack, Export, *_DIFFUSION, App)
+_TOOLS = (RunRecipe, WriteReport, Inspect, Export, *_DIFFUSION, App)
 _ALL: tuple[type[Spec], ...] = (Models, *STEPS, *_TOOLS)
 COMMANDS = {spec.run: spec for spec in _ALL}
 """The commands of the command line by name, in the order of the help."""

@@ -16,7 +16,7 @@ from rose.rows import Count, NotNegative, Within, read_records
 from rose.verdicts import Result
 
 MEASURED, ESTIMATE = "measured", "estimate"
-FILES = ("safetensors", "packed", "f16", "q8_0", "q4_0")
+FILES = ("safetensors", "f16", "q8_0", "q4_0")
 TABLE = "table.csv"
 RUNTIMES = Path(__file__).with_name("runtimes.csv")
 CPU_FLAGS = Path("/proc/cpuinfo")
@@ -36,12 +36,10 @@ class Row:
     name: str
     basis: str  # MEASURED or ESTIMATE
     bits: int | None
-    safetensors: Count  # bytes of files to q4_0, None for a file that cannot be written; `packed` without its header
-    packed: int | None
+    safetensors: Count  # bytes of files to q4_0, None for a file that cannot be written
     f16: int | None
     q8_0: int | None
     q4_0: int | None
-    loads: str
     minutes: NotNegative  # to make the copy
     memory: Count  # bytes for that, besides the model
     perplexity: Positive = None
@@ -88,9 +86,10 @@ class Row:
         return min(self.exact, key=lambda name: getattr(self, name))
 
     @property
-    def portable(self) -> str:
-        """The smallest of these files that programs besides rose read."""
-        return min((name for name in self.exact if name != "packed"), key=lambda name: getattr(self, name))
+    def loads(self) -> str:
+        """Programs, and the files of `exact` that they load."""
+        _, *types = self.exact
+        return "transformers, vLLM: safetensors" + (f"; llama.cpp: {', '.join(types)}" if types else "")
 
     def result(self, text: str = "") -> Result:
         """Perplexity on the calibration text, or on the "second" one, as verdicts compare it."""

@@ -13,11 +13,10 @@ from torch import nn
 from rose.errors import RoseError
 from rose.layer.pattern import parse_grid, parse_sparsity
 from rose.model.estimate import estimate_cost, estimate_memory, sweeps_of, tuning_memory
+from rose.model.load.models import STORED_AS
 from rose.model.load.tokens import tuning_draw
 from rose.model.network.network import Network
 from rose.model.ship.export import gguf_size
-from rose.model.ship.packing import TYPES as DTYPES
-from rose.model.ship.packing import packed_bytes, packed_size
 from rose.model.tune.task import check_memory
 from rose.recipe.file import Recipe
 from rose.recipe.parts import BETWEEN, PREVIOUS, SlimSettings, TextPart
@@ -27,7 +26,6 @@ from rose.spec import Spec
 from rose.structured.parts import block_parameters
 from rose.structured.plan import estimate_slim_memory, estimate_slimming
 from rose.structured.slimming import check_slimming
-from rose.tensor_files import digest
 
 AS_IS = "as-is"
 NARROW = 32  # input columns that share a scale in a slimmed copy: few heads may be left
@@ -136,17 +134,12 @@ def _steps(slim: float, sparsity: str, bits: int | None, is_tuned: bool, spec: S
     return steps
 
 
-KEPT_BITS = 10.1  # of a kept weight of 16 bits in a packed file, and
-SCALES = 0.25  # bits a weight for scales of 16 bits over 64 columns (docs/results/packed.csv, docs/shipping.md)
-LOADS = "transformers, vLLM: safetensors; rose: packed; llama.cpp: "
-
-
 def file_sizes(model: Any, tokenizer: Any, name: str, title: str) -> dict[str, int | None]:
     """Bytes by file, None for those that cannot be written; of a model made from `name`, in a folder of this title."""
-    gguf: Mapping[str, int | None] = dict.fromkeys(FILES[2:])
+    gguf: Mapping[str, int | None] = dict.fromkeys(FILES[1:])
     with suppress(RoseError):  # a family or a tokenizer that GGUF export does not know
-        gguf = {kind: gguf_size(name, model, tokenizer, kind, title) for kind in FILES[2:]}
-    return {"safetensors": safetensors_size(model), "packed": packed_size(model).stored, **gguf}
+        gguf = {kind: gguf_size(name, model, tokenizer, kind, title) for kind in FILES[1:]}
+    return {"safetensors": safetensors_size(model), **gguf}
 
 
 def safetensors_size(model: nn.Module) -> int:
@@ -155,7 +148,7 @@ def safetensors_size(model: nn.Module) -> int:
     end = 0
     for key, weight in sorted(model.named_parameters()):
         offsets = [end, end + weight.nbytes]
-        header[key] = {"dtype": DTYPES[weight.dtype], "shape": list(weight.shape), "data_offsets": offsets}
+        header[key] = {"dtype": STORED_AS[weight.dtype], "shape": list(weight.shape), "data_offsets": offsets}
         end = offsets[1]
     length = len(json.dumps(header, separators=(",", ":")))
     return 8 + -(-length // 8) * 8 + end
@@ -165,22 +158,17 @@ def estimated_rows(spec: Smaller, model: nn.Module, ways: Sequence[Way], dense: 
     """A row for each way, without making a copy; `dense` are `file_sizes` of the model."""
     network = Network(model)
     weights = sum(layer.weight.numel() for layer in network.layers)
-    layers = {layer.weight.untyped_storage().data_ptr() for layer in network.layers}
-    untouched = 0  # packed bytes of tensors that no way changes: embeddings, norms and biases
-    for name, tensor in model.named_parameters():
-        if tensor.untyped_storage().data_ptr() not in layers:
-            packed = packed_bytes(tensor, digest({name: tensor}))
-            untouched += tensor.nbytes if packed is None else packed
-    rows = []
+    every, rows = sum(parameter.numel() for parameter in model.parameters()), []
     for way in ways:
         seconds, memory = _cost(spec, network, weights, way)
         low, high = way.times
         quality = {"times": math.sqrt(low * high), "times_low": low, "times_high": high}
         cost = {"minutes": seconds / 60, "memory": memory}
-        facts: Any = _sizes(model, weights, way, dense, untouched) | cost | quality
+        share = 1 - way.slim * block_parameters(model) / every
+        sizes = {name: None if size is None else round(size * share) for name, size in dense.items()}
         gain = 1 / (1 - way.slim) if way.slim else None
-        loads = LOADS + {None: "f16", 8: "f16 or q8_0"}.get(way.bits, "f16, q8_0 or q4_0")
-        rows.append(Row(way.key, way.name, ESTIMATE, way.bits, loads=loads, prefill_gain=gain, **facts))
+        facts: Any = sizes | cost | quality
+        rows.append(Row(way.key, way.name, ESTIMATE, way.bits, prefill_gain=gain, **facts))
     return rows
 
 
@@ -227,19 +215,6 @@ def _corrected(row: Row, kin: Sequence[tuple[Row, Row]]) -> Row:
         if sizes and None not in (getattr(row, name), *sizes[0]):
             facts[name] = round(getattr(row, name) * sizes[0][1] / sizes[0][0])
     return replace(row, **facts)
-
-
-def _sizes(model: nn.Module, weights: int, way: Way, dense: Mapping[str, int | None], untouched: int) -> dict[str, Any]:
-    every = sum(parameter.numel() for parameter in model.parameters())
-    removed = way.slim * block_parameters(model)
-    share = 1 - removed / every
-    sizes = {name: None if size is None else round(size * share) for name, size in dense.items()}
-    density = 1 - float(parse_sparsity(way.sparsity).ratio)
-    if density < 1 or way.bits:
-        item = next(model.parameters()).itemsize
-        bits = way.bits + SCALES if way.bits else KEPT_BITS + 8 * (item - 2)  # longer mantissas have no pattern
-        sizes["packed"] = round(untouched + (weights - removed) * ((density < 1) + density * bits) / 8)
-    return sizes
 
 
 def _cost(spec: Smaller, network: Network, weights: int, way: Way) -> tuple[float, int]:

@@ -17,6 +17,7 @@ SAME_QUALITY, HALF, FASTER = "same quality", "half the bytes", "twice as fast"
 GOALS = (SAME_QUALITY, HALF, FASTER)
 EQUAL = 1.01  # times the dense perplexity: a copy of the same quality has its whole interval below this
 TWICE = 2.0  # times the dense speed
+ZEROS = "Zeros alone make no file smaller: sizes are of files that transformers and llama.cpp read."
 MUCH_WORSE = 2.0  # times the dense perplexity: above this no copy is called sound or recommended
 
 
@@ -104,8 +105,6 @@ def _lowest(rows: Sequence[Row]) -> list[Row]:
 
 def _facts(row: Row, dense: Row) -> str:
     share = f"{size(row.bytes)} as {row.smallest}, {percent(row.bytes / dense.bytes, 0)} of {size(dense.bytes)}"
-    if row.smallest == "packed":
-        share += f" ({size(getattr(row, row.portable))} as {row.portable} for other programs)"
     if dense.stored and dense.stored < row.bytes:
         share += f" but more than the file itself, {size(dense.stored)}"
     first, second = number(row.times or math.nan), number(row.second_times or math.nan)

@@ -101,7 +101,7 @@ def test_deleted_copies_are_not_tuned(monkeypatch):
 
 
 STARTS = [("Tuning", "tuning", lambda run: session.start_tuning(run, "ROSE at 0.5", 3.0))]
-STARTS += [("FileRun", "file", lambda run: session.start_file(run, Path("copy"), "packed"))]
+STARTS += [("FileRun", "file", lambda run: session.start_file(run, Path("copy"), "f16"))]
 
 
 @pytest.mark.parametrize(("maker", "slot", "start"), STARTS)

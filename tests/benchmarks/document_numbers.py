@@ -740,23 +740,12 @@ def smaller_copies() -> str:
         advice = recommend(rows)
         measured = [row for row in rows if row.is_measured]
         for row in (row for row in measured if not any(_is_better(other, row) for other in measured)):
-            kinds = dict.fromkeys((row.smallest, row.portable))
-            files = ", ".join(f"{size(getattr(row, kind))} {kind}" for kind in kinds)
+            file = f"{size(row.bytes)} {row.smallest}"
             way = row.name if row.key != AS_IS else f"**{name}**, {row.name}"
             numbers = [f"{row.times:.3f}", f"{row.second_times:.3f}"]
             goals = listing([each.goal for each in advice if each.key == row.key]) or "–"
-            lines.append([way, files, *numbers, goals])
-    return table(["way", "smallest files", "perplexity", "second text", "best for"], lines)
-
-
-def packed() -> str:
-    """Bytes of packed layers relative to bfloat16."""
-    rows = read("packed.csv").set_index(["sparsity", "bits"])["share"]
-    lines = [
-        [percent(float(sparsity), 0), *(f"{rows[sparsity, bits]:.3f}" for bits in (16, 4))]
-        for sparsity in read("packed.csv")["sparsity"].unique()
-    ]
-    return table(["zeros", "not rounded", "4 bits"], lines)
+            lines.append([way, file, *numbers, goals])
+    return table(["way", "smallest file", "perplexity", "second text", "best for"], lines)
 
 
 def gguf_files() -> str:
@@ -960,7 +949,6 @@ REGIONS: dict[str, Callable[[], str]] = {
     "orders_by_price": orders_by_price,
     "pivot_against_global": pivot_against_global,
     "own_model": own_model,
-    "packed": packed,
     "qwen_headline": lambda: beside_sparsegpt(_qwen()),
     "programs_that_use_zeros": programs_that_use_zeros,
     "pruned_2_4": partial(headline_of_default, "2:4"),

@@ -6,7 +6,6 @@ import zipfile
 from pathlib import Path
 from urllib.parse import urlencode
 
-import torch
 from playwright.sync_api import Page, expect
 
 import rose
@@ -50,15 +49,6 @@ def test_a_copy_and_its_record_are_downloaded(open_page: OpenPage, tmp_path: Pat
     model, _ = rose.load_model(str(tmp_path / name))
     weight = model.get_parameter("model.layers.2.mlp.down_proj.weight")
     assert (weight.view(len(weight), -1, 4).ne(0).sum(-1) <= 2).all()
-
-    card.get_by_text("As a smaller file: packed, or GGUF for llama.cpp").click()
-    card.get_by_role("button", name="Write the file").click()
-    with page.expect_download() as waiting:
-        card.get_by_role("button", name=f"{name}-packed.zip, ").click()
-    with zipfile.ZipFile(waiting.value.path()) as packed:
-        packed.extractall(tmp_path)
-    unpacked, _ = rose.load_model(str(tmp_path / f"{name}-packed"))
-    assert torch.equal(unpacked.get_parameter("model.layers.2.mlp.down_proj.weight"), weight)
 
 
 def test_cancel_after_leaving_and_reloading_the_page(open_page: OpenPage, measured: str) -> None:

@@ -15,11 +15,9 @@ from transformers import GPTJConfig, GPTJForCausalLM, LlamaForCausalLM
 
 import rose
 from rose import cli
-from rose.model.formats.packed import digest_of_facts
 from rose.model.load import streaming
 from rose.model.load.models import load_skeleton
-from rose.model.ship.packing import unpack_folder
-from tests.faults.weights import joined, parts_of, places, write_packed
+from tests.faults.weights import joined, parts_of, places
 from tests.model.formats.test_gguf import dense, write
 from tests.refusals import refused
 from tests.tiny import byte_tokenizer, save_tiny_llama
@@ -196,29 +194,6 @@ def test_buffer_sizes_of_a_configuration_are_bounded(tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"n_positions": 2**25}))
     for stream in (False, True):
         assert "describes a model of" in refusal(tmp_path, stream)
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        (lambda facts: facts.pop(UP), rf"it stores {re.escape(UP)}:\w+, which its header does not describe"),
-        (lambda facts: facts.pop("model.norm.weight"), "it stores model.norm.weight, which its header does not"),
-        (lambda facts: facts.update(more=facts[UP]), "it lacks more, which its header describes"),
-        (lambda facts: facts[UP].update(kind="other"), "a tensor of kind 'other'"),
-        (lambda facts: facts[UP].update(shape=[2**31, 2**31]), "too little memory to unpack"),
-    ],
-)
-def test_wrong_descriptions_of_packed_tensors_are_refused(change, sentence, tmp_path):
-    path = write_packed(tmp_path / "packed")
-    header, data = parts_of(path.read_bytes())
-    metadata = header["__metadata__"]
-    facts = json.loads(metadata["tensors"])
-    change(facts)
-    metadata["tensors"] = json.dumps(facts)
-    metadata["digest"] = digest_of_facts(metadata)  # the checksum fits
-    path.write_bytes(joined(header, data))
-    refused(sentence, unpack_folder, path.parent, tmp_path / "plain")
-    assert not (tmp_path / "plain").exists()
 
 
 def prune(folder: Path, output: Path) -> int:

@@ -1,6 +1,5 @@
-"""Readers of model files, for `tests.faults.mutations`: GGUF, safetensors, packed and configurations."""
+"""Readers of model files, for `tests.faults.mutations`: GGUF, safetensors and configurations."""
 
-import contextlib
 import json
 import struct
 import tempfile
@@ -15,10 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import rose
-from rose.model.formats.packed import digest_of_facts
 from rose.model.load.streaming import BlockFiles
 from rose.model.network.network import Network
-from rose.model.ship.packing import pack_folder, unpack_folder
 from rose.tensor_files import digest
 from tests.faults.mutations import KINDS, NUMBERS, TEXTS, Change, Reader, change_bytes, change_json, change_json_file
 from tests.model.formats.test_gguf import dense, write
@@ -42,13 +39,6 @@ def write_folder(folder: Path) -> Path:
     return path
 
 
-def write_packed(folder: Path) -> Path:
-    with tempfile.TemporaryDirectory() as plain:
-        write_folder(Path(plain))
-        pack_folder(plain, folder)
-    return folder / "model.packed.safetensors"
-
-
 def read_whole(path: Path) -> str:
     model, _ = rose.load_model(path if path.suffix == ".gguf" else path.parent)
     return digest(model.state_dict())
@@ -65,13 +55,6 @@ def read_streamed(path: Path) -> str:
     with residence.embedding():
         embedding = model.get_input_embeddings().weight.clone()
     return digest(parts | {"embedding": embedding, "head": residence.read("lm_head.weight")})
-
-
-def read_packed(path: Path) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        unpack_folder(path.parent, f"{folder}/plain")
-        unpacked = digest(load_file(f"{folder}/plain/model.safetensors"))
-    return f"{unpacked} {read_whole(path)}"
 
 
 Place = namedtuple("Place", "kind start size")  # of a number in the header of a GGUF file
@@ -175,34 +158,6 @@ def change_safetensors(content: bytes, chance: Random) -> Change:
     return kind, joined(header, data)
 
 
-def change_packed(content: bytes, chance: Random) -> Change:
-    """As `change_safetensors`, or of what the metadata say of the tensors, with a checksum that fits."""
-    if chance.random() < 0.4:
-        return change_safetensors(content, chance)
-    header, data = parts_of(content)
-    metadata = header["__metadata__"]
-    facts = json.loads(metadata["tensors"])
-    name = chance.choice(list(facts))
-    kind = chance.choice(["facts", "facts", "fact", "left out", "unnamed", "other metadata"])
-    if kind == "facts":
-        kind, facts = change_json(facts, chance)
-    elif kind == "fact":
-        kind, facts[name] = change_json(facts[name], chance, (*TEXTS, *DTYPES, "plain", "sparse", "grid"))
-    elif kind == "left out":
-        del facts[name]
-    elif kind == "unnamed":
-        facts[chance.choice(TEXTS)] = facts.pop(name)
-    else:
-        kind, metadata = change_json(metadata, chance)
-    if isinstance(metadata, dict):
-        if facts != json.loads(header["__metadata__"]["tensors"]):
-            metadata["tensors"] = json.dumps(facts)
-        if chance.random() < 0.9:
-            with contextlib.suppress(TypeError, UnicodeError):  # of what is no text, no checksum can be made
-                metadata["digest"] = digest_of_facts(metadata)
-    return f"{kind} in the facts", joined(header | {"__metadata__": metadata}, data)
-
-
 def change_configuration(content: bytes, chance: Random) -> Change:
     if chance.random() < 0.3:
         return change_json_file(content, chance)
@@ -222,6 +177,5 @@ READERS = [
     Reader("gguf", lambda folder: write(folder / "tiny.gguf", "llama", dense), read_whole, change_gguf, LAWFUL),
     Reader("safetensors", write_folder, read_whole, change_safetensors, LAWFUL),
     Reader("streamed", write_folder, read_streamed, change_safetensors, LAWFUL),
-    Reader("packed", write_packed, read_packed, change_packed),
     Reader("configuration", lambda x: write_folder(x).with_name("config.json"), read_whole, change_configuration),
 ]

@@ -17,7 +17,6 @@ from rose.model import inspect
 from rose.model.inspect import TensorFiles, compare_files, difference_of, inspect_file, look_at, says_differences, tree
 from rose.model.network.layers import prunable_layers
 from rose.model.ship.export import export_gguf
-from rose.model.ship.packing import pack_folder
 from tests.model.formats.test_gguf import finish
 from tests.model.ship.test_export import CONFIGURATIONS, save
 from tests.refusals import refused
@@ -122,13 +121,9 @@ def test_the_same_tensors_are_found_in_every_format(tmp_path):
     rose.prune_model(model, torch.arange(64).view(2, 32) % 200, method="magnitude", sparsity="2:4", target="layer")
     rose.save_model(model, tokenizer, tmp_path / "pruned")
     model.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
-    pack_folder(tmp_path / "pruned", tmp_path / "packed")
     plain = inspected(tmp_path / "pruned")
     numbers = ["zeros", "pattern", "norm", "largest_at"]
-    for name in ("shards", "packed"):
-        pd.testing.assert_frame_equal(inspected(tmp_path / name).loc[plain.index, numbers], plain[numbers])
-    packed = inspected(tmp_path / "packed")
-    assert packed["stored"].sum() < plain["stored"].sum()
+    pd.testing.assert_frame_equal(inspected(tmp_path / "shards").loc[plain.index, numbers], plain[numbers])
     with TensorFiles(tmp_path / "shards") as files:
         assert json.loads(files.texts()["config.json"])["model_type"] == "llama"
     grouped = tree(plain.reset_index())

@@ -35,7 +35,6 @@ PRODUCERS: dict[str, tuple[Any, ...]] = {
     "prune, sensitivity": (*HALF, "--allocation", "sensitivity"),
     "prune, some layers": (*HALF, "--layers", "*.o_proj"),
     "prune, not held out": (*HALF, "--held-out", "0"),
-    "pack": ("pack", "{prune, target dense}"),
     "analyze": ("analyze", "--model", "{dense}", *HELD_OUT, "--block-size", "16", "--sparsity", "0.5"),
     "compare": (
         *("compare", "--model", "{dense}", *HELD_OUT, "--block-size", "16", *EVALUATE),

@@ -19,7 +19,6 @@ prune, owl             yes    yes      yes    yes   zeros  yes   yes    yes     
 prune, sensitivity     yes    yes      yes    yes   zeros  yes   yes    yes     rows  yes   index   yes    yes    yes
 prune, some layers     yes    yes      yes    yes   zeros  yes   yes    yes     rows  yes   index   yes    yes    yes
 prune, not held out    yes    yes      yes    yes   zeros  yes   yes    yes     rows  yes   index   yes    drift  yes
-pack                   yes    yes      yes    yes   zeros  yes   yes    yes     rows  packed index  yes    yes    yes
 analyze                yes    model    model  model model  model model  model   rows  type  index   yes    drift  folder
 compare                report model    model  model model  model model  model   rows  type  index   report report folder
 damage, layers         report model    model  model model  model model  model   yes   type  index   report report folder
@@ -51,7 +50,6 @@ REFUSALS = {
     "blocks": r"The model to restore has 2 decoder blocks and the dense one 3, so their layers do not correspond; .*",
     # What transformers says; `rose slim` has said before that only rose reads these.
     "type": r"Unrecognized model in .*",
-    "packed": r"Error no file named model.safetensors, .*",
     "sizes": r"You set `ignore_mismatched_sizes` to `False`, .*",
 }
 
@@ -64,7 +62,7 @@ def cells() -> list[tuple[str, str, str]]:
 
 
 # Commands without a row or a column. `tune` and `export` have tests of what they take and write beside their parts.
-LEFT_OUT = {"models", "inspect", "tune", "export", "app", "run", "smaller", "unpack"}
+LEFT_OUT = {"models", "inspect", "tune", "export", "app", "run", "smaller"}
 
 
 def test_the_table_has_every_command_and_every_consumer() -> None:

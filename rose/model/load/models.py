@@ -19,7 +19,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -34,7 +33,6 @@ from rose.model.defaults import STORED
 from rose.model.estimate import check_free
 from rose.model.formats.conversion import Conversion, make_plain
 from rose.model.formats.gguf import count_weights, frugal_reading
-from rose.model.formats.packed import DTYPES as NAMED
 from rose.model.load import stored
 from rose.model.load.hub import ATTRIBUTE, hub_problem, read_processors, stoppable_bars
 from rose.model.load.stored import INDEX, WHOLE, StoredTensor
@@ -53,6 +51,7 @@ BUILDERS: dict[str, Callable[[Any, Any], Any]] = {}
 VOCABULARIES = ("tokenizer.*", "tokenization*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 MOST_GROWTH, MOST_ADDED = 4, 2**24  # of numbers in memory over numbers in files
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+STORED_AS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # in safetensors files
 
 
 @dataclass(frozen=True)
@@ -94,9 +93,10 @@ class _Source:
     def formats(self) -> dict[torch.dtype, list[str]]:
         """Number formats of weights, the most frequent first -> tensors in that format; none without a folder."""
         names: dict[torch.dtype, list[str]] = {}
+        named = {name: dtype for dtype, name in STORED_AS.items()}
         numbers: Counter[torch.dtype] = Counter()
         for name, tensor in self.stored.items():
-            if (dtype := NAMED.get(tensor.kind)) is not None:
+            if (dtype := named.get(tensor.kind)) is not None:
                 names.setdefault(dtype, []).append(name)
                 numbers[dtype] += tensor.count
         return {dtype: names[dtype] for dtype, _ in numbers.most_common()}
@@ -220,14 +220,8 @@ def _load_whole(name: str, config: Any, source: _Source, dtype: torch.dtype, opt
     arguments: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
     if not source.is_gguf:
         arguments["config"] = config
-    if special or (source.folder and stored.is_packed(source.folder)):
-        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-            raise RoseError(f"{name} is packed and needs Python code of its own to be built; run `rose unpack` first.")
-        family: Any = special or MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        folder = _safetensors_folder(name, source)
-        model, loaded = family.from_pretrained(**stored.for_transformers(folder), **arguments)
-        if (folder / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(folder)
+    if special:
+        model, loaded = special.from_pretrained(_safetensors_folder(name, source), **arguments)
     else:
         if not source.is_gguf:
             arguments["use_safetensors"] = True  # pickles could run any program
@@ -264,8 +258,8 @@ def _safetensors_folder(name: str, source: _Source) -> Path:
         return source.folder
     fetch = partial(snapshot_download, source.location, tqdm_class=stoppable_bars())
     folder = Path(fetch(allow_patterns=["*.json", "*.py"]))
-    files = stored.names_of_weights(folder)  # many repositories hold the weights twice, under other file names
-    return Path(fetch(allow_patterns=[*files, *(stored.packed(Path(file)).name for file in files)]))
+    # Many repositories hold the weights twice, under other file names.
+    return Path(fetch(allow_patterns=stored.names_of_weights(folder)))
 
 
 def stored_bytes(name: str) -> int | None:

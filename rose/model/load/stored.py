@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint folder, packed or not, and faults in readable files, refused when a model is loaded."""
+"""The tensors of a checkpoint folder, and faults in readable files, refused when a model is loaded."""
 
 import hashlib
 import json
@@ -6,19 +6,19 @@ import logging
 import math
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rose.errors import RoseError
 from rose.interrupt import stop_point
 from rose.model.formats.conversion import Conversion
-from rose.model.formats.packed import TensorFile
 from rose.model.network.layers import MASKED, decoder_blocks
 from rose.model.network.precision import name_of
 from rose.wording import count, whole
@@ -26,7 +26,8 @@ from rose.wording import count, whole
 logger = logging.getLogger(__name__)
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-PACKED = ".packed.safetensors"
+PACKED = "*.packed.safetensors"  # of an earlier version, with bitmasks in place of zeros
+MOST_DIMENSIONS, MOST_NUMBERS = 16, 2**48  # of a tensor, and along one of its dimensions
 
 # The largest allowed numbers in a configuration, by the names of all families; numbers of experts may be 0.
 LARGEST = {
@@ -62,27 +63,32 @@ def check_is_checkpoint(folder: Path) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files with a checkpoint's weights, or the packed ones; raises RoseError for missing files, a
-    damaged index, or both a file of all weights and shards."""
-    paths = [_stored(folder / name) for name in names_of_weights(folder)]
-    if (whole := _stored(folder / WHOLE)).exists():  # as transformers has it; of shards that are gone, the index stays
+    """The safetensors files with a checkpoint's weights; raises RoseError for missing files, a damaged index, or both a
+    file of all weights and shards."""
+    paths = [folder / name for name in names_of_weights(folder)]
+    if (whole := folder / WHOLE).exists():  # as transformers has it; of shards that are gone, the index stays
         if both := next((path.name for path in paths if path != whole and path.exists()), None):
             raise RoseError(
                 f"{folder} holds both {whole.name} and, by {INDEX}, {both}, of two models maybe; take the old one out."
             )
         return [whole]
     if missing := next((path.name for path in paths if not path.exists()), None):
+        if any(folder.glob(PACKED)):
+            raise RoseError(
+                f"{folder} is packed, and packed folders are no longer read; run `rose unpack` of the version that "
+                "packed it, and give the folder that it writes."
+            )
         if (folder / INDEX).is_file():
             raise RoseError(f"{folder} lacks {missing}, which {INDEX} names; get it again.")
         if there := min((path.name for path in folder.glob("*.safetensors")), default=None):
             listing = f"but not {missing} or {INDEX}, which list the weights"
             raise RoseError(f"{folder} holds {there}, {listing}; get that file too.")
-        raise RoseError(f"{folder} lacks {missing}; only safetensors can be streamed or packed.")
+        raise RoseError(f"{folder} lacks {missing}; only safetensors can be streamed.")
     return paths
 
 
 def names_of_weights(folder: Path) -> list[str]:
-    """Unpacked names of a checkpoint's weight files, by its index. Raises RoseError for a damaged index."""
+    """Names of a checkpoint's weight files, by its index. Raises RoseError for a damaged index."""
     index = folder / INDEX
     if not index.is_file():
         return [WHOLE]
@@ -95,28 +101,14 @@ def names_of_weights(folder: Path) -> list[str]:
         raise RoseError(f"{index} cannot be read ({problem}); restore it.") from problem
 
 
-def _stored(path: Path) -> Path:
-    return path if path.exists() or not packed(path).exists() else packed(path)
-
-
-def packed(path: Path) -> Path:
-    """The packed name of a weight file."""
-    return path.with_name(path.name.removesuffix(".safetensors") + PACKED)
-
-
-def is_packed(folder: Path) -> bool:
-    """Whether a folder's weights are packed."""
-    return any(folder.glob(f"*{PACKED}")) and any(str(path).endswith(PACKED) for path in weight_files(folder))
-
-
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file, as before packing: path, number format such as "BF16", shape, and bytes in the file."""
+    """A tensor in a file: path, number format such as "BF16", shape, and bytes in the file."""
 
     path: Path
     kind: str
     shape: tuple[int, ...]
-    stored: int = 0
+    stored: int
 
     @property
     def count(self) -> int:
@@ -130,12 +122,23 @@ class StoredTensor:
         return self.count // max(1, columns), columns
 
 
+def tensors_in(file: Any, path: Path) -> Iterator[tuple[str, StoredTensor]]:
+    """Names and facts of the tensors in an open safetensors file. Raises RoseError for impossible shapes."""
+    for name in file.keys():  # noqa: SIM118  not a dict
+        view = file.get_slice(name)
+        kind, shape = view.get_dtype(), tuple(view.get_shape())
+        if len(shape) > MOST_DIMENSIONS or max(shape, default=0) > MOST_NUMBERS:  # even beside a size of 0
+            raise RoseError(f"{path} is damaged: {name} has {len(shape)} dimensions of up to {max(shape)} numbers.")
+        bits = re.match(r"[A-Z]+(\d+)", kind)  # of a number in a format such as "BF16" or "F8_E4M3"
+        yield name, StoredTensor(path, kind, shape, math.prod(shape) * (int(bits[1]) if bits else 8) // 8)
+
+
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """All tensors of a checkpoint by name, from the headers of its files; raises as `weight_files`."""
     stored: dict[str, StoredTensor] = {}
     for path in weight_files(folder):
-        with TensorFile(path) as file:
-            stored |= {name: StoredTensor(path, file.kind(name), file.shape(name)) for name in file.names()}
+        with safe_open(path, "pt") as file:
+            stored |= dict(tensors_in(file, path))
     return stored
 
 
@@ -154,25 +157,6 @@ def check_unchanged(path: Path, state: FileState) -> None:
     """Raises RoseError unless a file has this state; OSError for a missing file."""
     if state_of(path) != state:
         raise RoseError(f"{path} has been changed by another program since this run began to read it; run again.")
-
-
-class _Later:
-    """A tensor that is read when transformers indexes it."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        self.path, self.name = path, name
-
-    def __getitem__(self, _all: Any) -> Tensor:
-        with TensorFile(self.path) as file:
-            return file.tensor(self.name)
-
-
-def for_transformers(folder: Path) -> dict[str, Any]:
-    """Arguments for a model class's `from_pretrained` that read the weights of a folder one tensor at a time."""
-    if not is_packed(folder):
-        return {"pretrained_model_name_or_path": folder}
-    later = {name: _Later(tensor.path, name) for name, tensor in stored_tensors(folder).items()}
-    return {"pretrained_model_name_or_path": None, "state_dict": later}
 
 
 # Faults

@@ -21,14 +21,13 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rose.errors import RoseError
 from rose.model.formats.conversion import Conversion
-from rose.model.formats.packed import TensorFile
 from rose.model.load import stored
 from rose.model.load.stored import INDEX, StoredTensor
 from rose.model.network.layers import PrunableLayer, decoder_blocks, named_layers
@@ -323,8 +322,8 @@ class BlockFiles(Residence):
             by_file.setdefault(self.files[key].path, []).append(key)
         for path, inside in by_file.items():
             try:
-                with TensorFile(path) as file:
-                    tensors = {key: file.tensor(key) for key in inside}
+                with safe_open(path, "pt") as file:
+                    tensors = {key: file.get_tensor(key) for key in inside}
                     stored.check_unchanged(path, self._states[path])
                     if self._finite:
                         stored.check_finite(str(path), tensors.items())

@@ -1,1 +1,1 @@
-"""Files to ship a pruned model: packed folders, and GGUF files for other programs."""
+"""Files to ship a pruned model: GGUF files for other programs."""

@@ -25,7 +25,6 @@ from rose.model.load.models import load_model, load_tokenizer, stored_dtype
 from rose.model.network.layers import prunable_layers
 from rose.model.packaged import PACKAGED
 from rose.model.ship.families import Family, copy_vocabulary, family_of, fields_of, write_template, write_vocabulary
-from rose.model.ship.packing import Follow
 from rose.output import check_file, check_room, new_file
 from rose.report import report_beside
 from rose.wording import listing, size, whole
@@ -40,6 +39,7 @@ BLOCK = 32  # weights of a row that share a scale
 EMBEDDINGS = ("auto", "f32")  # as llama.cpp stores them in files of the type, or exact
 HEAD, POSITIONS = "output.weight", "position_embd.weight"  # names in GGUF files
 LAYERS, EMBEDDED, OTHERS = GROUPS = "layers", "embeddings", "norms and biases"
+Follow = Callable[[float, str], None]  # told the share that is done, and of which tensor
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _entries(model: Any, family: Family, kind: Type, embeddings: str) -> Iterato
     keys = {name: names.get_name(name, try_suffixes=(".weight", ".bias")) for name, _ in model.named_parameters()}
     for name, parameter in model.named_parameters():
         if (key := keys[name]) is None:
-            raise RoseError(f"GGUF files have no name for {name} in this family; pack the folder instead.")
+            raise RoseError(f"GGUF files have no name for {name} in this family; use transformers instead.")
         arrange = partial(family.arrange, name, parameter.detach(), model.config)
         weight, group = arrange(), LAYERS if name in layers else OTHERS if parameter.ndim == 1 else EMBEDDED
         if group == OTHERS or key == POSITIONS:
@@ -243,7 +243,7 @@ def encode(weight: Tensor, kind: Type) -> np.ndarray:
     if kind == Type.F16:
         values = values.half()
         if not bool(values.isfinite().all()):
-            raise RoseError("Some weights are too large for f16, which ends at 65504; pack the folder instead.")
+            raise RoseError("Some weights are too large for f16, which ends at 65504; choose q8_0.")
     return values.bfloat16().view(torch.uint8).numpy() if kind == Type.BF16 else values.numpy()
 
 

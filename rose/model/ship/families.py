@@ -36,16 +36,14 @@ class Family:
 def family_of(config: Any) -> Family:
     """Raises RoseError for families, shapes and activations that a GGUF file cannot express."""
     if config.model_type not in FAMILIES:
-        raise RoseError(
-            f"{config.model_type} models cannot be exported; {', '.join(FAMILIES)} can. Its folder can be packed."
-        )
+        raise RoseError(f"{config.model_type} models cannot be exported; {', '.join(FAMILIES)} can.")
     if any(getattr(config, field, None) is not None for field in BUILDERS):
-        raise RoseError("The decoder blocks of this model differ in shape, so only rose reads it; pack it instead.")
+        raise RoseError("The decoder blocks of this model differ in shape, so only rose reads it.")
     family = FAMILIES[config.model_type]
     if (activation := getattr(config, family.field)) not in family.activations:
         raise RoseError(
             f"llama.cpp computes {family.activations[0]} in every {config.model_type} model, not {activation}; "
-            "pack the folder instead."
+            "use transformers instead."
         )
     return family
 
@@ -74,7 +72,7 @@ def _plain_rotary(writer: GGUFWriter, config: Any) -> None:
     _rotary(writer, config)
     if getattr(config, "use_sliding_window", False):
         raise RoseError(
-            "llama.cpp has no sliding window for this family, and this model uses one; pack the folder instead."
+            "llama.cpp has no sliding window for this family, and this model uses one; use transformers instead."
         )
     _add_rope(writer, config.rope_parameters)
 
@@ -86,7 +84,7 @@ def _add_rope(writer: GGUFWriter, rope: Any) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(rope["factor"]))
     elif kind != "default":
-        raise RoseError(f"Positions scaled by {kind} are not exported; pack the folder instead.")
+        raise RoseError(f"Positions scaled by {kind} are not exported; use transformers instead.")
 
 
 def _gemma3(writer: GGUFWriter, config: Any) -> None:
@@ -96,12 +94,12 @@ def _gemma3(writer: GGUFWriter, config: Any) -> None:
     local = config.rope_parameters["sliding_attention"]
     if list(config.layer_types) != pattern or float(local["rope_theta"]) != LOCAL_BASE:
         raise RoseError(
-            "llama.cpp treats every sixth decoder block of Gemma 3 as global, and this model does not; pack the "
-            "folder instead."
+            "llama.cpp treats every sixth decoder block of Gemma 3 as global, and this model does not; use "
+            "transformers instead."
         )
     if config.query_pre_attn_scalar != config.head_dim or config.final_logit_softcapping:
         raise RoseError(
-            "llama.cpp scales the queries or logits of Gemma 3 differently from this model; pack the folder instead."
+            "llama.cpp scales the queries or logits of Gemma 3 differently from this model; use transformers instead."
         )
     writer.add_sliding_window(config.sliding_window)
     _add_rope(writer, config.rope_parameters["full_attention"])
@@ -109,7 +107,9 @@ def _gemma3(writer: GGUFWriter, config: Any) -> None:
 
 def _gpt2(writer: GGUFWriter, config: Any) -> None:
     if config.scale_attn_by_inverse_layer_idx or not config.scale_attn_weights:
-        raise RoseError("llama.cpp scales the attention of GPT-2 differently from this model; pack the folder instead.")
+        raise RoseError(
+            "llama.cpp scales the attention of GPT-2 differently from this model; use transformers instead."
+        )
     _common(writer, config)
     writer.add_feed_forward_length(config.n_inner or 4 * config.hidden_size)
     writer.add_layer_norm_eps(config.layer_norm_epsilon)
@@ -202,7 +202,7 @@ def write_vocabulary(writer: GGUFWriter, tokenizer: Any, size: int) -> None:
         writer.add_add_space_prefix(any(scheme in text for scheme in prepends))
     elif not merges:
         raise RoseError(
-            "This tokenizer has no merges, and programs do not read a GGUF file without them; pack the folder instead."
+            "This tokenizer has no merges, and programs do not read a GGUF file without them; use transformers instead."
         )
     else:
         writer.add_tokenizer_model("gpt2")
@@ -243,5 +243,5 @@ def _split(pre_tokenizer: Any) -> str:
         digits = any(part["type"] == "Digits" and part["individual_digits"] for part in parts)
         return "smollm" if digits else "gpt-2"
     raise RoseError(
-        "This tokenizer splits text in a way whose name in GGUF files is not known; pack the folder instead."
+        "This tokenizer splits text in a way whose name in GGUF files is not known; use transformers instead."
     )

@@ -368,3 +368,10 @@ def test_waiting_for_another_load_can_be_cancelled(saved, load):
         other.join()
     assert in_time == [True]  # it went before the other one had ended
     assert load(str(saved))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_packed_folder_of_an_earlier_version_is_refused_in_a_sentence(checkpoint, stream):
+    (checkpoint / "model.safetensors").rename(checkpoint / "model.packed.safetensors")
+    says = rf"{checkpoint} is packed, .* run `rose unpack` of the version that packed it, and give the folder"
+    refused(says, rose.load_model, str(checkpoint), stream=stream)

@@ -162,8 +162,8 @@ def test_a_file_is_opened_once_for_many_small_tensors(tmp_path, monkeypatch):
     more = {f"vision.{number}": torch.full((2,), float(number)) for number in range(300)}
     save_file(load_file(path) | more, path, {"format": "pt"})
     model, tokenizer = rose.load_model(str(tmp_path / "dense"), stream=True)
-    opened = Mock(side_effect=streaming.TensorFile)
-    monkeypatch.setattr(streaming, "TensorFile", opened)
+    opened = Mock(side_effect=streaming.safe_open)
+    monkeypatch.setattr(streaming, "safe_open", opened)
     rose.save_model(model, tokenizer, tmp_path / "out")
     assert opened.call_count < 100
     files = [load_file(file) for file in (tmp_path / "out").glob("*.safetensors")]

@@ -12,19 +12,22 @@ import torch
 import transformers
 from gguf import GGUFReader, dequantize
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 import rose
 from rose import cli
+from rose.layer.pattern import Grid
+from rose.layer.rounding import choose_scales
 from rose.model.network.layers import prunable_layers
 from rose.model.ship import export
 from rose.model.ship.export import Type, embedding_type, export_gguf
 from rose.model.ship.families import family_of
 from rose.output import PARTIAL
 from rose.wording import size
+from tests.layer.helpers import round_to
 from tests.llama_cpp import ask
 from tests.model.families import make_from, make_model
-from tests.model.ship.test_packing import on_grid, without
 from tests.refusals import refused
 from tests.tiny import byte_tokenizer
 
@@ -48,6 +51,15 @@ CONFIGURATIONS: dict[str, Callable[[], PretrainedConfig]] = {
 }
 TOKENS = torch.randint(0, 256, (2, 20), generator=torch.Generator().manual_seed(0))
 TEXT = "a rose is a rose is a rose by any other name, roses are red " * 5
+
+
+def without(weight: Tensor, share: float) -> Tensor:
+    return torch.where(weight.abs() < weight.abs().float().quantile(share).to(weight.dtype), 0, weight)
+
+
+def on_grid(weight: Tensor, bits: int, group: int) -> Tensor:
+    grid = Grid(bits, group)
+    return round_to(weight.float(), choose_scales(weight.float(), grid), grid).to(weight.dtype)
 
 
 @cache
@@ -181,26 +193,25 @@ def test_bad_exports_are_refused(tmp_path, capsys):
 def test_activations_that_llama_cpp_does_not_compute_are_refused(family, other):
     config = CONFIGURATIONS[family]()
     setattr(config, family_of(config).field, other)
-    refused(rf"llama.cpp computes .*, not {other}; pack the folder", family_of, config)
+    refused(rf"llama.cpp computes .*, not {other}; use transformers", family_of, config)
 
 
 def test_the_tokenizer_of_a_file_is_taken_over(tmp_path):
-    """Of a packed folder, by the command, and again from the file that it has written."""
+    """By the command, and again from the file that it has written."""
     save(CONFIGURATIONS["llama"](), tmp_path / "model", 4)
-    assert cli.main(["pack", str(tmp_path / "model")]) == 0
-    assert cli.main(["export", str(tmp_path / "model-packed"), "--type", "q4_0", "--to", "gguf"]) == 0
-    first = tmp_path / "model-packed-q4_0.gguf"
+    assert cli.main(["export", str(tmp_path / "model"), "--type", "q4_0", "--to", "gguf"]) == 0
+    first = tmp_path / "model-q4_0.gguf"
     for others in ("[]", "{}", "<html>"):  # reports of other programs
-        (tmp_path / "model-packed/report.json").write_text(others)
+        (tmp_path / "model/report.json").write_text(others)
         first.unlink()
-        export_gguf(str(tmp_path / "model-packed"), first, "q4_0")
-    (tmp_path / "model-packed/report.json").write_text('{\n "version": ')  # of ours, what is left
+        export_gguf(str(tmp_path / "model"), first, "q4_0")
+    (tmp_path / "model/report.json").write_text('{\n "version": ')  # of ours, what is left
     with pytest.raises(rose.RoseError, match=r"is damaged \(.*\); bring back a whole one"):
-        export_gguf(str(tmp_path / "model-packed"), tmp_path / "again.gguf", "q4_0")
+        export_gguf(str(tmp_path / "model"), tmp_path / "again.gguf", "q4_0")
     made = export_gguf(str(first), tmp_path / "again.gguf", "q4_0")
     assert made.vocabulary == first.name
     assert cli.main(["export", str(first), "--type", "q4_0"]) == 0
-    assert (tmp_path / "model-packed-q4_0-q4_0.gguf").is_file()
+    assert (tmp_path / "model-q4_0-q4_0.gguf").is_file()
     first_fields, second_fields = (GGUFReader(path).fields for path in (first, tmp_path / "again.gguf"))
     names = [name for name in {*first_fields, *second_fields} if name.startswith("tokenizer.")]
     assert all(first_fields[name].contents() == second_fields[name].contents() for name in names)
