@@ -55,7 +55,6 @@ from .model.network.layers import prunable_layers as prunable_layers
 from .model.progress import Progress as Progress
 from .model.run.prune import analyze_model as analyze_model
 from .model.run.prune import prune_model as prune_model
-from .model.run.rotation import rotate_heads as rotate_heads
 from .model.tune.task import TuneReport as TuneReport
 from .model.tune.tuning import tune_model as tune_model
 from .model.walk.walk import collect_statistics as collect_statistics

@@ -139,6 +139,8 @@ class RunReport:
         spec = SPECS.get(str(self.recipe.get("run")))
         if spec is None or not self.recipe.keys() & {"model", "dense"}:  # a run from Python
             return None
+        if self.recipe.get("rotate"):  # of version 0.1.0
+            return None
         fields = {name: value for name, value in self.recipe.items() if name in spec.fields()}
         try:
             return spec.of(**{"output": BETWEEN} | fields if "output" in spec.fields() else fields)

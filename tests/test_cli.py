@@ -275,7 +275,6 @@ REFUSED = {  # the options of a command and the sentence, by the work that must 
         ("prune --held-out -1", "held_out must be a whole number from 0 to 65536"),
         ("prune --calibration absent.txt", "There is no file absent.txt"),
         ("prune --calibration short.txt", "short.txt has 5 bytes, too few to calibrate"),
-        ("prune --samples 1 --rotate heads", "give at least 2 calibration samples"),
         ("analyze --calibration notes.md", "Unknown text 'notes.md'"),
         ("check x y --methods wanda", "Without --calibration TEXT, a check looks at"),
         ("check x y --samples 64 --seed 1", "leave --samples and --seed out"),

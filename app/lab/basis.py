@@ -18,7 +18,7 @@ from rose.interrupt import stop_point
 from rose.layer.basis import STEPS, HeadLayout, find_rotations, rotate_columns, rotate_statistics
 from rose.layer.pattern import THRESHOLD, parse_sparsity
 from rose.model.estimate import SWEEP_EFFICIENCY, matmul_rate, sweeps_of
-from rose.model.run.rotation import value_heads
+from rose.model.walk.heads import value_heads
 
 BASES = {"random": "Random", "given": "As given", "gathered": "Gathered", "learned": "Learned"}
 METHODS = ("sparsegpt", "rose", "rose_global", rose.RECOMMENDED)

@@ -229,10 +229,8 @@ class Copy:
         self.tuned = Tuned()
 
     def draw(self) -> None:
-        """Draws all windows, rotates the heads of --rotate, and evaluates the model before the change."""
+        """Draws all windows, and evaluates the model before the change."""
         self.tokens, self.held_out, self.cautions = shared.calibration(self.spec, self.tokenizer)
-        if isinstance(self.spec, Prune):
-            shared.rotate(self.spec, self.model, self.tokens, self.console)
         self.evaluation = shared.Evaluation(self.spec, self.spec.model, self.tokenizer, self.console)
         self.texts = draw_texts(self.spec, self.model, self.tokenizer, self.evaluation.windows)
         self.evaluation.before = self.evaluation.measure(self.model, "before")

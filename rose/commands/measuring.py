@@ -45,7 +45,6 @@ from rose.model.measure.damage import (
     rank_correlation,
 )
 from rose.model.measure.perplexity import perplexity_of
-from rose.model.network.heads import rotated_heads
 from rose.model.network.layers import PrunableLayer, count_parameters, keep_low_rank
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision
@@ -78,7 +77,6 @@ def analyze(spec: Analyze, console: Console) -> None:
     estimates = [partial(estimate_memory, method=method, layers=spec.layers) for method in methods]
     shared.tell_cost(spec, "Analyzing", seconds, estimates, model, console)
     tokens, held_out, cautions = shared.calibration(spec, tokenizer)
-    shared.rotate(spec, model, tokens, console)
     most = _MostColumnar()
     with terminal.bar(console, "Analyzing") as follow:
         chosen |= {"methods": methods, "layers": spec.layers}
@@ -88,7 +86,7 @@ def analyze(spec: Analyze, console: Console) -> None:
         chosen.pop("seen", None)
     network = Network(model)
     facts: dict[str, Any] = {"samples": spec.samples, "length": spec.length, "held_out_samples": spec.held_out}
-    facts |= {"bos_token": network.bos_in_front(tokens), "rotated_heads": rotated_heads(model)}
+    facts["bos_token"] = network.bos_in_front(tokens)
     # The settings that were used, which may differ from the requested ones.
     precision = network.precision(chosen.pop("compute"))
     facts |= {"compute": precision.describe()["compute"], "environment": precision.environment(network.device)}

@@ -13,7 +13,6 @@ import rose
 from rose import output, verdicts
 from rose.commands import terminal
 from rose.environment import versions
-from rose.layer.pattern import SettingsOptions
 from rose.model.defaults import STORED
 from rose.model.estimate import Memory, check_free, largest
 from rose.model.load.models import parse_dtype, read_as, stored_dtype
@@ -21,7 +20,6 @@ from rose.model.load.tokens import check_text, check_windows, text_file
 from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.network import Network
 from rose.model.network.precision import name_of
-from rose.model.run.rotation import check_samples, rotate_heads
 from rose.model.workers import Workers
 from rose.recipe.file import Recipe
 from rose.recipe.steps import Prune, Slim, Tune
@@ -32,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 LONG = 10.0  # seconds; a longer run prints its estimated time
 TEXTS = ("calibration", "evaluate", "text", "second")
-HEADER = ("model", "dtype", "calibration", "seed", "bos", "rotate")  # fields in a report's header, see `origin`
+HEADER = ("model", "dtype", "calibration", "seed", "bos")  # fields in a report's header, see `origin`
 Asked = TypeVar("Asked", bound=Spec)
 Saved = Prune | Slim | Tune
 
@@ -70,8 +68,6 @@ def check_texts(spec: Any) -> None:
             text_file(getattr(spec, text))
     if "held_out" in fields and spec.calibration is not None and spec.run != "tune":  # `tune` needs only two windows
         check_text(spec.calibration, spec.held_out, spec.length)
-    if getattr(spec, "rotate", None):
-        check_samples(spec.samples)
     if "windows" in fields:
         check_windows(spec.windows, spec.length)
 
@@ -111,9 +107,7 @@ def tell_cost(
         if is_long or streams:
             costs.append(f"{size(needed)} {where}")
     if costs:
-        uncounted = [
-            name for name in ("rotate", "evaluate", "tune") if "tune" in spec.fields() and getattr(spec, name, None)
-        ]
+        uncounted = [name for name in ("evaluate", "tune") if "tune" in spec.fields() and getattr(spec, name, None)]
         without = f" without --{listing(uncounted)}" if is_long and uncounted else ""
         console.print(f"{doing}: about {' and '.join(costs)}, by estimate{without}", soft_wrap=True)
 
@@ -127,22 +121,6 @@ def calibration(spec: Any, tokenizer: Any, **changed: int) -> tuple[Tensor, Tens
         cautions.append(caution)
 
     return *spec.draw(tokenizer, warn, **changed), cautions
-
-
-def rotate(spec: Any, model: Any, tokens: Tensor, console: Console) -> None:
-    """Rotates heads, if requested, where this lowers the error of the methods; prints how many."""
-    if not spec.rotate:
-        return
-    options = spec.pick(("layers", "compute", *SettingsOptions.__optional_keys__))
-    options.setdefault("method", getattr(spec, "methods", ()))
-    with terminal.bar(console, "Rotating heads") as follow:
-        tried = rotate_heads(model, tokens, progress=follow, **options)
-    turned = tried[tried["rotated"]]
-    text = f"Rotated the heads of {len(turned)} of {len(tried)} output projections; the model's output is unchanged."
-    if (ratio := verdicts.mean_ratio(turned["error"], turned["rotated_error"])) is not None:
-        text += f" Their mean error is {ratio.value:.3f} times the former error, "
-        text += "on calibration samples kept back, which also chose these layers."
-    console.print(text, soft_wrap=True)
 
 
 def windows(spec: Any, text: str, tokenizer: Any) -> Tensor:

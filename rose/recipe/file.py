@@ -131,6 +131,8 @@ class Recipe:
             )
         if any("trust_remote_code" in step for step in steps):
             raise RoseError("A recipe cannot ask for code of a repository to run; add trust_remote_code=true yourself.")
+        if any(step.pop("rotate", None) for step in steps):  # None in most recipes of version 0.1.0
+            raise RoseError(f"{name} rotates heads, which is no longer done; take the line rotate: heads out.")
         return cls(tuple(_change(steps, changes, is_placed=is_placed)))
 
     def write(self, folder: str | Path) -> None:

@@ -136,13 +136,6 @@ Options = Annotated[
     BeforeValidator(_pairs),
     setting("an option of the method, see `rose models`", form="pairs", flag="option", metavar="NAME=VALUE"),
 ]
-Rotate = Annotated[
-    Literal["heads"],
-    setting(
-        "rotate attention heads first, where that lowers the error of their output projection; the model's output does "
-        "not change"
-    ),
-]
 Allocation = Annotated[
     str,
     setting(

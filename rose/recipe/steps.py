@@ -30,7 +30,6 @@ class Analyze(part.SweepPart, part.TextPart, part.ModelPart):
 
     stream: part.Stream = False
     compute: part.Compute = "auto"
-    rotate: part.Rotate | None = None
     methods: part.Methods = ("sparsegpt", "rose")
     output: Annotated[part.Output, setting("write report.json, layers.csv and layers.parquet")] | None = None
 
@@ -46,7 +45,6 @@ class Prune(part.ChangingPart, part.PruneSettings, part.TextPart, part.ModelPart
     run: ClassVar[str] = "prune"
 
     method: part.Method = RECOMMENDED
-    rotate: part.Rotate | None = None
 
     @model_validator(mode="after")
     def _check_stages(self) -> Self:

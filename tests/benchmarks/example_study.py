@@ -38,7 +38,7 @@ from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study
 from app.words import short_layer
 from rose.layer.pattern import THRESHOLD
-from rose.model.run.rotation import value_heads
+from rose.model.walk.heads import value_heads
 from tests.benchmarks.common import arguments
 from tests.browser.conftest import chromium
 

@@ -30,7 +30,6 @@ def main() -> int:
         model=MODEL,
         sparsities=["0.5", "2:4"],
         target="dense",
-        rotated=False,
         bits=0,
         tuned=0.0,
         halved=False,
@@ -48,7 +47,6 @@ def main() -> int:
         "method",
         "sparsity",
         "target",
-        "rotated",
         "bits",
         "tuned",
         "halved",
@@ -67,8 +65,6 @@ def main() -> int:
             if tuple(run[name] for name in key) in rows:
                 continue
             began, pruned = time.process_time(), copy.deepcopy(dense)
-            if options.rotated:
-                rose.rotate_heads(pruned, tokens)
             rounding = {"bits": options.bits} if options.bits else {}
             rose.prune_model(
                 pruned, tokens, method=method, sparsity=sparsity, target=options.target, layers=layers, **rounding

@@ -108,13 +108,6 @@ def broken_model() -> Any:
     return model
 
 
-def rotated() -> dict[str, Any]:
-    model = make_model("llama")
-    turned = rose.rotate_heads(model, make_tokens(SAMPLES), basis="gathered", method="sparsegpt", **OPTIONS)
-    same = Workers.here().all_agree((digest(model.state_dict()), turned.drop(columns="seconds").to_csv()))
-    return {"same": same, "errors": turned[["error", "rotated_error"]].to_numpy().tolist()}
-
-
 def analyzed() -> dict[str, Any]:
     records = list(rose.analyze_model(make_model("gemma3"), make_tokens(SAMPLES), **OPTIONS))
     errors = [[record.relative_error, record.held_out_error] for record in records]
@@ -125,7 +118,6 @@ def analyzed() -> dict[str, Any]:
 RUNS: dict[int, dict[str, Callable[[], dict[str, Any]]]] = {
     2: {
         "statistics": statistics,
-        "rotated": rotated,
         "pruned llama": lambda: prune("llama"),
         # Of one decoder block the correction is damped so little that it amplifies the rounding of bfloat16.
         "pruned bfloat16": lambda: prune("llama", torch.bfloat16, layers=["*.0.*"], target_damping=1.0),

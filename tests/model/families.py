@@ -15,6 +15,7 @@ import rose
 from rose.errors import Cancelled
 from rose.model.network.network import Network
 from rose.model.progress import Progress
+from rose.model.walk.heads import value_heads
 from rose.model.walk.walk import Walk, check_streams, start_walk
 from rose.tensor_files import digest
 from tests.tiny import byte_tokenizer
@@ -126,6 +127,15 @@ def make_tokens(samples: int = 5, length: int = LENGTH, seed: int = 1) -> Tensor
 @torch.no_grad()
 def logits(model: Any, tokens: Tensor | None = None) -> Tensor:
     return model(input_ids=make_tokens() if tokens is None else tokens, use_cache=False).logits
+
+
+def rotate_heads(model: nn.Module) -> list[str]:
+    """Rotates all heads at random, in place; returns the names of their output projections."""
+    generator, every = torch.Generator().manual_seed(0), value_heads(Network(model))
+    for heads in every:
+        drawn = torch.randn(heads.layout.groups, heads.width, heads.width, generator=generator, dtype=torch.double)
+        heads.rotate(torch.linalg.qr(drawn).Q)
+    return [heads.output.name for heads in every]
 
 
 def save(family: str, folder: Path, **options: Any) -> Path:

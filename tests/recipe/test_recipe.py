@@ -63,6 +63,7 @@ REFUSED = {  # text, changes, sentence
     "step without a folder": ("recipe: 1\nsteps: [{run: prune}, {run: evaluate}]", [], "evaluate does not fit"),
     "other models": ("recipe: 1\nsteps: [{run: diffuse prune}, {run: tune}]", [], "change one kind of model"),
     "other encoding": (PRUNE.encode() + b"model: caf\xe9", [], "it is not UTF-8 text"),
+    "rotated heads": (PRUNE + "rotate: heads", ["output=x"], "rotates heads, which is no longer done; take the line"),
     "code of a repository": (PRUNE + "trust_remote_code: true", ["output=x"], "cannot ask for code of a repository"),
 }
 
@@ -87,7 +88,7 @@ EXAMPLES: list[Spec] = [
     Prune(output="x", method="rose", order="random:3", budget="layer", sparsity="2:4", target="layer"),
     Slim(output="x", prune="0.5", parts=("heads",), tune=3),
     Tune(output="x", pruned="half", dense="smollm2-135m", minutes=2.5, layers=("a b",)),
-    Analyze(methods=("wanda", "rose"), rotate="heads"),
+    Analyze(methods=("wanda", "rose")),
     CheckCopies(dense="smollm2-135m", pruned=("a", "b"), calibration="packaged", samples=3),
 ]
 

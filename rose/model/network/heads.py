@@ -20,7 +20,6 @@ from rose.layer.basis import HeadLayout, rotate_columns
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.stand_ins import hooked
 
-ROTATED = "rose_rotated_heads"  # attribute of a model whose heads were rotated: the basis, and the layers
 ALIKE = 1 - 1e-3  # cosine of equal vectors after rounding to 16 bits
 ROUNDING = 8.0  # units in the last place that a rotation may change an output by, relative to its norm
 LEAST_ROUNDING = 1e-4
@@ -37,11 +36,6 @@ def head_width(config: Any) -> int | None:
         return of_values or config.hidden_size // config.num_attention_heads
     except (RuntimeError, AttributeError):  # transformers raises these if decoder blocks have different widths
         return None
-
-
-def rotated_heads(model: nn.Module) -> dict[str, Any] | None:
-    """ "basis" and "layers" (output projections) of a model whose heads were rotated; otherwise None."""
-    return getattr(model, ROTATED, None)
 
 
 @dataclass(frozen=True)

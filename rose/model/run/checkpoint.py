@@ -32,7 +32,6 @@ from torch import Tensor
 
 from rose.errors import RoseError
 from rose.files import GOES_ON, TEMPORARY, check_foreign, explained, reachable, write_atomically
-from rose.model.network.heads import rotated_heads
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import PART, Network, padding
 from rose.model.network.precision import Precision
@@ -304,9 +303,7 @@ def describe_run(
 
 
 def describe_inputs(network: Network, tokens: Tensor, held_out: Tensor | None) -> dict[str, Any]:
-    rotated = rotated_heads(network.model)
     return {
-        "rotated_heads": rotated and rotated["basis"],
         "bos_token": network.bos_in_front(tokens),
         "tokens": digest({"tokens": tokens.long()}),  # int32 tokens have the same digest
         "held_out": None if held_out is None else digest({"tokens": held_out.long()}),

@@ -20,7 +20,6 @@ from rose.layer.pattern import BasicOptions, Pattern
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import correction_damping
 from rose.model.defaults import ALLOCATIONS
-from rose.model.network.heads import rotated_heads
 from rose.model.network.layers import LowRank, PrunableLayer, check_prunable, low_rank_tensors
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT
@@ -142,7 +141,6 @@ def prune_by(
         **of_experts,
         "compute": precision.describe()["compute"],
         **report_inputs(network, tokens, held_out, storage, precision),
-        "rotated_heads": rotated_heads(network.model),
         "device": str(network.device),
         "seconds": storage.seconds + time.perf_counter() - start,
     }

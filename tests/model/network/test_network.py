@@ -69,7 +69,6 @@ def test_adapters_masks_and_offloaded_weights_are_refused_everywhere(case, tmp_p
         lambda: rose.collect_statistics(model, TOKENS),
         lambda: rose.damage(model, TOKENS, sparsity=0.5, block_size=8),
         lambda: rose.prune_structured(model, TOKENS, ratio=0.2),
-        lambda: rose.rotate_heads(model, TOKENS),
         lambda: rose.tune_model(model, dense, TOKENS, epochs=1, unpruned=True),
         lambda: rose.tune_model(dense, model, TOKENS, epochs=1, unpruned=True),
         lambda: rose.check_checkpoint(dense, model),

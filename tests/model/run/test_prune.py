@@ -146,7 +146,7 @@ def test_bad_arguments_change_nothing(options, message):
 )
 def test_tokens_that_do_not_fit_are_refused(tokens, message):
     model = make_model("llama")
-    calls = (rose.prune_model, rose.collect_statistics, rose.perplexity, rose.damage, rose.rotate_heads)
+    calls = (rose.prune_model, rose.collect_statistics, rose.perplexity, rose.damage)
     # Iterators are refused when they are made, before anything asks for the first item.
     for call in (*calls, rose.visit_blocks, rose.analyze_model):
         refused(message, call, model, tokens)
