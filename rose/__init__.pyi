@@ -1,19 +1,14 @@
 """The public interface: `rose/__init__.py` imports each name at its first use, as torch takes seconds to import."""
 
-from .diffusion.evaluation import DiffusionScores as DiffusionScores
-from .diffusion.evaluation import evaluate_diffusion as evaluate_diffusion
-from .diffusion.evaluation import evaluation_trajectory as evaluation_trajectory
-from .diffusion.evaluation import trajectory_drift as trajectory_drift
 from .diffusion.loading import load_diffusion as load_diffusion
 from .diffusion.loading import save_diffusion as save_diffusion
-from .diffusion.parts import prune_diffusion_structured as prune_diffusion_structured
-from .diffusion.pruning import collect_diffusion_statistics as collect_diffusion_statistics
 from .diffusion.pruning import prune_diffusion as prune_diffusion
 from .diffusion.pruning import step_diagonals as step_diagonals
 from .diffusion.steps import step_weights as step_weights
 from .diffusion.trajectory import Trajectory as Trajectory
 from .diffusion.trajectory import draw_pictures as draw_pictures
 from .diffusion.trajectory import record_trajectory as record_trajectory
+from .diffusion.trajectory import trajectory_drift as trajectory_drift
 from .errors import Cancelled as Cancelled
 from .errors import RoseError as RoseError
 from .layer.forecast import Forecast as Forecast

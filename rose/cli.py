@@ -103,9 +103,9 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     for name, spec in COMMANDS.items():
         _, _, second = name.partition(" ")
         if second and diffuse is None:
-            summary = "Prune a diffusion model, draw with it, measure it."
+            summary = "Prune a diffusion model, and draw with it."
             group = commands.add_parser("diffuse", help=summary, description=summary)
-            diffuse = group.add_subparsers(required=True, metavar="prune | slim | sample | evaluate")
+            diffuse = group.add_subparsers(required=True, metavar="prune | sample")
         summary = str(spec.__doc__)
         into = diffuse if second else commands
         subparser = into.add_parser(second or name, help=summary, description=summary)

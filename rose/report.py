@@ -68,7 +68,7 @@ CONCLUDED = (  # results of a run in two stages that hold for the second stage t
     *("perplexity_after", "losses_before", "losses_after", "made_with", "tuned", "tuned_before"),
 )
 Kind = Literal["prune", "slim", "study", "check"]
-KINDS: dict[str, Kind] = {"slim": "slim", "diffuse slim": "slim", "analyze": "study", "check": "check"}  # others prune
+KINDS: dict[str, Kind] = {"slim": "slim", "analyze": "study", "check": "check"}  # others prune
 
 
 @dataclass(frozen=True, eq=False)  # tables have no == that is one truth

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import rose
 from app.jobs import Job, Run
-from rose.diffusion.evaluation import GARMENTS, classes_in_turn
+from rose.diffusion.loading import GARMENTS, classes_in_turn
 from rose.diffusion.steps import STEPS
 from rose.recipe.tools import DiffusePrune
 

@@ -15,7 +15,7 @@ from app.forms.study_form import SPARSITIES, choose_sparsity
 from app.forms.widgets import attempt, linked, method_choice, start_button
 from app.runs import example
 from app.runs.diffusion import PICTURES, DiffusionRun, recipe
-from rose.diffusion.evaluation import GARMENTS
+from rose.diffusion.loading import GARMENTS
 from rose.diffusion.steps import STEP_WEIGHTS, STEPS
 from rose.recipe.tools import DiffusePrune
 

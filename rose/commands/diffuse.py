@@ -1,8 +1,5 @@
-"""`rose diffuse prune | slim | sample | evaluate`: a diffusion model pruned, made smaller, drawn with, measured."""
+"""`rose diffuse prune | sample`: a diffusion model pruned, and drawn with."""
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -10,27 +7,29 @@ from rich.markup import escape
 
 import rose
 from rose.commands import terminal
-from rose.diffusion.evaluation import GARMENTS, check_garments, check_pictures, classes_in_turn, is_garments
-from rose.diffusion.loading import check_installed
-from rose.diffusion.trajectory import Conditions, write_sheet
+from rose.diffusion.loading import GARMENTS, OWN_CLASS, check_installed, classes_in_turn
+from rose.diffusion.trajectory import Conditions, distance, write_sheet
 from rose.files import expand
 from rose.model.network.residence import pick_device
 from rose.model.run.settings import KEYWORDS
-from rose.output import check_file, check_output, write_file
-from rose.recipe.parts import CutPart
-from rose.recipe.tools import DiffuseEvaluate, DiffusePrune, DiffuseSample, DiffuseSlim, DrawingPart
-from rose.rows import finite
-from rose.wording import count, percent, whole
+from rose.output import check_file, check_output
+from rose.recipe.tools import DiffusePrune, DiffuseSample, DrawingPart
+from rose.wording import count, number, whole
 
 PER_ROW = 10  # pictures in a sheet
 
 
-Changing = DiffusePrune | DiffuseSlim
-
-
 def prune(spec: DiffusePrune, console: Console) -> None:
-    chosen = spec.pick(KEYWORDS) | {"layers": spec.layers}
-    report = _changed(spec, console, "Pruning", rose.prune_diffusion, chosen)
+    check_installed()
+    check_output(spec.output)
+    prompts = _read_prompts(spec.prompts)
+    pipeline = _load(spec, spec.model, console)
+    conditions = _conditions(pipeline, prompts, None, spec.samples)
+    how = spec.pick(("steps", "step_weights", "packages", "guidance", "seed", "layers", *KEYWORDS))
+    with terminal.bar(console, "Pruning") as follow:
+        report = rose.prune_diffusion(pipeline, conditions, **how, progress=follow).signed(spec)
+    with console.status(escape(f"Writing {spec.output}")):
+        rose.save_diffusion(pipeline.to("cpu"), spec.output, report=report)
     terminal.print_table(report.layers[["layer", "sparsity", "relative_range", "relative_error"]], "Layers")
     terminal.say(*report.remarks)
     summary = report.summary
@@ -44,39 +43,6 @@ def prune(spec: DiffusePrune, console: Console) -> None:
         f"{'' if convolutions == 1 else 's'} ({whole(summary['convolution_weights_left_dense'])} weights) stay dense",
         f"Pipeline, report.json and layers.csv are in {spec.output}",
     )
-
-
-def slim(spec: DiffuseSlim, console: Console) -> None:
-    settings = spec.pick(CutPart.fields())
-    report = _changed(spec, console, "Slimming", rose.prune_diffusion_structured, settings)
-    shown = ["layer", "kept_units", "units", "relative_error", "unrecovered_error"]
-    terminal.print_table(report.layers[shown], "Parts")
-    terminal.say(*report.remarks)
-    summary = report.summary
-    terminal.say(
-        f"{whole(summary['parameters'])} parameters before, {whole(summary['kept_parameters'])} after: "
-        f"{100 * summary['removed_fraction']:.1f} % of {' and '.join(summary['parts'])} taken out, "
-        f"{summary['seconds']:.0f} s",
-        f"Pipeline, report.json and layers.csv are in {spec.output}, for rose.load_diffusion",
-    )
-
-
-def _changed(
-    spec: Changing, console: Console, title: str, change: Callable[..., rose.RunReport], settings: Mapping[str, Any]
-) -> rose.RunReport:
-    """Loads the pipeline, changes it with a progress bar, and writes it with its report."""
-    check_installed()
-    check_output(spec.output)
-    prompts = _read_prompts(spec.prompts)
-    pipeline = _load(spec, spec.model, console)
-    conditions = _conditions(pipeline, prompts, None, spec.samples)
-    how = spec.pick(("steps", "step_weights", "packages", "guidance", "seed"))
-    with terminal.bar(console, title) as follow:
-        report = change(pipeline, conditions, **how, progress=follow, **settings)
-    report = report.signed(spec)
-    with console.status(escape(f"Writing {spec.output}")):
-        rose.save_diffusion(pipeline.to("cpu"), spec.output, report=report)
-    return report
 
 
 def sample(spec: DiffuseSample, console: Console) -> None:
@@ -96,35 +62,14 @@ def sample(spec: DiffuseSample, console: Console) -> None:
     write_sheet(spec.output, [row for part in parts for row in part])
     above = f", those of {spec.beside} above" if spec.beside else ""
     drawn = ""
-    if is_garments(pipeline):
+    if type(pipeline).__name__ == OWN_CLASS:
         # Names of the pictures of a row, from left to right.
-        names = [GARMENTS[number] for number in conditions[:PER_ROW] if isinstance(number, int)]
+        names = [GARMENTS[label] for label in conditions[:PER_ROW] if isinstance(label, int)]
         drawn = f": {', '.join(names)}{', and so on' if len(conditions) > PER_ROW else ''}"
     terminal.say(f"{spec.output} has {count(len(rows[0]), 'picture')}{above}{drawn}")
-
-
-def evaluate(spec: DiffuseEvaluate, console: Console) -> None:
-    check_installed()
-    check_pictures(spec.count)
-    if spec.output:
-        check_file(spec.output)
-    drawing = {"pictures": spec.count} | spec.pick(("steps", "seed", "guidance"))
-    pipeline = _load(spec, spec.model, console)
-    check_garments(pipeline)
-    with terminal.bar(console, f"Drawing with {spec.dense}") as follow:
-        dense = rose.evaluation_trajectory(_load(spec, spec.dense, console), **drawing, tick=follow)
-    with terminal.bar(console, f"Drawing with {spec.model}") as follow:
-        scores = rose.evaluate_diffusion(pipeline, dense, **drawing, tick=follow)
-    if spec.output:
-        write_file(spec.output, json.dumps(finite(asdict(scores)), indent=1) + "\n")
-    drift = " ".join(f"{value:.3f}" for value in scores.drift)
-    losses = (f"{t}: {value:.4f}" for t, value in zip(scores.loss_times, scores.loss, strict=True))
-    terminal.say(
-        f"Drift from {spec.dense} by step: {drift}",
-        f"Denoising loss by t: {', '.join(losses)}",
-        f"Fréchet distance {scores.frechet:.3f} over {scores.pictures} pictures; the classifier recognizes "
-        f"{percent(scores.accuracy, 0)}; {scores.seconds:.0f} s",
-    )
+    if spec.beside:
+        apart = number(float(distance(rows[1], rows[0])))
+        terminal.say(f"Their mean distance from {spec.beside}'s is {apart} of the norm of a picture")
 
 
 def _load(spec: DrawingPart, name: str, console: Console) -> Any:

@@ -9,7 +9,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from rose.diffusion.evaluation import ANY
+from rose.diffusion.loading import ANY
 from rose.diffusion.steps import STEPS
 
 

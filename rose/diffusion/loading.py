@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 
-from rose.diffusion.evaluation import FOLDER
-from rose.diffusion.parts import read_reshaped
 from rose.diffusion.trajectory import denoiser_of
 from rose.errors import RoseError, is_out_of_memory
 from rose.files import as_text, reachable
@@ -19,8 +17,16 @@ from rose.model.load.stored import check_finite
 from rose.model.network.layers import write_low_rank
 from rose.report import RunReport, new_checkpoint
 
-PACKAGED = "garments"
+PACKAGED = "garments"  # a class-conditional DiT (Peebles and Xie 2023), by `tests/benchmarks/garments.py`
+FOLDER = Path(__file__).with_name("tiny")
+GARMENTS = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+ANY = len(GARMENTS)  # the class that means "no class", for guidance
 OWN_CLASS = "GarmentPipeline"  # class name of the packaged model's pipeline in its saved index
+
+
+def classes_in_turn(pictures: int) -> list[int]:
+    """This many class labels, 0 to 9 in turn."""
+    return [number % len(GARMENTS) for number in range(pictures)]
 
 
 def load_diffusion(name: str | Path = PACKAGED, *, dtype: str | torch.dtype = "float32") -> Any:
@@ -85,11 +91,8 @@ def _load(name: str, dtype: torch.dtype) -> Any:
             ) from problem
         kind = GarmentPipeline if index.get("_class_name") == OWN_CLASS else kind
     try:
-        reshaped = read_reshaped(folder, dtype) if is_local else {}
         source = str(folder) if is_local else name
-        return kind.from_pretrained(source, dtype=dtype, local_files_only=is_local, use_safetensors=True, **reshaped)
-    except RoseError:
-        raise
+        return kind.from_pretrained(source, dtype=dtype, local_files_only=is_local, use_safetensors=True)
     except Exception as problem:  # diffusers, safetensors and the Hub each raise their own kinds
         if is_out_of_memory(problem):
             raise RoseError(f"There is not enough memory for {name}; choose a smaller model or bfloat16.") from problem

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -27,13 +27,10 @@ from rose.model.run.one_layer import prune_one, record_of
 from rose.model.run.settings import describe_layer
 from rose.model.walk.walk import Collector, statistics_of
 from rose.report import RunReport
-from rose.rows import LayerRecord, PartRecord
+from rose.rows import LayerRecord
 
 SPARSITY = 0.5  # unless given
 CALIBRATION_SHARE = 0.8  # of a package's time; only the progress bar depends on it
-
-Item = TypeVar("Item")
-Record = TypeVar("Record", LayerRecord, PartRecord)
 
 
 class _Enough(Exception):
@@ -125,47 +122,46 @@ class TrajectoryCalibration(Trajectories):
 
     def visit(
         self,
-        items: Sequence[Item],
-        layers_of: Callable[[list[Item]], list[PrunableLayer]],
-        change: Callable[[Item, dict[str, InputStatistics]], Record],
+        layers: Sequence[PrunableLayer],
+        change: Callable[[PrunableLayer, dict[str, InputStatistics]], LayerRecord],
         progress: ProgressCallback | None,
-    ) -> list[Record]:
-        """Draws anew before each package of items (layers or parts), then changes its items. `layers_of` gives the
-        layers whose inputs a package needs; the blocks of `progress` are the packages."""
-        packages = make_packages(items, self.packages)
-        meter = Meter(progress, len(packages), len(items))
-        done: list[Record] = []
+    ) -> list[LayerRecord]:
+        """Draws anew before each package of layers, then changes its layers; the blocks of `progress` are the
+        packages."""
+        packages = make_packages(layers, self.packages)
+        meter = Meter(progress, len(packages), len(layers))
+        done: list[LayerRecord] = []
         number = 0
 
         def tick(share: float) -> None:
             meter.tell("calibrate", number, CALIBRATION_SHARE * share)
 
         for number, package in enumerate(packages):
-            statistics = self.statistics(layers_of(package), tick)
-            for k, item in enumerate(package):
-                done.append(change(item, statistics))
+            statistics = self.statistics(package, tick)
+            for k, layer in enumerate(package):
+                done.append(change(layer, statistics))
                 meter.layers_done += 1
                 within = CALIBRATION_SHARE + (1 - CALIBRATION_SHARE) * (k + 1) / len(package)
                 meter.tell("prune", number, within, done[-1].layer, done[-1].relative_error)
         meter.tell("done", len(packages) - 1, 1.0)
         return done
 
-    def facts(self, items: int) -> dict[str, Any]:
-        """Entries for a report on this number of changed items."""
+    def facts(self, layers: int) -> dict[str, Any]:
+        """Entries for a report on this number of pruned layers."""
         weight = next(self.denoiser.parameters())
         return {
             "pipeline": type(self.pipeline).__name__, "denoiser": type(self.denoiser).__name__, "steps": self.steps,
-            "step_weights": self.name_of_weights, "packages": min(self.packages, items), "batches": len(self.batches),
+            "step_weights": self.name_of_weights, "packages": min(self.packages, layers), "batches": len(self.batches),
             "samples": sum(batch.count for batch in self.batches if batch.count) or None,
             "guidance": self.guidance, "seed": self.seed,
             "environment": environment(name_of(weight.dtype), weight.device),
         }  # fmt: skip
 
 
-def make_packages(items: Sequence[Item], packages: int) -> list[list[Item]]:
-    """Consecutive runs of items of nearly equal length, at most one for each item."""
-    parts = np.array_split(np.arange(len(items)), min(packages, len(items)))
-    return [[items[k] for k in part] for part in parts]
+def make_packages(layers: Sequence[PrunableLayer], packages: int) -> list[list[PrunableLayer]]:
+    """Consecutive runs of layers of nearly equal length, at most one for each layer."""
+    parts = np.array_split(np.arange(len(layers)), min(packages, len(layers)))
+    return [[layers[k] for k in part] for part in parts]
 
 
 def prune_diffusion(
@@ -223,7 +219,7 @@ def prune_diffusion(
         layer.keep_low_rank(result.low_rank)
         return record
 
-    records = calibration.visit(chosen, list, prune, progress)
+    records = calibration.visit(chosen, prune, progress)
     left_dense = convolutions(calibration.denoiser)
     return RunReport.from_records(
         records,
@@ -234,22 +230,6 @@ def prune_diffusion(
         convolution_weights_left_dense=sum(module.weight.numel() for module in left_dense),
         seconds=time.perf_counter() - start,
     )
-
-
-def collect_diffusion_statistics(
-    pipeline: Any,
-    conditions: Conditions,
-    *,
-    step_weights: StepWeights = WEIGHTS,
-    layers: Sequence[str] | None = None,
-    tick: Callable[[float], Any] | None = None,
-    **drawing: Unpack[DrawOptions],
-) -> dict[str, InputStatistics]:
-    """Inputs of the dense model's layers along whole trajectories, by layer name; the model is not changed. Arguments
-    as for `prune_diffusion`; `tick` is called with the share done, 0 to 1, and may raise to stop. Layers that read one
-    tensor share one object. Raises RoseError for bad input, before any work."""
-    calibration = TrajectoryCalibration(pipeline, conditions, step_weights, **drawing)
-    return calibration.statistics(matching(find_layers(calibration), layers), tick)
 
 
 def step_diagonals(

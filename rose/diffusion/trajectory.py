@@ -214,6 +214,21 @@ def record_trajectory(
     return Trajectory(torch.stack([torch.cat(parts) for parts in zip(*states, strict=True)]), times, pictures)
 
 
+def trajectory_drift(pruned: Trajectory, dense: Trajectory) -> Tensor:
+    """‖x_t − x_t dense‖ / ‖x_t dense‖ before each step and, last, of the pictures; mean over pictures, (steps + 1,).
+    Raises RoseError for trajectories with different steps or pictures."""
+    if pruned.states.shape != dense.states.shape or pruned.times != dense.times:
+        raise RoseError("The two trajectories have different steps or pictures; draw both with the same numbers.")
+    ways = zip([*pruned.states, pruned.pictures], [*dense.states, dense.pictures], strict=True)
+    return torch.stack([distance(state, other) for state, other in ways])
+
+
+def distance(pictures: Tensor, dense: Tensor) -> Tensor:
+    """‖x − x_dense‖ / ‖x_dense‖, the mean over pictures (n, …)."""
+    apart, size = (pictures - dense).flatten(1).norm(dim=1), dense.flatten(1).norm(dim=1)
+    return (apart / size.clamp_min(torch.finfo(size.dtype).tiny)).mean()
+
+
 def draw_pictures(
     pipeline: Any, conditions: Conditions, *, tick: Callable[[float], Any] | None = None, **options: Unpack[DrawOptions]
 ) -> Tensor:

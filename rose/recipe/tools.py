@@ -123,15 +123,6 @@ class DiffusePrune(PicturesPart, part.MethodPart, DrawingPart):
     ] = None  # type: ignore[assignment]
 
 
-class DiffuseSlim(part.CutPart, PicturesPart, DrawingPart):
-    """Make a transformer smaller: take heads and channels out."""
-
-    run: ClassVar[str] = "diffuse slim"
-
-    method: Annotated[Literal["obs", "slimllm", "wanda", "magnitude"], setting("a structured method")] = "obs"
-    multiple: Annotated[Whole, setting("kept channels are a multiple of this", ge=1)] = 8
-
-
 class DiffuseSample(DrawingPart):
     """Draw pictures into a PNG file."""
 
@@ -148,23 +139,9 @@ class DiffuseSample(DrawingPart):
     output: Annotated[part.File, setting("the picture", metavar="FILE.png")]
 
 
-class DiffuseEvaluate(DrawingPart):
-    """Drift, denoising loss and Fréchet distance (packaged model)."""
-
-    run: ClassVar[str] = "diffuse evaluate"
-
-    dense: Annotated[part.Name, setting("to measure the drift from", metavar="MODEL")] = PACKAGED
-    count: Annotated[Whole, setting("pictures", ge=1)] = 200
-    output: Annotated[part.File, setting("write the scores to this file", metavar="FILE.json")] | None = None
-
-
-SPECS: dict[str, type[Spec]] = {spec.run: spec for spec in STEPS} | {
-    DiffusePrune.run: DiffusePrune,
-    DiffuseSlim.run: DiffuseSlim,
-}
+SPECS: dict[str, type[Spec]] = {spec.run: spec for spec in (*STEPS, DiffusePrune)}
 """The specifications that recipes can run, by name."""
-_DIFFUSION = (DiffusePrune, DiffuseSlim, DiffuseSample, DiffuseEvaluate)
-_TOOLS = (RunRecipe, WriteReport, Inspect, Export, *_DIFFUSION, App)
+_TOOLS = (RunRecipe, WriteReport, Inspect, Export, DiffusePrune, DiffuseSample, App)
 _ALL: tuple[type[Spec], ...] = (Models, *STEPS, *_TOOLS)
 COMMANDS = {spec.run: spec for spec in _ALL}
 """The commands of the command line by name, in the order of the help."""

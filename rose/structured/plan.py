@@ -114,11 +114,9 @@ def fewest_channels(part: Part, multiple: int) -> Shape:
     return Shape(1, min(least, part.shape.units))
 
 
-def shapes_by_ratio(
-    parts: Sequence[Part], ratio: float, multiple: int, fewest: Callable[[Part, int], Shape] = fewest_channels
-) -> list[Shape]:
+def shapes_by_ratio(parts: Sequence[Part], ratio: float, multiple: int) -> list[Shape]:
     """The shapes of one decoder block that loses a share of its parts' parameters: heads as near as possible,
-    channels for the rest, with `fewest` as their limit."""
+    channels for the rest, with `fewest_channels` as their limit."""
     left = ratio * sum(part.parameters(part.shape) for part in parts)
     whole = sum(part.parameters(part.shape) for part in parts if part.kind == CHANNELS)
     chosen: dict[str, Shape] = {}
@@ -129,7 +127,9 @@ def shapes_by_ratio(
             shape = min(head_shapes(part.shape), key=lambda shape: (abs(part.saved(shape) - want), -shape.groups))
             left -= part.saved(shape)
         else:
-            shape = channels_for(part, max(left, 0.0) * (parameters / whole), multiple) or fewest(part, multiple)
+            shape = channels_for(part, max(left, 0.0) * (parameters / whole), multiple) or fewest_channels(
+                part, multiple
+            )
         chosen[part.output.name] = shape
     return [chosen[part.output.name] for part in parts]
 

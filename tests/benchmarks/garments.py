@@ -1,4 +1,4 @@
-"""Trains the packaged tiny model and its classifier: python -m tests.benchmarks.garments --output FOLDER
+"""Trains the packaged tiny model: python -m tests.benchmarks.garments --output FOLDER
 
 Seeded, on one thread, so that the same machine and versions give the same bits. Snapshots are kept beside
 the output, and the same command resumes from the last one. The pictures are Fashion-MNIST's four idx files, such as
@@ -20,12 +20,12 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rose.diffusion.evaluation import ANY, FOLDER, SIDE, Classifier
+from rose.diffusion.loading import ANY, FOLDER
 
+SIDE = 28  # pixels
 DENOISER = {
     "num_attention_heads": 4,
     "attention_head_dim": 36,
@@ -48,11 +48,10 @@ DATA = Path("/usr/share/datasets/fashion-mnist")
 HIDDEN_CLASSES = 0.1
 WARM_UP = 200
 SEED, RATE, DECAY = 0, 1.5e-3, 0.998  # highest learning rate; decay of the mean of the weights
-HELD_OUT = 256  # real pictures that go along with the model
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains both networks and writes their folder."""
+    """Trains the model and writes its folder."""
     parser = argparse.ArgumentParser(description="Train the packaged diffusion model on Fashion-MNIST.")
     parser.add_argument("--data", type=Path, default=DATA, help="folder with the four .gz files (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=FOLDER, help="default: where the package looks for it")
@@ -64,26 +63,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"{options.data} lacks train-images-idx3-ubyte.gz; install dataset-fashion-mnist or give --data")
     torch.set_num_threads(1)
     options.output.mkdir(parents=True, exist_ok=True)
-    pictures, classes = read_split(options.data, "train")
-    unseen, unseen_classes = read_split(options.data, "t10k")
-    path = options.output / "made.json"
-    facts: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    if set(facts) != {"classifier"}:  # else a run that was stopped after its first part
-        facts["classifier"] = train_classifier(options, pictures, classes, unseen, unseen_classes)
-        path.write_text(json.dumps(facts))
-    facts["denoiser"] = train_denoiser(options, pictures, classes)
+    pictures, classes = read_pictures(options.data)
+    facts: dict[str, Any] = {"denoiser": train_denoiser(options, pictures, classes)}
     versions = {"python": platform.python_version(), "torch": torch.__version__, "diffusers": diffusers.__version__}
     facts["versions"] = versions
     facts["data"] = "Fashion-MNIST (Xiao, Rasul and Vollgraf 2017), MIT licence"
-    path.write_text(json.dumps(facts, indent=1) + "\n")
+    (options.output / "made.json").write_text(json.dumps(facts, indent=1) + "\n")
     options.snapshot.unlink(missing_ok=True)
 
 
-def read_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
+def read_pictures(folder: Path) -> tuple[Tensor, Tensor]:
     """Pictures (n, 1, 28, 28) between −1 and 1, and classes (n,) int64, from idx files (LeCun's format)."""
-    with gzip.open(folder / f"{split}-images-idx3-ubyte.gz") as file:
+    with gzip.open(folder / "train-images-idx3-ubyte.gz") as file:
         raw = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8, offset=16)
-    with gzip.open(folder / f"{split}-labels-idx1-ubyte.gz") as file:
+    with gzip.open(folder / "train-labels-idx1-ubyte.gz") as file:
         labels = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8, offset=8)
     return raw.view(-1, 1, SIDE, SIDE).float() / 127.5 - 1, labels.long()
 
@@ -92,44 +85,6 @@ def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tenso
     """Indices of one epoch after another, shuffled; an incomplete last batch is left out."""
     while True:
         yield from torch.randperm(count, generator=generator)[: count // size * size].split(size)
-
-
-def train_classifier(
-    options: argparse.Namespace, pictures: Tensor, classes: Tensor, unseen: Tensor, unseen_classes: Tensor
-) -> dict[str, Any]:
-    """Trains the classifier for four epochs, keeps its features of unseen pictures, and returns its accuracy there."""
-    path, epochs, batch = options.output / "classifier.safetensors", 4, 128
-    torch.manual_seed(SEED)
-    generator = torch.Generator().manual_seed(SEED)
-    classifier = Classifier()
-    steps = epochs * (len(pictures) // batch)
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
-    for _, chosen in zip(range(steps), batches(len(pictures), batch, generator), strict=False):
-        loss = F.cross_entropy(classifier(pictures[chosen]), classes[chosen])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    # What is measured is what is kept: the weights as float16 has them.
-    stored = {name: value.half().contiguous() for name, value in classifier.state_dict().items()}
-    classifier.load_state_dict({name: value.float() for name, value in stored.items()})
-    with torch.no_grad():
-        parts = [classifier.features(part) for part in unseen.split(500)]
-        features = torch.cat(parts).double()
-        accuracy = (classifier.head(features.float()).argmax(1) == unseen_classes).float().mean()
-    references = {
-        "mean": features.mean(0),
-        "covariance": features.T.cov(),
-        "pictures": ((unseen[:HELD_OUT] + 1) * 127.5).round().byte(),
-        "classes": unseen_classes[:HELD_OUT].byte(),
-    }
-    save_file(stored, path)
-    save_file(
-        {name: value.contiguous() for name, value in references.items()}, path.with_name("references.safetensors")
-    )
-    print(f"classifier: accuracy {float(accuracy):.4f} on unseen pictures", flush=True)
-    return {"seed": SEED, "steps": steps, "batch": batch, "accuracy_on_unseen_pictures": float(accuracy)}
 
 
 def train_denoiser(options: argparse.Namespace, pictures: Tensor, classes: Tensor) -> dict[str, Any]:

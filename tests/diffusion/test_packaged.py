@@ -1,19 +1,17 @@
-"""The packaged diffusion model is sampled, pruned, saved, read and measured, in Python and by commands."""
+"""The packaged diffusion model is sampled, pruned, saved and read, in Python and by commands."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import rose
 from rose import cli
-from rose.diffusion.evaluation import classes_in_turn, frechet_distance, load_classifier, load_references
-from rose.diffusion.trajectory import denoiser_of
-from tests.refusals import refused
+from rose.diffusion.loading import classes_in_turn
+from rose.diffusion.trajectory import denoiser_of, distance
+from rose.wording import number
 
 
 @pytest.fixture(scope="module")
@@ -32,24 +30,12 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_packaged_model_draws_the_classes_asked_for(pipeline):
-    drawn = rose.draw_pictures(pipeline, classes_in_turn(50), steps=20, batch=50)
-    assert drawn.shape == (50, 1, 28, 28)
-    recognized = load_classifier()(drawn).argmax(1) == torch.tensor(classes_in_turn(50))
-    assert recognized.float().mean() > 0.7  # a tenth by chance
-
-
-def test_the_classifier_knows_real_pictures():
-    references = load_references()
-    recognized = load_classifier()(references["pictures"]).argmax(1) == references["classes"]
-    assert recognized.float().mean() > 0.85
-
-
-def test_frechet_distance_of_known_distributions():
-    """Equal covariances leave the means; diagonal ones, Σ (√a − √b)²."""
-    eye, zero = torch.eye(3).double(), torch.zeros(3).double()
-    assert frechet_distance(zero, eye, zero, eye) == pytest.approx(0, abs=1e-9)
-    assert frechet_distance(zero + 2, eye, zero, eye) == pytest.approx(12)
-    assert frechet_distance(zero, 4 * eye, zero, 9 * eye) == pytest.approx(3)
+    """A picture is nearer to the mean of its class in other pictures than to the mean of any other class."""
+    drawn = rose.draw_pictures(pipeline, classes_in_turn(100), steps=20, batch=50)
+    assert drawn.shape == (100, 1, 28, 28)
+    first, second = drawn.flatten(1).view(2, 5, 10, -1)
+    nearest = torch.cdist(second.flatten(0, 1), first.mean(0)).argmin(1)
+    assert (nearest == torch.tensor(classes_in_turn(50))).float().mean() > 0.6  # a tenth by chance
 
 
 def test_pruning_from_the_command_line_saves_a_pipeline_that_loads(pruned):
@@ -63,20 +49,6 @@ def test_pruning_from_the_command_line_saves_a_pipeline_that_loads(pruned):
     assert report.summary["step_weights"] == "log_decrease"
 
 
-def test_more_pruning_moves_the_pictures_further(pipeline, pruned):
-    dense = rose.evaluation_trajectory(pipeline, pictures=70, steps=3)
-    for other in ({"steps": 4}, {"steps": 3, "pictures": 71}):
-        refused("other steps or pictures", rose.evaluate_diffusion, pipeline, dense, **{"pictures": 70} | other)
-    scores = rose.evaluate_diffusion(rose.load_diffusion(str(pruned)), dense, pictures=70, steps=3)
-    measured = rose.evaluate_diffusion(pipeline, dense, pictures=70, steps=3)
-    assert scores.drift[0] == 0
-    assert len(scores.drift) == 4
-    assert 0 < scores.drift[1] < scores.drift[-1] < 1
-    assert measured.drift == (0.0,) * 4
-    assert np.mean(scores.loss) > np.mean(measured.loss)
-    assert scores.frechet > 0
-
-
 def test_pictures_of_two_models_share_one_file(pruned, tmp_path, capsys):
     path = tmp_path / "pictures.png"
     command = ["diffuse", "sample", "--model", str(pruned), "--beside", "garments", "--steps", "2"]
@@ -84,16 +56,9 @@ def test_pictures_of_two_models_share_one_file(pruned, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "twelve pictures" in printed
     assert "garments above: bag, sneaker, bag" in printed
+    pictures = [rose.draw_pictures(rose.load_diffusion(name), [8, 7] * 6, steps=2) for name in (pruned, "garments")]
+    assert f"garments's is {number(float(distance(*pictures)))} of" in " ".join(printed.split())
     assert Image.open(path).size == (10 * 30 * 4, 4 * 30 * 4)  # ten of both models, and two
-
-
-def test_the_command_prints_scores(pruned, tmp_path, capsys):
-    path = tmp_path / "scores.json"
-    command = ["diffuse", "evaluate", "--model", str(pruned), "--count", "65", "--steps", "2", "--output", str(path)]
-    assert cli.main(command) == 0
-    scores = json.loads(path.read_text())
-    assert len(scores["drift"]) == 3
-    assert f"Fréchet distance {scores['frechet']:.3f}" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
@@ -107,7 +72,6 @@ def test_the_command_prints_scores(pruned, tmp_path, capsys):
         (["prune", "--output", "{here}/new", "--prompts", "{here}/none.txt"], "cannot be read"),
         (["sample", "--output", "{here}/p.png", "--classes", "hat"], "no class 'hat'"),
         (["sample", "--output", "{here}/none/p.png"], "a folder that exists"),
-        (["evaluate", "--count", "10"], "at least 65 pictures"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(arguments, says, tmp_path, capsys):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch.nn.utils.prune import l1_unstructured
 
 import rose
-from rose.diffusion.pruning import convolutions, default_block_size, find_layers, make_packages
+from rose.diffusion.pruning import TrajectoryCalibration, convolutions, default_block_size, find_layers, make_packages
 from rose.diffusion.trajectory import Trajectories, denoiser_of
 from rose.model.network.layers import LEFT, RIGHT
 from tests.diffusion.pipelines import FAMILIES, garments
@@ -34,10 +34,16 @@ def inputs_by_step(name: str, scheduler: Any = None) -> list[torch.Tensor]:
     return inputs
 
 
+def collected(pipeline: Any, classes: list[int], kind: str = "log_decrease") -> dict[str, rose.InputStatistics]:
+    """Inputs of the dense model's layers along whole trajectories."""
+    calibration = TrajectoryCalibration(pipeline, classes, kind, steps=STEPS)
+    return calibration.statistics(find_layers(calibration))
+
+
 @pytest.mark.parametrize("kind", ["log_decrease", "uniform", "log_increase"])
 def test_the_hessian_is_the_weighted_sum_over_steps(kind):
     pipeline, classes = garments()
-    statistics = rose.collect_diffusion_statistics(pipeline, classes, steps=STEPS, step_weights=kind)
+    statistics = collected(pipeline, classes, kind)
     parts = inputs_by_step(TO_Q)
     assert len(parts) == STEPS
     expected = sum(a * x.T @ x for a, x in zip(rose.step_weights(kind, STEPS), parts, strict=True))
@@ -48,7 +54,7 @@ def test_the_hessian_is_the_weighted_sum_over_steps(kind):
 def test_step_diagonals_add_up_to_the_hessians():
     pipeline, classes = garments()
     diagonals = rose.step_diagonals(pipeline, classes, steps=STEPS)
-    statistics = rose.collect_diffusion_statistics(pipeline, classes, steps=STEPS, step_weights="linear")
+    statistics = collected(pipeline, classes, "linear")
     alpha = torch.tensor(rose.step_weights("linear", STEPS))
     assert set(diagonals) == set(statistics)
     for name, parts in diagonals.items():
@@ -66,7 +72,7 @@ def test_repeated_visits_of_a_step_are_summed(kind, visits):
     expected = torch.stack([torch.stack([parts[visit] for visit in of_step]).sum(0) for of_step in visits])
     diagonals = rose.step_diagonals(pipeline, classes, steps=STEPS, layers=[TO_Q])[TO_Q]
     torch.testing.assert_close(diagonals, expected)
-    weighted = rose.collect_diffusion_statistics(pipeline, classes, steps=STEPS, layers=[TO_Q])[TO_Q]
+    weighted = collected(pipeline, classes)[TO_Q]
     torch.testing.assert_close(weighted.diagonal, torch.tensor(rose.step_weights("log_decrease", STEPS)) @ expected)
 
 
@@ -91,7 +97,7 @@ def test_packages_are_calibrated_behind_pruned_packages():
     name = "transformer_blocks.1.ff.net.2"
     half = copy.deepcopy(dense)
     rose.prune_diffusion(half, classes, steps=STEPS, packages=1, layers=["transformer_blocks.0.*"], **settings)
-    statistics = rose.collect_diffusion_statistics(half, classes, steps=STEPS)
+    statistics = collected(half, classes)
     weight = dict(denoiser_of(dense).named_modules())[name].weight
     expected = rose.prune_layer(weight, statistics[name], **settings).weight
     assert torch.equal(dict(denoiser_of(pipeline).named_modules())[name].weight, expected)
@@ -140,7 +146,7 @@ def _adapted(block: Any) -> None:
 def test_layers_with_more_than_a_weight_are_refused(change, says):
     pipeline, classes = garments()
     change(denoiser_of(pipeline).transformer_blocks[0])
-    for use in (rose.prune_diffusion, rose.collect_diffusion_statistics, rose.prune_diffusion_structured):
+    for use in (rose.prune_diffusion, rose.step_diagonals):
         refused(says, use, pipeline, classes, steps=2)
 
 

@@ -51,7 +51,6 @@ PRODUCERS: dict[str, tuple[Any, ...]] = {
     "slim and prune, cost": (*SLIM, "--allocation", "cost", *THEN),
     "slim and prune, depth": (*DEPTH, "--method", "depth", *THEN),
     "diffuse prune": ("diffuse", "prune", *DIFFUSE),
-    "diffuse slim": ("diffuse", "slim", *DIFFUSE),
 }
 
 

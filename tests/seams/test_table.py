@@ -32,7 +32,6 @@ slim and prune         yes    yes      fit    yes   zeros  yes   yes    shapes  
 slim and prune, cost   yes    yes      fit    yes   differ yes   yes    shapes  rows  sizes index   yes    yes    yes
 slim and prune, depth  yes    yes      fewer  yes   zeros  yes   yes    blocks  rows  yes   index   yes    yes    yes
 diffuse prune          yes    model    model  model model  model model  model   rows  type  yes     yes    drift  folder
-diffuse slim           yes    model    model  model model  model model  model   rows  type  yes     yes    drift  folder
 """
 REFUSALS = {
     "model": r"The folder \S+ holds no config.json, so it is not a checkpoint; choose another folder\.",
