@@ -14,7 +14,7 @@ from app.words import count, number, out_of, percent, sentence, short_layer
 from rose import METHODS, LayerResult, Prices, RoseError, verdicts
 from rose.layer.columnar import PaperFigures
 from rose.layer.order import visited_blocks
-from rose.layer.sweep import SweepTrace
+from rose.layer.trace import SweepTrace
 
 # Sweeps, by order and budget, that a method makes of every layer. ROSE is not among them: it is two-level order where a
 # layer is columnar, else SparseGPT.

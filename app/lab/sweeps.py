@@ -15,7 +15,7 @@ from app.figures.orders import trace_of
 from app.study.study import Study, error_on
 from rose.layer.error import relative_error
 from rose.layer.methods import Cache, make_settings, prune_with
-from rose.layer.sweep import error_inside
+from rose.layer.trace import error_inside
 
 BASELINE = ("natural", "block")  # SparseGPT, which every other error is compared with
 LARGEST_TRACE = 2e9  # bytes

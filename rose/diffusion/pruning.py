@@ -213,8 +213,8 @@ def prune_diffusion(
     def prune(layer: PrunableLayer, statistics: dict[str, InputStatistics]) -> LayerRecord:
         began = time.perf_counter()
         result = prune_one(layer, statistics, settings)
-        tokens = statistics_of(layer, statistics).tokens
-        record = record_of(layer, result, time.perf_counter() - began, settings, tokens=tokens)
+        inputs = statistics_of(layer, statistics)
+        record = record_of(layer, result, inputs, time.perf_counter() - began, settings)
         layer.write(result.weight)
         layer.keep_low_rank(result.low_rank)
         return record

@@ -11,55 +11,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from rose.errors import RoseError, check_keywords
+from rose.layer.budget import check_budget, count_by_block
 from rose.layer.error import quadratic_form, ratio, sweep_error
 from rose.layer.hessian import DampedHessian
 from rose.layer.loss import block_sums
-from rose.layer.order import Order, OrderPlan, make_order, plan_order
+from rose.layer.order import Order, OrderPlan, Prices, make_order, plan_order
 from rose.layer.pattern import PlanOptions
 from rose.layer.statistics import InputStatistics
-from rose.layer.sweep import check_budget, sweep, visited_budget
-
-
-@dataclass(frozen=True, eq=False)  # tensors have no one truth value
-class Prices:
-    """The prices of all columns in one order.
-
-    Attributes:
-        price: d_j = 1/U_jj², (in,) float64, in the order visited; a dead column's is 1 + λ.
-        alone: H_jj + λ, (in,) float64, in the order visited: the price without any help.
-    """
-
-    order: Order
-    price: Tensor
-    alone: Tensor
-
-    @classmethod
-    def of(cls, order: Order, factor: Tensor, damped: DampedHessian) -> Prices:
-        """From U for this order, (in, in)."""
-        alone = damped.matrix.diagonal()[order.permutation]
-        return cls(order, factor.diagonal().double().pow(-2), alone.double())
-
-    @property
-    def log_total(self) -> float:
-        """Σ log d_j, which is log det(H + λI) for every order."""
-        return float(self.price.log().sum())
-
-    @property
-    def total(self) -> float:
-        """Σ d_j, which bounds the error of rounding every weight (Chen et al. 2025, arXiv 2507.18553)."""
-        return float(self.price.sum())
-
-    @property
-    def level(self) -> float:
-        """The mean of log d_j, the same for every order."""
-        return self.log_total / len(self.price)
+from rose.layer.sweep import Choice, sweep
+from rose.layer.tiles import prune_in_tiles
 
 
 def price_columns(plan: OrderPlan, order: str | Order | Tensor | Sequence[int] = "natural") -> Prices:
@@ -246,7 +213,7 @@ class _Sample:
     def forecast(self, factored: _Factored, budget: AnyBudget, name: str = "") -> Forecast:
         """The forecast for a budget or shares; `name` is the name of the shares in the result."""
         order, factor = factored.order, factored.factor
-        counts = visited_budget(budget, self.all_rows, factor.diagonal(), self.plan.pattern, order)
+        counts = count_by_block(budget, self.all_rows, factor.diagonal(), self.plan.pattern, order)
         shares = torch.tensor(counts, dtype=torch.float64) / self.all_rows.numel()
         columns, error, held_out = self.swept(factored, shares)
         blocks = block_sums(columns, order.widths)
@@ -259,8 +226,11 @@ class _Sample:
         on other inputs. Shares may have any sum; N:M ignores them."""
         sizes = torch.tensor(factored.order.widths) * len(self.rows)
         counts = (shares * self.rows.numel()).round().long().clamp(min=0).minimum(sizes).tolist()
-        swept = sweep(self.rows, factored.factor, factored.order, self.plan.pattern, counts, few_rows=True)
-        live = swept.column_error.masked_fill(factored.damped.dead, 0).double()
-        error = ratio(sweep_error(live, self.rows - swept.weight, factored.damped.added), self.energy)
-        columns = live[factored.order.permutation]
+        order, U, damped = factored.order, factored.factor, factored.damped
+        choice = Choice(self.plan.pattern, U.diagonal(), counts)
+        before, after = order.visit(self.rows), order.visit(self.rows)
+        mask = torch.zeros_like(after, dtype=torch.bool)
+        errors = sweep(after, mask, U, order.widths, choice, partial(prune_in_tiles, few_rows=True))
+        columns = errors.square().sum(0).masked_fill(damped.dead[order.permutation], 0).double()
+        error = ratio(sweep_error(columns, before - after, damped.added), self.energy)
         return columns, error, float(columns @ factored.over_fitting) * ratio(error, float(columns.sum()))

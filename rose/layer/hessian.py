@@ -1,5 +1,9 @@
 """The factor of a Hessian that a sweep reads: dead columns, damping, and U with H⁻¹ = UᵀU. Its rows come from the
-inverse Hessians of ever fewer columns (GPTQ, Frantar et al. 2022, section 3.3; SparseGPT, section 3.2)."""
+inverse Hessians of ever fewer columns (GPTQ, Frantar et al. 2022, section 3.3; SparseGPT, section 3.2).
+
+Let L be the lower Cholesky factor of H with its columns reversed, and A be L reversed again, rows and columns. Then H =
+AAᵀ, A is upper triangular, and U = A⁻¹: the inverse of L, reversed. `panels` computes both steps in little time.
+"""
 
 import logging
 from dataclasses import dataclass
@@ -11,16 +15,15 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError
-from rose.interrupt import stop_point
+from rose.layer.panels import cholesky, reversed_inverse
 from rose.layer.pattern import DAMPING
 from rose.layer.registry import check_damping
-from rose.layer.statistics import PANEL, InputStatistics
+from rose.layer.statistics import InputStatistics
 
 logger = logging.getLogger(__name__)
 
 MAX_DAMPING = 1.0  # relative to the mean diagonal; beyond it the damping outweighs H
 FIRST_RESCUE = 1e-4  # the least raised damping: because ten times 0 is 0
-IN_PANELS = 1024  # from this number of columns on, a Cholesky factorization in panels is faster
 
 
 @dataclass(frozen=True)
@@ -33,116 +36,21 @@ class DampedHessian:
     damping: float
     added: float
     mean: float  # of diag(H), all columns
-    lower: Tensor  # L with JHJ = LLᵀ, (in, in), where J reverses the order of the columns
+    lower: Tensor  # L, (in, in), for the columns from right to left
 
     @cached_property
     def natural_factor(self) -> Tensor:
-        """`inverse_factor` for the columns from left to right, computed once."""
-        return _reversed_inverse(self.lower)
+        """U for the columns from left to right, upper triangular, (in, in), computed once."""
+        return reversed_inverse(self.lower)
 
     def inverse_factor(self, permutation: Tensor) -> Tensor:
-        """U with H⁻¹ = UᵀU, upper triangular, (in, in) float32, for this order: J L⁻¹ J with JHJ = LLᵀ. Raises
-        RoseError for a barely definite H that rounding makes indefinite in this order."""
+        """U for the columns in this order, upper triangular, (in, in) float32. Raises RoseError for a barely definite H
+        that rounding makes indefinite in this order."""
         backwards = permutation.flip(0)
         lower = _definite_factor(self.matrix[backwards][:, backwards], self.dead[backwards], self.mean)
         if lower is None:
             raise RoseError("H is too close to singular for this column order; raise the damping.")
-        return _reversed_inverse(lower)
-
-
-# The last two statistics, with their tokens and damping. Entries are large, and are freed with their statistics.
-_remembered: WeakKeyDictionary[InputStatistics, tuple[tuple[int, float], DampedHessian]] = WeakKeyDictionary()
-_lock = Lock()  # the app's sessions prune in threads of their own
-
-
-def damped_hessian(statistics: InputStatistics, damping: float) -> DampedHessian:
-    """The damped Hessian of these inputs, remembered: layers and methods that share inputs come one after another."""
-    key = (statistics.tokens, damping)  # the number of tokens shows whether the statistics have grown
-    with _lock:
-        remembered = _remembered.get(statistics)
-    if remembered is None or remembered[0] != key:
-        remembered = key, damp(statistics.hessian, damping)
-        with _lock:
-            _remembered.pop(statistics, None)
-            for older in list(_remembered)[:-1]:
-                del _remembered[older]
-            _remembered[statistics] = remembered
-    return remembered[1]
-
-
-def factorize(statistics: InputStatistics, damping: float, permutation: Tensor) -> tuple[DampedHessian, Tensor]:
-    """The damped Hessian, and U for this column order; the damping is raised where H is not definite in it."""
-    is_natural = torch.equal(permutation, torch.arange(len(permutation), device=permutation.device))
-    damped = damped_hessian(statistics, damping)
-    while True:
-        try:
-            return damped, damped.natural_factor if is_natural else damped.inverse_factor(permutation)
-        except RoseError:  # rounding depends on the order, so a barely definite H may fail in only some orders
-            if damped.damping >= MAX_DAMPING:
-                raise
-            damped = damped_hessian(statistics, min(MAX_DAMPING, max(10 * damped.damping, FIRST_RESCUE)))
-
-
-def cholesky(matrix: Tensor) -> tuple[Tensor, bool]:
-    """The lower Cholesky factor, (in, in), and whether it exists; `matrix`, symmetric, is overwritten. Large matrices
-    are factorized in panels, as torch takes longer to clear the upper triangle (docs/lab-notes/engine.md)."""
-    if len(matrix) < IN_PANELS or matrix.is_cuda:
-        lower, info = torch.linalg.cholesky_ex(matrix)
-        return lower, not info.item()
-    for start in range(0, len(matrix), PANEL):
-        end = min(start + PANEL, len(matrix))
-        first, info = torch.linalg.cholesky_ex(matrix[start:end, start:end])
-        if info.item():
-            return matrix, False
-        matrix[start:end, start:end] = first.T
-        matrix[end:, start:end] = 0
-        panel = matrix[start:end, end:]
-        panel.copy_(torch.linalg.solve_triangular(first, panel, upper=False))
-        for row in range(end, len(matrix), PANEL):
-            rows = slice(row - end, row - end + PANEL)
-            matrix[row : row + PANEL, row:].addmm_(panel[:, rows].T, panel[:, row - end :], alpha=-1)
-    return matrix.T, True
-
-
-def _definite_factor(matrix: Tensor, dead: Tensor, mean: float) -> Tensor | None:
-    """The lower Cholesky factor, (in, in), of a damped H, which is overwritten; None if the pivot of a live column is
-    rounding noise beside `mean`, the mean of diag(H)."""
-    lower, is_definite = cholesky(matrix)
-    pivots = lower.diagonal()[~dead] ** 2
-    return lower if is_definite and bool((pivots > torch.finfo(torch.float32).eps * mean).all()) else None
-
-
-def spectrum(hessian: Tensor) -> Tensor:
-    """Eigenvalues of H, descending, (in,). Cubic in the number of columns."""
-    return torch.linalg.eigvalsh(hessian).flip(0)
-
-
-def condition_number(hessian: Tensor, damping: float = DAMPING) -> float:
-    """Largest over smallest eigenvalue of the damped Hessian's live columns; 1 if all are dead. Raises RoseError as
-    `damp`."""
-    damped = damp(hessian, damping)
-    live = ~damped.dead
-    values = spectrum(damped.matrix[live][:, live])
-    return float(values[0] / values[-1].clamp_min(torch.finfo(torch.float32).tiny)) if len(values) else 1.0
-
-
-def sampling_damping(columns: int, tokens: int) -> float:
-    """The damping for an H from few tokens, relative to the mean of diag(H): columns/tokens, at most `MAX_DAMPING`.
-    It is the ridge n·σ²/‖β‖² (Hoerl, Kennard and Baldwin 1975) if the other inputs explain half of an input."""
-    return min(MAX_DAMPING, columns / max(tokens, 1))
-
-
-def _reversed_inverse(lower: Tensor) -> Tensor:
-    """J L⁻¹ J, upper triangular, for a lower triangular L; (in, in)."""
-    size = len(lower)
-    inverse = lower.new_zeros(size, size)
-    for start in range(0, size, PANEL):
-        width = min(PANEL, size - start)
-        # Above its diagonal L⁻¹ is zero, so a panel of its columns needs only the rows below: a third of the work.
-        identity = torch.eye(size - start, width, dtype=lower.dtype, device=lower.device)
-        panel = torch.linalg.solve_triangular(lower[start:, start:], identity, upper=False)
-        inverse[: size - start, size - start - width : size - start] = panel.flip(0, 1)
-    return inverse
+        return reversed_inverse(lower)
 
 
 def damp(hessian: Tensor, damping: float = DAMPING) -> DampedHessian:
@@ -171,47 +79,62 @@ def damp(hessian: Tensor, damping: float = DAMPING) -> DampedHessian:
         logger.warning("H is not positive definite; damping raised to %g of its mean diagonal", relative)
 
 
-def solve_on_support(
-    weight: Tensor, mask: Tensor, matrix: Tensor, start: Tensor, steps: int, cross: Tensor | None = None
-) -> Tensor:
-    """Finds by conjugate gradients the kept weights that minimise tr((W − Ŵ) M (W − Ŵ)ᵀ + 2 C (W − Ŵ)ᵀ) for a fixed
-    mask. C = GᵀX_p, (out, in), of a gap G to a dense target, is 0 by default.
-
-    All rows at once, each with its own step sizes, preconditioned by the diagonal of M. The error never rises. W is
-    (out, in) float32; the mask (out, in), True = removed; M (in, in), definite. Only the kept entries of `start`, (out,
-    in), are used. It stops before `steps` once the residual has fallen by 1e-6.
-    """
-    diagonal = matrix.diagonal()
-    solution = start.masked_fill(mask, 0)
-    residual = (weight - solution) @ matrix
-    residual = (residual if cross is None else residual + cross).masked_fill(mask, 0)
-    scaled = residual / diagonal
-    direction = scaled
-    norm = (residual * scaled).sum(1, keepdim=True)  # squared norm of each row's residual
-    enough = norm * 1e-12
-    for _ in range(steps):
-        if (norm <= enough).all():
-            break
-        stop_point()
-        step = direction @ matrix
-        curvature = (direction * step).sum(1, keepdim=True)
-        length = torch.where(curvature > 0, norm / curvature, 0)
-        solution = solution + length * direction
-        residual = residual - (length * step).masked_fill(mask, 0)
-        scaled = residual / diagonal
-        last, norm = norm, (residual * scaled).sum(1, keepdim=True)
-        direction = scaled + torch.where(last > 0, norm / last, 0) * direction
-    return solution
+def _definite_factor(matrix: Tensor, dead: Tensor, mean: float) -> Tensor | None:
+    """The lower Cholesky factor, (in, in), of a damped H, which is overwritten; None if the pivot of a live column is
+    rounding noise beside `mean`, the mean of diag(H)."""
+    lower, is_definite = cholesky(matrix)
+    pivots = lower.diagonal()[~dead] ** 2
+    return lower if is_definite and bool((pivots > torch.finfo(torch.float32).eps * mean).all()) else None
 
 
-def shifted_inverse(matrix: Tensor, penalty: float) -> Tensor:
-    """(M + ρ I)⁻¹, (in, in), by a Cholesky factorization for each ρ; M is float32 and definite, ρ at least 0. ALPS
-    decomposes M into eigenvectors in float64, which takes as long as nine of these inverses."""
-    raised = matrix.clone()
-    raised.diagonal().add_(penalty)
-    factor, is_definite = cholesky(raised)
-    if not is_definite:  # not definite by less than float32 can represent
-        raised = matrix.double()
-        raised.diagonal().add_(penalty)
-        factor = torch.linalg.cholesky(raised)
-    return torch.cholesky_inverse(factor).to(matrix)
+def factorize(statistics: InputStatistics, damping: float, permutation: Tensor) -> tuple[DampedHessian, Tensor]:
+    """The damped Hessian, and U for this column order; the damping is raised where H is not definite in it."""
+    is_natural = torch.equal(permutation, torch.arange(len(permutation), device=permutation.device))
+    damped = damped_hessian(statistics, damping)
+    while True:
+        try:
+            return damped, damped.natural_factor if is_natural else damped.inverse_factor(permutation)
+        except RoseError:  # rounding depends on the order, so a barely definite H may fail in only some orders
+            if damped.damping >= MAX_DAMPING:
+                raise
+            damped = damped_hessian(statistics, min(MAX_DAMPING, max(10 * damped.damping, FIRST_RESCUE)))
+
+
+# The last two statistics, with their tokens and damping. Entries are large, and are freed with their statistics.
+_remembered: WeakKeyDictionary[InputStatistics, tuple[tuple[int, float], DampedHessian]] = WeakKeyDictionary()
+_lock = Lock()  # the app's sessions prune in threads of their own
+
+
+def damped_hessian(statistics: InputStatistics, damping: float) -> DampedHessian:
+    """The damped Hessian of these inputs, remembered: layers and methods that share inputs come one after another."""
+    key = (statistics.tokens, damping)  # the number of tokens shows whether the statistics have grown
+    with _lock:
+        remembered = _remembered.get(statistics)
+    if remembered is None or remembered[0] != key:
+        remembered = key, damp(statistics.hessian, damping)
+        with _lock:
+            _remembered.pop(statistics, None)
+            for older in list(_remembered)[:-1]:
+                del _remembered[older]
+            _remembered[statistics] = remembered
+    return remembered[1]
+
+
+def spectrum(hessian: Tensor) -> Tensor:
+    """Eigenvalues of H, descending, (in,). Cubic in the number of columns."""
+    return torch.linalg.eigvalsh(hessian).flip(0)
+
+
+def condition_number(hessian: Tensor, damping: float = DAMPING) -> float:
+    """Largest over smallest eigenvalue of the damped Hessian's live columns; 1 if all are dead. Raises RoseError as
+    `damp`."""
+    damped = damp(hessian, damping)
+    live = ~damped.dead
+    values = spectrum(damped.matrix[live][:, live])
+    return float(values[0] / values[-1].clamp_min(torch.finfo(torch.float32).tiny)) if len(values) else 1.0
+
+
+def sampling_damping(columns: int, tokens: int) -> float:
+    """The damping for an H from few tokens, relative to the mean of diag(H): columns/tokens, at most `MAX_DAMPING`.
+    It is the ridge n·σ²/‖β‖² (Hoerl, Kennard and Baldwin 1975) if the other inputs explain half of an input."""
+    return min(MAX_DAMPING, columns / max(tokens, 1))

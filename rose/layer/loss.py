@@ -22,29 +22,19 @@ def kth_smallest(score: Tensor, count: int) -> Tensor:
     return score.kthvalue(count, dim=-1, keepdim=True).values
 
 
-def smallest(score: Tensor, count: int) -> Tensor:
-    """Mask of exactly `count` smallest entries of the whole tensor, finite; ties go to the lower flat index."""
-    return smallest_per_row(score.reshape(1, -1), count).view(score.shape)
-
-
-def smallest_per_row(score: Tensor, count: int) -> Tensor:
-    """Mask of exactly `count` smallest entries of every row (last dimension); ties go to the lower index."""
+def smallest(score: Tensor, count: int, of: int = 0) -> Tensor:
+    """Mask of exactly `count` smallest entries, finite, of the whole tensor or of every `of` neighbours of its last
+    dimension, such as a row or an N:M group; ties go to the lower index."""
+    parts = score.reshape(-1, of or score.numel())
     if count <= 0:
         return torch.zeros_like(score, dtype=torch.bool)
-    threshold = kth_smallest(score, count)
-    mask = score <= threshold
-    if int(mask.sum()) == threshold.numel() * count:  # no ties, the ordinary case
-        return mask
-    mask, ties = score < threshold, score == threshold
-    missing = count - mask.sum(-1, keepdim=True)
-    return mask | (ties & (ties.cumsum(-1) <= missing))
-
-
-def smallest_per_group(score: Tensor, pattern: Pattern) -> Tensor:
-    """N:M mask, (out, in) bool: the M − N smallest entries of every group of every row."""
-    rows, columns = score.shape
-    grouped = score.reshape(rows, columns // pattern.of, pattern.of)
-    return smallest_per_row(grouped, pattern.of - pattern.keep).view(rows, columns)
+    threshold = kth_smallest(parts, count)
+    mask = parts <= threshold
+    if int(mask.sum()) > threshold.numel() * count:  # ties
+        mask, ties = parts < threshold, parts == threshold
+        missing = count - mask.sum(-1, keepdim=True)
+        mask |= ties & (ties.cumsum(-1) <= missing)
+    return mask.view(score.shape)
 
 
 def block_widths(columns: int, block_size: int) -> tuple[int, ...]:
@@ -67,7 +57,7 @@ def potential_loss(score: Tensor, pattern: Pattern, widths: Sequence[int]) -> Te
     """L: S where pre-pruning would remove the weight, else 0 (ROSE, "pre-pruning"); (out, in). Each block, of these
     widths left to right, gives up its `round(ratio · size)` smallest S. Under N:M each group gives up its smallest."""
     if pattern.is_grouped:
-        return score * smallest_per_group(score, pattern)
+        return score * smallest(score, pattern.of - pattern.keep, pattern.of)
     masks = [smallest(block, pattern.count(block.numel())) for block in score.split(list(widths), dim=1)]
     return score * torch.cat(masks, dim=1)
 

@@ -8,7 +8,7 @@ block loss per column, both descending. `columns`, `blocks`, `global` and `dealt
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TypeVar, Unpack
+from typing import Self, TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -46,9 +46,52 @@ class Order:
         """(in,) int64; `inverse[j]` is the step at which original column j is visited."""
         return self.permutation.argsort()
 
+    def visit(self, matrix: Tensor) -> Tensor:
+        """A copy with the columns in the order visited, (out, in). A column is contiguous, as a sweep reads it."""
+        return matrix.T.index_select(0, self.permutation).T
+
+    def restore(self, visited: Tensor) -> Tensor:
+        """The columns, (in,) or (out, in), in their original order again."""
+        return visited[..., self.inverse].contiguous()
+
     @property
     def is_natural(self) -> bool:
         return bool((self.permutation == torch.arange(len(self.permutation), device=self.permutation.device)).all())
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no one truth value
+class Prices:
+    """The prices of all columns in one order.
+
+    Attributes:
+        price: d_j = 1/U_jj², (in,) float64, in the order visited; a dead column's is 1 + λ.
+        alone: H_jj + λ, (in,) float64, in the order visited: the price without any help.
+    """
+
+    order: Order
+    price: Tensor
+    alone: Tensor
+
+    @classmethod
+    def of(cls, order: Order, factor: Tensor, damped: DampedHessian) -> Self:
+        """From U for this order, (in, in)."""
+        alone = damped.matrix.diagonal()[order.permutation]
+        return cls(order, factor.diagonal().double().pow(-2), alone.double())
+
+    @property
+    def log_total(self) -> float:
+        """Σ log d_j, which is log det(H + λI) for every order."""
+        return float(self.price.log().sum())
+
+    @property
+    def total(self) -> float:
+        """Σ d_j, which bounds the error of rounding every weight (Chen et al. 2025, arXiv 2507.18553)."""
+        return float(self.price.sum())
+
+    @property
+    def level(self) -> float:
+        """The mean of log d_j, the same for every order."""
+        return self.log_total / len(self.price)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +152,7 @@ class OrderPlan:
     @cached_property
     def order(self) -> Order:
         """The order that ROSE prunes in: two-level if the layer is columnar, else natural."""
-        return make_order(self, "two_level" if self.is_columnar else "natural")
+        return make_order(self, "rose")
 
     @property
     def permutation(self) -> Tensor:
@@ -218,49 +261,16 @@ def unit_rank(column_score: Tensor, unit: int, ascending: bool = False) -> Tenso
     return (groups[:, None] * unit + torch.arange(unit, device=groups.device)).flatten()
 
 
-OrderFunction = Callable[[OrderPlan, bool], Order | Tensor | Sequence[int]]
-Arranging = TypeVar("Arranging", bound=OrderFunction)
-ORDERS: dict[str, Callable[[OrderPlan, bool], Order]] = {}
-
-
-def register_order(name: str) -> Callable[[Arranging], Arranging]:
-    """Decorator that makes an order available everywhere by name, and ascending as NAME_ascending. The function
-    takes an `OrderPlan` and whether to sort ascending. It returns an `Order`, or a permutation of the columns for
-    blocks of the plan's own widths; `sort_columns` makes one from a score. The result is checked. The last
-    registration of a name wins. Raises RoseError for a name that is not one word, or that `make_order` reads as another
-    order."""
-    reserved = ("random", "custom", "rose")
-    check_word(name, "An order")
-    if name in reserved or name.endswith("_ascending"):
-        raise RoseError(f"An order cannot be named {name!r}, which means something else already; choose another name.")
-
-    def add(function: Arranging) -> Arranging:
-        def arrange(plan: OrderPlan, ascending: bool) -> Order:
-            with failing(f"The order {name}"):
-                order = function(plan, ascending)
-            return _checked(plan, order, f"The order {name}")
-
-        ORDERS[name] = arrange
-        if name not in ORDER_NAMES:
-            ORDER_NAMES.append(name)
-        return function
-
-    return add
-
-
-@register_order("natural")
 def natural(plan: OrderPlan, ascending: bool) -> Tensor:
     """Left to right, as SparseGPT prunes; `ascending` has no effect."""
     return torch.arange(plan.column_loss.numel(), device=plan.column_loss.device)
 
 
-@register_order("two_level")
 def two_level(plan: OrderPlan, ascending: bool) -> Order:
     """ROSE: columns within each block by column loss, then blocks by block loss per column."""
     return _sort_blocks(plan, columns_only(plan, ascending), ascending)
 
 
-@register_order("columns")
 def columns_only(plan: OrderPlan, ascending: bool) -> Tensor:
     """Columns within each block by column loss; blocks stay."""
     starts, losses = loss.block_starts(plan.block_width), plan.column_loss.split(list(plan.block_width))
@@ -268,7 +278,6 @@ def columns_only(plan: OrderPlan, ascending: bool) -> Tensor:
     return torch.cat([start + unit_rank(block, unit, ascending) for start, block in zip(starts, losses, strict=True)])
 
 
-@register_order("blocks")
 def blocks_only(plan: OrderPlan, ascending: bool) -> Order:
     """Blocks by block loss per column; columns stay in natural order within each."""
     return _sort_blocks(plan, natural(plan, ascending), ascending)
@@ -280,14 +289,12 @@ def _sort_blocks(plan: OrderPlan, columns: Tensor, ascending: bool) -> Order:
     return Order(torch.cat([blocks[b] for b in chosen]), tuple(plan.block_width[b] for b in chosen), "custom")
 
 
-@register_order("global")
 def global_order(plan: OrderPlan, ascending: bool) -> Tensor:
     """Ours: all columns by their loss in a layer-wide pre-pruning; meant for the layer-wide budget."""
     lost = loss.potential_loss(plan.importance, plan.pattern, (plan.importance.shape[1],)).sum(0)
     return sort_columns(plan, lost, ascending)
 
 
-@register_order("dealt")
 def dealt(plan: OrderPlan, ascending: bool) -> Tensor:
     """Ours: columns by their loss in a layer-wide pre-pruning, dealt over the blocks like cards; for the block
     budget and a refit."""
@@ -301,7 +308,6 @@ def dealt(plan: OrderPlan, ascending: bool) -> Tensor:
     return columns.flatten()
 
 
-@register_order("hessian")
 def by_hessian(plan: OrderPlan, ascending: bool) -> Tensor:
     """All columns by diag(H): `act_order` of the program of GPTQ (Frantar et al. 2022)."""
     if torch.isnan(plan.hessian_diagonal).any():
@@ -309,20 +315,17 @@ def by_hessian(plan: OrderPlan, ascending: bool) -> Tensor:
     return sort_columns(plan, plan.hessian_diagonal, ascending)
 
 
-@register_order("inverse")
 def by_inverse(plan: OrderPlan, ascending: bool) -> Tensor:
     """All columns by diag(H⁻¹), the divisor of w² in Hassibi and Stork (1992): columns that others explain go first."""
     return sort_columns(plan, _inverse(plan).diagonal(), ascending)
 
 
-@register_order("pivot")
 def by_pivot(plan: OrderPlan, ascending: bool) -> Tensor:
     """Ours: pivoted Cholesky of H + λI in reverse. The last column varies most; the column before it varies most given
     the last, and so on. Redundant columns go first, explained by the columns that stay; for the layer-wide budget."""
     return _by_pivots(plan, _live_matrix(plan), ascending)
 
 
-@register_order("pivot_weighted")
 def by_weighted_pivot(plan: OrderPlan, ascending: bool) -> Tensor:
     """Ours: pivot order with each variance times ‖W_j‖²."""
     energy = plan.importance.square().sum(0) / plan.hessian_diagonal.clamp_min(torch.finfo(torch.float32).tiny)
@@ -330,14 +333,12 @@ def by_weighted_pivot(plan: OrderPlan, ascending: bool) -> Tensor:
     return _by_pivots(plan, size.unsqueeze(1) * _live_matrix(plan) * size, ascending)
 
 
-@register_order("min_pivot")
 def by_min_pivot(plan: OrderPlan, ascending: bool) -> Tensor:
     """The column of least variance goes last, before it the least given the last, and so on. This makes Σ d small: the
     min-pivot order that Chen et al. 2025 propose for rounding by GPTQ (arXiv 2507.18553)."""
     return _by_pivots(plan, _live_matrix(plan), ascending, smallest=True)
 
 
-@register_order("greedy")
 def greedy(plan: OrderPlan, ascending: bool) -> Tensor:
     """At each step the column that costs least given all that stay: Optimal Brain Compression (Frantar, Singh and
     Alistarh 2022) with one order for all rows. Pivoted Cholesky of H⁻¹ picks the same order."""
@@ -372,24 +373,76 @@ def _by_pivots(plan: OrderPlan, matrix: Tensor, forward: bool, smallest: bool = 
     return columns - 1 - pivoted(matrix.flip(0, 1), unit, smallest).flip(0)
 
 
+OrderFunction = Callable[[OrderPlan, bool], Order | Tensor | Sequence[int]]
+Arranging = TypeVar("Arranging", bound=OrderFunction)
+ORDERS: dict[str, OrderFunction] = {
+    "natural": natural,
+    "two_level": two_level,
+    "columns": columns_only,
+    "blocks": blocks_only,
+    "global": global_order,
+    "dealt": dealt,
+    "hessian": by_hessian,
+    "inverse": by_inverse,
+    "pivot": by_pivot,
+    "pivot_weighted": by_weighted_pivot,
+    "min_pivot": by_min_pivot,
+    "greedy": greedy,
+}
+"""Orders by name, with plugins. An order is ascending as NAME_ascending."""
+
+
+def register_order(name: str) -> Callable[[Arranging], Arranging]:
+    """Decorator that adds an order to `ORDERS`. The function
+    takes an `OrderPlan` and whether to sort ascending. It returns an `Order`, or a permutation of the columns for
+    blocks of the plan's own widths; `sort_columns` makes one from a score. The result is checked. The last
+    registration of a name wins. Raises RoseError for a name that is not one word, or that `make_order` reads as another
+    order."""
+    reserved = ("random", "custom", "rose")
+    check_word(name, "An order")
+    if name in reserved or name.endswith("_ascending"):
+        raise RoseError(f"An order cannot be named {name!r}, which means something else already; choose another name.")
+
+    def add(function: Arranging) -> Arranging:
+        def arrange(plan: OrderPlan, ascending: bool) -> Order:
+            with failing(f"The order {name}"):
+                order = function(plan, ascending)
+            return _checked(plan, order, f"The order {name}")
+
+        ORDERS[name] = arrange
+        if name not in ORDER_NAMES:
+            ORDER_NAMES.append(name)
+        return function
+
+    return add
+
+
 def make_order(plan: OrderPlan, order: str | Order | Tensor | Sequence[int]) -> Order:
-    """An order by name, "random:SEED", or a permutation of the columns; "rose" is the plan's own. Raises RoseError
-    without a plan, for an unknown name, no permutation, or an order that splits N:M groups."""
+    """An order by name, "random:SEED", or a permutation of the columns; "rose" is two-level if the layer is columnar,
+    else natural. Raises RoseError without a plan, for an unknown name, no permutation, or an order that splits N:M
+    groups."""
     if not isinstance(plan, OrderPlan):
         raise RoseError(f"An order is made from a plan of rose.plan_order, not from a {type(plan).__name__}.")
     if not isinstance(order, str):
         return _checked(plan, order)
     if order == "rose":
-        return plan.order
-    check_order_name(order)
-    kind, _, seed = order.partition(":")
-    if kind == "random":
-        unit, seeded = plan.pattern.of or 1, torch.Generator().manual_seed(int(seed or 0))
-        score = torch.rand(plan.column_loss.numel() // unit, generator=seeded, dtype=torch.float32)
-        shuffled = unit_rank(score.repeat_interleave(unit), unit)
-        return replace(_checked(plan, shuffled), name=f"random:{int(seed or 0)}")
-    name = order.removesuffix("_ascending")
-    return replace(ORDERS[name](plan, name != order), name=order)
+        order = "two_level" if plan.is_columnar else "natural"
+    if order not in ORDERS:
+        check_order_name(order)
+    name, _, seed = order.removesuffix("_ascending").partition(":")
+    if name == "random":
+        return _shuffled(plan, int(seed or 0))
+    made = ORDERS[name](plan, name != order)
+    if isinstance(made, Order):
+        return replace(made, name=order)
+    return Order(made, plan.block_width, order)  # type: ignore[arg-type]  # a plugin's order is checked already
+
+
+def _shuffled(plan: OrderPlan, seed: int) -> Order:
+    unit, generator = plan.pattern.of or 1, torch.Generator().manual_seed(seed)
+    score = torch.rand(plan.column_loss.numel() // unit, generator=generator, dtype=torch.float32)
+    shuffled = unit_rank(score.repeat_interleave(unit), unit)
+    return Order(shuffled.to(plan.column_loss.device), plan.block_width, f"random:{seed}")
 
 
 def _checked(plan: OrderPlan, order: Order | Tensor | Sequence[int], subject: str = "A custom order") -> Order:
@@ -457,11 +510,13 @@ def pivoted(matrix: Tensor, unit: int = 1, smallest: bool = False) -> Tensor:
     left = matrix[at.unsqueeze(2), at.unsqueeze(1)].double()  # (groups, unit, unit): each group's unexplained block
     picked = torch.zeros(groups, dtype=torch.bool, device=matrix.device)
     order = torch.empty(groups, dtype=torch.int64, device=matrix.device)
+    lowest = torch.finfo(left.dtype).min
     for step in range(groups):
         size = left.flatten().log() if unit == 1 else torch.linalg.slogdet(left).logabsdet
-        # Not definite: the group's unexplained block is rounding noise.
-        size = (-size if smallest else size).nan_to_num_(torch.finfo(size.dtype).min).masked_fill_(picked, -torch.inf)
-        order[step] = group = size.argmax()
+        score = -size if smallest else size
+        score = torch.where(score > lowest, score, lowest)  # NaN where the unexplained block is rounding noise
+        score[picked] = -torch.inf
+        order[step] = group = score.argmax()
         picked[group] = True
         done, chosen = step * unit, at[group]
         residual = matrix[chosen] - rows[:done, chosen].T @ rows[:done]

@@ -11,14 +11,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import nan
 
 import torch
 from torch import Tensor
 
 from rose.interrupt import stop_point
-from rose.layer.order import Order
-from rose.layer.pattern import BITS, GROUPS, Grid
+from rose.layer.error import quadratic_form, relative_error
+from rose.layer.hessian import factorize
+from rose.layer.order import Order, make_order
+from rose.layer.pattern import BITS, GROUPS, Grid, Pattern
+from rose.layer.result import LayerResult
+from rose.layer.statistics import InputStatistics
+from rose.layer.sweep import Choice, sweep
+from rose.layer.tiles import prune_in_tiles
 
 SIGNIFICANT = 8  # bits of a number in bfloat16
 LARGEST = float(torch.finfo(torch.float16).max)
@@ -156,25 +163,36 @@ TILE = 32  # columns that are revised before the other columns are updated
 
 @dataclass(frozen=True)
 class Rounder:
-    """How a sweep rounds. Matrices are transposed and in the order visited, as in the sweep."""
+    """How a sweep rounds. Columns are in the order visited."""
 
     grid: Grid
-    steps: Tensor  # the scale of every weight, (in, out); filled group by group where there is `importance`
+    steps: Tensor  # the scale of every weight, (out, in); filled group by group where there is `importance`
     importance: Tensor | None = None  # of the columns' squared errors, (in,), or None with all scales filled
 
-    def part(self, start: int, end: int) -> Rounder:
-        """The rounder of these columns alone."""
-        importance = None if self.importance is None else self.importance[start:end]
-        return Rounder(self.grid, self.steps[start:end], importance)
-
-    def reach(self, wt: Tensor, mask: Tensor, start: int) -> None:
-        """Chooses the scales of a group that begins at this column, from the part's weights and mask, (columns,
-        out)."""
+    def reach(self, W: Tensor, M: Tensor, start: int) -> None:
+        """Chooses the scales of a group that begins at this column, from the weights and mask, (out, in)."""
         if self.importance is None or start % int(self.grid.group):
             return
         group = slice(start, start + int(self.grid.group))
-        weight = wt[group].masked_fill(mask[group], 0).T.contiguous()
-        self.steps[group] = choose_scales(weight, Grid(self.grid.bits, "row"), self.importance[group]).T
+        weight = W[:, group].masked_fill(M[:, group], 0).contiguous()
+        self.steps[:, group] = choose_scales(weight, Grid(self.grid.bits, "row"), self.importance[group])
+
+    def prune(self, W: Tensor, M: Tensor, U: Tensor, E: Tensor, block: slice, choice: Choice | None) -> None:
+        """As `rose.layer.sweep.prune_block`, and rounds kept weights."""
+        prune_in_tiles(W, M, U, E, block, choice, self.solve)
+
+    def solve(self, W: Tensor, M: Tensor, U: Tensor, E: Tensor, tile: slice) -> None:
+        """e_j = (w_j − q_j)/U_jj and w_{j+1:} −= e_j · U_{j,j+1:}, column by column; q_j is 0 where w_j is removed,
+        else rounded."""
+        self.reach(W, M, tile.start)
+        W, E, U = W[:, tile], E[:, tile], U[tile, tile]
+        steps = self.steps[:, tile].masked_fill(M[:, tile], 0)  # without a step a weight becomes 0
+        inverses, diagonal = inverse_of(steps), U.diagonal().tolist()
+        for j in range(W.shape[1]):
+            q = round_each(W[:, j], steps[:, j], inverses[:, j], self.grid)
+            torch.sub(W[:, j], q, out=E[:, j]).div_(diagonal[j])
+            W[:, j] = q
+            W[:, j + 1 :].addr_(E[:, j], U[j, j + 1 :], alpha=-1)
 
 
 def plan_rounding(weight: Tensor, grid: Grid, order: Order, factor: Tensor, dead: Tensor, unit: int) -> Rounder:
@@ -188,16 +206,16 @@ def plan_rounding(weight: Tensor, grid: Grid, order: Order, factor: Tensor, dead
     width = grid.width(weight.shape[1])
     fits = not width % unit and not any(block % width for block in order.widths)
     if fits and order.is_natural and grid.group != "row":
-        return Rounder(grid, torch.zeros_like(weight.T, memory_format=torch.contiguous_format), importance)
+        return Rounder(grid, order.visit(torch.zeros_like(weight)), importance)
     scales = choose_scales(weight, grid, importance[order.inverse])
-    return Rounder(grid, per_column(scales, weight.shape[1]).T.index_select(0, order.permutation))
+    return Rounder(grid, order.visit(per_column(scales, weight.shape[1])))
 
 
 def revise(target: Tensor, rounded: Tensor, mask: Tensor, hessian: Tensor, steps: Tensor, grid: Grid) -> Tensor:
     """Coordinate descent on tr((W − Q) H (W − Q)ᵀ), `PASSES` times. Each kept weight in turn takes the multiple of
     its scale that is best with all others fixed. The error never rises. W, Q to begin with, on the grid, and the mask,
-    True = removed, are (out, in); H, (in, in), is damped; `steps`, (in, out), are the scales of all weights."""
-    wt, steps = rounded.T.contiguous(), steps.masked_fill(mask.T, 0)  # without a step a weight stays 0
+    True = removed, are (out, in); H, (in, in), is damped; `steps`, (out, in), are the scales of all weights."""
+    wt, steps = rounded.T.contiguous(), steps.masked_fill(mask, 0).T.contiguous()  # without a step a weight stays 0
     inverses, reach = inverse_of(steps), hessian.diagonal().reciprocal().tolist()
     pull = hessian @ (target.T - wt)  # half of the negative gradient of the error
     for _ in range(PASSES):
@@ -212,3 +230,32 @@ def revise(target: Tensor, rounded: Tensor, mask: Tensor, hessian: Tensor, steps
                 now[j] = best
             pull.addmm_(hessian[:, tile], now - before, alpha=-1)
     return wt.T.contiguous()
+
+
+def round_kept(
+    weight: Tensor, statistics: InputStatistics, result: LayerResult, grid: Grid, zeros: Tensor | None
+) -> LayerResult:
+    """Rounds the kept weights of a result, by a sweep with its mask in descending H_jj, and then `revise`. Both
+    approximate the weights of the method. `weight` is the dense W, (out, in), and `zeros`, (out, in) bool, stay 0."""
+    order = make_order(replace(result.plan, pattern=Pattern(0.0)), "hessian")  # N:M groups need not stay whole here
+    damped, factor = factorize(statistics, result.damping, order.permutation)
+    unrounded = result.weight.float()
+    removed = result.mask if zeros is None else result.mask | zeros
+    mask = removed | (unrounded == 0)
+    rounder = plan_rounding(unrounded, grid, order, factor, damped.dead, 1)
+    swept = order.visit(unrounded)
+    sweep(swept, order.visit(mask), factor, order.widths, None, rounder.prune)
+    steps = order.restore(rounder.steps)
+    rounded = revise(unrounded, order.restore(swept), mask, damped.matrix, steps, grid).to(weight.dtype)
+    dense = quadratic_form(weight, statistics.hessian)
+    pruning, both = (relative_error(weight, pruned, statistics.hessian, dense) for pruned in (result.weight, rounded))
+    return replace(
+        result,
+        weight=rounded,
+        mask=removed,
+        damping=damped.damping,
+        added_damping=damped.added,
+        column_error=torch.full_like(result.column_error, nan),
+        pruning_error=pruning,
+        rounding_error=both - pruning,
+    )

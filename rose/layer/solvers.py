@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError
-from rose.layer.hessian import DampedHessian, damped_hessian, solve_on_support
+from rose.layer.hessian import DampedHessian, damped_hessian
+from rose.layer.least_squares import solve_on_support
 from rose.layer.methods import Settings, make_settings, prune_with
 from rose.layer.methods.rose_admm import FINAL_STEPS, find_mask, penalties, shrunk_correlations
 from rose.layer.methods.sparsegpt import REFIT_STEPS

@@ -17,6 +17,7 @@ from rose.errors import RoseError, is_number, is_whole
 PANEL = 256
 SERIAL = 2**15 - 1  # numbers; torch divides larger sums over threads, which on a busy machine wait for each other
 _symmetrizing = Lock()  # one for all, because an object with a lock could not be copied
+NOT_FINITE = "H holds NaN or infinity; check the calibration inputs, or load the model in float32."
 
 
 class InputStatistics:
@@ -53,7 +54,8 @@ class InputStatistics:
             raise RoseError(f"A Hessian sums over a whole number of tokens, at least 1, not {tokens!r}.")
         if hessian.ndim != 2 or hessian.shape[0] != hessian.shape[1] or hessian.numel() == 0:
             raise RoseError(f"The Hessian must be a square matrix, but its shape is {tuple(hessian.shape)}.")
-        check_finite(hessian)
+        if not is_finite(hessian):
+            raise RoseError(NOT_FINITE)
         if (hessian - hessian.T).abs().max() > 1e-3 * hessian.abs().max():
             raise RoseError("The Hessian must be symmetric; give all of XᵀX, not one triangle of it.")
         statistics = cls(hessian.shape[0], hessian.device)
@@ -248,12 +250,6 @@ def check_tensor(name: str, value: object) -> None:
         raise RoseError(f"{name} must be an ordinary tensor that holds its numbers, neither sparse nor on meta.")
 
 
-def check_finite(hessian: Tensor) -> None:
-    """Raises RoseError where H holds NaN or infinity."""
-    if not is_finite(hessian):
-        raise RoseError("H holds NaN or infinity; check the calibration inputs, or load the model in float32.")
-
-
 def as_statistics(hessian: Tensor | InputStatistics, weight: Tensor) -> InputStatistics:
     """Statistics from a Hessian or statistics for W, (out, in). Raises RoseError unless it is a tensor of W's columns
     on W's device, without NaN, infinity or a negative diagonal."""
@@ -267,7 +263,8 @@ def as_statistics(hessian: Tensor | InputStatistics, weight: Tensor) -> InputSta
     device = statistics.diagonal.device
     if device != weight.device:
         raise RoseError(f"W is on {weight.device} and H on {device}; bring both to one, such as by statistics.to(...).")
-    check_finite(statistics.hessian)
+    if not is_finite(statistics.hessian):
+        raise RoseError(NOT_FINITE)
     if (statistics.diagonal < 0).any():
         raise RoseError("H has a negative diagonal entry, so it is not XᵀX of any inputs.")
     return statistics

@@ -22,12 +22,13 @@ from rich.table import Table
 
 import rose
 from rose.layer.error import quadratic_form
-from rose.layer.hessian import damp
-from rose.layer.methods import Settings, toolkit
-from rose.layer.order import make_order
-from rose.layer.pattern import parse_sparsity
+from rose.layer.hessian import damp, factorize
+from rose.layer.loss import block_widths
+from rose.layer.methods.toolkit import plan_layer
+from rose.layer.pattern import BLOCK_SIZE, parse_sparsity
 from rose.layer.statistics import InputStatistics
-from rose.layer.sweep import sweep
+from rose.layer.sweep import Choice, sweep
+from rose.layer.tiles import prune_in_tiles
 from rose.model.estimate import matmul_rate, statistics_groups
 from rose.model.walk.forward import run_block
 from tests.benchmarks.common import Row, arguments, forward_passes, packaged_model, timed
@@ -54,8 +55,8 @@ def whole_model(tokens_per_run: tuple[int, int]) -> list[Row]:
 PARTS: dict[str, Callable[..., Any]] = {
     "decoder blocks": run_block,
     "Hessians": InputStatistics.update,
-    "planning": toolkit._plan,
-    "damping and factors": toolkit.factorize,
+    "planning": plan_layer,
+    "damping and factors": factorize,
     "sweeps": sweep,
     "errors": quadratic_form,
 }
@@ -104,12 +105,13 @@ def one_layer(_tokens: tuple[int, int]) -> list[Row]:
         inputs = torch.randn(2 * columns, columns, generator=generator)
         hessian = inputs.T @ inputs
         factor = damp(hessian).natural_factor
-        settings = Settings("sparsegpt", parse_sparsity(0.7))
-        order = make_order(rose.plan_order(weight, hessian), "natural")
-        counts = [settings.pattern.count(out * width) for width in order.widths]
+        pattern, widths = parse_sparsity(0.7), block_widths(columns, BLOCK_SIZE)
+        counts = [pattern.count(out * width) for width in widths]
+        choice, mask = Choice(pattern, factor.diagonal(), counts), torch.zeros(columns, out, dtype=torch.bool).T
         product = timed(lambda: weight @ hessian, 3)  # noqa: B023  called at once
         factorization = timed(lambda: damp(hessian).natural_factor, 3)  # noqa: B023
-        swept = timed(lambda: sweep(weight, factor, order, settings.pattern, counts), 3)  # noqa: B023
+        by_column = weight.T.contiguous().T
+        swept = timed(lambda: sweep(by_column, mask, factor, widths, choice, prune_in_tiles), 3)  # noqa: B023
         total = timed(lambda: rose.prune_layer(weight, hessian), 3)  # noqa: B023
         name = f"{out} × {columns}"
         rows += [

@@ -30,7 +30,7 @@ from app.figures.palette import Style, Theme
 from app.figures.shapes import Chart
 from rose import verdicts
 from rose.layer.methods import LayerResult, Settings
-from rose.layer.methods.toolkit import measured_result
+from rose.layer.methods.toolkit import result_of
 from rose.layer.pattern import Grid, parse_grid
 from rose.layer.rounding import bits_a_weight, choose_scales
 from rose.layer.statistics import InputStatistics
@@ -79,7 +79,7 @@ def prune_published(
     with undisturbed():
         theirs.fasterprune(pattern.ratio, **groups, blocksize=settings.block_size, percdamp=settings.damping)
     pruned = layer.weight.data.to(weight.dtype)
-    return measured_result(weight, pruned, pruned == 0, statistics, settings, budget="block")
+    return result_of(weight, pruned, pruned == 0, statistics, settings, budget="block")
 
 
 def made(way: str, dense: nn.Module, pruned: nn.Module, tokens: Any, grid: Grid | None, **options: Any) -> tuple:

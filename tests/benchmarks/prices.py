@@ -29,13 +29,15 @@ from torch import Tensor
 
 import rose
 from rose.layer import error
+from rose.layer.budget import count_by_block
 from rose.layer.forecast import AnyBudget, _Factored, _Sample
 from rose.layer.hessian import factorize
 from rose.layer.methods import Cache, make_settings, prune_with
 from rose.layer.order import by_weighted_pivot
 from rose.layer.pattern import DAMPING
 from rose.layer.statistics import InputStatistics
-from rose.layer.sweep import sweep, visited_budget
+from rose.layer.sweep import Choice, sweep
+from rose.layer.tiles import prune_in_tiles
 from rose.model.load.tokens import load_calibration
 from rose.model.walk.walk import visit_blocks
 from tests.benchmarks.common import MODEL, Rows, arguments, judged, processor_seconds
@@ -213,18 +215,19 @@ def times(options: Any) -> None:
                 rows.add(columns=columns, pair=pair, **_times(sample, order, shares if budget == "own" else budget))
 
 
-def _times(sample: _Sample, order: str, budget: AnyBudget) -> dict[str, float]:
-    factored = _Factored.of(sample.plan, order)
-    weight, factor, pattern = sample.all_rows, factored.factor, sample.plan.pattern
+def _times(sample: _Sample, name: str, budget: AnyBudget) -> dict[str, float]:
+    factored = _Factored.of(sample.plan, name)
+    weight, pattern, order, U = sample.all_rows, sample.plan.pattern, factored.order, factored.factor
 
     def whole() -> None:
-        counts = visited_budget(budget, weight, factor.diagonal(), pattern, factored.order)
-        sweep(weight, factor, factored.order, pattern, counts)
+        counts, W = count_by_block(budget, weight, U.diagonal(), pattern, order), order.visit(weight)
+        choice = Choice(pattern, U.diagonal(), counts)
+        sweep(W, torch.zeros_like(W, dtype=torch.bool), U, order.widths, choice, prune_in_tiles)
 
     works = {"sweep": whole, "forecast": lambda: sample.forecast(factored, budget)}
     seconds = [[processor_seconds(work)[0] for work in works.values()] for _ in range(REPEATS + 1)]
     medians = [sorted(column)[REPEATS // 2] for column in zip(*seconds[1:], strict=True)]
-    named = {f"{name}_ms": round(1000 * value, 1) for name, value in zip(works, medians, strict=True)}
+    named = {f"{work}_ms": round(1000 * value, 1) for work, value in zip(works, medians, strict=True)}
     return named | {"ratio": round(medians[1] / medians[0], 3)}
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import rose
-from rose.layer.loss import smallest_per_group, smallest_per_row
+from rose.layer.loss import smallest
 from rose.layer.methods.wanda import CYCLES, TOLERANCE, refine_mask
 from rose.layer.pattern import parse_sparsity
 from tests.layer.helpers import statistics_of
@@ -61,7 +61,8 @@ def test_mask_matches_a_literal_loop(sparsity, seed):
     weight, inputs = case(seed)
     pattern = parse_sparsity(sparsity)
     score = weight.abs() * inputs.square().mean(0).sqrt()
-    start = smallest_per_group(score, pattern) if pattern.is_grouped else smallest_per_row(score, pattern.count(32))
+    of = pattern.of or 32
+    start = smallest(score, of - pattern.keep if pattern.is_grouped else pattern.count(32), of)
     expected = [refine_row(w, m, inputs, pattern.of) for w, m in zip(weight.tolist(), start.tolist(), strict=True)]
     mask = rose.prune_layer(weight, statistics_of(inputs), method="dsnot", sparsity=sparsity, block_size=32).mask
     assert mask.tolist() == expected
@@ -91,7 +92,7 @@ def test_rows_within_the_tolerance_are_unchanged():
     weight, inputs = case(9)
     inputs = inputs - inputs.mean(0)
     pattern = parse_sparsity(0.5)
-    mask = smallest_per_row(weight.abs(), 16)
+    mask = smallest(weight.abs(), 16, 32)
     assert torch.equal(refine_mask(weight, statistics_of(inputs), mask, pattern), mask)
 
 

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rose
+from rose.layer.budget import count_by_block
 from rose.layer.error import relative_error
 from rose.layer.forecast import ROWS, SAMPLES, _Factored, price_columns
 from rose.layer.loss import smallest
 from rose.layer.order import plan_from_importance
 from rose.layer.registry import order_names
-from rose.layer.sweep import visited_budget
 from tests.layer.helpers import ORDERS, Layer, block_sizes, damped_by_hand, layers, make_layer, ratios, statistics_of
 from tests.refusals import refused
 
@@ -138,7 +138,7 @@ def test_the_threshold_takes_the_smallest_saliencies_with_ties_by_place(ratio, r
     visited = rose.make_order(plan, order)
     divisor = plan.factorized(visited)[1].diagonal()
     mask = smallest((weight[:, visited.permutation] / divisor).square(), plan.pattern.count(weight.numel()))
-    counts = visited_budget("layer", weight, divisor, plan.pattern, visited)
+    counts = count_by_block("layer", weight, divisor, plan.pattern, visited)
     assert counts == [int(block.sum()) for block in mask.split(list(visited.widths), dim=1)]
 
 

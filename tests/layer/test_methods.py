@@ -408,7 +408,7 @@ def _other_shape(*given):
 def _in_place(weight, *more):
     mask = weight.abs() < 0.5
     weight[mask] = 0
-    return rose.measured_result(weight, weight, mask, *more, budget="layer")
+    return rose.result_of(weight, weight, mask, *more, budget="layer")
 
 
 def _three_of_a_group(weight, *more):
@@ -420,7 +420,7 @@ def _three_of_a_group(weight, *more):
 @pytest.mark.parametrize(
     ("prune", "message"),
     [
-        (lambda w, *more: rose.measured_result(w, w, w.abs() < 0.5, *more, budget="layer"), "not 0 where its mask is"),
+        (lambda w, *more: rose.result_of(w, w, w.abs() < 0.5, *more, budget="layer"), "not 0 where its mask is"),
         (_other_shape, r"Faulty returned \(1, 32\) weights of torch.float32 on cpu; they must be as W, \(6, 32\)"),
         (_in_place, r"Faulty writes into W; let it change a copy, such as weight\.clone\(\)"),
         (lambda w, *more: rose.prune_by_score(w, *more, w, budget="rows"), "not by the budget 'rows'"),

@@ -1,5 +1,6 @@
-"""The page docs/one-layer.md matches the engine."""
+"""The page docs/one-layer.md matches the engine, and a notebook shows the same loop."""
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import rose
+from rose.layer.sweep import prune_block
 from tests.layer.helpers import make_layer
 
 PAGE = (Path(__file__).parents[2] / "docs/one-layer.md").read_text()
@@ -56,3 +58,13 @@ def test_the_page_prints_the_output_it_shows(capsys):
     lines = CODE.splitlines()
     assert len(lines) <= 80
     assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize("shown", ["docs/one-layer.md", "notebooks/pruning_order.ipynb"])
+def test_documents_show_the_loop_of_the_engine(shown):
+    text = (Path(__file__).parents[2] / shown).read_text()
+    steps = [
+        line.partition("  #")[0].strip() for line in inspect.getsource(prune_block).splitlines() if "[j, j" in line
+    ]
+    assert len(steps) == 2
+    assert all(step in text for step in steps)

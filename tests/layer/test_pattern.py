@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rose
-from rose.layer.loss import smallest, smallest_per_group, smallest_per_row
+from rose.layer.loss import smallest
 from rose.layer.pattern import Pattern, parse_sparsity
 from tests.refusals import refused
 
@@ -73,18 +73,18 @@ def test_smallest_is_a_stable_sort(values, data):
 
 
 @given(values=scores, count=st.integers(0, 5), rows=st.integers(1, 4))
-def test_smallest_per_row_looks_at_one_row(values, count, rows):
+def test_smallest_of_rows_looks_at_one_row(values, count, rows):
     score = torch.tensor(values).repeat(rows, 1) * torch.arange(1, rows + 1)[:, None]
-    mask = smallest_per_row(score, min(count, len(values)))
+    mask = smallest(score, min(count, len(values)), len(values))
     for row, removed in zip(score, mask, strict=True):
         assert torch.equal(removed, smallest(row, min(count, len(values))))
 
 
 @given(keep=st.integers(0, 6), extra=st.integers(0, 4), groups=st.integers(1, 5), seed=st.integers(0, 999))
-def test_smallest_per_group_keeps_n_of_m(keep, extra, groups, seed):
+def test_smallest_of_groups_keeps_n_of_m(keep, extra, groups, seed):
     of = max(1, keep + extra)
     score = torch.rand(3, groups * of, generator=torch.Generator().manual_seed(seed))
-    mask = smallest_per_group(score, Pattern(1 - keep / of, keep, of)).view(3, groups, of)
+    mask = smallest(score, of - keep, of).view(3, groups, of)
     grouped = score.view(3, groups, of)
     assert (mask.sum(2) == of - keep).all()
     largest_removed = grouped.masked_fill(~mask, -1).amax(2)

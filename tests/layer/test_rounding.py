@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import rose
+from rose.layer import rounding
 from rose.layer.error import relative_error
-from rose.layer.methods import toolkit
 from rose.layer.pattern import Grid, parse_grid
 from rose.layer.rounding import BITS, GROUPS, bits_a_weight, choose_scales, coarsest_grid, find_grid, revise
 from tests.layer.helpers import Layer, damped_by_hand, every_method, make_layer, round_to
@@ -183,10 +183,10 @@ def test_every_method_rounds(method):
 
 def test_the_result_names_a_damping_that_rounding_raised(monkeypatch):
     """The order that rounding visits may need more than that of the method."""
-    factorize = toolkit.factorize
+    factorize = rounding.factorize
     layer = make_layer(columns=64, tokens=300)
     alone = layer.prune(method="wanda", sparsity=0.5, damping=0.01)
-    monkeypatch.setattr(toolkit, "factorize", lambda known, _asked, order: factorize(known, 0.1, order))
+    monkeypatch.setattr(rounding, "factorize", lambda known, _asked, order: factorize(known, 0.1, order))
     result = layer.prune(method="wanda", sparsity=0.5, damping=0.01, bits=4, group=32)
     assert (alone.damping, result.damping) == (0.01, 0.1)
     assert result.added_damping == pytest.approx(10 * alone.added_damping)
@@ -218,7 +218,7 @@ def test_no_single_code_is_better_than_the_revised_ones():
     target = layer.weight.masked_fill(mask, 0)
     scales = choose_scales(target, grid)
     start = round_to(target, scales, grid)
-    steps = scales.expand(3, 32).T
+    steps = scales.expand(3, 32)
     now = start
     for _ in range(10):  # until nothing moves
         now = revise(target, now, mask, hessian, steps, grid)

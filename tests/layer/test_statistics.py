@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import rose
-from rose.layer.error import FEW, NEARLY_ALL, massive_channels, relative_error
+from rose.layer.error import FEW, NEARLY_ALL, MassiveActivation, massive_channels, relative_error
 from rose.layer.statistics import PANEL, as_statistics
 from tests.layer.helpers import statistics_of
 from tests.refusals import refused
@@ -229,14 +229,14 @@ def test_a_narrow_layer_has_at_most_one_massive_channel():
     assert massive_channels(torch.tensor([1.0, 1.0, 98.0])) == (2,)
 
 
-def test_result_has_the_error_without_massive_channels():
+def test_the_error_without_massive_channels_leaves_them_out():
     inputs = planted_inputs()
     statistics = rose.InputStatistics(400)
     for window in inputs:
         statistics.update(window[None])
     weight = torch.randn(24, 400, generator=torch.Generator().manual_seed(1))
     result = rose.prune_layer(weight, statistics, method="sparsegpt", sparsity=0.7)
-    massive = result.massive
+    massive = MassiveActivation.find(weight, result.weight, statistics)
     assert massive.channels == (301, 7)
     assert massive.share > 0.99
     assert massive.first_share == pytest.approx(1, abs=1e-4)

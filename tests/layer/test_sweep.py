@@ -1,5 +1,8 @@
 """The sweep against Optimal Brain Surgeon done the slow way: errors, trace, saliencies, orders and compensation."""
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,11 +12,13 @@ from torch import Tensor
 import rose
 from rose.layer.error import column_error, direct_error, quadratic_form, relative_error, sweep_error
 from rose.layer.hessian import damp
-from rose.layer.loss import smallest, smallest_per_group
+from rose.layer.loss import smallest
 from rose.layer.methods.sparsegpt import CANDIDATES
-from rose.layer.pattern import Pattern, parse_sparsity
+from rose.layer.pattern import parse_sparsity
 from rose.layer.statistics import PANEL
-from rose.layer.sweep import TILE, _tile_at_once, _tile_by_column, error_inside, sweep
+from rose.layer.sweep import Choice, prune_block, sweep
+from rose.layer.tiles import TILE, prune_in_tiles, solve_columns, solve_rows
+from rose.layer.trace import error_inside
 from tests.layer.helpers import (
     ORDERS,
     SWEEPERS,
@@ -94,38 +99,33 @@ def test_any_grouped_sweep_matches_optimal_brain_surgeon(layer, keep_of, order):
     torch.testing.assert_close(weight, slow.weight, rtol=2e-3, atol=2e-3)
 
 
-def one_column_at_a_time(weight: Tensor, factor: Tensor, pattern: Pattern, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A block's mask, weights and errors, each (out, width), straight from algorithm 1, in float64."""
-    weight, factor = weight.double(), factor.double()
-    mask = smallest(((weight / factor.diagonal()).square()).T, count).T
-    errors = torch.zeros_like(weight)
-    for j in range(weight.shape[1]):
-        if pattern.is_grouped and j % pattern.of == 0:
-            group = slice(j, j + pattern.of)
-            mask[:, group] = smallest_per_group((weight[:, group] / factor.diagonal()[group]).square(), pattern)
-        errors[:, j] = weight[:, j] * mask[:, j] / factor[j, j]
-        weight -= errors[:, j : j + 1] * factor[j]
-    return mask, weight.masked_fill(mask, 0), errors
+def swept(layer: Layer, sparsity: float | str, widths: tuple[int, ...], prune: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Ŵ, mask and errors, float64, of columns from left to right in blocks of these widths."""
+    pattern, factor = parse_sparsity(sparsity), damp(layer.hessian).natural_factor.double()
+    counts = [pattern.count(len(layer.weight) * width) for width in widths]
+    W, M = layer.weight.double(), torch.zeros_like(layer.weight, dtype=torch.bool)
+    E = sweep(W, M, factor, widths, Choice(pattern, factor.diagonal(), counts), prune)
+    return W, M, E
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.7, 1.0, "2:4", "1:3", "10:32", "0:4", "4:4"])
 @pytest.mark.parametrize("rows", [1, 5, 64])
 @pytest.mark.parametrize("columns", [1, 12, TILE, TILE + 1, 96])
-@pytest.mark.parametrize("solver", [_tile_by_column, _tile_at_once])
-def test_tiles_are_one_column_at_a_time(sparsity, rows, columns, solver, monkeypatch):
-    monkeypatch.setattr("rose.layer.sweep._tile_by_column", solver)
-    pattern = parse_sparsity(sparsity)
-    if pattern.is_grouped and columns % pattern.of:
-        columns = pattern.of * (columns // pattern.of + 1)
-    layer = make_layer(rows=rows, columns=columns)
-    factor = damp(layer.hessian).natural_factor
-    order = rose.make_order(rose.plan_order(layer.weight, layer.statistics, block_size=columns), "natural")
-    count = pattern.count(rows * columns)
-    swept = sweep(layer.weight, factor, order, pattern, [count])
-    mask, weight, errors = one_column_at_a_time(layer.weight, factor, pattern, count)
-    assert torch.equal(swept.mask, mask)
-    torch.testing.assert_close(swept.weight.double(), weight, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(swept.column_error.double(), errors.square().sum(0), rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("solve", [solve_columns, solve_rows])
+def test_tiles_are_the_plain_loop(sparsity, rows, columns, solve):
+    unit = parse_sparsity(sparsity).of or 1
+    wide = unit * -(-columns // unit)
+    layer, tiles = make_layer(rows=rows, columns=2 * wide + unit), partial(prune_in_tiles, solve=solve)
+    plain, fast = (swept(layer, sparsity, (wide, wide, unit), prune) for prune in (prune_block, tiles))
+    assert torch.equal(fast[1], plain[1])
+    torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-9)
+
+
+def test_few_rows_choose_the_masks_of_a_tile_at_once():
+    layer = make_layer(rows=5, columns=TILE)
+    diagonal = damp(layer.hessian).natural_factor.double().diagonal()
+    expected = smallest((layer.weight / diagonal).square(), 2, 4)
+    assert torch.equal(swept(layer, "2:4", (TILE,), partial(prune_in_tiles, few_rows=True))[1], expected)
 
 
 @every_method()

@@ -3,7 +3,7 @@ declares them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
+from functools import partial
 from typing import Literal, Unpack
 from weakref import WeakKeyDictionary
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError, check_keywords, failing
-from rose.layer.error import MassiveActivation, quadratic_form
-from rose.layer.forecast import Prices
-from rose.layer.loss import block_sums
+from rose.layer import error
+from rose.layer.budget import check_budget
+from rose.layer.hessian import factorize
 from rose.layer.order import Order, OrderPlan
 from rose.layer.pattern import (
     BLOCK_SIZE,
@@ -30,8 +30,9 @@ from rose.layer.pattern import (
     parse_sparsity,
 )
 from rose.layer.registry import Method, Value, check_damping, check_order_name, check_threshold, get_method
+from rose.layer.result import LayerResult, check_result
+from rose.layer.rounding import round_kept
 from rose.layer.statistics import InputStatistics, as_statistics, check_tensor, is_finite
-from rose.layer.sweep import SweepTrace, check_budget
 
 
 @dataclass
@@ -50,9 +51,9 @@ class Cache:
     def energy(self, weight: Tensor, statistics: InputStatistics) -> float:
         """tr(W H Wᵀ), computed once for W."""
         if not self.is_of(weight):
-            return quadratic_form(weight, statistics.hessian)
+            return error.quadratic_form(weight, statistics.hessian)
         if statistics not in self.energies:
-            self.energies[statistics] = quadratic_form(weight, statistics.hessian)
+            self.energies[statistics] = error.quadratic_form(weight, statistics.hessian)
         return self.energies[statistics]
 
 
@@ -92,72 +93,6 @@ class Settings:
     measures: bool = True
     grid: Grid | None = None
     zeros: Tensor | None = field(default=None, repr=False, compare=False)
-
-
-@dataclass(frozen=True, eq=False, repr=False)  # tensors have no one truth value, and are long to print
-class LayerResult:
-    """The result of pruning one layer.
-
-    Attributes:
-        weight: Ŵ, (out, in), dtype of W.
-        mask: True = removed, (out, in).
-        relative_error: tr(ΔW H ΔWᵀ) / tr(W H Wᵀ) on calibration inputs, without damping.
-        column_error: Σ_rows e² under the damped H, (in,), original column order; sums to tr(ΔW H ΔWᵀ) + λ‖ΔW‖² over
-            live columns. Without a sweep it is the e² of this ΔW in natural order, after a refit in `order`.
-        block_error: the sum per block of `order`, (blocks,), as visited.
-        plan: losses, relative range and whether the layer is columnar.
-        order: columns and blocks as visited; natural if the method does not sweep.
-        budget: "block", "layer", "own", or "row" where each output row gives up the same number.
-        damping: λ relative to the mean of diag(H); above the request where H was singular.
-        added_damping: λ, absolute.
-        trace: the recorded sweep, if requested.
-        low_rank: factors (out, rank) and (rank, in) inside `weight`, for OATS alone; `mask` is then the sparse part's.
-        method: name in the registry.
-        pruning_error, rounding_error: the parts of `relative_error` that removing and rounding add; None without a
-            grid. A sweep that does both counts the e² of removed and of kept weights; otherwise rounding comes second.
-        massive: the few channels that carry nearly all of the input, and the error over all others; None without such.
-        prices: of the columns in `order`; None if the method does not sweep.
-    """
-
-    weight: Tensor
-    mask: Tensor
-    relative_error: float
-    column_error: Tensor
-    block_error: Tensor
-    plan: OrderPlan
-    order: Order
-    budget: str
-    damping: float
-    added_damping: float
-    trace: SweepTrace | None = field(default=None, repr=False)
-    low_rank: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
-    method: str = ""
-    pruning_error: float | None = None
-    rounding_error: float | None = None
-    massive: MassiveActivation | None = None
-    prices: Prices | None = field(default=None, repr=False)
-
-    def __repr__(self) -> str:
-        rows, columns = self.mask.shape
-        summary = f"sparsity {self.sparsity:.3g}, relative error {self.relative_error:.3g}"
-        return f"<LayerResult of {self.method}: {rows} × {columns}, {summary}>"
-
-    @property
-    def parameters(self) -> int:
-        """How many numbers must be stored: kept weights, and every entry of the factors."""
-        factors = sum(factor.numel() for factor in self.low_rank or ())
-        return self.mask.numel() - int(self.mask.sum()) + factors
-
-    @property
-    def sparsity(self) -> float:
-        """Realised fraction removed, 1 − parameters / size; without factors, the share of True in `mask`."""
-        return 1 - self.parameters / self.mask.numel()
-
-    @property
-    def shares(self) -> Tensor:
-        """The part of the layer's weights that each block has given up, (blocks,) float64, in the order visited."""
-        removed = self.mask.sum(0)[self.order.permutation]
-        return block_sums(removed, self.order.widths).double() / self.mask.numel()
 
 
 def make_settings(
@@ -234,56 +169,48 @@ def prune_with(weight: Tensor, hessian: Tensor | InputStatistics, settings: Sett
         settings.grid.width(weight.shape[1])
     # Otherwise a model's parameter would record every step for a backward pass.
     weight, statistics = weight.detach(), as_statistics(hessian, weight)
-    if settings.zeros is None:
+    if settings.grid and settings.zeros is None:
         settings = replace(settings, zeros=zeros_to_keep(weight, settings))
-    result = _prune_by(get_method(settings.method), weight, statistics, settings)
+    method = get_method(settings.method)
+    prune = method.prune if method.function is None else partial(_prune_by_plugin, method)
+    result: LayerResult = prune(weight, statistics, settings)
     if settings.grid and result.rounding_error is None:  # the method does not sweep, or changes weights after its sweep
-        result = import_module(f"{__name__}.toolkit").round_kept(weight, statistics, result, settings)
+        result = round_kept(weight, statistics, result, settings.grid, settings.zeros)
     if not is_finite(result.weight):
         if result.weight.isnan().any():
             other = "raise the damping, calibrate on more tokens, or choose another method"
             raise RoseError(f"{get_method(settings.method).label} gave NaN, although W and H are finite; {other}.")
         raise RoseError(f"Pruned weights are too large for {weight.dtype}; load the model in bfloat16 or float32.")
-    massive = MassiveActivation.find(weight, result.weight, statistics) if settings.measures else None
-    return replace(result, method=settings.method, massive=massive)
+    if settings.measures:
+        result = _measured(weight, statistics, result, settings.cache)
+    return replace(result, method=settings.method)
 
 
-def _prune_by(method: Method, weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
-    """The checked result of a method; raises RoseError, with the method's name, if the result breaks the interface."""
-    is_ours = method.prune.__module__.startswith(__name__)
-    untouched = weight if is_ours else weight.clone()  # a plugin may write into its copy; the model's W stays unchanged
+def _prune_by_plugin(method: Method, weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+    """The checked result of a plugin's method; raises RoseError, with its name, if it breaks the interface."""
+    given = weight.clone()  # the plugin may write into its copy; the model's W stays unchanged
     with failing(method.label):
-        result = method.prune(untouched, statistics, settings)
-        if not isinstance(result, LayerResult):
-            raise RoseError(f"{method.label} must return a LayerResult, such as rose.measured_result makes.")
-        pruned, mask = result.weight, result.mask
-        if (pruned.shape, pruned.dtype, pruned.device) != (weight.shape, weight.dtype, weight.device):
-            raise RoseError(
-                f"{method.label} returned {tuple(pruned.shape)} weights of {pruned.dtype} on {pruned.device}; they "
-                f"must be as W, {tuple(weight.shape)} of {weight.dtype} on {weight.device}."
-            )
-        check_mask(mask, weight)
-        pattern = settings.pattern
-        if pattern.is_grouped and mask.unflatten(1, (-1, pattern.of)).sum(2).min() < pattern.of - pattern.keep:
-            raise RoseError(
-                f"{method.label} keeps more than {pattern.keep} weights in some groups of {pattern.of} input columns, "
-                f"which is not {pattern}; let its mask remove more there, as rose.prune_by_score does."
-            )
-        if result.low_rank is None and pruned.ne(0).logical_and_(mask).any():
-            raise RoseError(f"{method.label} returned weights that are not 0 where its mask is True; set them to 0.")
-        if not is_ours and not torch.equal(untouched, weight):
+        result: LayerResult = method.prune(given, statistics, settings)
+        check_result(method.label, result, weight, settings.pattern)
+        if not torch.equal(given, weight):
             raise RoseError(f"{method.label} writes into W; let it change a copy, such as weight.clone().")
     return result
 
 
-def check_mask(mask: Tensor, weight: Tensor) -> None:
-    """Raises RoseError unless the mask is bool and of W's shape."""
-    check_tensor("The mask", mask)
-    if mask.dtype != torch.bool or mask.shape != weight.shape:
-        raise RoseError(
-            f"The mask must be bool, True where a weight goes, of W's shape {tuple(weight.shape)}, not {mask.dtype} of "
-            f"{tuple(mask.shape)}."
+def _measured(weight: Tensor, statistics: InputStatistics, result: LayerResult, cache: Cache | None) -> LayerResult:
+    """The result with its errors; `weight` is W, (out, in). Column errors that no sweep has counted are those under U
+    for the order of the result."""
+    relative = error.relative_error(
+        weight, result.weight, statistics.hessian, cache.energy(weight, statistics) if cache else None
+    )
+    columns, order = result.column_error, result.order
+    if columns.isnan().any():
+        damped, factor = factorize(statistics, result.damping, order.permutation)
+        change = error.difference(weight, result.weight).masked_fill_(damped.dead, 0)
+        columns = order.restore(
+            error.column_error(change if order.is_natural else change[:, order.permutation], factor)
         )
+    return replace(result, relative_error=relative, column_error=columns)
 
 
 def zeros_to_keep(weight: Tensor, settings: Settings) -> Tensor | None:

@@ -5,10 +5,12 @@ import torch
 from torch import Tensor
 
 from rose.interrupt import stop_point
-from rose.layer.hessian import damped_hessian, shifted_inverse, solve_on_support
-from rose.layer.methods import LayerResult, Settings
-from rose.layer.methods.toolkit import mask_by_score, measured_result, prune_by_score
+from rose.layer.hessian import damped_hessian
+from rose.layer.least_squares import shifted_inverse, solve_on_support
+from rose.layer.methods import Settings
+from rose.layer.methods.toolkit import mask_by_score, prune_by_score, result_of
 from rose.layer.pattern import Pattern
+from rose.layer.result import LayerResult
 from rose.layer.statistics import InputStatistics
 
 FIRST_PENALTY = 0.1
@@ -30,7 +32,7 @@ def alps(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Lay
     matrix.diagonal()[damped.dead] = 1  # a unit diagonal, whatever the scale of H
     mask, start = find_support(live * scale, matrix, settings.pattern)
     pruned = solve_on_support(live, mask, damped.matrix, start / scale, FINAL_STEPS).to(weight.dtype)
-    return measured_result(weight, pruned, mask, statistics, settings, budget="layer")
+    return result_of(weight, pruned, mask, statistics, settings, budget="layer")
 
 
 def find_support(weight: Tensor, matrix: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:

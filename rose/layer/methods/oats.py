@@ -5,9 +5,10 @@ import torch
 from torch import Tensor
 
 from rose.interrupt import stop_point
-from rose.layer.methods import LayerResult, Settings
-from rose.layer.methods.toolkit import mask_by_score, measured_result, prune_by_score
+from rose.layer.methods import Settings
+from rose.layer.methods.toolkit import mask_by_score, prune_by_score, result_of
 from rose.layer.pattern import Pattern
+from rose.layer.result import LayerResult
 from rose.layer.statistics import InputStatistics
 
 SPARE = 8  # directions tracked beyond the rank, so that the basis has a growing direction already
@@ -33,7 +34,7 @@ def oats(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Lay
     low_rank = left @ right
     sparse = (weight.float() - low_rank).masked_fill(mask | (norm == 0), 0)
     pruned = (sparse + low_rank).to(weight.dtype)
-    return measured_result(weight, pruned, mask, statistics, settings, budget="row", low_rank=(left, right))
+    return result_of(weight, pruned, mask, statistics, settings, budget="row", low_rank=(left, right))
 
 
 def decompose(matrix: Tensor, rank: int, pattern: Pattern, iterations: int) -> tuple[Tensor, Tensor, Tensor]:

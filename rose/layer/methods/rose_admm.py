@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from rose.interrupt import stop_point
-from rose.layer.hessian import damped_hessian, shifted_inverse, solve_on_support
+from rose.layer.hessian import damped_hessian
+from rose.layer.least_squares import shifted_inverse, solve_on_support
 from rose.layer.loss import kth_smallest
-from rose.layer.methods import LayerResult, Settings
-from rose.layer.methods.toolkit import mask_by_score, measured_result, prune_by_score
+from rose.layer.methods import Settings
+from rose.layer.methods.toolkit import mask_by_score, prune_by_score, result_of
 from rose.layer.pattern import Pattern
+from rose.layer.result import LayerResult
 from rose.layer.statistics import InputStatistics
 
 # Chosen on layers of the packaged model at 70 %; docs/lab-notes/solvers.md has the results of other constants.
@@ -38,7 +40,7 @@ def rose_admm(weight: Tensor, statistics: InputStatistics, settings: Settings) -
     schedule = penalties(int(settings.options["effort"]))
     mask, start = find_mask(scaled, correlations, settings.pattern, schedule, dtype=settings.products)
     pruned = (solve_on_support(scaled, mask, correlations, start, FINAL_STEPS) / scale).to(weight.dtype)
-    return measured_result(weight, pruned, mask, statistics, settings, budget="layer")
+    return result_of(weight, pruned, mask, statistics, settings, budget="layer")
 
 
 def shrunk_correlations(hessian: Tensor, tokens: int) -> Tensor:

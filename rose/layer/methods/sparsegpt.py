@@ -4,12 +4,15 @@ all kept weights after its sweep by conjugate gradients (the last stage of ALPS,
 from dataclasses import replace
 from math import nan
 
+import torch
 from torch import Tensor
 
 from rose.layer import error
-from rose.layer.hessian import damped_hessian, solve_on_support
-from rose.layer.methods import LayerResult, Settings
-from rose.layer.methods.toolkit import errors_in_order, prune_by_sweep
+from rose.layer.hessian import damped_hessian
+from rose.layer.least_squares import solve_on_support
+from rose.layer.methods import Settings
+from rose.layer.methods.toolkit import prune_by_sweep
+from rose.layer.result import LayerResult
 from rose.layer.statistics import InputStatistics
 
 REFIT_STEPS = 8  # the error then is within 0.3 % of its limit on layers of the packaged model
@@ -77,18 +80,16 @@ def rose_dealt(weight: Tensor, statistics: InputStatistics, settings: Settings) 
     shares suit them."""
     unrounded = replace(settings, grid=None)  # the refit needs unrounded weights; they are rounded after it
     swept = prune_by_sweep(weight, statistics, unrounded, order="dealt", budget="block")
-    return refit(weight, statistics, swept, measures=settings.measures)
+    return refit(weight, statistics, swept)
 
 
-def refit(weight: Tensor, statistics: InputStatistics, result: LayerResult, *, measures: bool = True) -> LayerResult:
-    """Solves for the kept weights of any result without factors; `weight` is the dense W. Errors are of the new
-    weights, under U for the order of the result; a trace ends before the refit."""
+def refit(weight: Tensor, statistics: InputStatistics, result: LayerResult) -> LayerResult:
+    """Solves for the kept weights of any result without factors; `weight` is the dense W. Its errors are not measured
+    yet, and a trace ends before the refit."""
     if not result.mask.any():
         return result  # nothing to compensate; dead columns do not change
     damped = damped_hessian(statistics, result.damping)
     live = weight.float().masked_fill(damped.dead, 0)
     solved = solve_on_support(live, result.mask, damped.matrix, result.weight.float(), REFIT_STEPS).to(weight.dtype)
-    relative = error.relative_error(weight, solved, statistics.hessian) if measures else nan
     # The column errors of the sweep do not hold for the refitted weights.
-    columns, blocks = errors_in_order(weight, solved.float(), statistics, result.damping, result.order, measures)
-    return replace(result, weight=solved, relative_error=relative, column_error=columns, block_error=blocks)
+    return replace(result, weight=solved, relative_error=nan, column_error=torch.full_like(result.column_error, nan))

@@ -1,4 +1,4 @@
-"""Parts that methods share: pruning by a sweep or a mask, and the measured result."""
+"""Parts that methods share: pruning by a sweep, by a score or by a mask."""
 
 from dataclasses import replace
 from math import nan
@@ -8,18 +8,22 @@ from torch import Tensor
 
 from rose.errors import RoseError
 from rose.layer import error
-from rose.layer.forecast import Prices
-from rose.layer.hessian import damped_hessian, factorize
-from rose.layer.loss import block_sums, smallest, smallest_per_group, smallest_per_row
-from rose.layer.methods import LayerResult, Settings, check_mask
-from rose.layer.order import Order, OrderPlan, make_order, plan_order
+from rose.layer.budget import count_by_block
+from rose.layer.hessian import DampedHessian, damped_hessian, factorize
+from rose.layer.loss import smallest
+from rose.layer.methods import Settings
+from rose.layer.order import Order, OrderPlan, Prices, make_order, plan_order
 from rose.layer.pattern import Pattern
-from rose.layer.rounding import plan_rounding, revise
+from rose.layer.result import LayerResult, check_mask
+from rose.layer.rounding import plan_rounding
 from rose.layer.statistics import InputStatistics
-from rose.layer.sweep import TILE, sweep, visited_budget
+from rose.layer.sweep import Choice, sweep
+from rose.layer.tiles import TILE, prune_in_tiles
+from rose.layer.trace import trace_sweep
 
 
-def _plan(weight: Tensor, statistics: InputStatistics, settings: Settings) -> OrderPlan:
+def plan_layer(weight: Tensor, statistics: InputStatistics, settings: Settings) -> OrderPlan:
+    """The plan of a layer W, (out, in); methods that are compared on W share it."""
     same = settings.cache if settings.cache and settings.cache.is_of(weight) else None
     known = same.plan if same else None  # read once: another thread may replace it
     if known and (known.inputs, known.pattern, known.block_size) == (statistics, settings.pattern, settings.block_size):
@@ -37,26 +41,6 @@ def _plan(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Or
     return plan
 
 
-def errors_in_order(
-    weight: Tensor, pruned: Tensor, statistics: InputStatistics, damping: float, order: Order, measures: bool
-) -> tuple[Tensor, Tensor]:
-    """Errors of Ŵ, (out, in), under U for this order: of each column, (in,), in original order, and of each block as
-    visited, (blocks,). NaN without `measures`."""
-    visited = weight.new_full((weight.shape[1],), nan, dtype=torch.float32)
-    if measures:
-        damped, factor = factorize(statistics, damping, order.permutation)
-        change = error.difference(weight, pruned).masked_fill_(damped.dead, 0)
-        visited = error.column_error(change if order.is_natural else change[:, order.permutation], factor)
-    return visited[order.inverse], block_sums(visited, order.widths)
-
-
-def _relative_error(weight: Tensor, pruned: Tensor, statistics: InputStatistics, settings: Settings) -> float:
-    if not settings.measures:
-        return nan
-    dense = settings.cache.energy(weight, statistics) if settings.cache else None
-    return error.relative_error(weight, pruned, statistics.hessian, dense)
-
-
 def prune_by_sweep(
     weight: Tensor,
     statistics: InputStatistics,
@@ -69,83 +53,58 @@ def prune_by_sweep(
     """Sweeps by this order and budget unless the settings override them, and rounds kept weights in the same sweep.
     `sum_saliency` chooses masks by w² (H_jj + 1/[H⁻¹]_jj), with H⁻¹ of the whole "layer" or of the columns
     "remaining"."""
-    plan = _plan(weight, statistics, settings)
-    visited = make_order(plan, settings.order if settings.order is not None else order)
-    chosen = settings.budget if settings.budget is not None else budget
-    pattern = settings.pattern
-    damped, factor = factorize(statistics, settings.damping, visited.permutation)
-    live = weight.float()
+    plan, pattern = plan_layer(weight, statistics, settings), settings.pattern
+    visited = make_order(plan, order if settings.order is None else settings.order)
+    shares = budget if settings.budget is None else settings.budget
+    damped, U = factorize(statistics, settings.damping, visited.permutation)
+    live, choice, rounder = weight.float(), None, None
     if pattern.ratio > 0:
         # Dead columns carry no signal: removing their weights costs nothing, so they go first.
         live = live.masked_fill(damped.dead, 0)
-    divisor = factor.diagonal()
-    if sum_saliency:
-        # H⁻¹ = UᵀU; the inverse for the columns from j on has U_jj² as its first entry.
-        inverse = factor.square().sum(0) if sum_saliency == "layer" else divisor.square()
-        divisor = (damped.matrix.diagonal()[visited.permutation] + 1 / inverse).rsqrt()
-    counts = visited_budget(chosen, live, divisor, pattern, visited)
-    rounder = None
+        divisor = _sum_divisor(U, damped, visited, sum_saliency) if sum_saliency else U.diagonal()
+        choice = Choice(pattern, divisor, count_by_block(shares, live, divisor, pattern, visited))
     if settings.grid:
-        rounder = plan_rounding(live, settings.grid, visited, factor, damped.dead, pattern.of or TILE)
-    traced = (damped.matrix, settings.trace != "errors") if settings.trace else None
-    swept = sweep(live, factor, visited, pattern, counts, divisor, traced, rounder, settings.zeros)
-    # A dead column costs nothing, also if it is only rounded.
-    columns = swept.column_error.masked_fill(damped.dead, 0)
-    del live, rounder  # each is as large as the layer; free them
-    pruned = swept.weight.to(weight.dtype)
-    pruning = rounding = None
-    if settings.grid:
-        both = error.relative_error(weight, pruned, statistics.hessian)
-        rounding = both * error.ratio(swept.kept_error, float(swept.column_error.sum(dtype=torch.float64)))
-        pruning = both - rounding
-    return LayerResult(
-        weight=pruned,
-        mask=swept.mask,
-        relative_error=_relative_error(weight, pruned, statistics, settings),
-        column_error=columns,
-        block_error=block_sums(columns[visited.permutation], visited.widths),
+        rounder = plan_rounding(live, settings.grid, visited, U, damped.dead, pattern.of or TILE)
+    W, zeros = visited.visit(live), settings.zeros
+    M = torch.zeros_like(W, dtype=torch.bool) if zeros is None else visited.visit(zeros)
+    before = W.clone() if settings.trace else None
+    del live, zeros  # each is as large as the layer
+    E = sweep(W, M, U, visited.widths, choice, rounder.prune if rounder else prune_in_tiles)
+    trace = None
+    if before is not None:
+        keep_weights = settings.trace != "errors"
+        trace = trace_sweep(before, W, M, E, U, order=visited, hessian=damped.matrix, keep_weights=keep_weights)
+    columns, of_rounding = visited.restore(E.square_().sum(0)), _share_of_kept(E, M) if rounder else None
+    del E, before
+    result = LayerResult(
+        weight=visited.restore(W).to(weight.dtype),
+        mask=visited.restore(M),
         plan=plan,
         order=visited,
-        budget=chosen if isinstance(chosen, str) else "own",
+        budget=shares if isinstance(shares, str) else "own",
         damping=damped.damping,
         added_damping=damped.added,
-        trace=swept.trace,
-        prices=Prices.of(visited, factor, damped),
-        pruning_error=pruning,
-        rounding_error=rounding,
+        column_error=columns.masked_fill(damped.dead, 0),  # also if a dead column is only rounded
+        trace=trace,
+        prices=Prices.of(visited, U, damped),
     )
+    if of_rounding is None:
+        return result
+    both = error.relative_error(weight, result.weight, statistics.hessian)
+    return replace(result, pruning_error=both * (1 - of_rounding), rounding_error=both * of_rounding)
 
 
-def round_kept(weight: Tensor, statistics: InputStatistics, result: LayerResult, settings: Settings) -> LayerResult:
-    """Rounds the kept weights of a result, by a sweep with its mask in descending H_jj, and then `revise`. Both
-    approximate the weights of the method; zeros stay 0. `weight` is the dense W, (out, in)."""
-    assert settings.grid is not None
-    order = make_order(replace(result.plan, pattern=Pattern(0.0)), "hessian")  # N:M groups need not stay whole here
-    damped, factor = factorize(statistics, result.damping, order.permutation)
-    unrounded = result.weight.float()
-    removed = result.mask if settings.zeros is None else result.mask | settings.zeros
-    mask = removed | (unrounded == 0)
-    rounder = plan_rounding(unrounded, settings.grid, order, factor, damped.dead, 1)
-    swept = sweep(unrounded, factor, order, settings.pattern, (), rounder=rounder, mask=mask)
-    steps = rounder.steps.index_select(0, order.inverse)
-    rounded = revise(unrounded, swept.weight, mask, damped.matrix, steps, settings.grid).to(weight.dtype)
-    dense = error.quadratic_form(weight, statistics.hessian)
-    pruning, both = (
-        error.relative_error(weight, pruned, statistics.hessian, dense) for pruned in (result.weight, rounded)
-    )
-    columns, blocks = errors_in_order(weight, rounded, statistics, damped.damping, result.order, settings.measures)
-    return replace(
-        result,
-        weight=rounded,
-        mask=removed,
-        relative_error=both if settings.measures else nan,
-        column_error=columns,
-        block_error=blocks,
-        damping=damped.damping,
-        added_damping=damped.added,
-        pruning_error=pruning,
-        rounding_error=both - pruning,
-    )
+def _sum_divisor(U: Tensor, damped: DampedHessian, order: Order, of: str) -> Tensor:
+    """d with (w/d)² = w² (H_jj + 1/[H⁻¹]_jj), (in,), in the order visited."""
+    # H⁻¹ = UᵀU; the inverse for the columns from j on has U_jj² as its first entry.
+    inverse = U.square().sum(0) if of == "layer" else U.diagonal().square()
+    return (damped.matrix.diagonal()[order.permutation] + 1 / inverse).rsqrt()
+
+
+def _share_of_kept(squares: Tensor, mask: Tensor) -> float:
+    """The share of e², (out, in), of kept weights, which are only rounded; the squares of removed weights become 0."""
+    total = float(squares.sum(dtype=torch.float64))
+    return error.ratio(float(squares.masked_fill_(mask, 0).sum(dtype=torch.float64)), total)
 
 
 def prune_by_score(
@@ -162,22 +121,22 @@ def mask_by_score(score: Tensor, pattern: Pattern, budget: str) -> Tensor:
     if budget not in ("row", "layer"):
         raise RoseError(f"Scores are compared within each row or over the layer, not by the budget {budget!r}.")
     if pattern.is_grouped:
-        return smallest_per_group(score, pattern)
+        return smallest(score, pattern.of - pattern.keep, pattern.of)
     if budget == "row":
-        return smallest_per_row(score, pattern.count(score.shape[1]))
+        return smallest(score, pattern.count(score.shape[1]), score.shape[1])
     return smallest(score, pattern.count(score.numel()))
 
 
 def prune_by_mask(
     weight: Tensor, statistics: InputStatistics, settings: Settings, mask: Tensor, *, budget: str
 ) -> LayerResult:
-    """Sets the masked weights to zero and leaves the others as they are; see `measured_result`. Raises RoseError: a
+    """Sets the masked weights to zero and leaves the others as they are; see `result_of`. Raises RoseError: a
     mask that is not bool, or not of W's shape."""
     check_mask(mask, weight)
-    return measured_result(weight, weight.masked_fill(mask, 0), mask, statistics, settings, budget=budget)
+    return result_of(weight, weight.masked_fill(mask, 0), mask, statistics, settings, budget=budget)
 
 
-def measured_result(
+def result_of(
     weight: Tensor,
     pruned: Tensor,
     mask: Tensor,
@@ -187,21 +146,18 @@ def measured_result(
     budget: str,
     low_rank: tuple[Tensor, Tensor] | None = None,
 ) -> LayerResult:
-    """The result of a method that does not sweep. Its column errors belong to a sweep in natural order. `weight` and
-    `pruned` are W and Ŵ, (out, in). `mask` is True where removed, beside factors in the sparse part."""
-    plan = _plan(weight, statistics, settings)
-    damped, natural = damped_hessian(statistics, settings.damping), make_order(plan, "natural")
-    columns, blocks = errors_in_order(weight, pruned, statistics, settings.damping, natural, settings.measures)
+    """The result of a method that does not sweep; `rose.prune_layer` adds its errors. `weight` and `pruned` are W and
+    Ŵ, (out, in). `mask` is True where removed, beside factors in the sparse part."""
+    plan = plan_layer(weight, statistics, settings)
+    damped = damped_hessian(statistics, settings.damping)
     return LayerResult(
         weight=pruned,
         mask=mask,
-        relative_error=_relative_error(weight, pruned, statistics, settings),
-        column_error=columns,
-        block_error=blocks,
         plan=plan,
-        order=natural,
+        order=make_order(plan, "natural"),
         budget=budget,
         damping=damped.damping,
         added_damping=damped.added,
+        column_error=torch.full_like(plan.column_loss, nan),
         low_rank=low_rank,
     )

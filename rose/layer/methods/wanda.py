@@ -9,9 +9,10 @@ from rose.errors import RoseError
 from rose.interrupt import stop_point
 from rose.layer.hessian import damped_hessian
 from rose.layer.loss import importance
-from rose.layer.methods import LayerResult, Settings
+from rose.layer.methods import Settings
 from rose.layer.methods.toolkit import mask_by_score, prune_by_mask, prune_by_score
 from rose.layer.pattern import Pattern
+from rose.layer.result import LayerResult
 from rose.layer.statistics import InputStatistics
 
 CYCLES = 50

@@ -8,8 +8,9 @@ from typing import Any, Unpack
 from rose.layer import error
 from rose.layer.error import MassiveActivation
 from rose.layer.hessian import sampling_damping
-from rose.layer.methods import Cache, LayerResult, Settings, make_settings, prune_with, zeros_to_keep
+from rose.layer.methods import Cache, Settings, make_settings, prune_with, zeros_to_keep
 from rose.layer.pattern import SettingsOptions
+from rose.layer.result import LayerResult
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import InputGap, OutputGap, corrected_weight, target_error
 from rose.model.network.layers import PrunableLayer, naming
@@ -43,32 +44,33 @@ def prune_in(
 
     `correction_damping`: tokens -> μ of the correction. Raises RoseError with the layer's name.
     """
-    start, weight = time.perf_counter(), layer.weight
-    statistics, held_out = statistics_of(layer, block.calibration), block.held_out.get(layer.name)
-    gaps = {stream: of_layers[layer.name] for stream, of_layers in block.gaps.items() if layer.name in of_layers}
-    gap, used_mu, mu = gaps.get("calibration"), None, correction_damping(statistics.tokens)
-    # A weight corrected towards a target has no zeros.
-    zeros, damping = zeros_to_keep(weight, settings), damping_of(layer, statistics, settings.damping)
-    settings = replace(settings, damping=damping, measures=False, zeros=zeros, products=block.products)
-    target = weight
+    start, weight, name = time.perf_counter(), layer.weight, layer.name
+    statistics, held_out = statistics_of(layer, block.calibration), block.held_out.get(name)
+    gap, held_out_gap = (block.gaps.get(stream, {}).get(name) for stream in ("calibration", "held_out"))
+    settings = replace(
+        settings,
+        damping=damping_of(layer, statistics, settings.damping),
+        measures=False,
+        zeros=zeros_to_keep(weight, settings),  # a weight corrected towards a target has no zeros
+        products=block.products,
+    )
+    fields: dict[str, Any] = {}
     with naming(layer):
+        target = weight
         if gap is not None:
-            # Corrected targets are float32; the layer keeps its dtype.
-            corrected, used_mu = corrected_weight(weight, statistics, gap, mu)
-            target = corrected.to(weight.dtype)
+            mu = correction_damping(statistics.tokens)
+            corrected, used = corrected_weight(weight, statistics, gap, mu)
+            target = corrected.to(weight.dtype)  # corrected targets are float32; the layer keeps its dtype
+            fields["target"] = "dense and stream" if isinstance(gap, OutputGap) else "dense"
+            fields |= {"target_damping": used, "is_damping_raised": used > mu}
         result = prune_with(target, statistics, settings)
+    fields["is_damping_raised"] = fields.get("is_damping_raised", False) or result.damping > settings.damping
     errors = _errors(layer, result, statistics, gap, settings.cache)
-    fields: dict[str, Any] = dict(zip(("relative_error", "target_error"), errors, strict=True))
+    fields["relative_error"], fields["target_error"] = errors
     if held_out is not None:
-        errors = _errors(layer, result, held_out, gaps.get("held_out"), settings.cache)
-        fields |= dict(zip(("held_out_error", "held_out_target_error"), errors, strict=True))
-    if gap is not None:
-        fields["target"] = "dense and stream" if isinstance(gap, OutputGap) else "dense"
-    seconds = time.perf_counter() - start
-    fields |= {"tokens": statistics.tokens, "target_damping": used_mu}
-    fields["is_damping_raised"] = result.damping > damping or (used_mu is not None and used_mu > mu)
-    result = replace(result, massive=MassiveActivation.find(layer.weight, result.weight, statistics))
-    return result, record_of(layer, result, seconds, settings, **fields)
+        errors = _errors(layer, result, held_out, held_out_gap, settings.cache)
+        fields["held_out_error"], fields["held_out_target_error"] = errors
+    return result, record_of(layer, result, statistics, time.perf_counter() - start, settings, **fields)
 
 
 def _errors(
@@ -117,10 +119,15 @@ def dense_record(layer: PrunableLayer, statistics: InputStatistics | None, setti
 
 
 def record_of(
-    layer: PrunableLayer, result: LayerResult, seconds: float, settings: Settings, **fields: Any
+    layer: PrunableLayer,
+    result: LayerResult,
+    statistics: InputStatistics,
+    seconds: float,
+    settings: Settings,
+    **fields: Any,
 ) -> LayerRecord:
     """The record of one layer, which is not changed yet. `fields` of `LayerRecord` override the result's."""
-    plan, massive = result.plan, result.massive
+    plan, massive = result.plan, MassiveActivation.find(layer.weight, result.weight, statistics)
     before, dead = int(layer.weight.eq(0).sum()) / layer.weight.numel(), plan.hessian_diagonal.eq(0)
     sparsity = result.sparsity
     if before or bool(dead.any()):
@@ -138,7 +145,7 @@ def record_of(
         damping=result.damping, dead_columns=int(dead.sum()), seconds=seconds, order=result.order.name,
         budget=result.budget, asked_sparsity=settings.pattern.ratio, pruning_error=result.pruning_error,
         rounding_error=result.rounding_error, massive=massive_text(massive) if massive else "",
-        error_without_massive=massive.error if massive else None, **from_result | fields,
+        error_without_massive=massive.error if massive else None, tokens=statistics.tokens, **from_result | fields,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import torch
 import rose
 from app.figures.palette import INKS
 from app.figures.style import Drawing
-from rose.layer.sweep import error_inside
+from rose.layer.trace import error_inside
 from tests.app.figures.test_contract import figure_functions, hold
 
 ROWS, COLUMNS, BLOCK = 24, 40, 16  # blocks of 16, 16 and 8 columns

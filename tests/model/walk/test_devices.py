@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 import rose
 from rose.layer.statistics import InputStatistics
-from rose.layer.sweep import _tile_at_once
+from rose.layer.tiles import solve_rows
 from rose.model.measure.perplexity import continue_prompt
 from rose.tensor_files import digest
 from tests.layer.helpers import make_layer
@@ -77,7 +77,7 @@ def test_every_method_prunes_layers_on_a_device(method, sparsity):
 )
 def test_models_are_pruned_on_a_device_and_moved_back(settings, resident, checkpoint, monkeypatch):
     solved = []
-    monkeypatch.setattr("rose.layer.sweep._tile_at_once", lambda *tile: (solved.append(1), _tile_at_once(*tile)))
+    monkeypatch.setattr("rose.layer.tiles.solve_rows", lambda *tile: (solved.append(1), solve_rows(*tile)))
     expected = rose.prune_model(load(checkpoint), CALIBRATION, held_out=HELD_OUT, block_size=16, **settings)
     assert not solved
     model = load(checkpoint)
