@@ -1,7 +1,10 @@
 """One weight matrix: tensors in, tensors out. No files, no models, no UI, no printing.
 
-Read first `pattern` (sparsity and bits), `statistics` (H = XᵀX), `hessian` (damping, H⁻¹ = UᵀU, least squares for the
-kept weights) and `loss` (pre-pruning). Then read `order`, `sweep`, `rounding`, `error` and `methods` (declared in
-`registry`, a file per family). `forecast` prices columns and sweeps, `target` corrects weights for the target, `basis`
-rotates heads. `solvers` and `columnar` serve plots; `checks`, `change` and `agreement` judge a layer.
+Read first what a layer's pruning is: `statistics` (H = XᵀX), `hessian` (damping, and U with H⁻¹ = UᵀU), `loss`
+(pre-pruning), `order`, `sweep` (mask, error, compensate) and `error`. `methods` puts it together: a file per family,
+declared in `registry`, with `pattern` (sparsity and bits), and `result`.
+
+Files beside these make them fast or do more: `tiles`, `panels` and `budget` for a sweep, `trace`, `rounding`,
+`least_squares` for the kept weights. `forecast` prices columns and sweeps, `target` corrects weights for a target,
+`basis` rotates heads. `solvers` and `columnar` serve plots; `checks` judges a layer.
 """

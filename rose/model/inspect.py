@@ -1,7 +1,7 @@
 """Contents and differences of files of tensors: safetensors (one file or shards) and GGUF, without a model.
 
 Tensors of GGUF files have the names and the order of rows of the model that they are loaded into. Tensors are read in
-runs of rows, so that no file and no large tensor is whole in memory. The numbers come from `rose.layer.change`.
+runs of rows, so that no file and no large tensor is whole in memory. The numbers come from `rose.model.check.change`.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ from torch import Tensor
 from rose.errors import RoseError
 from rose.files import reachable
 from rose.interrupt import stop_point
-from rose.layer import change as changes
-from rose.layer.change import FactsOf, WeightChange, WeightFacts, change_by_rows, weight_facts
+from rose.model.check import change as changes
+from rose.model.check.change import FactsOf, WeightChange, WeightFacts, change_by_rows, weight_facts
 from rose.model.check.verdicts import says_parts, says_pattern
 from rose.model.formats.gguf import Place, Reader, dequantized, places_in
 from rose.model.load.models import load_skeleton

@@ -22,9 +22,9 @@ from torch import Tensor
 
 import rose
 from rose.errors import RoseError
-from rose.layer.agreement import misfits
 from rose.layer.registry import METHODS
 from rose.layer.statistics import InputStatistics
+from rose.model.check.agreement import misfits
 from tests.benchmarks.common import MODEL, Rows, arguments, changes
 from tests.model.check.faults import COLUMNS, ROWS, TILES
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.layer.change import UNLIKE, WeightChange, same_removed, weight_change
 from rose.layer.pattern import BLOCK_SIZE
 from rose.layer.target import correction_damping
+from rose.model.check.change import UNLIKE, WeightChange, same_removed, weight_change
 from rose.model.check.costs import Costs, Recognized, Yardsticks, maker_of, with_inputs
 from rose.model.check.inputs import BlockInputs, Pair, sample, walk_both
 from rose.model.check.others import Gone, Row, others_in_block, others_outside, table_of

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rose.layer.agreement import Misfit
-from rose.layer.change import Overlap, WeightChange, same_removed
 from rose.layer.error import MassiveActivation, difference, quadratic_form, ratio
 from rose.layer.hessian import damped_hessian
 from rose.layer.least_squares import solve_on_support
 from rose.layer.methods import Cache, LayerResult, make_settings, prune_with
 from rose.layer.pattern import DAMPING, RECOMMENDED, Pattern
 from rose.layer.target import InputGap, OutputGap, corrected_weight, target_error
+from rose.model.check.agreement import Misfit
+from rose.model.check.change import Overlap, WeightChange, same_removed
 from rose.model.check.inputs import LayerInputs
 from rose.verdicts import massive_text
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from rose.layer.change import UNLIKE
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import InputGap, OutputGap
+from rose.model.check.change import UNLIKE
 from rose.model.network.experts import experts_apart
 from rose.model.network.heads import ValueHeads, head_width, twin_of
 from rose.model.network.layers import PrunableLayer

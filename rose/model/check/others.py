@@ -16,8 +16,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from rose.layer.agreement import COLUMN, ROW
-from rose.layer.change import UNLIKE, WeightChange, rounded_to
+from rose.model.check.agreement import COLUMN, ROW
+from rose.model.check.change import UNLIKE, WeightChange, rounded_to
 from rose.model.check.inputs import Pair
 from rose.model.check.verdicts import LayerVerdict, Verdict
 from rose.model.network.heads import head_width

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import median
 
-from rose.layer import agreement
-from rose.layer.agreement import ABSURD, COLUMN, EMPTY, ROW, Misfit
-from rose.layer.change import UNLIKE, WeightChange
 from rose.layer.error import ratio
 from rose.layer.registry import METHODS
+from rose.model.check import agreement
+from rose.model.check.agreement import ABSURD, COLUMN, EMPTY, ROW, Misfit
+from rose.model.check.change import UNLIKE, WeightChange
 from rose.model.check.costs import Costs, Recognized, Rival
 from rose.wording import count, listing, number, percent, sentence, whole
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.layer.change import apparent_grid
 from rose.layer.rounding import coarsest_grid
+from rose.model.check.change import apparent_grid
 from rose.model.defaults import PRUNED
 from rose.model.estimate import check_free, tuning_memory
 from rose.model.network.layers import GRIDS_TRIED, count_parameters, count_zeros

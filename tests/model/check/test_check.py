@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import rose
 from rose import cli
-from rose.layer.change import weight_change
+from rose.model.check.change import weight_change
 from rose.model.check.check import check_checkpoint
 from rose.model.check.costs import Costs, Rival
 from rose.model.check.findings import findings, lines, says_other_draw

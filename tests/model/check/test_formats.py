@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import rose
-from rose.layer.change import find_pattern, weight_change
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import InputGap
+from rose.model.check.change import find_pattern, weight_change
 from rose.model.check.costs import Yardsticks
 from rose.model.check.inputs import LayerInputs
 from rose.model.check.verdicts import Verdict

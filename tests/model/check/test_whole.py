@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import rose
 from rose import cli
-from rose.layer.change import weight_change
+from rose.model.check.change import weight_change
 from rose.model.check.check import EVEN, better_by_layer, check_checkpoint, common_masks, pair_layers
 from rose.model.check.findings import findings, says_alike
 from rose.model.check.inputs import walk_both

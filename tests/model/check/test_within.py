@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 import rose
-from rose.layer import agreement
-from rose.layer.agreement import COLUMN, ROW, TILE, misfits, whole_fate
 from rose.layer.target import InputGap
+from rose.model.check import agreement
+from rose.model.check.agreement import COLUMN, ROW, TILE, misfits, whole_fate
 from rose.model.check.check import check_checkpoint
 from rose.model.check.costs import with_inputs
 from rose.model.check.inputs import LayerInputs

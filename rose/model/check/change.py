@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError
-from rose.layer.agreement import Misfit, misfits, whole_fate
+from rose.model.check.agreement import Misfit, misfits, whole_fate
 
 GROUPS = (2, 4, 8, 16, 32)  # M of the N:M patterns that are tried
 NEARLY = 0.95  # least share of groups that keep exactly N; all other groups break the pattern
@@ -300,8 +300,8 @@ class WeightChange(WeightFacts):
     column_change: Tensor  # by column, (in,)
     cosine: float  # of the angle between V and W over V's nonzeros; 0 where V has none
     slope: float  # of V on W over V's nonzeros; 1 where V has none
-    fate: str | None = None  # why the layer is unlike W, see `rose.layer.agreement.whole_fate`
-    misfits: tuple[Misfit, ...] = ()  # parts that differ from W more than the rest does, see `rose.layer.agreement`
+    fate: str | None = None  # why the layer is unlike W, see `rose.model.check.agreement.whole_fate`
+    misfits: tuple[Misfit, ...] = ()  # parts that differ from W more than the rest does, see `x
 
     @property
     def is_untouched(self) -> bool:
