@@ -160,11 +160,6 @@ class OrderPlan:
         return self.order.permutation
 
     @property
-    def block_order(self) -> Tensor:
-        """Original block that ROSE visits at each step, (blocks,) int64."""
-        return torch.tensor(visited_blocks(self, self.order), device=self.block_loss.device)
-
-    @property
     def loss_per_column(self) -> Tensor:
         """Block loss divided by the block's width, (blocks,): what blocks are compared by."""
         return self.block_loss / torch.tensor(self.block_width, device=self.block_loss.device)

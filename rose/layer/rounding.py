@@ -108,14 +108,6 @@ def coarsest_grid(weight: Tensor) -> Coded | None:
     return next((coded for coded in tried if coded), None)
 
 
-def bits_a_weight(weight: Tensor, grid: Grid | None) -> float:
-    """Storage in bits a weight: a mask bit, a code for each nonzero, and 16 bits for a scale; without the mask if that
-    is less. Without a grid a nonzero has 16 bits."""
-    code = grid.bits if grid else 16
-    scale = 16 / grid.width(weight.shape[1]) if grid else 0.0
-    return min(1 + code * int(weight.count_nonzero()) / weight.numel(), code) + scale
-
-
 def _few_bits(scale: Tensor, bits: int, most: float, up: bool) -> Tensor:
     """The nearest float16 number with this number of significant bits, or the next away from 0."""
     fraction, exponent = torch.frexp(scale.clamp(-most, most))

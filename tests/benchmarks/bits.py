@@ -32,7 +32,7 @@ from rose import verdicts
 from rose.layer.methods import LayerResult, Settings
 from rose.layer.methods.toolkit import result_of
 from rose.layer.pattern import Grid, parse_grid
-from rose.layer.rounding import bits_a_weight, choose_scales
+from rose.layer.rounding import choose_scales
 from rose.layer.statistics import InputStatistics
 from rose.model.load.tokens import load_calibration
 from rose.model.network.layers import PrunableLayer, prunable_layers
@@ -63,6 +63,14 @@ def mean_bits(layers: list[PrunableLayer], grid: Grid | None) -> float:
     sizes = [layer.weight.numel() for layer in layers]
     stored = [bits_a_weight(layer.weight, grid) for layer in layers]
     return sum(bits * size for bits, size in zip(stored, sizes, strict=True)) / sum(sizes)
+
+
+def bits_a_weight(weight: Tensor, grid: Grid | None) -> float:
+    """Storage in bits a weight: a mask bit, a code for each nonzero, and 16 bits for a scale; without the mask if that
+    is less. Without a grid a nonzero has 16 bits."""
+    code = grid.bits if grid else 16
+    scale = 16 / grid.width(weight.shape[1]) if grid else 0.0
+    return min(1 + code * int(weight.count_nonzero()) / weight.numel(), code) + scale
 
 
 def prune_published(

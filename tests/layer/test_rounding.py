@@ -10,7 +10,8 @@ import rose
 from rose.layer import rounding
 from rose.layer.error import relative_error
 from rose.layer.pattern import Grid, parse_grid
-from rose.layer.rounding import BITS, GROUPS, bits_a_weight, choose_scales, coarsest_grid, find_grid, revise
+from rose.layer.rounding import BITS, GROUPS, choose_scales, coarsest_grid, find_grid, revise
+from tests.benchmarks.bits import bits_a_weight
 from tests.layer.helpers import Layer, damped_by_hand, every_method, make_layer, round_to
 from tests.refusals import refused
 

@@ -14,6 +14,7 @@ import rose
 from app import words
 from app.results import html_report, naming, pairs
 from rose import cli
+from rose.layer.order import visited_blocks
 from rose.recipe import Recipe
 from rose.recipe.steps import Analyze
 from rose.report import read_runs
@@ -162,7 +163,7 @@ def test_paper_figures_round_trip(tmp_path):
     assert dict(paper.positions)[paper.place] == pytest.approx(natural.relative_error, rel=1e-4)
     assert paper.block == int(plan.loss_per_column.argmax())
     assert len(paper.positions) == len(plan.block_width)
-    assert paper.visited == plan.block_order.tolist()
+    assert paper.visited == visited_blocks(plan, plan.order)
     assert [paper.losses[at] for at in paper.visited] == sorted(paper.losses, reverse=True)
     report = html_report.report_of([run])
     axes = [drawing.figure.layout.xaxis.title.text for drawing in report.drawings]
