@@ -139,7 +139,8 @@ class DiffuseSample(DrawingPart):
     output: Annotated[part.File, setting("the picture", metavar="FILE.png")]
 
 
-SPECS: dict[str, type[Spec]] = {spec.run: spec for spec in (*STEPS, DiffusePrune)}
+_RUN: tuple[type[Spec], ...] = (*STEPS, DiffusePrune)
+SPECS: dict[str, type[Spec]] = {spec.run: spec for spec in _RUN}
 """The specifications that recipes can run, by name."""
 _TOOLS = (RunRecipe, WriteReport, Inspect, Export, DiffusePrune, DiffuseSample, App)
 _ALL: tuple[type[Spec], ...] = (Models, *STEPS, *_TOOLS)

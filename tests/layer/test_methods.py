@@ -430,8 +430,8 @@ def _three_of_a_group(weight, *more):
         ),
         (_three_of_a_group, r"Faulty keeps more than 2 weights in some groups of 4 .* not 2:4"),
         (lambda *_: {}["rank"], "Faulty failed: KeyError: 'rank'"),
-        (lambda w, *more: rose.measured_result(w, w * math.nan, w > 9, *more, budget=""), "Faulty gave NaN, although"),
-        (lambda w, *more: rose.measured_result(w, w * math.inf, w > 9, *more, budget=""), "too large for torch.float"),
+        (lambda w, *more: rose.result_of(w, w * math.nan, w > 9, *more, budget=""), "Faulty gave NaN, although"),
+        (lambda w, *more: rose.result_of(w, w * math.inf, w > 9, *more, budget=""), "too large for torch.float"),
         (lambda *_: None, "Faulty must return a LayerResult"),
     ],
 )
