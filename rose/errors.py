@@ -63,19 +63,19 @@ def is_number(value: object) -> bool:
 
 
 def check_word(name: object, subject: str) -> None:
-    """Raises RoseError unless `what`, such as "A method", can be named so on a command line."""
+    """Raises RoseError unless `subject`, such as "A method", can have this name on a command line."""
     if not isinstance(name, str) or not name.isidentifier():
         raise RoseError(f"{subject} cannot be named {name!r}; take one word of letters, digits and underscores.")
 
 
 def check_choice(subject: str, value: object, choices: Collection[str]) -> None:
-    """Raises RoseError unless the value is among those known; `what`, such as "The budget", begins the sentence."""
+    """Raises RoseError unless the value is one of `choices`; `subject`, such as "The budget", begins the sentence."""
     if value not in choices:
         raise RoseError(f"{subject} must be one of {', '.join(choices)}, not {value!r}.")
 
 
 def check_named(noun: str, name: object, names: Collection[str]) -> None:
-    """Raises RoseError unless this name exists; `what` is the kind of name, such as "order"."""
+    """Raises RoseError unless the name is one of `names`; `noun` is the kind of name, such as "order"."""
     if name not in names:
         raise RoseError(f"There is no {noun} named {name!r}; choose one of {', '.join(names)}.")
 

@@ -8,6 +8,7 @@ sums are its own. docs/large-models.md derives the traffic.
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +53,15 @@ def process_group() -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def _to_send(problem: Exception) -> Exception:
+    """An exception that other processes can read, so that they fail too and do not wait for this one."""
+    try:
+        pickle.loads(pickle.dumps(problem))
+    except Exception:
+        return RuntimeError(f"{type(problem).__name__}: {problem}")
+    return problem
+
+
 @dataclass(frozen=True)
 class Workers:
     """The processes that share the work of one run: their number, and this one's place; the first writes files."""
@@ -73,18 +83,19 @@ class Workers:
         return values
 
     def from_first(self, work: Callable[[], T]) -> T:
-        """The result of `work` in the first process, or the RoseError that it raises there, in all processes."""
+        """The result of `work` in the first process, or the exception that it raises there, in all processes."""
         if self.count == 1:
             return work()
         sent: list[Any] = [None, None]
         if self.place == 0:
             try:
                 sent[0] = work()
-            except RoseError as problem:
-                sent[1] = str(problem)
+            except Exception as problem:
+                dist.broadcast_object_list([None, _to_send(problem)])
+                raise
         dist.broadcast_object_list(sent)
         if sent[1] is not None:
-            raise RoseError(sent[1])
+            raise sent[1]
         return sent[0]
 
     def precision(self, compute: str, network: Network, dtype: torch.dtype | None = None) -> Precision:
@@ -170,20 +181,21 @@ class Workers:
         return owners
 
     def exchange(self, owners: Sequence[int], work: Callable[[int], T]) -> list[T]:
-        """`work(number)` for every number, done by its owner: the results, or the RoseError, in all processes."""
+        """`work(number)` for every number, done by its owner: the results, or the exception, in all processes."""
         if self.count == 1:
             return [work(number) for number in range(len(owners))]
         mine: dict[int, T] = {}
-        problems: list[tuple[int, str]] = []
+        failure: Exception | None = None
+        problems: dict[int, Exception] = {}
         for number in (number for number, owner in enumerate(owners) if owner == self.place):
             try:
                 mine[number] = work(number)
-            except RoseError as problem:
-                problems.append((number, str(problem)))
+            except Exception as problem:
+                failure, problems[number] = problem, _to_send(problem)
                 break
         parts = self.gather((mine, problems))
-        if problems := [problem for _, of_process in parts for problem in of_process]:
-            raise RoseError(min(problems)[1])  # which a single process would meet first
+        if problems := {number: problem for _, of_process in parts for number, problem in of_process.items()}:
+            raise problems[min(problems)] from failure  # the one that a single process would meet first
         results = {number: value for part, _ in parts for number, value in part.items()}
         return [results[number] for number in range(len(owners))]
 

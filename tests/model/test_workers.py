@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -106,6 +108,36 @@ def test_errors_reach_every_process(several):
     assert written["broken"].startswith("model.layers.1.mlp.up_proj: W holds NaN")
     assert "did not reach the same layers" in written["parted"]
     assert written["broken_slim"].startswith("model.layers.1.mlp.down_proj: ")
+
+
+class Unreadable(Exception):
+    """Cannot be sent: two arguments make it, and it keeps one."""
+
+    def __init__(self, name: str, number: int) -> None:
+        super().__init__(f"{name} {number}")
+
+
+@pytest.mark.parametrize(
+    "problem", [rose.RoseError("Bad."), OSError(28, "Full"), MemoryError(), rose.Cancelled(), Unreadable("part", 3)]
+)
+def test_any_exception_reaches_every_process(problem, monkeypatch):
+    def fail(*_number: int) -> None:
+        raise problem
+
+    first, second, sent = distributed.Workers(2, 0), distributed.Workers(2, 1), list[Any]()
+    kind, says = type(problem), str(problem)
+    if kind is Unreadable:
+        kind, says = RuntimeError, "Unreadable: part 3"
+    monkeypatch.setattr("torch.distributed.broadcast_object_list", lambda given: sent.append(pickle.dumps(given)))
+    with pytest.raises(type(problem)):
+        first.from_first(fail)
+    read = {"broadcast_object_list": lambda given: given.__setitem__(slice(2), pickle.loads(sent[-1]))}
+    read["all_gather_object"] = lambda values, mine: values.__setitem__(slice(2), [({}, {}), mine])
+    with mock.patch.multiple("torch.distributed", **read):
+        for work in (lambda: second.from_first(fail), lambda: second.exchange([0, 1], fail)):
+            with pytest.raises(kind) as caught:
+                work()
+            assert str(caught.value) == says
 
 
 def test_only_one_process_writes_and_prints(several, tmp_path):
