@@ -323,8 +323,8 @@ def gain_scatter(
     if x == "relative_range" and len(columnar):
         share, where = percent(columnar[column].mean(), 0), count(len(columnar), "columnar layer")
         finding = f"{sentence(saved.who)} saves {share} in {where}"
-        if len(others := rows.drop(columnar.index)):
-            finding += f", {percent(others[column].mean(), 0)} in the others"
+        if len(rest := rows.drop(columnar.index)):
+            finding += f", {percent(rest[column].mean(), 0)} in the others"
     subtitle = f"{sentence(saved.meaning)}; a mark a layer"
     ranked = verdicts.rank_correlation(rows[x], rows[column])
     caption = "" if ranked is None else f"Rank correlation of {predictor.unit} and error saved: {ranked}."

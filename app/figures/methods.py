@@ -12,7 +12,7 @@ import pandas as pd
 from app.figures import maps, palette
 from app.figures.palette import Style, Theme
 from app.figures.shapes import Chart, whole_step
-from app.figures.style import BASELINE, CHOOSING, CHOSEN, ERROR, LOG, LOG_ABOVE, PERCENT, Drawing, spread
+from app.figures.style import BASELINE, CHOOSING, ERROR, LOG, LOG_ABOVE, PERCENT, Drawing, spread
 from app.words import apart, count, duration, listing, number, percent, short_layer, whole
 from rose import RoseError, verdicts
 from rose.model.measure.comparison import over_seeds, results_at
@@ -69,7 +69,7 @@ def method_errors(records: pd.DataFrame, *, column: str = "relative_error", them
             finding += "the same error" if len(same) == len(labels) > 1 else "the lowest calibration error"
     tokens = "held-out" if column == "held_out_error" else "calibration"
     note = f"Relative error on {tokens} tokens, {f'{len(wide)} layers' if many else names[0]}"
-    caption = f"The title names the method {CHOSEN}." if len(mean) > 1 else ""
+    caption = "The title's method has the lowest calibration error." if len(mean) > 1 else ""
     return chart.done(finding, note, caption, "Bar chart of relative error by method", wide.reset_index())
 
 

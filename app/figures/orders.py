@@ -57,7 +57,7 @@ def error_curve(
     subtitle = f"{sentence(tokens)} error after each pruned block{chart.of}"
     alt = f"Line chart of the error against pruned blocks for {count(len(final), 'sweep')}"
     chart.label_ends(blocks, ends, top)
-    # The compared sweep is chosen before any error is known.
+    # The choice of this sweep uses no error.
     who = next((name for name in ("custom", "two_level") if name in final), name)
     finding, base = f"{run_style(who).label} ends at {number(final[who])}", final.get("natural")
     if base is not None and who != "natural":
@@ -283,8 +283,8 @@ def order_bars(table: pd.DataFrame, **shared: Unpack[Look]) -> Drawing:
 def order_budget_matrix(table: pd.DataFrame, **shared: Unpack[Look]) -> Drawing:
     """Final error of every order under every budget, relative to SparseGPT: natural order with the block budget.
 
-    Held-out errors are drawn where all sweeps have them. What the title and the caption name is chosen by calibration
-    error, or its held-out error would be the least of many.
+    Held-out errors are drawn where all sweeps have them. Title and caption choose by calibration error: the least of
+    many held-out errors is too low.
     """
     column, tokens = judged(table)
     ratio, fitted = (_over_baseline(table, name) for name in (column, CHOOSING))
@@ -299,10 +299,9 @@ def order_budget_matrix(table: pd.DataFrame, **shared: Unpack[Look]) -> Drawing:
     finding = f"{run}, {CHOSEN}, leaves {verdicts.says_change(cells[best], 1.0, 'SparseGPT', f'{tokens} error')}"
     subtitle = f"Final {tokens} error{chart.of} ÷ SparseGPT's (natural order, equal shares); below 1: less error"
     saved = (percent(1 - cells[pair], 0) for pair in ((order, "block"), ("natural", budget), best))
-    caption = "Of cells {}, the best order alone saves {}, the best budget alone {}, both together {}."
-    caption = caption.format(CHOSEN, *saved)
-    if tokens == "held-out":
-        caption += f" On calibration tokens that pair saves {percent(1 - fitted.stack()[best], 0)}."
+    caption = "{}, order alone saves {}, budget alone {}, both together {}".format(sentence(CHOSEN), *saved)
+    fitted_too = f", on calibration tokens {percent(1 - fitted.stack()[best], 0)}"
+    caption += f"{fitted_too * (tokens == 'held-out')}."
     if {RANDOM, "two_level"} <= set(ratio.index) and ratio["block"][RANDOM] < ratio["block"]["two_level"]:
         caption += (
             " With equal shares random order leaves less error than two-level order: it mixes dear and cheap columns."

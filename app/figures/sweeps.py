@@ -188,7 +188,8 @@ def solver_race(
     rows = pd.concat([table.assign(solver=label) for label, table in ways.values()], ignore_index=True)
     alt = f"Line chart of the error of {count(len(ways), 'solver')} against work"
     chart.label_ends(last, ends, top)
-    return chart.done(_race_finding(ways, work, column), subtitle, "", alt, rows)
+    caption = "The title's solver has the lowest calibration error." if len(ways) > 1 else ""
+    return chart.done(_race_finding(ways, work, column), subtitle, caption, alt, rows)
 
 
 def _state_line(chart: Chart, table: pd.DataFrame, column: str, look: Style, **properties: Any) -> None:

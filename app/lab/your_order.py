@@ -36,13 +36,10 @@ LONGEST_LINK = 400  # characters of an order in a link
 NUMBERS = re.compile(r"[\s,;\[\]]+")
 KEY = "lab-own-strip"
 OWN, BEST = "own", "best"
-CANDIDATES = (("pivot", "layer"), ("pivot_weighted", "layer"), ("global", "layer"))  # one of them is drawn
-
-
-BEST_TRIED = "Best in calibration"
+CANDIDATES = (("pivot", "layer"), ("pivot_weighted", "layer"), ("global", "layer"))  # one is drawn
 CAPTION = (
-    "Best in calibration: the one of pivot, weighted pivot and global order under one threshold that has the lowest "
-    "calibration error. The curves are {} errors. An order that you choose by them is fitted to their tokens."
+    "{} has the lowest calibration error of pivot, weighted pivot and global order under one threshold. The curves are "
+    "{} errors; an order that you choose by them is fitted to their tokens."
 )
 
 
@@ -102,8 +99,7 @@ def _draw(study: Study, layer: str) -> None:
 
 
 def leading(every: Sequence[SweepResult]) -> tuple[SweepResult, ...]:
-    """One's own sweep, ROSE's, SparseGPT's, and of the others that with the least calibration error: the least of their
-    held-out errors would be lower than the error of the same sweep on further tokens."""
+    """One's own sweep, ROSE's, SparseGPT's, and the least calibration error among the others."""
     return (*every[:3], min(every[3:], key=lambda result: result.result.relative_error))
 
 
@@ -119,13 +115,14 @@ def curves(plan: rose.OrderPlan, four: tuple[SweepResult, ...], **look: Any) -> 
     best_name = figures.run_name(best.result)
     runs = {"natural": base, "two_level": ordered, best_name: best, "custom": mine}
     second = "ROSE" if plan.is_columnar else "Two-level order"
-    labels = ("SparseGPT {}", f"{second} {{}}", f"{BEST_TRIED} {{}}, {figures.run_style(best_name).label}", "Yours {}")
+    third = figures.run_style(best_name).label
+    labels = ("SparseGPT {}", f"{second} {{}}", f"{third}, {{}}", "Yours {}")
     errors = words.apart(*(result.error for result in runs.values()))
     names = {name: label.format(error) for name, label, error in zip(runs, labels, errors, strict=True)}
     tokens = "held-out" if mine.is_held_out else "calibration"
     lines = {name: result.curve for name, result in runs.items()}
     drawing = figures.error_curve(lines, tokens=tokens, names=names, **look)
-    return replace(drawing, caption=CAPTION.format(tokens))
+    return replace(drawing, caption=CAPTION.format(third, tokens))
 
 
 def opening(study: Study, layer: str, theme: palette.Theme) -> Drawing:

@@ -187,9 +187,10 @@ def test_matrix_separates_order_and_budget():
     assert "#000000" in heat.text[0][0], "on its light middle"
     chosen = "ROSE global, chosen by calibration error, leaves 25\u202f% less {} error than SparseGPT"
     assert title(drawing) == chosen.format("calibration")
-    assert "order alone saves 0\u202f%, the best budget alone 10\u202f%, both together 25\u202f%." in drawing.caption
+    assert "order alone saves 0\u202f%, budget alone 10\u202f%, both together 25\u202f%." in drawing.caption
     held_out = orders.order_budget_matrix(table.assign(held_out_error=[0.4, 0.2, 0.1, 0.3]))
     assert title(held_out) == chosen.format("held-out"), "not the least of four"
+    assert held_out.caption.endswith("both together 25\u202f%, on calibration tokens 25\u202f%.")
     assert held_out.figure.data[0].z[1].tolist() == pytest.approx([-75, -25])
     refused("choose a sparsity above 0", orders.order_budget_matrix, table.assign(relative_error=0.0))
 
@@ -207,7 +208,7 @@ def test_titles_name_the_best_on_calibration_tokens_with_its_held_out_error():
     records = errors.assign(method=["sparsegpt", "rose", "rose_global"], layer="model.layers.0.mlp.up_proj")
     drawing = methods.method_errors(records, column="held_out_error")
     assert title(drawing) == "ROSE has 10\u202f% less error than SparseGPT"
-    assert drawing.caption == "The title names the method chosen by calibration error."
+    assert drawing.caption == "The title's method has the lowest calibration error."
     state = {"step": "a", "is_complete": True, "work": 1.0}
     ways = {name: (name, errors[at : at + 1].assign(**state)) for at, name in enumerate(("sweep", "refit", "admm"))}
     assert "refit has 10\u202f% less error than sweep" in title(sweeps.solver_race(ways, 1.0, held_out=True))

@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 from torch import Tensor
 
 import rose
+from app.figures.orders import run_name, run_style
 from app.lab.basis import measure, rotatable
 from app.lab.sweeps import PlannedSweep, outcome
 from app.study.study import Study
@@ -40,8 +41,7 @@ def section(study: Study, name: str, **query: str) -> AppTest:
 
 def shown(app: AppTest) -> dict[str, str]:
     """The errors at the lines' ends, by name."""
-    names = [trace["name"].partition(",")[0] for trace in json.loads(figures(app)[0])["data"]]
-    return dict(name.rsplit(" ", 1) for name in names)
+    return dict(trace["name"].rsplit(" ", 1) for trace in json.loads(figures(app)[0])["data"])
 
 
 def errors(study: Study, order: str | Sequence[int], budget: object) -> dict[str, str]:
@@ -52,7 +52,7 @@ def errors(study: Study, order: str | Sequence[int], budget: object) -> dict[str
         "Yours": held_out_error(study, pruned(study, order, budget)),
         "ROSE": held_out_error(study, pruned(study, "two_level", "block")),
         "SparseGPT": held_out_error(study, pruned(study, "natural", "block")),
-        "Best in calibration": held_out_error(study, best),
+        f"{run_style(run_name(best)).label},": held_out_error(study, best),
     }
     return dict(zip(four, apart(*four.values()), strict=True))
 
@@ -98,7 +98,7 @@ def test_lines_are_held_out_errors_after_each_block(study):
     stages = [relative_error(weight, stage, held_out.hessian) for stage in trace.weights]
     assert sweep.curve == pytest.approx(stages, rel=1e-4)
     assert sweep.curve[-1] == pytest.approx(sweep.held_out_error)
-    assert list(shown(section(study, "Your order"))) == ["SparseGPT", "ROSE", "Best in calibration", "Yours"]
+    assert list(shown(section(study, "Your order"))) == ["SparseGPT", "ROSE", "Weighted pivot, one threshold,", "Yours"]
 
 
 def test_prices_share_a_mean_and_forecasts_match(study):
