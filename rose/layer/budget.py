@@ -84,7 +84,7 @@ def _count_by_column(weight: Tensor, divisor: Tensor, count: int, order: Order) 
     Nothing as large as W is allocated, which would take longer than the arithmetic. Weights below the lower bound are
     counted, and the rest is selected from the weights between the bounds.
     """
-    w, d, steps = (part.numpy() for part in (weight, order.restore(divisor), order.inverse))
+    w, d, steps = (part.numpy() for part in (weight, divisor[order.inverse], order.inverse))
     low, high = _bounds(w, d, count)
     least, most = d * np.sqrt(low) * (1 - ROUNDING), d * np.sqrt(high) * (1 + ROUNDING)
     removed, places = np.zeros(len(d), np.int64), []

@@ -51,8 +51,8 @@ class Order:
         return matrix.T.index_select(0, self.permutation).T
 
     def restore(self, visited: Tensor) -> Tensor:
-        """The columns, (in,) or (out, in), in their original order again."""
-        return visited[..., self.inverse].contiguous()
+        """A copy with the columns of (out, in) in their original order again; rows are contiguous."""
+        return visited.T.index_select(0, self.inverse).T.contiguous()
 
     @property
     def is_natural(self) -> bool:

@@ -207,9 +207,8 @@ def _measured(weight: Tensor, statistics: InputStatistics, result: LayerResult, 
     if columns.isnan().any():
         damped, factor = factorize(statistics, result.damping, order.permutation)
         change = error.difference(weight, result.weight).masked_fill_(damped.dead, 0)
-        columns = order.restore(
-            error.column_error(change if order.is_natural else change[:, order.permutation], factor)
-        )
+        change = change if order.is_natural else change[:, order.permutation]
+        columns = error.column_error(change, factor)[order.inverse]
     return replace(result, relative_error=relative, column_error=columns)
 
 

@@ -74,7 +74,7 @@ def prune_by_sweep(
     if before is not None:
         keep_weights = settings.trace != "errors"
         trace = trace_sweep(before, W, M, E, U, order=visited, hessian=damped.matrix, keep_weights=keep_weights)
-    columns, of_rounding = visited.restore(E.square_().sum(0)), _share_of_kept(E, M) if rounder else None
+    columns, of_rounding = E.square_().sum(0)[visited.inverse], _share_of_kept(E, M) if rounder else None
     del E, before
     result = LayerResult(
         weight=visited.restore(W).to(weight.dtype),
