@@ -141,7 +141,7 @@ def _take_away(run: PruningRun, models: list[RunReport]) -> None:
         with st.container(horizontal=True):
             for text, (page, icon, query) in pages.items():
                 st.page_link(page, label=text, icon=icon, query_params={**setup, **query})
-        st.caption(f"Kept in {words.plain(place)}{'' if run.request.keep == 'folder' else ' until you prune again'}.")
+        st.caption(f"Kept in {words.plain(place)}{'' if run.request.keep == 'folder' else ' until later work needs the room'}.")
         _files(copy, run)
 
 
@@ -189,7 +189,7 @@ def _file(file: FileRun, key: str) -> None:
     name, stored = file.offer()
     look: dict[str, Any] = {"icon": ":material/download:", "type": "primary", "key": f"ship-take-{key}"}
     large_button(f"{words.plain(name)}, {words.size(stored)}", file.open, name, stored, **look)
-    remarks = [*file.remarks, f"It lies in {file.place} until you prune again."]
+    remarks = [*file.remarks, f"It lies in {file.place} until later work needs the room."]
     st.caption(" ".join(map(words.plain, remarks)))
 
 
