@@ -11,7 +11,7 @@ import pytest
 
 import rose
 from rose import cli
-from tests.benchmarks import document_numbers
+from tests.benchmarks import commands, document_numbers
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -50,6 +50,17 @@ def test_numbers_in_documents_are_those_of_the_files(path: Path) -> None:
 def test_every_generated_region_is_in_a_document() -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in document_numbers.documents())
     assert set(re.findall(r"<!-- (\w+) -->", text)) == set(document_numbers.REGIONS)
+
+
+def test_the_table_of_the_readme_has_what_its_commands_give() -> None:
+    """Whoever changes a default measures the rows again, or the table describes another command."""
+    rows, text = document_numbers.read("commands.csv"), (ROOT / "README.md").read_text(encoding="utf-8")
+    assert commands.COMMANDS[0] in set(rows["command"]) <= set(commands.COMMANDS)
+    assert f"\nrose {commands.COMMANDS[0]} --output half/" in text
+    assert all(f"`rose {command}`" in text for command in commands.COMMANDS if "--bits" not in command)
+    for row in rows.to_dict("records"):
+        made = {name: row[name] for name in commands.DEFAULTS}
+        assert made == commands.defaults(row["command"]), "run python -m tests.benchmarks.commands"
 
 
 def test_relative_range_is_defined_alike_everywhere() -> None:

@@ -205,14 +205,14 @@ def output_ranges(file: str) -> pd.Series:
 
 
 def columnar_outputs() -> str:
-    """Columnar output projections of both models, and ROSE's error there."""
-    lines = []
+    """ROSE's error in columnar output projections relative to SparseGPT's, and how many there are, by model."""
+    parts = []
     for name, (file, tokens) in OUTPUTS.items():
         ranges = output_ranges(file)
         columnar = ranges[ranges > THRESHOLD].index
         error = errors_by_layer(file)["rose"].loc[columnar].mean()
-        lines.append([f"{name}, {tokens} tokens", f"{len(columnar)} of {len(ranges)}", f"{error:.2f}"])
-    return table(["model", "columnar output projections", "ROSE's error in these, SparseGPT's = 1"], lines)
+        parts.append(f"{error:.2f} in {name} ({len(columnar)} of {len(ranges)}, {tokens} tokens)")
+    return listing(parts)
 
 
 COUNTED = re.compile(  # as `Analyze.conditions` and notebooks write it
@@ -228,30 +228,34 @@ def columnar_counts() -> str:
     counted = f"{study['is_columnar'].sum()} of {len(study)} layers are columnar: {Setup().conditions}"
     texts = [("app, lesson 9", smollm2, counted), ("README", qwen, (RESULTS / analyzed).read_text(encoding="utf-8"))]
     texts += [(path.name, smollm2, path.read_text(encoding="utf-8")) for path in sorted(ROOT.glob("notebooks/*.ipynb"))]
-    lines = [
-        [where, model, text, tokens, sparsity, block, some]
+    counts = [
+        (where, model, text, tokens, block, some, sparsity)
         for where, model, printed in texts
         for some, sparsity, block, tokens, text in COUNTED.findall(printed)
     ]
+    for model, (file, tokens) in OUTPUTS.items():
+        outputs = output_ranges(file)
+        some = f"{(outputs > THRESHOLD).sum()} of {len(outputs)} output projections"
+        counts.append(("README", model, "WikiText-2", tokens, "128", some, "0.7"))
     rows = read("prices-measured.csv")
     rows = rows.assign(is_columnar=rows["relative_range"] > THRESHOLD)
     for (name, sparsity, block), part in rows.groupby(["model", "sparsity", "block_size"]):
         draws = part.groupby("seed")["is_columnar"].sum()
         some = " to ".join(map(str, sorted({draws.min(), draws.max()})))
-        some = f"{some} of {part['layer'].nunique()} layers"
-        lines.append(["three draws", MODELS[name], "WikiText-2", "16 × 512", sparsity, str(block), some])
-    for model, (file, tokens) in OUTPUTS.items():
-        outputs = output_ranges(file)
-        some = f"{(outputs > THRESHOLD).sum()} of {len(outputs)} output projections"
-        lines.append(["README", model, "WikiText-2", tokens, "0.7", "128", some])
-    lines.sort(key=lambda line: (line[1] != smollm2, *line[2:]))
-    return table(["where", "model", "text", "tokens", "sparsity", "blocks of", "columnar"], lines)
+        some += f" of {part['layer'].nunique()} layers"
+        counts.append(("three draws", MODELS[name], "WikiText-2", "16 × 512", str(block), some, sparsity))
+    columns = ["where", "model", "text", "tokens", "blocks of", "columnar", "sparsity"]
+    lines = pd.DataFrame(counts, columns=columns).groupby(columns[:-1], sort=False)["sparsity"].agg(", ".join)
+    lines = lines.reset_index().sort_values(["model", "text"], ascending=False, kind="stable")
+    shown = [*columns[:-2], "sparsity", "columnar"]
+    return table(shown, lines[shown].to_numpy())
 
 
 def analyze_output() -> str:
     """The beginning of what `rose analyze` prints, as a code block."""
     lines = [line for line in (RESULTS / "qwen2.5-coder-0.5b-analyze.txt").read_text().splitlines() if line.strip()]
-    return "\n".join(["```", *lines[1:6], lines[7], " …", lines[11], lines[-1], "```"])
+    rule = next(at for at, line in enumerate(lines) if "──" in line)
+    return "\n".join(["```", *lines[:rule], lines[rule + 1], " …", lines[rule + 5], "```"])
 
 
 KEY = ("model", "seed", "layer", "sparsity", "block_size")  # of prices-measured.csv
@@ -884,6 +888,12 @@ def headline_of_default(sparsity: str) -> str:
     return f"{rows['dense_perplexity'].iloc[0]:.1f} → {mean_of_draws(rows['perplexity'])}"
 
 
+def as_typed(command: str, tokens: int = 512) -> str:
+    """Perplexity before and after a command of README.md, with its defaults."""
+    rows = read("commands.csv").query("command == @command and tokens == @tokens")
+    return f"{rows['dense_perplexity'].iloc[0]:.1f} → {rows['perplexity'].iloc[0]:.1f}" if len(rows) else "not run"
+
+
 def slimmed_by_a_fifth() -> str:
     before = read("structured.csv").query("variant == 'dense'").iloc[0]
     rows = slimmed("", 0.2, "obs@uniform/exact")
@@ -958,6 +968,11 @@ REGIONS: dict[str, Callable[[], str]] = {
     "solvers_by_tokens": partial(solver_table, "solvers-samples.csv"),
     "solvers_by_pattern": partial(solver_table, "solvers-patterns.csv"),
     "structured": structured,
+    "typed_50": partial(as_typed, "prune --sparsity 0.5"),
+    "typed_50_long": partial(as_typed, "prune --sparsity 0.5", 2048),
+    "typed_bits": partial(as_typed, "prune --sparsity 0.5 --bits 4"),
+    "typed_2_4": partial(as_typed, "prune --sparsity 2:4"),
+    "typed_slim": partial(as_typed, "slim --ratio 0.2"),
     "tuned_70": partial(tuned_longest, "0.7", "rose_admm"),
     "tuned": partial(tuned, "smollm2-135m"),
     "tuned_equal_time": equal_time,
