@@ -67,7 +67,7 @@ def test_a_program_that_ends_during_work_prints_no_error(ended: Ended) -> None:
 
 
 ROOMS = [
-    *("words", "first", "jobs", "figures", "study", "runs", "shared", "session"),
+    *("words", "first", "jobs", "registry", "figures", "study", "runs", "shared", "session"),
     *("components", "forms", "lab", "lessons", "results", "sidebar", "views"),
 ]
 

@@ -1,4 +1,4 @@
-"""Notebooks run, use the public interface only, and repeat their committed findings."""
+"""Notebooks run, use no private name, and repeat their committed findings."""
 
 import ast
 import contextlib
@@ -67,7 +67,7 @@ def test_committed_outputs_are_whole_and_small(path: Path) -> None:
     assert path.stat().st_size < 500_000
 
 
-def test_notebooks_use_the_public_interface_only(path: Path) -> None:
+def test_notebooks_use_no_private_name(path: Path) -> None:
     for cell in code_cells(nbformat.read(path, as_version=4)):
         for node in ast.walk(ast.parse(re.sub(r"\A%%writefile .*\n", "", cell.source))):
             if isinstance(node, ast.Import):
@@ -75,7 +75,8 @@ def test_notebooks_use_the_public_interface_only(path: Path) -> None:
                 assert not any(alias.name.startswith("rose.") for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
                 assert str(node.module).split(".")[0] in ALLOWED
-                assert not str(node.module).startswith("rose.")
+                names = [*str(node.module).split("."), *(alias.name for alias in node.names)]
+                assert not any(name.startswith("_") for name in names)
             elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "rose":
                 assert node.attr in rose.__all__, node.attr
 

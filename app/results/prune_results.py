@@ -141,7 +141,8 @@ def _take_away(run: PruningRun, models: list[RunReport]) -> None:
         with st.container(horizontal=True):
             for text, (page, icon, query) in pages.items():
                 st.page_link(page, label=text, icon=icon, query_params={**setup, **query})
-        st.caption(f"Kept in {words.plain(place)}{'' if run.request.keep == 'folder' else ' until later work needs the room'}.")
+        until = "" if run.request.keep == "folder" else " until later work needs the room"
+        st.caption(f"Kept in {words.plain(place)}{until}.")
         _files(copy, run)
 
 

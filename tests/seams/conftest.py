@@ -1,10 +1,11 @@
 """One set of folders for all tests here, and a server without runs of its own."""
 
-from collections import deque
+import math
 
 import pytest
 
 from app import shared
+from app.registry import Registry
 from tests.app.conftest import components_sought_once  # noqa: F401
 from tests.seams.producers import Workshop
 
@@ -16,7 +17,5 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 @pytest.fixture(autouse=True)
 def nothing_on_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "reports", deque)
-    monkeypatch.setattr(shared, "studies", dict)
-    monkeypatch.setattr(shared, "prunings", dict)
+    monkeypatch.setattr(shared, "registry", Registry(math.inf))
     monkeypatch.setattr(shared, "find", lambda _setup: None)
