@@ -21,7 +21,7 @@ from rose.model.rules import parse_allocation
 from rose.rows import DamageRecord, csv_text, read_damages, read_records, records_table
 from tests.app.results.made_reports import made_report
 from tests.refusals import refused
-from tests.tiny import byte_tokenizer, save_tiny_llama
+from tests.tiny import save_tiny_llama
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 40
 
@@ -214,7 +214,3 @@ def test_deep_json_and_accuracies_above_one_are_refused(tmp_path: Path) -> None:
     refused("an accuracy is not from 0 to 1", rose.RunReport.load, tmp_path)
     (tmp_path / "zero_shot.csv").write_text(f"task,questions,accuracy\npiqa,{'1' * 400},0.5\n")
     refused("holds no accuracies", rose.RunReport.load, tmp_path)
-
-
-def test_too_many_tokens_are_refused_before_the_text_is_read() -> None:
-    refused("ask for fewer", rose.load_tokens, "/no/such.txt", byte_tokenizer(), samples=10**9, length=2048)

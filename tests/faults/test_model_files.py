@@ -11,7 +11,7 @@ import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPTJConfig, GPTJForCausalLM, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 import rose
 from rose import cli
@@ -20,7 +20,7 @@ from rose.model.load.models import load_skeleton
 from tests.faults.weights import joined, parts_of, places
 from tests.model.formats.test_gguf import dense, write
 from tests.refusals import refused
-from tests.tiny import byte_tokenizer, save_tiny_llama
+from tests.tiny import save_tiny_llama
 
 UP = "model.layers.1.mlp.up_proj.weight"
 
@@ -140,7 +140,6 @@ def test_wrong_safetensors_headers_are_refused(folder: Path, stream: bool) -> No
         "depth": joined(b"[" * 100_000, data),
         "text in place of a header": joined(b"[]", data),
         "shape": joined(header | {UP: header[UP] | {"shape": [2**63, 2]}}, data),
-        "size beside 0": joined(header | {"part": empty | {"shape": [0, 2**63]}}, data),
         "overlap": joined(header | {UP: header[UP] | {"data_offsets": [0, 8192]}}, data),
         "kind": joined(header | {UP: header[UP] | {"dtype": "9" * 5000}}, data),
         "name": joined(header | {"a\nb": header[UP]}, data),
@@ -181,19 +180,9 @@ def test_sizes_are_compared_with_the_tensors_before_memory_is_allocated(folder, 
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("memory was taken"))
-    assert "numbers, but its config.json describes a model of" in refusal(folder, stream)
-
-
-def test_buffer_sizes_of_a_configuration_are_bounded(tmp_path: Path) -> None:
-    """GPT-J keeps a table of its positions, of which no tensor of its files tells."""
-    config = GPTJConfig(vocab_size=257, n_positions=64, n_embd=32, n_layer=1, n_head=2, rotary_dim=8)
-    GPTJForCausalLM(config).save_pretrained(tmp_path)
-    byte_tokenizer().save_pretrained(tmp_path)
-    rose.load_model(tmp_path)
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"n_positions": 2**25}))
-    for stream in (False, True):
-        assert "describes a model of" in refusal(tmp_path, stream)
+    assert re.search(
+        r"is of shape \(.*\) in the files of .*, but of \(.*\) by its config.json", refusal(folder, stream)
+    )
 
 
 def prune(folder: Path, output: Path) -> int:

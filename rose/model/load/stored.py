@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PACKED = "*.packed.safetensors"  # of an earlier version, with bitmasks in place of zeros
-MOST_DIMENSIONS, MOST_NUMBERS = 16, 2**48  # of a tensor, and along one of its dimensions
 
 # The largest allowed numbers in a configuration, by the names of all families; numbers of experts may be 0.
 LARGEST = {
@@ -44,15 +43,11 @@ EXPERTS = dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts",
 
 def check_merged(folder: Path) -> None:
     """Raises RoseError for a folder with an adapter (LoRA), which transformers would apply silently."""
-    if not (folder / "adapter_config.json").is_file():
-        return
-    owner, way_out = "and not the model that it belongs to", ""
-    if (folder / "config.json").is_file():
-        owner, way_out = "beside a model", " Where the model is merged already, take adapter_config.json out."
-    raise RoseError(
-        f"The folder {folder} holds an adapter, {owner}; merge the two first (in peft: model.merge_and_unload(), then "
-        "save_pretrained of the result and of the tokenizer), and give the merged model's folder." + way_out
-    )
+    if (folder / "adapter_config.json").is_file():
+        raise RoseError(
+            f"The folder {folder} holds an adapter; merge it into its model first (in peft: model.merge_and_unload(), "
+            "then save_pretrained of the result and of the tokenizer), or take adapter_config.json out if it is merged."
+        )
 
 
 def check_is_checkpoint(folder: Path) -> None:
@@ -63,8 +58,8 @@ def check_is_checkpoint(folder: Path) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files with a checkpoint's weights; raises RoseError for missing files, a damaged index, or both a
-    file of all weights and shards."""
+    """The safetensors files with a checkpoint's weights; raises RoseError for a packed folder, a damaged index, or both
+    a file of all weights and shards."""
     paths = [folder / name for name in names_of_weights(folder)]
     if (whole := folder / WHOLE).exists():  # as transformers has it; of shards that are gone, the index stays
         if both := next((path.name for path in paths if path != whole and path.exists()), None):
@@ -72,18 +67,11 @@ def weight_files(folder: Path) -> list[Path]:
                 f"{folder} holds both {whole.name} and, by {INDEX}, {both}, of two models maybe; take the old one out."
             )
         return [whole]
-    if missing := next((path.name for path in paths if not path.exists()), None):
-        if any(folder.glob(PACKED)):
-            raise RoseError(
-                f"{folder} is packed, and packed folders are no longer read; run `rose unpack` of the version that "
-                "packed it, and give the folder that it writes."
-            )
-        if (folder / INDEX).is_file():
-            raise RoseError(f"{folder} lacks {missing}, which {INDEX} names; get it again.")
-        if there := min((path.name for path in folder.glob("*.safetensors")), default=None):
-            listing = f"but not {missing} or {INDEX}, which list the weights"
-            raise RoseError(f"{folder} holds {there}, {listing}; get that file too.")
-        raise RoseError(f"{folder} lacks {missing}; only safetensors can be streamed.")
+    if any(folder.glob(PACKED)):
+        raise RoseError(
+            f"{folder} is packed, and packed folders are no longer read; run `rose unpack` of the version that packed "
+            "it, and give the folder that it writes."
+        )
     return paths
 
 
@@ -123,12 +111,10 @@ class StoredTensor:
 
 
 def tensors_in(file: Any, path: Path) -> Iterator[tuple[str, StoredTensor]]:
-    """Names and facts of the tensors in an open safetensors file. Raises RoseError for impossible shapes."""
+    """Names and facts of the tensors in an open safetensors file."""
     for name in file.keys():  # noqa: SIM118  not a dict
         view = file.get_slice(name)
         kind, shape = view.get_dtype(), tuple(view.get_shape())
-        if len(shape) > MOST_DIMENSIONS or max(shape, default=0) > MOST_NUMBERS:  # even beside a size of 0
-            raise RoseError(f"{path} is damaged: {name} has {len(shape)} dimensions of up to {max(shape)} numbers.")
         bits = re.match(r"[A-Z]+(\d+)", kind)  # of a number in a format such as "BF16" or "F8_E4M3"
         yield name, StoredTensor(path, kind, shape, math.prod(shape) * (int(bits[1]) if bits else 8) // 8)
 
@@ -174,17 +160,6 @@ def check_sizes(name: str, config: Mapping[str, Any]) -> None:
             )
 
 
-def check_shapes(
-    name: str, mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]], source: str = "config.json"
-) -> None:
-    """Raises RoseError for the first (tensor, shape in the files, shape by the configuration, `source`)."""
-    for key, stored, configured in sorted(mismatched):
-        raise RoseError(
-            f"{key} is of shape {tuple(stored)} in the files of {name}, but of {tuple(configured)} by its {source}, "
-            "which belongs to another model, or was changed. Restore that file."
-        )
-
-
 def check_stored(name: str, model: nn.Module, stored: Mapping[str, StoredTensor], conversion: Conversion) -> None:
     """Raises RoseError, before memory is taken, for a parameter stored as integers, twice, or in another shape."""
     for parameter_name, parameter in model.named_parameters():
@@ -198,8 +173,11 @@ def check_stored(name: str, model: nn.Module, stored: Mapping[str, StoredTensor]
             continue
         if len(keys) > 1:
             raise RoseError(f"{name} holds one weight under two names, {keys[0]} and {keys[1]}; take one out.")
-        if stored[keys[0]].shape != parameter.shape:
-            check_shapes(name, [(keys[0], stored[keys[0]].shape, parameter.shape)])
+        if (shape := stored[keys[0]].shape) != parameter.shape:
+            raise RoseError(
+                f"{keys[0]} is of shape {shape} in the files of {name}, but of {tuple(parameter.shape)} by its "
+                "config.json, which belongs to another model, or was changed. Restore that file."
+            )
 
 
 def check_masks_applied(name: str, missing: Collection[str], stored: Collection[str]) -> None:
@@ -222,15 +200,10 @@ def check_all_used(name: str, model: nn.Module, unused: Collection[str]) -> None
         and (key.endswith(".weight") or key.rpartition(".")[0] in layers)
         and not any(re.search(pattern, key) for pattern in ignored)
     )
-    if beside := [key for key in extra if not key.endswith((".weight", ".bias"))]:
-        raise RoseError(
-            f"{name} keeps {beside[0]} beside its weights, such as a mask or a scale, which is not read; apply it to "
-            "them, and save the weights alone."
-        )
     if extra:
         raise RoseError(
-            f"{name} holds {len(extra)} weights that its configuration does not name, such as {extra[0]}; its "
-            "config.json belongs to another model, or was changed. Restore that file."
+            f"{name} holds {count(len(extra), 'tensor')} that its configuration does not name, such as {extra[0]}; "
+            "apply masks and scales and save the weights alone, or restore config.json."
         )
 
 

@@ -23,7 +23,6 @@ from rose.errors import RoseError, is_whole
 from rose.files import explained
 from rose.model.defaults import RATE
 from rose.model.estimate import TOGETHER
-from rose.model.load.tokens import SEEDS
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT
 from rose.model.network.residence import evaluating, gradients_only_of
@@ -429,7 +428,7 @@ class Parts:
         if count > 1:
             minutes = None if settings.minutes is None else settings.minutes / count
             epochs = None if settings.minutes is not None else (settings.epochs or 1) / count
-            seed = (settings.seed + number) % SEEDS  # other windows come first
+            seed = (settings.seed + number) % 2**63  # other windows come first
             settings = settings.changed(minutes=minutes, epochs=epochs, seed=seed)
         unpruned = self.task.unpruned or count > 1  # one part may well have no zeros
         return Tuner(replace(self.task, layers=self.parts[number], unpruned=unpruned), settings)

@@ -163,7 +163,7 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "adapter": (
         lambda folder: (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "gpt2"}'),
-        r"holds an adapter, beside a model; merge the two first \(in peft: model\.merge_and_unload\(\)",
+        r"holds an adapter; merge it into its model first \(in peft: model\.merge_and_unload\(\)",
     ),
     "four bits": (
         partial(edit_config, quantization_config={"quant_method": "gptq", "bits": 4}),
@@ -187,13 +187,13 @@ def test_broken_checkpoints_are_refused_in_one_sentence(case, checkpoint):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("./absent", "There is no folder or file ./absent; check the path"),
-        ("/no/such/model.gguf", r"cannot be read \(No such file or directory\)"),
+        ("./absent", r"is not a folder, a \.gguf file or a Hub id"),
+        ("/no/such/model.gguf", "There is no file /no/such/model.gguf; check the path"),
         ("own!er/model", r"is not a folder, a \.gguf file or a Hub id"),
         ("m/lama", r"^There is no folder m/lama\. m/lama is not in the local cache and HF_HUB_OFFLINE is set"),
         ("n/lama", r"^n/lama is not in the local cache and HF_HUB_OFFLINE is set; unset it, or use"),
         ("model.bin", r"is a file, but not a \.gguf file"),
-        ("cut.gguf", "is not a GGUF file; it may be cut off or of another format"),
+        ("cut.gguf", "is damaged: "),
         ("short.gguf", "is damaged: .* goes on beyond its end; get the file again"),
         (None, "must be a string or a Path, not None"),
     ],
@@ -207,10 +207,7 @@ def test_a_name_without_a_model_is_refused(name, message, tmp_path, monkeypatch)
     assert len(refused(message, rose.load_model, name)) < 500
 
 
-def test_another_tokenizer_can_be_given_and_is_checked(checkpoint, saved):
-    file = checkpoint / "tokenizer_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": "x"}))
-    refused("model_max_length of .* is 'x'; give a number", rose.load_model, str(checkpoint))
+def test_another_tokenizer_can_be_given(checkpoint, saved):
     remove(checkpoint, "tokenizer*")
     _, tokenizer = rose.load_model(str(checkpoint), tokenizer=saved)
     assert tokenizer.encode("a") == rose.load_model(str(saved))[1].encode("a")
