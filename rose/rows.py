@@ -62,9 +62,9 @@ class LayerRecord:
     asked of this layer, None in reports of former versions, and where it was left dense.
     `order` and `budget` are those used, which tells what ROSE decided and what "measured" chose.
     `column_variation`: see `OrderPlan`; None in reports of former versions, and where nothing was pruned.
-    `pruning_error` and `rounding_error`: the part of each in the error against the weights to approximate, which are
-    the layer's own or corrected towards the dense target. Both are relative to the outputs of these weights, and None
-    where nothing was rounded. See `rose.layer.methods.LayerResult`.
+    `pruning_error` and `rounding_error`, None where nothing was rounded: what each adds, on calibration tokens, to
+    `target_error` where the dense model is the target, and else to `relative_error`, which is their sum. The rest of
+    `target_error` is left by the weights that pruning and rounding approximate. See `rose.layer.result.LayerResult`.
     `massive` names the few input channels that carry nearly all of the input, and where; it is "" without any.
     `error_without_massive` is `relative_error` over all other channels. See `rose.layer.error`.
     """

@@ -244,11 +244,11 @@ def _error_findings(run: RunReport) -> list[str]:
         f"{words.count(len(rows), 'layer')}, highest in {words.short_layer(worst['layer'])} "
         f"({words.number(float(worst[measure]))})."
     )
-    apart = run.number("mean_pruning_error"), run.number("mean_rounding_error")
-    if run.grid and apart[0] is not None and apart[1] is not None:
+    part = pairs.rounding_part(run)
+    if run.grid and part is not None:
         finding += (
-            f" On the calibration tokens pruning adds {words.number(apart[0])} in the mean, and rounding to "
-            f"{run.grid.brief} {words.number(apart[1])}: together {words.number(apart[0] + apart[1])}."
+            f" Of what pruning and rounding to {run.grid.brief} add on the calibration tokens, rounding adds "
+            f"{words.percent(part)}."
         )
     columnar = run.by_layer["is_columnar"].sum() if "is_columnar" in run.by_layer else None
     if columnar is None or run.kind == "slim":

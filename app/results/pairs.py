@@ -141,6 +141,13 @@ def _problem(first: RunReport, second: RunReport, both: pd.DataFrame, left_out: 
     return f"{problem}; choose runs on models of the same shape." if problem else ""
 
 
+def rounding_part(run: RunReport) -> float | None:
+    """The share of rounding in what rounding and pruning add to the error on calibration tokens; None without it."""
+    rounding, pruning = run.number("mean_rounding_error"), run.number("mean_pruning_error")
+    return rounding / (rounding + pruning) if rounding and pruning is not None else None
+
+
+PART = "Rounding's part"
 COUNT, REMOVED, ACCURACY = "Columnar layers", "Weights removed", "Zero-shot accuracy, mean"
 TIME = "Time, with any tuning"  # seconds; a duration on screen
 NUMBERS: dict[str, Callable[[RunReport], float | None]] = {
@@ -153,8 +160,7 @@ NUMBERS: dict[str, Callable[[RunReport], float | None]] = {
     "Mean held-out error": lambda run: run.pruned["held_out_error"].mean(),
     "Mean error on calibration": lambda run: run.pruned["relative_error"].mean(),
     "Mean held-out error against the dense model": lambda run: run.pruned["held_out_target_error"].mean(),
-    "Mean error that pruning adds": lambda run: run.number("mean_pruning_error"),
-    "Mean error that rounding adds": lambda run: run.number("mean_rounding_error"),
+    PART: rounding_part,
     REMOVED: lambda run: run.number("removed_fraction"),
     COUNT: lambda run: run.number("columnar_layers"),
     TIME: lambda run: run.number("seconds") and run.seconds,
@@ -179,7 +185,7 @@ def in_words(table: pd.DataFrame) -> pd.DataFrame:
     """The same table with texts in place of numbers; a missing number has a text that says so."""
 
     def texts(name: str, *values: float) -> list[str]:
-        if name == REMOVED:
+        if name in (REMOVED, PART):
             return [words.percent(value) for value in values]
         if name == COUNT:
             return [words.whole(int(value)) if value.is_integer() else words.number(value) for value in values]
@@ -294,8 +300,8 @@ def settings(runs: Sequence[RunReport], *, only_different: bool = False) -> pd.D
 def model_table(models: Sequence[RunReport]) -> pd.DataFrame:
     """One row per model, the dense one first: perplexity, its ratio to dense, mean errors, seconds."""
     totals = (
-        *("mean_relative_error", "mean_held_out_error", "mean_held_out_target_error", "columnar_layers"),
-        *("mean_pruning_error", "mean_rounding_error"),
+        *("mean_held_out_error", "mean_held_out_target_error", "columnar_layers"),
+        *("mean_relative_error", "mean_target_error", "mean_pruning_error", "mean_rounding_error"),
     )
     rows = [
         {

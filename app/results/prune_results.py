@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 from torch import nn
 
@@ -72,6 +71,8 @@ def what_you_get(run: PruningRun, models: list[RunReport]) -> None:
         f"English. Errors: mean over {words.count(len(copies[0].layers) if copies else 0, 'layer')}, held out, each on "
         "its own inputs. Zeros make no file smaller."
     )
+    if any(map(pairs.rounding_part, copies)):
+        st.caption(f"{pairs.PART}: its share of the error that rounding and pruning add, on calibration tokens.")
     if ratios := pairs.verdict_table(results_in_run(copies)):
         components.table(ratios, "Every pair", key="prune-pairs")
         st.caption("95\u202f% intervals, paired over windows, one calibration draw; ≈ no clear difference, = same.")
@@ -93,14 +94,14 @@ def _rows(models: list[RunReport]) -> list[dict[str, str]]:
 
     dense, rows = models[0], []
     for model, (_, totals) in zip(models, model_table(models).iterrows(), strict=True):
-        parts = {"By pruning": totals["mean_pruning_error"], "By rounding": totals["mean_rounding_error"]}
+        part = pairs.rounding_part(model)
         rows.append(
             {
                 "Copy": model.name,
                 "Perplexity": perplexity("perplexity_after", model),
                 "elsewhere": perplexity("perplexity_second", model),
                 "Error": words.number(totals["mean_held_out_error"]),
-                **{name: words.number(error) for name, error in parts.items() if pd.notna(error)},
+                **({} if part is None else {pairs.PART: words.percent(part)}),
                 "Time": "–" if model is dense else words.duration(totals["seconds"]).replace(" ", "\u00a0"),
             }
         )

@@ -76,8 +76,9 @@ def _print_pruned(report: rose.RunReport) -> None:
     errors, is_held_out = ["relative_error", "held_out_error"], summary["mean_held_out_error"] is not None
     if summary["target"] == "dense":
         errors = ["held_out_error", "held_out_target_error"] if is_held_out else ["relative_error", "target_error"]
-    grid = report.grid  # 80 columns cannot show all
-    shown = [*errors, "pruning_error", "rounding_error"] if grid else ["relative_range", *errors]
+    grid, total = report.grid, "relative_error" if summary["mean_target_error"] is None else "target_error"
+    # 80 columns cannot show all; parts stand beside the error that they are parts of
+    shown = [total, "pruning_error", "rounding_error"] if grid else ["relative_range", *errors]
     terminal.print_table(table[["layer", "sparsity", *shown]], "Layers")
     kind, tokens = ("held_out", "held-out") if is_held_out else ("relative", "calibration")
     mean = f"Mean relative error on {tokens} tokens: {summary[f'mean_{kind}_error']:.4f} of layers' own outputs"
@@ -91,8 +92,9 @@ def _print_pruned(report: rose.RunReport) -> None:
     )
     if grid:
         terminal.say(
-            f"Rounded to {grid}: of the error against what each layer was to put out, pruning made "
-            f"{summary['mean_pruning_error']:.4f} and rounding {summary['mean_rounding_error']:.4f}, in the mean"
+            f"Rounded to {grid}: of a mean {total.replace('_', ' ')} of {summary[f'mean_{total}']:.4f} on calibration "
+            f"tokens, pruning added {summary['mean_pruning_error']:.4f} and rounding "
+            f"{summary['mean_rounding_error']:.4f}"
         )
     shared.say_targets(report)
     if summary.get("experts_left_dense"):

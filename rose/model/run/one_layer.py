@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Unpack
 
+from torch import Tensor
+
 from rose.layer import error
 from rose.layer.error import MassiveActivation
 from rose.layer.hessian import sampling_damping
@@ -65,29 +67,34 @@ def prune_in(
             fields |= {"target_damping": used, "is_damping_raised": used > mu}
         result = prune_with(target, statistics, settings)
     fields["is_damping_raised"] = fields.get("is_damping_raised", False) or result.damping > settings.damping
-    errors = _errors(layer, result, statistics, gap, settings.cache)
+    errors = _errors(layer, result.weight, statistics, gap, settings.cache)
     fields["relative_error"], fields["target_error"] = errors
+    if gap is not None and (both := (result.pruning_error or 0.0) + (result.rounding_error or 0.0)):
+        left = _errors(layer, target, statistics, gap, None)[1] or 0.0  # by the weights to approximate
+        scale = (fields["target_error"] - left) / both
+        fields |= {name: getattr(result, name) * scale for name in ("pruning_error", "rounding_error")}
     if held_out is not None:
-        errors = _errors(layer, result, held_out, held_out_gap, settings.cache)
+        errors = _errors(layer, result.weight, held_out, held_out_gap, settings.cache)
         fields["held_out_error"], fields["held_out_target_error"] = errors
     return result, record_of(layer, result, statistics, time.perf_counter() - start, settings, **fields)
 
 
 def _errors(
     layer: PrunableLayer,
-    result: LayerResult,
+    pruned: Tensor,
     inputs: InputStatistics,
     gap: InputGap | OutputGap | None,
     shared: Cache | None,
 ) -> tuple[float, float | None]:
-    """Relative errors against the layer's own dense output and, if there is a gap, against its dense target."""
+    """Relative errors of Ŵ, (out, in), against the layer's own dense output and, with a gap, against its dense
+    target."""
     weight = layer.weight
     if gap is None:
         dense = shared.energy(weight, inputs) if shared else None
-        return error.relative_error(weight, result.weight, inputs.hessian, dense), None
-    change = error.quadratic_form(error.difference(weight, result.weight), inputs.hessian)
+        return error.relative_error(weight, pruned, inputs.hessian, dense), None
+    change = error.quadratic_form(error.difference(weight, pruned), inputs.hessian)
     dense = error.quadratic_form(weight, inputs.hessian)
-    target = target_error(weight, result.weight, gap.of(weight), change_energy=change, dense_energy=dense)
+    target = target_error(weight, pruned, gap.of(weight), change_energy=change, dense_energy=dense)
     return error.ratio(change, dense), target
 
 
@@ -138,13 +145,14 @@ def record_of(
         "relative_error": result.relative_error,
         "held_out_error": None,
         "is_damping_raised": result.damping > settings.damping,
+        "pruning_error": result.pruning_error,
+        "rounding_error": result.rounding_error,
     }
     return LayerRecord(
         **_place(layer), method=result.method, sparsity=sparsity, zeros_before=before,
         relative_range=plan.relative_range, is_columnar=plan.is_columnar, column_variation=plan.column_variation,
         damping=result.damping, dead_columns=int(dead.sum()), seconds=seconds, order=result.order.name,
-        budget=result.budget, asked_sparsity=settings.pattern.ratio, pruning_error=result.pruning_error,
-        rounding_error=result.rounding_error, massive=massive_text(massive) if massive else "",
+        budget=result.budget, asked_sparsity=settings.pattern.ratio, massive=massive_text(massive) if massive else "",
         error_without_massive=massive.error if massive else None, tokens=statistics.tokens, **from_result | fields,
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from streamlit.testing.v1 import AppTest
 import rose
 from app import session, shared, words
 from app.registry import Registry
+from app.results import pairs
 from app.runs.pruning import PruningRun
 from rose import verdicts
 from rose.model.defaults import TUNING
@@ -82,7 +83,8 @@ def test_url_restores_a_run(setup):
     shown = copies_of(again)
     assert shown["Copy"].tolist() == ["Dense", "SparseGPT at 0.7, 4 bits"]
     summary = run.copies[0].summary
-    assert shown["By rounding"].tolist()[1] == words.number(summary["mean_rounding_error"])
+    rounding, pruning = summary["mean_rounding_error"], summary["mean_pruning_error"]
+    assert shown[pairs.PART].tolist()[1] == words.percent(rounding / (rounding + pruning))
     elsewhere = open_on_page(setup)  # another browser
     elsewhere.selectbox(key="prune-other").set_value(app.query_params["run"]).run()
     assert len(copies_of(elsewhere)) == 2

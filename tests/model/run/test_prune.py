@@ -17,12 +17,16 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 import rose
 from rose.layer.error import relative_error
 from rose.layer.hessian import DampedHessian, damp
+from rose.layer.methods import make_settings
 from rose.layer.rounding import find_grid
-from rose.model.network.layers import decoder_blocks
+from rose.layer.target import InputGap
+from rose.model.network.layers import PrunableLayer, decoder_blocks
 from rose.model.network.network import Network
 from rose.model.progress import part_callback
+from rose.model.run.one_layer import prune_in
 from rose.model.walk import forward
-from rose.model.walk.walk import visit_inputs
+from rose.model.walk.walk import BlockStatistics, visit_inputs
+from tests.layer.helpers import statistics_of
 from tests.model.families import LENGTH, VOCABULARY, logits, make_model, make_tokens, stop_at
 from tests.model.walk.test_families import hooked_inputs
 from tests.model.walk.test_sequential import routed_model
@@ -212,6 +216,23 @@ def test_rounded_weights_are_on_their_grid_and_errors_stand_apart(target):
     assert not changed(model, before)
     dense = prune_model(make_model("llama"), make_tokens(), sparsity=0, **words)
     assert 0 < dense.summary["mean_rounding_error"] < 0.1
+
+
+@pytest.mark.parametrize("method", ["sparsegpt", "rose_admm"])
+def test_pruning_and_rounding_add_to_the_error_towards_the_dense_model(method):
+    pruned = torch.randn(200, 32, generator=torch.Generator().manual_seed(0))
+    dense = pruned + 0.5 * torch.randn(200, 32, generator=torch.Generator().manual_seed(1))
+    layer, gap = PrunableLayer("up", 0, "up", nn.Linear(32, 8)), InputGap(32)
+    gap.update(pruned, dense)
+    block = BlockStatistics(0, [layer], {"up": statistics_of(pruned)}, gaps={"calibration": {"up": gap}})
+
+    def record(**asked: Any) -> rose.LayerRecord:
+        return prune_in(block, layer, make_settings(method, **HALF | asked), lambda _tokens: 0.01)[1]
+
+    both, left = record(bits=3, group="row"), record(sparsity=0.0)
+    assert both.pruning_error > 0 < both.rounding_error
+    assert left.target_error > 0.05
+    assert left.target_error + both.pruning_error + both.rounding_error == pytest.approx(both.target_error, rel=1e-5)
 
 
 @pytest.mark.parametrize("method", ["sparsegpt", "rose_dealt", "rose_admm", "wanda"])
