@@ -1,7 +1,7 @@
-"""What the commands of README.md give: python -m tests.benchmarks.commands --output FOLDER --evaluate TEXT
+"""What README.md's command gives: python -m tests.benchmarks.commands --output FOLDER --evaluate TEXT
 
-Each of `COMMANDS` runs as a reader types it, with `--output` alone added. The perplexity of its copy and of the dense
-model is measured on the first windows of the text's test part. FOLDER keeps the copies and `commands.csv`, which is for
+Each command runs as a reader types it, with `--output` alone added. The perplexity of its copy and of the dense model is
+measured on the first windows of the text's test part. FOLDER keeps the copies and `commands.csv`, which is for
 docs/results. Rows and copies that are there are not made again: after a change of defaults, take a new folder.
 """
 
@@ -13,7 +13,6 @@ import rose
 from rose import cli
 from tests.benchmarks.common import MODEL, Rows, arguments, judged
 
-COMMANDS = ["prune --sparsity 0.5", "prune --sparsity 0.5 --bits 4", "prune --sparsity 2:4", "slim --ratio 0.2"]
 DEFAULTS = ("method", "calibration", "samples", "length", "seed")  # of a command, when its row was measured
 
 
@@ -37,7 +36,9 @@ def measure(command: str, copy: Path, evaluate: str, windows: int, lengths: Sequ
 
 
 def main() -> None:
-    options = arguments(__doc__, output=Path, evaluate=str, windows=24, lengths=[512, 2048], commands=COMMANDS)
+    options = arguments(
+        __doc__, output=Path, evaluate=str, windows=24, lengths=[512, 2048], commands=["prune --sparsity 0.5"]
+    )
     rows = Rows(options.output / "commands.csv", ("command", "windows", "tokens"))
     for command in options.commands:
         lengths = [tokens for tokens in options.lengths if (command, options.windows, tokens) not in rows]

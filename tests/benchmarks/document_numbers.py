@@ -890,8 +890,8 @@ def headline_of_default(sparsity: str) -> str:
 
 def as_typed(command: str, tokens: int = 512) -> str:
     """Perplexity before and after a command of README.md, with its defaults."""
-    rows = read("commands.csv").query("command == @command and tokens == @tokens")
-    return f"{rows['dense_perplexity'].iloc[0]:.1f} → {rows['perplexity'].iloc[0]:.1f}" if len(rows) else "not run"
+    (row,) = read("commands.csv").query("command == @command and tokens == @tokens").itertuples()
+    return f"{row.dense_perplexity:.1f} → {row.perplexity:.1f}"
 
 
 def slimmed_by_a_fifth() -> str:
@@ -970,9 +970,6 @@ REGIONS: dict[str, Callable[[], str]] = {
     "structured": structured,
     "typed_50": partial(as_typed, "prune --sparsity 0.5"),
     "typed_50_long": partial(as_typed, "prune --sparsity 0.5", 2048),
-    "typed_bits": partial(as_typed, "prune --sparsity 0.5 --bits 4"),
-    "typed_2_4": partial(as_typed, "prune --sparsity 2:4"),
-    "typed_slim": partial(as_typed, "slim --ratio 0.2"),
     "tuned_70": partial(tuned_longest, "0.7", "rose_admm"),
     "tuned": partial(tuned, "smollm2-135m"),
     "tuned_equal_time": equal_time,
