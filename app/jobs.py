@@ -85,8 +85,8 @@ class Job:
         """Whether a person may end it for all, see above."""
         browser = _browser(viewer)
         with self._lock:
-            others = {_browser(watcher) for watcher in self._watching()} - {browser}
-            return not (others & self._owners if browser in self._owners else others)
+            browsers = {_browser(watcher) for watcher in self._watching()} - {browser}
+            return not (browsers & self._owners if browser in self._owners else browsers)
 
     def leave(self, viewer: str) -> bool:
         """A session does something else: the work stops unless another session watches. Says whether it stops."""
@@ -140,7 +140,7 @@ class Job:
     def _watching(self) -> list[str]:
         """The sessions that have asked within the time in which a hidden tab asks."""
         now = clock()
-        return [watcher for watcher, asked in self._watchers.items() if now - asked < ABANDONED_AFTER]
+        return [watcher for watcher, seen in self._watchers.items() if now - seen < ABANDONED_AFTER]
 
     def _run(self) -> None:
         _here.job = self

@@ -67,7 +67,7 @@ class Registry:
                 self.remove(kind, name)
             self._entries[kind, name] = entry
             self.get(kind, name)
-            self.make_room(kept=entry)
+            self.make_room(latest=entry)
         return entry
 
     def remove(self, kind: type, name: Hashable) -> None:
@@ -96,27 +96,27 @@ class Registry:
         with self.lock:
             return held(self._entries.values())
 
-    def make_room(self, wanted: float = 0.0, kept: Any = None) -> bool:
-        """Lets entries go, all but `kept`, until `wanted` more bytes fit; says whether they do."""
+    def make_room(self, size: float = 0.0, latest: Any = None) -> bool:
+        """Lets entries go, all but `latest`, until so many more bytes fit; says whether they do."""
         with self.lock:
             oldest_first = sorted(self._used, key=self._used.__getitem__)
-            for let_go in (self._give_back, self.remove) if wanted <= self.budget else (self._give_back,):
+            for let_go in (self._give_back, self.remove) if size <= self.budget else (self._give_back,):
                 for key in oldest_first:
-                    if self.total() + wanted <= self.budget:
+                    if self.total() + size <= self.budget:
                         return True
                     entry = self._entries.get(key)
-                    if entry is not None and entry is not kept and not self._is_in_use(entry):
+                    if entry is not None and entry is not latest and not self._is_in_use(entry):
                         let_go(*key)
-            return self.total() + wanted <= self.budget
+            return self.total() + size <= self.budget
 
-    def wait_for_room(self, wanted: float) -> None:
+    def wait_for_room(self, size: float) -> None:
         """Makes room for a model; the work of this thread waits until other work no longer uses its models."""
         job = current()
         if job is None:
-            self.make_room(wanted)
+            self.make_room(size)
             return
         with waiting(job, "Waiting for memory that other runs use") as wait:
-            while not self.make_room(wanted) and self._holds_what_is_in_use():
+            while not self.make_room(size) and self._holds_what_is_in_use():
                 wait()
                 time.sleep(jobs.POLL)
 

@@ -254,8 +254,8 @@ def _error_findings(run: RunReport) -> list[str]:
     if columnar is None or run.kind == "slim":
         return [finding]
     settings = {"threshold": "relative range above {:g}", "block_size": "blocks of {:g}"}
-    named = [text.format(value) for name, text in settings.items() if (value := run.number(name)) is not None]
-    above = f" ({', '.join(named)})" if named else ""
+    parts = [text.format(value) for name, text in settings.items() if (value := run.number(name)) is not None]
+    above = f" ({', '.join(parts)})" if parts else ""
     count = words.word(int(columnar)) if columnar else "none"
     some = f"{count} of {words.count(len(run.by_layer), 'layer')}"
     if run.kind == "study":  # the same for all of its methods

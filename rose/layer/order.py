@@ -427,10 +427,10 @@ def make_order(plan: OrderPlan, order: str | Order | Tensor | Sequence[int]) -> 
     name, _, seed = order.removesuffix("_ascending").partition(":")
     if name == "random":
         return _shuffled(plan, int(seed or 0))
-    made = ORDERS[name](plan, name != order)
-    if isinstance(made, Order):
-        return replace(made, name=order)
-    return Order(made, plan.block_width, order)  # type: ignore[arg-type]  # a plugin's order is checked already
+    result = ORDERS[name](plan, name != order)
+    if isinstance(result, Order):
+        return replace(result, name=order)
+    return Order(result, plan.block_width, order)  # type: ignore[arg-type]  # a plugin's order is checked already
 
 
 def _shuffled(plan: OrderPlan, seed: int) -> Order:

@@ -148,9 +148,9 @@ class InputStatistics:
     def pack(self) -> dict[str, Tensor]:
         """All contents as flat tensors for a file, with half of the symmetric H. `unpack` reads them."""
         panels = [self._upper[start : start + PANEL, start:].flatten() for start in range(0, self.columns, PANEL)]
-        others = {"mean": self._mean, "spread": self._spread, "first": self._first}
-        others = {name: tensor.clone() for name, tensor in others.items()}
-        return {"panels": torch.cat(panels), **others, "tokens": self._counts.cpu()}
+        moments = {"mean": self._mean, "spread": self._spread, "first": self._first}
+        moments = {name: tensor.clone() for name, tensor in moments.items()}
+        return {"panels": torch.cat(panels), **moments, "tokens": self._counts.cpu()}
 
     @classmethod
     def unpack(cls, packed: Mapping[str, Tensor]) -> InputStatistics:

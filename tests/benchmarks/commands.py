@@ -1,7 +1,7 @@
 """What README.md's command gives: python -m tests.benchmarks.commands --output FOLDER --evaluate TEXT
 
-Each command runs as a reader types it, with `--output` alone added. The perplexity of its copy and of the dense model is
-measured on the first windows of the text's test part. FOLDER keeps the copies and `commands.csv`, which is for
+Each command runs as a reader types it, with `--output` alone added. The perplexity of its copy and of the dense model
+is measured on the first windows of the text's test part. FOLDER keeps the copies and `commands.csv`, which is for
 docs/results. Rows and copies that are there are not made again: after a change of defaults, take a new folder.
 """
 

@@ -188,11 +188,11 @@ def prune_with(weight: Tensor, hessian: Tensor | InputStatistics, settings: Sett
 
 def _prune_by_plugin(method: Method, weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """The checked result of a plugin's method; raises RoseError, with its name, if it breaks the interface."""
-    given = weight.clone()  # the plugin may write into its copy; the model's W stays unchanged
+    copy = weight.clone()  # the plugin may write into its copy; the model's W stays unchanged
     with failing(method.label):
-        result: LayerResult = method.prune(given, statistics, settings)
+        result: LayerResult = method.prune(copy, statistics, settings)
         check_result(method.label, result, weight, settings.pattern)
-        if not torch.equal(given, weight):
+        if not torch.equal(copy, weight):
             raise RoseError(f"{method.label} writes into W; let it change a copy, such as weight.clone().")
     return result
 

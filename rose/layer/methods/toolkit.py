@@ -25,9 +25,9 @@ from rose.layer.trace import trace_sweep
 def plan_layer(weight: Tensor, statistics: InputStatistics, settings: Settings) -> OrderPlan:
     """The plan of a layer W, (out, in); methods that are compared on W share it."""
     same = settings.cache if settings.cache and settings.cache.is_of(weight) else None
-    known = same.plan if same else None  # read once: another thread may replace it
-    if known and (known.inputs, known.pattern, known.block_size) == (statistics, settings.pattern, settings.block_size):
-        return replace(known, threshold=settings.threshold, damping=settings.damping)
+    plan = same.plan if same else None  # read once: another thread may replace it
+    if plan and (plan.inputs, plan.pattern, plan.block_size) == (statistics, settings.pattern, settings.block_size):
+        return replace(plan, threshold=settings.threshold, damping=settings.damping)
     plan = plan_order(
         weight,
         statistics,

@@ -84,10 +84,10 @@ class _Source:
     def formats(self) -> dict[torch.dtype, list[str]]:
         """Number formats of weights, the most frequent first -> tensors in that format; none without a folder."""
         names: dict[torch.dtype, list[str]] = {}
-        named = {name: dtype for dtype, name in STORED_AS.items()}
+        dtypes = {name: dtype for dtype, name in STORED_AS.items()}
         numbers: Counter[torch.dtype] = Counter()
         for name, tensor in self.stored.items():
-            if (dtype := named.get(tensor.kind)) is not None:
+            if (dtype := dtypes.get(tensor.kind)) is not None:
                 names.setdefault(dtype, []).append(name)
                 numbers[dtype] += tensor.count
         return {dtype: names[dtype] for dtype, _ in numbers.most_common()}
