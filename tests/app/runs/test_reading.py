@@ -65,5 +65,5 @@ def test_unreadable_inputs_are_refused(folder, pruned_folder, tmp_path):
     assert list(run.readings) == [DENSE]
     refused("There is no model in", saved_checkpoint, str(tmp_path))
     (tmp_path / "adapter_config.json").touch()
-    refused("holds an adapter, and not the model that it belongs to", saved_checkpoint, str(tmp_path))
+    refused("holds an adapter; merge it into its model first", saved_checkpoint, str(tmp_path))
     assert saved_checkpoint(str(pruned_folder)) == ("Magnitude at 0.5", pruned_folder)

@@ -103,7 +103,7 @@ def test_typed_path_replaces_the_kept_copy(setup, planted, monkeypatch):
     assert box.options == ["ROSE at 2:4", "Another checkpoint"]
     box.options.append("/nowhere")  # as someone types it
     box.set_value("/nowhere").run()
-    assert "There is no folder or file /nowhere" in texts(app)
+    assert "is not a folder, a .gguf file or a Hub id" in texts(app)
     assert app.text_input(key="check_path").value == "/nowhere"
     app.text_input(key="check_path").set_value("").run()
     assert app.selectbox(key="check_copy").value == "ROSE at 2:4"

@@ -178,7 +178,7 @@ def test_edits_survive_a_visit_to_another_page(folder, text):
 @pytest.mark.parametrize(
     ("change", "sentence", "runs"),
     [
-        ({"model": "/no/such/folder"}, "There is no folder or file /no/such/folder; check the path.", False),
+        ({"model": "/no/such/folder"}, "is not a folder, a .gguf file or a Hub id", False),
         ({"calibration": "/no/such/text.txt"}, "There is no file /no/such/text.txt", False),
         ({"model": "owner/unknown"}, "owner/unknown is not on this machine.", False),
         ({"layers": "*.nothing"}, r"No prunable layer is named '\*.nothing'; names look like", False),
