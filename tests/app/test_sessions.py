@@ -125,6 +125,7 @@ tabs, chosen, ends = st.integers(0, 2), st.sampled_from(SETUPS), st.booleans()  
 class Sessions(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
+        jobs.stop_everything()  # a thread of an earlier test would put its model into this registry
         self.now, self.gate, self.tabs, self.numbers = 1000.0, Gate(), list[Tab](), 0
         self.owners: dict[Run, set[str]] = {}  # browsers that asked for work which goes on
         self.models: weakref.WeakSet[LlamaForCausalLM] = weakref.WeakSet()
