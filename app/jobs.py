@@ -44,8 +44,8 @@ clock = time.monotonic
 class Job:
     """One piece of work, watched by any number of browser sessions.
 
-    Who may end it: a browser that has asked for the work, unless another browser that has asked for it watches too; and
-    anybody where nobody else watches. Without watchers it ends.
+    A browser that has asked for the work may end it, unless another browser that has asked for it watches too. If
+    nobody else watches, anybody may end it. Without watchers it ends.
     """
 
     def __init__(self, work: Callable[[Job], None]) -> None:
@@ -223,7 +223,7 @@ def run_to_end(job: Job, describe: Callable[[], str]) -> None:
 
 @contextmanager
 def waiting(job: Job, reason: str) -> Iterator[Callable[[], None]]:
-    """For work that waits: each call of what it yields says why, and raises where the job was cancelled."""
+    """Work waits: each call of the yielded function says why, and raises once the job was cancelled."""
     doing, began = job.message, clock()
 
     def wait() -> None:
@@ -252,7 +252,7 @@ class GivenBack(Exception):
 
 
 class Shared:
-    """What several pieces of work use, such as a model."""
+    """A resource of several pieces of work, such as a model."""
 
     def __init__(self) -> None:
         self._users: set[Job] = set()

@@ -1,8 +1,8 @@
 """What all sessions of a server share: one registry with one budget in bytes. No Streamlit here.
 
-Where the budget is passed, entries give back what can be made again, the least recently used first; if that is not
-enough, entries are dropped in the same order. An entry in use is left alone, and work that needs a model for which
-there is no room waits until other work ends.
+Beyond the budget, entries give back what can be made again, the least recently used first. If that is not enough,
+entries are dropped in the same order. An entry in use is left alone. Work whose model does not fit waits until other
+work ends.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Registry:
             return held(self._entries.values())
 
     def make_room(self, size: float = 0.0, latest: Any = None) -> bool:
-        """Lets entries go, all but `latest`, until so many more bytes fit; says whether they do."""
+        """Lets entries go, all but `latest`, until `size` more bytes fit; says whether they do."""
         with self.lock:
             oldest_first = sorted(self._used, key=self._used.__getitem__)
             for let_go in (self._give_back, self.remove) if size <= self.budget else (self._give_back,):

@@ -1,4 +1,4 @@
-"""What all browser sessions share: models, studies and runs, in one registry. The only place with `st.cache_*`."""
+"""Models, studies and runs of all browser sessions, in one registry. The only place with `st.cache_*`."""
 
 import gc
 import math
@@ -43,7 +43,7 @@ _calibrations: weakref.WeakValueDictionary[tuple, Calibration] = weakref.WeakVal
 def load(name: str, dtype: str, *, stream: bool = False) -> LoadedModel:
     """The model of this name, from memory unless its files have changed since it was read.
 
-    The work of this thread uses it until the work ends, and waits where there is no room for it.
+    The work of this thread uses it until the work ends, and waits if it does not fit into memory.
     """
     key, job = (name, dtype, stream), current()
     if (loaded := _present(key)) is not None:

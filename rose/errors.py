@@ -69,13 +69,13 @@ def check_word(name: object, subject: str) -> None:
 
 
 def check_choice(subject: str, value: object, choices: Collection[str]) -> None:
-    """Raises RoseError unless the value is one of `choices`; `subject`, such as "The budget", begins the sentence."""
+    """Raises RoseError unless the value is in `choices`; `subject`, such as "The budget", begins the sentence."""
     if value not in choices:
         raise RoseError(f"{subject} must be one of {', '.join(choices)}, not {value!r}.")
 
 
 def check_named(noun: str, name: object, names: Collection[str]) -> None:
-    """Raises RoseError unless the name is one of `names`; `noun` is the kind of name, such as "order"."""
+    """Raises RoseError unless the name is in `names`; `noun` is the kind of name, such as "order"."""
     if name not in names:
         raise RoseError(f"There is no {noun} named {name!r}; choose one of {', '.join(names)}.")
 

@@ -32,8 +32,8 @@ class LayerResult:
         trace: the recorded sweep, if requested.
         low_rank: factors (out, rank) and (rank, in) inside `weight`, for OATS alone; `mask` is then the sparse part's.
         method: name in the registry.
-        pruning_error, rounding_error: the parts of `relative_error`, of the W given to the method, that removing and
-            rounding add; None without a grid. A sweep that does both counts the e² of removed and of kept weights;
+        pruning_error, rounding_error: what removing and rounding add to `relative_error` of the W given to the
+            method; None without a grid. A sweep that does both counts the e² of removed and of kept weights;
             otherwise rounding comes second.
         prices: of the columns in `order`; None if the method does not sweep.
     """

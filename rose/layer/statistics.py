@@ -22,7 +22,7 @@ NOT_FINITE = "H holds NaN or infinity; check the calibration inputs, or load the
 
 class InputStatistics:
     """Streaming second moments of one layer's input, in float32. Layers that read the same tensor share one object.
-    Threads may read it at once, if none of them updates it.
+    Threads may read it at once while no thread updates it.
 
     `columns` counts input channels; products x xᵀ are computed in `dtype`, see `add_product`. `tokens` counts the input
     vectors seen, and `total_weight` sums their weights; means divide by it. Raises RoseError: fewer than 1 column.

@@ -17,7 +17,7 @@ from rose.layer.pattern import Pattern
 
 @dataclass(frozen=True)
 class Choice:
-    """Chooses the weights to remove: those of least (w/d)². With d_j = U_jj this is e², as in SparseGPT."""
+    """Chooses the weights of least (w/d)² for removal, which is e² if d_j = U_jj, as in SparseGPT."""
 
     pattern: Pattern
     divisor: Tensor  # d, (in,), in the order visited
@@ -29,7 +29,7 @@ class Choice:
             M[:, block] = smallest((W[:, block] / self.divisor[block]).square().T, self.counts[number]).T
 
     def in_groups(self, W: Tensor, M: Tensor, columns: slice) -> None:
-        """Under N:M, fills the mask of the groups that begin in these columns, just before these are pruned."""
+        """Fills the N:M mask of the groups that begin in these columns, just before the columns are pruned."""
         of = self.pattern.of
         if of and columns.start % of == 0:
             groups = slice(columns.start, max(columns.stop, columns.start + of))

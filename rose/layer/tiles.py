@@ -22,8 +22,8 @@ def prune_in_tiles(
     solve: Callable[[Tensor, Tensor, Tensor, Tensor, slice], None] | None = None,
     few_rows: bool = False,
 ) -> None:
-    """As `rose.layer.sweep.prune_block`. `solve` prunes a tile. `few_rows` is faster below about 100 rows, but then N:M
-    chooses the masks of a tile at once, from weights that the columns of the tile have not compensated."""
+    """As `rose.layer.sweep.prune_block`. `solve` prunes a tile. `few_rows` is faster below about 100 rows. N:M
+    then chooses the masks of a tile at once, from weights that the columns of the tile have not compensated."""
     group = choice.pattern.of if choice else 0
     width = group * max(1, TILE // group if few_rows else 1) if group else TILE
     solve = solve or (solve_rows if few_rows or W.is_cuda else solve_columns)

@@ -49,7 +49,7 @@ def trace_sweep(
     """The trace of a sweep that has ended: after k columns the weights were W_0 − E_{:,:k} U_{:k,:}.
 
     Args:
-        start: W_0; the other matrices are those of `rose.layer.sweep.sweep` after the sweep.
+        start: W_0; the other matrices are as `rose.layer.sweep.sweep` leaves them.
         hessian: the damped H, (in, in), in original column order.
         keep_weights: whether the trace holds weights.
     """

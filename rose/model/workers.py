@@ -195,7 +195,7 @@ class Workers:
                 break
         parts = self.gather((mine, problems))
         if problems := {number: problem for _, of_process in parts for number, problem in of_process.items()}:
-            raise problems[min(problems)] from failure  # the one that a single process would meet first
+            raise problems[min(problems)] from failure  # which a single process would meet first
         results = {number: value for part, _ in parts for number, value in part.items()}
         return [results[number] for number in range(len(owners))]
 

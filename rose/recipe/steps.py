@@ -35,7 +35,7 @@ class Analyze(part.SweepPart, part.TextPart, part.ModelPart):
 
     @property
     def conditions(self) -> str:
-        """What a count of columnar layers depends on, beside model and threshold."""
+        """A count of columnar layers depends on these, beside model and threshold."""
         return f"sparsity {self.sparsity}, blocks of {self.block_size}, {self.tokens}"
 
 

@@ -79,6 +79,8 @@ def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def directions(matrix: Tensor) -> Tensor:
-    """Eigenvectors of the Gram matrix M Mᵀ, (rows, rows), by ascending eigenvalue, for M (rows, columns). In float64:
-    float32 underflows where a rest is nearly of low rank, and its solver then finds NaN or nothing."""
+    """Eigenvectors of the Gram matrix M Mᵀ, (rows, rows), by ascending eigenvalue, for M (rows, columns).
+
+    Computes in float64, as float32 underflows if a rest is nearly of low rank: its solver then finds NaN or nothing.
+    """
     return torch.linalg.eigh((matrix @ matrix.T).double()).eigenvectors.to(matrix)

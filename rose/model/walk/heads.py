@@ -18,7 +18,7 @@ PROBED = 8  # tokens
 def value_heads(network: Network, layers: Sequence[str] | None = None) -> list[ValueHeads]:
     """The heads of all output projections among `layers` that can be rotated; the model is not changed.
 
-    Raises RoseError if there are none.
+    Raises RoseError without such layers.
     """
     selected, width = {layer.name for layer in network.select(layers)}, head_width(network.config)
     few = torch.arange(PROBED)[None] % network.config.vocab_size
