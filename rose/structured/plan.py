@@ -296,10 +296,10 @@ def plan_slimming(
     *,
     surveys: Sequence[BlockSurvey] | None = None,
     progress: ProgressCallback | None = None,
-    remember: Callable[[Callable[[], str]], str] = lambda compute: compute(),
+    decide: Callable[[Callable[[], str]], str] = lambda compute: compute(),
 ) -> Shapes:
     """The future shapes of the decoder blocks, from `possible_shapes`; the model is not changed. Prices are measured on
-    the dense model where the allocation needs them. `remember` returns shapes that an earlier run has stored, or calls
+    the dense model where the allocation needs them. `decide` returns shapes that an earlier run has stored, or calls
     its argument. Raises RoseError for shapes far from the ratio."""
     allocation, multiple = settings.allocation, settings.multiple
     parts, target = possible.parts, settings.ratio * block_parameters(model)
@@ -329,7 +329,7 @@ def plan_slimming(
             shapes = [[chosen[part.kind] for part in of_block] for of_block in parts]
         return json.dumps([[dataclasses.astuple(shape) for shape in of_block] for of_block in shapes])
 
-    return [[Shape(*shape) for shape in of_block] for of_block in json.loads(remember(find))]
+    return [[Shape(*shape) for shape in of_block] for of_block in json.loads(decide(find))]
 
 
 def _uniform_candidates(

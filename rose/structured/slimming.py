@@ -133,7 +133,7 @@ def _reduce(
     start = time.perf_counter()
     surveying = part_callback(progress, start, 0, SURVEY_SHARE, "allocate")
     shapes = plan_slimming(
-        network.model, tokens, settings, possible, surveys=surveys, progress=surveying, remember=storage.remember
+        network.model, tokens, settings, possible, surveys=surveys, progress=surveying, decide=storage.decide
     )
     prices = surveys is None and (settings.allocation != "uniform" or len(possible.kinds) > 1)
     walking = part_callback(progress, start, SURVEY_SHARE, 1) if prices else progress
@@ -189,7 +189,7 @@ def _drop(
         dropped = {block.block_index for block in surveys[: round(ratio * len(every))]}
         return json.dumps([index for index in every if index not in dropped])
 
-    left = json.loads(storage.remember(find))
+    left = json.loads(storage.decide(find))
     residence = network.residence
     configuration.drop_blocks(model, left)
     residence.renumber(left)
@@ -329,7 +329,7 @@ class SlimRun:
         read = layers_read(method, [part for of_block in self.wanted.values() for part, _ in of_block.values()])
         layers = self.network.select([layer.name for layer in read])
         with self.reduction:
-            records = [PartRecord(**record) for record in storage.take_up(list(self.wanted))]
+            records = [PartRecord(**record) for record in storage.resume(list(self.wanted))]
             has_dense_targets = self.settings.target == "dense"
             walk = start_walk(
                 self.network, streams, layers, progress, storage=storage, has_dense_targets=has_dense_targets,
@@ -369,7 +369,7 @@ class SlimRun:
                 if layer.bias is not None:
                     tensors[layer.name + BIAS] = layer.bias.detach()
         seconds = self.kept.seconds + time.perf_counter() - self.start
-        self.kept.keep(index, tensors, [dataclasses.asdict(record) for record in done], seconds)
+        self.kept.store(index, tensors, [dataclasses.asdict(record) for record in done], seconds)
         return done
 
     def _reduce(self, part: Part, shape: Shape, block: BlockStatistics, meter: Meter) -> PartRecord:
@@ -423,4 +423,4 @@ class SlimRun:
                 lay_over(self.network.layers, storage.read(index))
                 configuration.cut_parts([cut for cut in cuts if cut.part.block_index == index])
 
-            self.network.residence.settle(revise, storage.identity())
+            self.network.residence.make_permanent(revise, storage.identity())

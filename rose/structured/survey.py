@@ -82,7 +82,7 @@ def survey(
                     return result.unit_costs, result.energy, result.costs, result.order
 
                 priced.append(PartSurvey(part, *Workers.here().from_first(price)))
-            block.let_go()
+            block.clear()
             total = sums[index].to(network.device)
             Workers.here().sum_tensor(total)  # of all processes
             cosines, squares, count = total.tolist()

@@ -206,13 +206,13 @@ def output_ranges(file: str) -> pd.Series:
 
 def columnar_outputs() -> str:
     """ROSE's error in columnar output projections relative to SparseGPT's, and how many there are, by model."""
-    parts = []
+    errors, counts = [], []
     for name, (file, tokens) in OUTPUTS.items():
         ranges = output_ranges(file)
         columnar = ranges[ranges > THRESHOLD].index
-        error = errors_by_layer(file)["rose"].loc[columnar].mean()
-        parts.append(f"{error:.2f} in {name} ({len(columnar)} of {len(ranges)}, {tokens} tokens)")
-    return listing(parts)
+        errors.append(f"{errors_by_layer(file)['rose'].loc[columnar].mean():.2f} in {name}")
+        counts.append(f"{len(columnar)} of {len(ranges)} with {tokens}")
+    return f"{listing(errors)}. Columnar are {listing(counts)} tokens"
 
 
 COUNTED = re.compile(  # as `Analyze.conditions` and notebooks write it

@@ -180,7 +180,7 @@ class BlockFiles(Residence):
     def withdraw(self) -> None:
         self._revise, self._finished, self._checkpoint = leave, (), None
 
-    def settle(self, revise: Callable[[int], None], identity: str) -> None:
+    def make_permanent(self, revise: Callable[[int], None], identity: str) -> None:
         self.withdraw()
         self._settled.append(revise)
         self._identity += identity

@@ -381,7 +381,7 @@ class _Run:
                         self.total -= self.work[unit.block_index]
                     elif unit.name not in self.done:
                         yield self._measure(unit, changes, base, start)
-                block.let_go()
+                block.clear()
             if not every:
                 raise RoseError("No token was routed to any of the chosen experts; give more tokens.")
             yield self._measure(Unit(WHOLE, -1, "", []), every, base, time.perf_counter())

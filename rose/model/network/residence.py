@@ -98,7 +98,7 @@ class Residence:
     def withdraw(self) -> None:
         """Drops the overlay."""
 
-    def settle(self, revise: Callable[[int], None], identity: str) -> None:
+    def make_permanent(self, revise: Callable[[int], None], identity: str) -> None:
         """Makes `revise` permanent: later runs begin with its result. Parameters already have their new shapes and
         names; `identity` identifies the change."""
 

@@ -59,7 +59,7 @@ class DiskStorage(Storage):
         super().__init__()
         self.folder = folder
 
-    def keep(
+    def store(
         self, index: int, tensors: Mapping[str, Tensor], records: Sequence[Mapping[str, Any]], seconds: float
     ) -> None:
         facts = {"records": json.dumps(list(records)), "seconds": repr(seconds), "weights": digest(tensors)}
@@ -95,7 +95,7 @@ class RunCheckpoint(DiskStorage):
         self.activations = Activations(folder / f"activations{place}")
         self.dense_activations = Activations(folder / f"dense{place}")
 
-    def remember(self, compute: Callable[[], str]) -> str:
+    def decide(self, compute: Callable[[], str]) -> str:
         path = self.folder / DECISIONS
 
         def read() -> str | None:
@@ -115,7 +115,7 @@ class RunCheckpoint(DiskStorage):
         self.workers.from_first(write)
         return text
 
-    def take_up(self, blocks: Sequence[int]) -> list[dict[str, Any]]:
+    def resume(self, blocks: Sequence[int]) -> list[dict[str, Any]]:
         whole, self.drifts = self.workers.from_first(lambda: (self._whole(blocks), self._read_drifts()))
         for index, facts in whole.items():
             self.done, self.seconds = index + 1, float(facts["seconds"])
@@ -141,10 +141,10 @@ class RunCheckpoint(DiskStorage):
             return {}
         return {row.block_index: row for row in rows}
 
-    def keep(
+    def store(
         self, index: int, tensors: Mapping[str, Tensor], records: Sequence[Mapping[str, Any]], seconds: float
     ) -> None:
-        self.workers.from_first(partial(super().keep, index, tensors, records, seconds))
+        self.workers.from_first(partial(super().store, index, tensors, records, seconds))
         self.finished.add(index)
 
     def finish(self) -> None:

@@ -115,9 +115,9 @@ def prune_by(
 
     described = partial(describe_run, network, tokens, held_out, selected, run, precision)
     with open_checkpoint(network, checkpoint, described) as storage:
-        patterns = {name: Pattern(*values) for name, values in json.loads(storage.remember(dense_patterns)).items()}
+        patterns = {name: Pattern(*values) for name, values in json.loads(storage.decide(dense_patterns)).items()}
         indices = sorted({layer.block_index for layer in selected})
-        records = [LayerRecord(**record) for record in storage.take_up(indices)]
+        records = [LayerRecord(**record) for record in storage.resume(indices)]
         is_dense = run.target == "dense"
         way = "with target layer" if is_dense else f"with{'out' if run.sequential else ''} true-sequential"
         remedy = f"prune {way}, or {LEAVE_OUT}"
@@ -176,7 +176,7 @@ class _Pruner:
         tensors = {layer.name: layer.weight for layer in layers}
         tensors |= low_rank_tensors((layer.name, layer.module) for layer in layers)
         seconds = storage.seconds + time.perf_counter() - self.start
-        storage.keep(block.block_index, tensors, [asdict(record) for record in records], seconds)
+        storage.store(block.block_index, tensors, [asdict(record) for record in records], seconds)
         return records
 
     def _prune(self, block: BlockStatistics) -> list[LayerRecord]:
@@ -184,7 +184,7 @@ class _Pruner:
         owners = workers.divide(block.layers, block.calibration)
         before = meter.layers_done
         results = workers.exchange(owners, partial(self._prune_layer, block))
-        block.let_go()
+        block.clear()
         for layer, (_, low_rank) in zip(block.layers, results, strict=True):
             layer.keep_low_rank(low_rank)  # factors from other processes
         workers.send_weights(block.layers, owners)
@@ -253,6 +253,6 @@ def analyze_model(
                 owners = workers.divide(block.layers, block.calibration)
                 for records in workers.exchange(owners, partial(measure, block)):
                     yield from records
-                block.let_go()
+                block.clear()
 
     return analyze()

@@ -74,7 +74,8 @@ class _Block:
 
     def __init__(self, walk: Walk, index: int, block: nn.Module, layers: list[PrunableLayer]) -> None:
         self.walk, self.index, self.block, self.layers = walk, index, block, layers
-        self.position = {layer.name: number for number, layer in enumerate(layers)}
+        # Every batch reaches each layer outside the experts, so batches wait there for the last; experts come first.
+        self.in_turn = sorted(layers, key=lambda layer: not layer.is_expert)
         self.readers: dict[str, list[_Batch]] = {}
         self.waiting: list[_Batch] = []
         self.statistics: dict[str, InputStatistics] = {}
@@ -106,7 +107,7 @@ class _Block:
             for batch in self.by_route.values():
                 self._go_on(batch)
             while (turn := self.walk.workers.smallest(self._first())) is not None:
-                yield self._open(self.layers[turn % len(self.layers)])
+                yield self._open(self.in_turn[turn])
                 ready, self.waiting = self.last, [batch for batch in self.waiting if batch not in self.last]
                 for batch in ready:
                     self._go_on(batch)
@@ -147,15 +148,8 @@ class _Block:
         self.walk.meter.tell("calibrate", self.index, self._work_done())
 
     def _first(self) -> int | None:
-        """The next layer at which batches of this process wait; experts come first.
-
-        Every batch reaches each layer outside the experts, so early batches wait there for the last.
-        """
-        waited_at = {batch.stopped_at.name: batch.stopped_at for batch in self.waiting}
-        later = len(self.layers)
-        return min(
-            (self.position[name] + (0 if layer.is_expert else later) for name, layer in waited_at.items()), default=None
-        )
+        """The place in `in_turn` of the next layer at which batches of this process wait."""
+        return min((self.in_turn.index(batch.stopped_at) for batch in self.waiting), default=None)
 
     def _open(self, layer: PrunableLayer) -> BlockStatistics:
         """The statistics of the next layer, and of layers that read the same tensors; all count as pruned from now."""

@@ -92,11 +92,11 @@ class Storage:
         self.dense_activations = Activations()
         self.drifts: dict[int, BlockDrift] = {}
 
-    def remember(self, compute: Callable[[], str]) -> str:
+    def decide(self, compute: Callable[[], str]) -> str:
         """A decision about all layers of the dense model, as text; computed unless it is stored."""
         return compute()
 
-    def take_up(self, blocks: Sequence[int]) -> list[dict[str, Any]]:
+    def resume(self, blocks: Sequence[int]) -> list[dict[str, Any]]:
         """Finds how many of the first decoder blocks an earlier run has finished; returns their records."""
         return []
 
@@ -104,7 +104,7 @@ class Storage:
         """The stored tensors of a finished decoder block; {} for others."""
         return {}
 
-    def keep(
+    def store(
         self, index: int, tensors: Mapping[str, Tensor], records: Sequence[Mapping[str, Any]], seconds: float
     ) -> None:
         """Stores these tensors and records of a finished decoder block; `seconds`: since the run began."""

@@ -146,7 +146,7 @@ class BlockStatistics:
     gaps: dict[str, dict[str, InputGap | OutputGap]] = field(default_factory=dict)
     products: torch.dtype = torch.float32  # number format of ADMM's products, see `Settings`
 
-    def let_go(self) -> None:
+    def clear(self) -> None:
         """Drops all statistics, so that the walk does not hold them while it runs the next block."""
         for tensors in (self.calibration, self.held_out, self.gaps):
             tensors.clear()
