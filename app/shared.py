@@ -25,6 +25,7 @@ from app.runs.pruning import PruningRun
 from app.study import cache as disk
 from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study
+from rose.diffusion.loading import load_diffusion
 from rose.files import expand
 from rose.model.load.models import is_hub_id, load_skeleton, parse_dtype
 from rose.recipe.steps import CheckCopies, Damage
@@ -221,4 +222,4 @@ def set_imports_apart() -> None:
 @st.cache_resource(show_spinner=False)
 def dense_diffusion() -> DenseModel:
     """The packaged diffusion model and the pictures it has drawn, for all sessions; needs diffusers."""
-    return DenseModel(rose.load_diffusion())
+    return DenseModel(load_diffusion())

@@ -24,7 +24,7 @@ from rose.recipe.tools import COMMANDS, RunRecipe
 from rose.spec import Spec
 
 UNFORESEEN = 70  # as in sysexits.h: not 1, which is a verdict of `check`
-DIVIDED = ("analyze", "prune", "slim", "tune", "run")  # commands on which the processes of a launcher work together
+DIVIDED = ("analyze", "prune", "slim", "tune")  # commands on which the processes of a launcher work together
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,22 +35,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # its encoding may lack "…" or bytes of a folder's name
         sys.stdout.reconfigure(errors="backslashreplace")
     name = "rose" if processes == 1 else f"rose, process {rank + 1} of {processes}"
-    asked_for: Any = None
+    asked_for: Spec | None = None
     try:
         interrupt.unguard()
         load_plugins()  # first, because they add methods and orders
         spec, unknown = _read(list(sys.argv[1:] if arguments is None else arguments))
-        asked_for = spec
         if isinstance(spec, RunRecipe):
-            asked_for = Recipe.read(spec.recipe, *spec.changes, is_placed=True)
-        return _run(spec, asked_for, unknown, console, rank) or 0
+            spec = Recipe.read(spec.recipe, *spec.changes, is_placed=True).spec
+        asked_for = spec
+        return _run(spec, unknown, console, rank) or 0
     except RoseError as problem:
         return _refuse(name, str(problem))
     except KeyboardInterrupt:
-        step: Any = asked_for.steps[-1] if isinstance(asked_for, Recipe) else asked_for
-        folder = getattr(step, "checkpoint", None)
-        if folder is None and step is not None and step.run in ("compare", "damage"):
-            folder = step.output
+        folder = getattr(asked_for, "checkpoint", None)
+        if folder is None and asked_for is not None and asked_for.run in ("compare", "damage"):
+            folder = getattr(asked_for, "output", None)
         resumes = folder and Path(folder).exists()
         left = f"the same command resumes from {folder}" if resumes else "nothing was written"
         console.print(f"rose: cancelled; {left}", soft_wrap=True)
@@ -63,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(name, f"There was not enough memory; {less}.")
 
 
-def _run(spec: Spec, asked_for: Any, unknown: Sequence[str], console: Output, rank: int) -> int | None:
+def _run(spec: Spec, unknown: Sequence[str], console: Output, rank: int) -> int | None:
     """Imports the command and does its work; of several processes only the first prints results."""
     work = command(spec.run)
     from rose.model.workers import choose_gpu, process_group
@@ -71,7 +70,7 @@ def _run(spec: Spec, asked_for: Any, unknown: Sequence[str], console: Output, ra
     choose_gpu()
     silence = redirect_stdout(io.StringIO()) if rank > 0 else nullcontext()
     with process_group() if spec.run in DIVIDED else nullcontext(), silence:
-        return work(asked_for, console, *([unknown] if spec.run == "app" else []))
+        return work(spec, console, *([unknown] if spec.run == "app" else []))
 
 
 def _refuse(name: str, why: str) -> int:

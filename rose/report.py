@@ -20,7 +20,7 @@ from rose.files import check_small, expand, reachable, write_atomically
 from rose.layer.pattern import BITS, GROUP, GROUPS, Grid
 from rose.layer.registry import label_of
 from rose.output import check_folder, new_folder
-from rose.recipe.parts import BETWEEN
+from rose.recipe.file import PLACE
 from rose.recipe.tools import SPECS
 from rose.rows import (
     ERRORS,
@@ -143,7 +143,7 @@ class RunReport:
             return None
         fields = {name: value for name, value in self.recipe.items() if name in spec.fields()}
         try:
-            return spec.of(**{"output": BETWEEN} | fields if "output" in spec.fields() else fields)
+            return spec.of(**{"output": PLACE} | fields if "output" in spec.fields() else fields)
         except RoseError:
             return None
 

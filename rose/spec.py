@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 
 from rose.errors import RoseError
 from rose.files import expand, reachable
-from rose.wording import sentence
+from rose.wording import sentence, several
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 NAMED: set[str] = set()  # values that never name a file
@@ -42,6 +42,27 @@ def _number(value: Any) -> Any:
 
 Whole = Annotated[int, BeforeValidator(_number)]
 Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+
+
+def whole_number(value: Any) -> Any:
+    """A whole number that was written as text, as on a command line; other values stay as they are."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+def names_of(value: Any) -> Any:
+    """Reads a list of names, a single name or A,B; drops repeats. None is not a list."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError("names nothing")
+    return tuple(name for at, name in enumerate(value) if name not in value[:at])
+
+
+def one_or_several(value: Any) -> Any:
+    """A list of names; a single name becomes a list of one."""
+    if isinstance(value, list | tuple) and not value:
+        raise ValueError("names nothing")
+    return tuple(several(value)) if isinstance(value, str | list | tuple) else value
 
 
 def setting(description: str, **options: Any) -> Any:
@@ -81,6 +102,11 @@ class Spec(BaseModel):
         """Calls the class, for values whose types only the specification checks."""
         return cls(**values)
 
+    @classmethod
+    def among(cls, values: Mapping[str, Any]) -> Self:
+        """Takes the fields from these values, such as the arguments of a function that has fields as keywords."""
+        return cls(**{name: values[name] for name in cls.fields() if name in values})
+
     def changed(self, **values: Any) -> Self:
         """A copy with other values, checked again."""
         return type(self)(**self.pick(self.model_fields_set) | values)
@@ -97,9 +123,11 @@ class Spec(BaseModel):
 
     @classmethod
     def explain(cls, function: Function) -> Function:
-        """Decorator: the docstring of a function that takes these fields as keywords gets a line for each."""
-        lines = (f"    {field.name}: {field.description}." for field in cls.fields().values())
-        function.__doc__ = "\n".join([inspect.getdoc(function) or "", "", "Keyword arguments besides:", *lines])
+        """Decorator: the docstring of a function with these fields as keywords gets a line for each that it lacks."""
+        text = inspect.getdoc(function) or ""
+        missing = [field for field in cls.fields().values() if f"{field.name}: " not in text]
+        lines = (f"    {field.name}: {field.description}." for field in missing)
+        function.__doc__ = "\n".join([text, "", "Keyword arguments besides:", *lines])
         return function
 
     @classmethod

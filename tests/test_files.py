@@ -11,13 +11,14 @@ import pytest
 import rose
 from app.runs.kept_copies import saved_checkpoint
 from app.study.preflight import can_stream
+from rose.diffusion.loading import load_diffusion
 from rose.files import beside, check_small, reachable, write_atomically
 from rose.model.load.tokens import text_file
 from rose.output import check_file, check_folder, check_output, new_file, new_folder, write_file
 from rose.report import read_runs
 from tests.refusals import refused
 
-READERS = [reachable, rose.load_model, rose.load_diffusion, read_runs, saved_checkpoint, can_stream]
+READERS = [reachable, rose.load_model, load_diffusion, read_runs, saved_checkpoint, can_stream]
 
 
 @pytest.mark.parametrize("read", [*READERS, lambda path: text_file(f"{path}.txt")])

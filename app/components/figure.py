@@ -165,7 +165,7 @@ def recipe(key: str, steps: Sequence[Spec]) -> None:
         step, *further = steps
         if further:
             step = st.selectbox("Copy", steps, format_func=label_of, key=f"{key}-recipe-of")
-        text, place = str(Recipe((step,))), getattr(step, "output", None)
+        text, place = str(Recipe(step)), getattr(step, "output", None)
         name = f"{place.name if place else step.run}.yaml"
         st.code(text, language="yaml")
         st.download_button("Download", text, name, icon=":material/download:", key=f"{key}-recipe-file")

@@ -11,9 +11,9 @@ from app.figures.palette import Style
 from app.figures.shapes import Chart, Look, Marked, block_span, colourbar, to_numpy
 from app.figures.style import CHOOSING, CHOSEN, ERROR, PERCENT, Drawing, judged
 from app.words import count, number, out_of, percent, sentence, short_layer
-from rose import METHODS, LayerResult, Prices, RoseError, verdicts
+from rose import METHODS, LayerResult, RoseError, verdicts
 from rose.layer.columnar import PaperFigures
-from rose.layer.order import visited_blocks
+from rose.layer.order import Prices, visited_blocks
 from rose.layer.trace import SweepTrace
 
 # Sweeps, by order and budget, that a method makes of every layer. ROSE is not among them: it is two-level order where a

@@ -15,7 +15,6 @@ from app.figures.shapes import BARE, Chart, Look, layer_grid
 from app.figures.style import ERROR, Drawing
 from app.words import count, number, percent, sentence, whole, word
 from rose.layer.checks import CurvePoint, ErrorMeasures
-from rose.layer.pattern import METHOD
 from rose.model.check.costs import ERROR_OF, HELD_OUT, REFIT_STEPS
 from rose.model.check.verdicts import Verdict
 from rose.verdicts.trust import VERBS
@@ -81,7 +80,7 @@ def error_measures(measures: Sequence[ErrorMeasures], **shared: Unpack[Look]) ->
     return chart.done(finding, note, caption, f"Grouped bars of {ways} measures of the error by method", table)
 
 
-def held_out_curve(points: Sequence[CurvePoint], *, method: str = METHOD, **shared: Unpack[Look]) -> Drawing:
+def held_out_curve(points: Sequence[CurvePoint], *, method: str, **shared: Unpack[Look]) -> Drawing:
     """Calibration and held-out error against the number of calibration tokens."""
     table = pd.DataFrame(points).astype({"held_out_error": float}).sort_values("tokens", ignore_index=True)
     look, chart = palette.method_style(method), Chart(x="calibration tokens", y=ERROR, legend=True, **shared)

@@ -11,10 +11,10 @@ from app.forms.widgets import linked, spec_number, text_input
 from app.runs.pruning import HELD_OUT, PROMPT, WINDOWS, Keep, PruneRequest
 from app.study.setup import Setup, patterns_of
 from rose.layer.pattern import BITS as GRID_BITS
-from rose.layer.pattern import GROUP, GROUPS, RECOMMENDED, THRESHOLD, Grid, parse_grid
+from rose.layer.pattern import GROUP, GROUPS, METHOD, THRESHOLD, Grid, parse_grid
 from rose.model.defaults import SOURCES
 from rose.model.measure import zero_shot
-from rose.recipe.parts import PruneSettings
+from rose.model.settings import PruneSettings
 from rose.recipe.steps import Prune
 
 FILE = "a file"
@@ -42,10 +42,10 @@ def choose(setup: Setup) -> PruneRequest:
     methods = methods_place.multiselect(
         "Methods",
         list(rose.METHODS),
-        default=["sparsegpt", "rose", RECOMMENDED],
+        default=["sparsegpt", "rose", METHOD],
         format_func=lambda name: rose.METHODS[name].label,
         **linked("prune_methods"),
-        help=f"Recommended: {rose.METHODS[RECOMMENDED].label}, the lowest perplexity in at most twice "
+        help=f"Recommended: {rose.METHODS[METHOD].label}, the lowest perplexity in at most twice "
         "SparseGPT's time (docs/results.md).\n\n"
         + "\n".join(f"- **{method.label}**: {method.summary}" for method in rose.METHODS.values()),
     )

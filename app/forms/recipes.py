@@ -86,17 +86,16 @@ def _take() -> None:
         return
     try:
         recipe = Recipe.parse(file.getvalue(), name=file.name, is_placed=False)
-        st.session_state[USED] = fill(file.name, recipe.steps)
+        st.session_state[USED] = fill(file.name, recipe.spec)
     except rose.RoseError as problem:
         st.session_state[USED] = str(problem), None
 
 
-def fill(name: str, steps: tuple[Spec, ...]) -> tuple[str, Form | None]:
+def fill(name: str, step: Spec) -> tuple[str, Form | None]:
     """Fills the forms; returns a sentence and the page to open next, if any."""
-    step, form = steps[0], FORMS.get(type(steps[0]))
-    if len(steps) > 1 or (form is None and not isinstance(step, Analyze)):
-        runs = ", ".join(step.run for step in steps)
-        return f"No page runs {name} ({runs}). Run it in a terminal: rose run {name} output=FOLDER", None
+    form = FORMS.get(type(step))
+    if form is None and not isinstance(step, Analyze):
+        return f"No page runs {name} ({step.run}). Run it in a terminal: rose run {name} output=FOLDER", None
     study_form.forget()
     if form is None:
         session.choose_draft(Setup.of(step))

@@ -16,12 +16,12 @@ from app.figures.orders import basis_errors
 from app.study.study import Study, error_on
 from rose.interrupt import stop_point
 from rose.layer.basis import STEPS, HeadLayout, find_rotations, rotate_columns, rotate_statistics
-from rose.layer.pattern import THRESHOLD, parse_sparsity
+from rose.layer.pattern import METHOD, THRESHOLD, parse_sparsity
 from rose.model.estimate import SWEEP_EFFICIENCY, matmul_rate, sweeps_of
 from rose.model.walk.heads import value_heads
 
 BASES = {"random": "Random", "given": "As given", "gathered": "Gathered", "learned": "Learned"}
-METHODS = ("sparsegpt", "rose", "rose_global", rose.RECOMMENDED)
+METHODS = ("sparsegpt", "rose", "rose_global", METHOD)
 LEARNING = 1.5e-7  # seconds of a step of the learned basis for each weight, on one thread; measured
 HEADS = ("heads that can be rotated",)  # as the study remembers them
 PICTURES = {"importance": "Importance", "weights": "|W|", "loss": "Loss"}

@@ -27,6 +27,7 @@ from app.lab.sweeps import (
     trace_bytes,
 )
 from app.study.study import Study
+from rose.layer.forecast import forecasts
 from rose.layer.loss import block_widths
 from rose.layer.pattern import parse_sparsity
 from rose.layer.registry import order_names
@@ -198,8 +199,8 @@ def _forecast(study: Study, layer: str) -> None:
     tokens = "calibration" if study.held_out_statistics(layer) is None else "held-out"
 
     def compute() -> list[float]:
-        forecasts = rose.forecasts(study.weight(layer), study.statistics(layer), pairs, **study.layer_options())
-        return [forecast.error if tokens == "calibration" else forecast.held_out for forecast in forecasts]
+        told = forecasts(study.weight(layer), study.statistics(layer), pairs, **study.layer_options())
+        return [forecast.error if tokens == "calibration" else forecast.held_out for forecast in told]
 
     recall = partial(study.remember, key, compute)
     if not components.finished([] if study.knows(key) else [recall], "lab-forecast", (study.subject, *key)):

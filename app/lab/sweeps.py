@@ -14,10 +14,13 @@ import rose
 from app.figures.orders import trace_of
 from app.study.study import Study, error_on
 from rose.layer.error import relative_error
-from rose.layer.methods import Cache, make_settings, prune_with
+from rose.layer.methods import Context, measured, prune_with
+from rose.layer.settings import LayerSettings
 from rose.layer.trace import error_inside
+from rose.model.run.one_layer import Energies
 
 BASELINE = ("natural", "block")  # SparseGPT, which every other error is compared with
+SWEEPING = "rose"  # whose order and budget each sweep replaces
 LARGEST_TRACE = 2e9  # bytes
 Budget = str | tuple[float, ...]
 
@@ -54,13 +57,15 @@ def outcome(study: Study, layer: str, sweep: PlannedSweep) -> SweepResult:
     """Makes the sweep, unless it has been made before."""
 
     def compute() -> SweepResult:
-        weight, held_out, shared = study.weight(layer), study.held_out_statistics(layer), _shared(study, layer)
+        weight, held_out, energies = study.weight(layer), study.held_out_statistics(layer), _energies(study, layer)
         stages = held_out is not None and trace_bytes(study, layer) <= LARGEST_TRACE
-        options = study.layer_options() | {"order": sweep.order, "budget": sweep.budget, "trace": stages or "errors"}
-        result = prune_with(weight, study.statistics(layer), replace(make_settings(**options), cache=shared))
+        how = {"method": SWEEPING, "order": sweep.order, "budget": sweep.budget}
+        settings, statistics = LayerSettings.of(**study.layer_options(), **how), study.statistics(layer)
+        result = prune_with(weight, statistics, settings, Context(trace=stages or "errors"))
+        result = measured(weight, statistics, result, energies.on(statistics))
         trace = trace_of(result)
         if held_out is not None and stages:
-            hessian, energy = held_out.hessian, shared.energy(weight, held_out)
+            hessian, energy = held_out.hessian, energies.on(held_out)
             errors = [relative_error(weight, stage, hessian, energy) for stage in trace.weights[1:]]
             curve, other = np.array([0.0, *errors]), errors[-1]
         else:
@@ -75,12 +80,12 @@ def outcome(study: Study, layer: str, sweep: PlannedSweep) -> SweepResult:
 
 def dense_energy(study: Study, layer: str) -> float:
     """tr(W H Wᵀ) on calibration inputs: what relative errors are relative to."""
-    return _shared(study, layer).energy(study.weight(layer), study.statistics(layer))
+    return _energies(study, layer).on(study.statistics(layer))
 
 
-def _shared(study: Study, layer: str) -> Cache:
-    """Values that all sweeps of this layer share: its plan, and the energies that errors are relative to."""
-    return study.remember(("shared", layer), lambda: Cache(study.weight(layer), study.plan(layer)))
+def _energies(study: Study, layer: str) -> Energies:
+    """The energies that errors of all sweeps of this layer are relative to."""
+    return study.remember(("energies", layer), lambda: Energies(study.weight(layer)))
 
 
 def frame(outcomes: Sequence[SweepResult]) -> pd.DataFrame:
@@ -105,7 +110,7 @@ def inside(study: Study, layer: str, order: str, budget: str) -> Tensor:
     """Σ e² of each block of this sweep if its own columns alone could compensate, (blocks,); remembered."""
 
     def compute() -> Tensor:
-        result = study.prune(layer, order=order, budget=budget, trace=True)
+        result = study.prune(layer, method=SWEEPING, order=order, budget=budget, trace=True)
         hessian = study.statistics(layer).hessian
         return error_inside(trace_of(result), result.order, result.mask, hessian, result.added_damping)
 

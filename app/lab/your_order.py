@@ -22,6 +22,7 @@ from app.figures.style import Drawing
 from app.lab.sections import BUDGETS, RULES, WHO_IS_WHO, label, outcomes
 from app.lab.sweeps import BASELINE, PlannedSweep, SweepResult, outcome
 from app.study.study import Study
+from rose.layer.forecast import best_shares
 from rose.layer.loss import block_widths
 from rose.layer.order import visited_blocks
 
@@ -212,7 +213,7 @@ def _budget(study: Study, layer: str, draft: OwnOrder, mine: SweepResult) -> Any
     chosen = st.session_state.lab_own_budget
     if chosen == BEST:
         options = study.layer_options() | {"order": draft.order(study.plan(layer))}
-        best = rose.best_shares(study.weight(layer), study.statistics(layer), **options)
+        best = best_shares(study.weight(layer), study.statistics(layer), **options)
         st.session_state.lab_own_best = tuple(best.shares.tolist())
         return st.session_state.lab_own_best
     return mine.shares if chosen == OWN else chosen

@@ -24,6 +24,7 @@ from app.study.setup import Setup
 from rose import verdicts
 from rose.layer.basis import HeadLayout, find_rotations, rotate_columns
 from rose.layer.error import quadratic_form, relative_error
+from rose.layer.forecast import price_columns
 from rose.layer.pattern import Pattern
 from rose.verdicts import Interval
 
@@ -67,7 +68,7 @@ def prune(order: str | tuple[int, ...], budget: str = "block", weight: Weights =
     """One sweep, traced. `order`: a name, or the columns as visited, counted from 0."""
     chosen = order if isinstance(order, str) else torch.tensor(order)
     options: dict[str, Any] = {"sparsity": SPARSITY, "block_size": BLOCK_SIZE, "damping": DAMPING, "trace": True}
-    return rose.prune_layer(torch.tensor(weight), hessian(), order=chosen, budget=budget, **options)
+    return rose.prune_layer(torch.tensor(weight), hessian(), method="rose", order=chosen, budget=budget, **options)
 
 
 def order(name: str, weight: Weights = WEIGHT) -> tuple[int, ...]:
@@ -83,7 +84,7 @@ def energy(weight: Weights = WEIGHT) -> float:
 def prices(order: str | Sequence[int] = "natural") -> list[float]:
     """d of every column, as visited."""
     chosen = order if isinstance(order, str) else torch.tensor(order)
-    return rose.price_columns(plan(), chosen).price.tolist()
+    return price_columns(plan(), chosen).price.tolist()
 
 
 # Three inputs and one output

@@ -160,7 +160,7 @@ def report_of(runs: Sequence[RunReport]) -> ReportPage:
     made_by: dict[str, list[str]] = {}  # an analysis makes several runs
     for run in runs:
         step = run.as_step()
-        made_by.setdefault(str(Recipe((step,))) if step else "", []).append(run.name)
+        made_by.setdefault(str(Recipe(step)) if step else "", []).append(run.name)
     return ReportPage(
         title=_title(runs),
         subtitle="; ".join(dict.fromkeys(map(_calibration, runs))),
@@ -326,7 +326,7 @@ def check_report(run: CheckpointRun) -> ReportPage:
         drawings=drawings,
         tables={heading: table for heading, table in tables.items() if len(table)},
         layers=check.layers,
-        recipes={name: str(Recipe((request,)))},
+        recipes={name: str(Recipe(request))},
         versions={name: says_versions()},
     )
 

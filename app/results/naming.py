@@ -12,8 +12,8 @@ from app.study.study import Study
 from app.words import short_text
 from rose.environment import versions
 from rose.layer.columnar import WIDEST, paper_figures
-from rose.layer.methods import make_settings
 from rose.layer.registry import METHODS, label_of
+from rose.layer.settings import SharedSettings
 
 
 def runs_of_study(study: Study, threshold: float, layer: str | None = None) -> list[rose.RunReport]:
@@ -36,7 +36,7 @@ def runs_of_study(study: Study, threshold: float, layer: str | None = None) -> l
         **({} if setup.layers is None else {"chosen_layers": setup.layers_text}),
     }
     if layer is not None and study.has(layer) and (statistics := study.statistics(layer)).columns <= WIDEST:
-        weight, settings = study.weight(layer), make_settings(**study.layer_options())
+        weight, settings = study.weight(layer), SharedSettings.of(**study.layer_options())
         results["paper"] = study.remember(
             ("paper", layer), lambda: asdict(paper_figures(layer, weight, statistics, settings))
         )

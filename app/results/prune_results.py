@@ -19,7 +19,7 @@ from app.runs.copies import MINUTES, CopyRun, Tuning, file_name, results_in_run
 from app.runs.kept_copies import FileRun, forms
 from app.runs.pruning import HELD_OUT, PruningRun
 from rose import RoseError, RunReport
-from rose.layer.pattern import RECOMMENDED
+from rose.layer.pattern import METHOD
 from rose.model.estimate import tuning_memory
 from rose.model.load.tokens import tuning_draw
 from rose.model.network.network import Network
@@ -200,7 +200,7 @@ def layers(run: PruningRun, models: list[RunReport]) -> None:
     measured = [name for name in pairs.MEASURES if name in ERRORS and table[name].notna().any()]
     labels = {name: words.sentence(pairs.MEASURES[name]) for name in measured}
     copies = {copy.name: copy for copy in models[1:] if not copy.is_tuned}
-    usual = next((name for name, copy in copies.items() if copy.method == RECOMMENDED), next(iter(copies)))
+    usual = next((name for name, copy in copies.items() if copy.method == METHOD), next(iter(copies)))
     left, right = st.columns(2)
     name = left.selectbox("Copy", list(copies), list(copies).index(usual), **linked("prune_map_copy"))
     column = right.selectbox("Of", measured, format_func=labels.__getitem__, **linked("prune_map_of"))

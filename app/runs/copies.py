@@ -25,9 +25,9 @@ from rose.model.load.tokens import load_apart, tuning_draw
 from rose.model.measure.perplexity import continue_prompt, perplexity_of, plain_english, window_losses
 from rose.model.network.layers import keep_low_rank
 from rose.model.progress import Progress
+from rose.model.settings import TuneSettings
 from rose.model.tune.task import TuneReport, TuneTask
 from rose.model.tune.tuning import Parts, Tuner, tune_until_stopped
-from rose.recipe.parts import TuneSettings
 from rose.verdicts import EvaluationSetup, Result, compare, rank, says_move, says_perplexity
 
 DENSE = "dense"  # in place of a method

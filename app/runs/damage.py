@@ -12,17 +12,17 @@ from app.jobs import Job, Run
 from app.study.setup import INPUTS, Setup, check_memory
 from app.study.study import LoadedModel
 from rose.files import expand, reachable
-from rose.layer.pattern import THRESHOLD
+from rose.layer.pattern import METHOD, THRESHOLD
+from rose.layer.settings import LayerSettings
 from rose.model.estimate import Cost, estimate_damage, sweeps_of
 from rose.model.measure.damage import WHOLE, DamageRecord, DamageReport, dense_weights, units_of
 from rose.model.network.network import Network
-from rose.model.run.settings import KEYWORDS
 from rose.recipe.steps import Damage
 from rose.rows import records_table
 
 
 def recipe_of(
-    setup: Setup, *, units: str = "blocks", method: str = "sparsegpt", restore: str = "", threshold: float = THRESHOLD
+    setup: Setup, *, units: str = "blocks", method: str = METHOD, restore: str = "", threshold: float = THRESHOLD
 ) -> Damage:
     """The recipe of a measurement; `restore`: folder of a pruned checkpoint, whose units get their dense weights back.
 
@@ -108,7 +108,7 @@ class DamageRun(Run):
         cautions: list[str] = []
         tokens, held_out = setup.draw(loaded.tokenizer, cautions.append)
         assert held_out is not None  # as checked
-        options: dict[str, Any] = request.pick((*KEYWORDS, "units", "layers"))
+        options: dict[str, Any] = request.pick({*LayerSettings.fields(), "units", "layers"})
         if request.restore:
             self._say("Reading the pruned model")
             model: Any = rose.load_model(str(expand(request.restore)), dtype=setup.dtype, tokenizer=setup.model)[0]

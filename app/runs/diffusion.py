@@ -10,7 +10,9 @@ from torch import Tensor
 import rose
 from app.jobs import Job, Run
 from rose.diffusion.loading import GARMENTS, classes_in_turn
+from rose.diffusion.pruning import prune_diffusion, step_diagonals
 from rose.diffusion.steps import STEPS
+from rose.diffusion.trajectory import Trajectory, record_trajectory, trajectory_drift
 from rose.recipe.tools import DiffusePrune
 
 PICTURES = len(GARMENTS)  # shown: a picture of each class
@@ -33,7 +35,7 @@ class DenseModel:
         self._draw = lru_cache(KEPT_NOISES)(partial(draw, pipeline))
         self._diagonals: dict[str, Tensor] | None = None
 
-    def trajectory(self, noise: int) -> rose.Trajectory:
+    def trajectory(self, noise: int) -> Trajectory:
         with self.lock:
             return self._draw(noise)
 
@@ -41,19 +43,19 @@ class DenseModel:
         """Each step's part of diag(H), by layer: (steps, in)."""
         with self.lock:
             if self._diagonals is None:
-                self._diagonals = rose.step_diagonals(self.pipeline, classes_in_turn(PICTURES), steps=STEPS)
+                self._diagonals = step_diagonals(self.pipeline, classes_in_turn(PICTURES), steps=STEPS)
             return self._diagonals
 
 
-def draw(pipeline: Any, noise: int) -> rose.Trajectory:
-    return rose.record_trajectory(pipeline, classes_in_turn(PICTURES), steps=STEPS, seed=noise)
+def draw(pipeline: Any, noise: int) -> Trajectory:
+    return record_trajectory(pipeline, classes_in_turn(PICTURES), steps=STEPS, seed=noise)
 
 
 class DiffusionRun(Run):
     """One pruned copy of the packaged model; its parts are None until they are made."""
 
-    dense: rose.Trajectory | None = None
-    pruned: rose.Trajectory | None = None
+    dense: Trajectory | None = None
+    pruned: Trajectory | None = None
     report: rose.RunReport | None = None
     drift: Tensor | None = None
 
@@ -72,8 +74,8 @@ class DiffusionRun(Run):
         pipeline = self._copy(model.pipeline, model.lock)
         how = request.pick(("method", "sparsity", "steps", "step_weights", "packages", "seed"))
         follow = self._follow(DRAWN, PRUNED)
-        self.report = rose.prune_diffusion(pipeline, classes_in_turn(request.samples), **how, progress=follow)
+        self.report = prune_diffusion(pipeline, classes_in_turn(request.samples), **how, progress=follow)
         self._say("Drawing with the pruned model")
         self.pruned = draw(pipeline, self.noise)
-        self.drift = rose.trajectory_drift(self.pruned, self.dense)
+        self.drift = trajectory_drift(self.pruned, self.dense)
         self.fraction = 1.0

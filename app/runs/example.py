@@ -29,7 +29,8 @@ from app.runs.pruning import PROMPT, PruneRequest, PruningRun
 from app.runs.reading import SAMPLE, TextReading
 from app.runs.slimming import Slimming, SmallerRun, Speedup
 from app.study.setup import Setup
-from rose.layer.pattern import RECOMMENDED
+from rose.diffusion.trajectory import Trajectory
+from rose.layer.pattern import METHOD
 from rose.model.check.result import CheckpointCheck
 from rose.model.measure.perplexity import EncodedText, Reading
 from rose.recipe.steps import Smaller
@@ -40,10 +41,10 @@ from rose.verdicts import Interval
 SETUP = Setup(samples=8, length=256, held_out=8)  # a quarter of the start page's tokens; one held-out text for all
 FILE = Path(__file__).with_name("example.json.gz")
 REQUEST = PruneRequest(
-    ("sparsegpt", "rose", RECOMMENDED), ("0.5", "0.7"), window_length=SETUP.length, prompt=PROMPT, keep="all"
+    ("sparsegpt", "rose", METHOD), ("0.5", "0.7"), window_length=SETUP.length, prompt=PROMPT, keep="all"
 )
 SLIM = slims.recipe_of(SETUP, method="slimllm", ratio=0.2)
-DAMAGE = damages.recipe_of(SETUP, units="layers")
+DAMAGE = damages.recipe_of(SETUP, units="layers", method="sparsegpt")
 SMALLER = Smaller(
     model=SETUP.model,
     samples=SETUP.samples,
@@ -150,16 +151,17 @@ def check(*, with_tokens: bool = True) -> CheckpointRun:
 
 @cache
 def diffusion() -> DiffusionRun:
-    """The packaged diffusion model as the page's form prunes it at first; pictures in 256 greys from −1 to 1."""
+    """The packaged diffusion model, pruned; pictures in 256 greys from −1 to 1."""
     part = parts()["diffusion"]
-    run = DiffusionRun(diffusion_recipe(), _no_model)
+    record = rose.RunReport.from_json(json.dumps(part["copy"]["record"]), "The example")
+    run = DiffusionRun(diffusion_recipe(method=record.summary["method"]), _no_model)
     shape = (-1, PICTURES, 1, 28, 28)  # steps, pictures, channels, height, width
     for name in ("dense", "pruned"):
         greys = torch.frombuffer(bytearray(base64.b64decode(part[name])), dtype=torch.uint8).reshape(shape)
         states = greys / 127.5 - 1
-        setattr(run, name, rose.Trajectory(states[:-1], tuple(part["times"]), states[-1]))
+        setattr(run, name, Trajectory(states[:-1], tuple(part["times"]), states[-1]))
     run.drift = torch.tensor(part["drift"])
-    run.report = rose.RunReport.from_json(json.dumps(part["copy"]["record"]), "The example")
+    run.report = record
     return _finished(run)
 
 

@@ -23,15 +23,15 @@ from app.study.setup import CHOSEN, Setup, check_memory, weights_size
 from app.study.study import LoadedModel
 from rose.files import expand, reachable
 from rose.layer.pattern import Grid
+from rose.layer.settings import describe_grid
 from rose.model.defaults import STUDY
 from rose.model.estimate import Cost, estimate_evaluation, estimate_memory, pruning_cost
 from rose.model.load.models import parse_dtype
 from rose.model.load.tokens import load_apart
 from rose.model.measure.zero_shot import MISSING, check_task_folder, is_installed, zero_shot
 from rose.model.network.network import Network
-from rose.model.run.settings import KEYWORDS, RunSettings, describe_grid
+from rose.model.settings import PruneSettings
 from rose.output import check_output, check_room
-from rose.recipe.parts import PruneSettings
 from rose.recipe.steps import Prune
 from rose.report import name_of_run
 
@@ -136,8 +136,8 @@ class PruneRequest:
             network.check_length(length)
         cases = self.cases(setup)
         for case in cases:
-            run = RunSettings(**case.pick(KEYWORDS)).layer
-            network.to_prune(self.shared.layers, run.pattern, run.block_size, run.grid)
+            case.check()
+            network.to_prune(case.layers, case.pattern, case.block_size, case.grid)
         if self.tasks and self.task_folder.strip():
             check_task_folder(self.task_folder.strip())
         for case in cases if is_folder else ():
@@ -240,8 +240,7 @@ class PruningRun(CopyRun):
             report = rose.prune_model(
                 model,
                 tokens,
-                **case.pick(KEYWORDS),
-                layers=request.shared.layers,
+                **case.pick(PruneSettings.fields()),
                 held_out=held_out,
                 progress=lambda progress: tell(progress.fraction),  # noqa: B023  called at once
             )

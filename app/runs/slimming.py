@@ -24,12 +24,11 @@ from app.study.study import LoadedModel
 from rose.model.estimate import Cost, estimate_cost, estimate_evaluation
 from rose.model.load.models import parse_dtype
 from rose.model.network.layers import count_parameters
-from rose.recipe.parts import SlimSettings
 from rose.recipe.steps import Slim, Smaller
 from rose.smaller import Bench, Row
 from rose.smaller.measure import PROMPT, in_turns
-from rose.structured.defaults import WHOLE_BLOCKS
 from rose.structured.plan import estimate_slim_memory, estimate_slimming
+from rose.structured.settings import WHOLE_BLOCKS, SlimSettings
 from rose.structured.slimming import check_slimming
 from rose.verdicts import Interval, paired_ratio, says_perplexity
 

@@ -13,6 +13,7 @@ from rose.layer.pattern import THRESHOLD
 from rose.model.defaults import STORED, STUDY
 from rose.model.estimate import Cost, check_free
 from rose.model.load.models import parse_dtype
+from rose.model.settings import Compute, Layers
 from rose.recipe import parts as part
 from rose.recipe.steps import Analyze
 
@@ -43,11 +44,11 @@ class Setup(Analyze):
     """A user's choices on the start page: the recipe `Analyze`, in the number formats of a study."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    compute: part.Compute = "float32"
+    compute: Compute = "float32"
     samples: part.Samples = STUDY.samples
     length: part.Length = STUDY.length
     held_out: part.HeldOut = STUDY.held_out
-    layers: Annotated[part.Layers | None, BeforeValidator(patterns_of)] = None
+    layers: Annotated[Layers | None, BeforeValidator(patterns_of)] = None
 
     @property
     def calibration_key(self) -> tuple[Any, ...]:
@@ -92,7 +93,7 @@ class Setup(Analyze):
 
     def recipe(self, methods: Sequence[str] = ("sparsegpt", "rose"), threshold: float = THRESHOLD) -> Analyze:
         """The recipe for the same numbers on the command line."""
-        return Analyze.of(**dict(self) | {"methods": tuple(methods), "threshold": threshold})
+        return Analyze.of(**self.pick(Analyze.fields()) | {"methods": tuple(methods), "threshold": threshold})
 
     @classmethod
     def of(cls, recipe: Any) -> Setup:  # type: ignore[override]
@@ -101,7 +102,7 @@ class Setup(Analyze):
 
     def check(self) -> None:
         """Raises RoseError for values that no run could use, before any work."""
-        type(self)(**dict(self))
+        type(self)(**self.pick(self.fields()))
 
 
 def check_memory(cost: Cost, dtype: str) -> None:

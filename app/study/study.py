@@ -24,14 +24,15 @@ from app.registry import held
 from app.study import cache
 from app.study.setup import FORETOLD, MEASURED, Setup
 from rose.layer.error import relative_error
+from rose.layer.forecast import forecasts, price_columns
 from rose.layer.hessian import condition_number, spectrum
-from rose.layer.methods import Cache
-from rose.layer.order import live_range
-from rose.layer.pattern import METHOD, THRESHOLD
+from rose.layer.order import Prices, live_range
+from rose.layer.pattern import THRESHOLD
+from rose.layer.settings import LayerSettings
 from rose.model.network.heads import ATTENTION_OUTPUTS, head_width
 from rose.model.network.layers import PrunableLayer, text_config
 from rose.model.network.network import Network
-from rose.model.run.one_layer import is_left_dense, measure_layer
+from rose.model.run.one_layer import Energies, is_left_dense, measure_layer
 from rose.model.walk.walk import BlockStatistics, statistics_of
 from rose.rows import records_table
 from rose.verdicts import caution_column, cautions
@@ -272,7 +273,7 @@ class Study(Run):
                 try:
                     records = self._measure_layer(layer, statistics, held_out, job)
                     pairs, options = list(FORETOLD.values()), self.layer_options()
-                    forecasts = rose.forecasts(layer.weight, statistics, pairs, **options)
+                    told = forecasts(layer.weight, statistics, pairs, **options)
                     if id(statistics) not in conditions:  # layers that share an input share its Hessian
                         conditions[id(statistics)] = condition_number(statistics.hessian, self.setup.damping)
                 except rose.RoseError as problem:
@@ -287,7 +288,7 @@ class Study(Run):
                         self._memory = OrderedDict((k, v) for k, v in self._memory.items() if layer.name not in k)
                     self._records[layer.name] = records
                     self._condition[layer.name] = conditions[id(statistics)]
-                    errors = [float(f"{forecast.held_out:.6g}") for forecast in forecasts]
+                    errors = [float(f"{forecast.held_out:.6g}") for forecast in told]
                     self._forecast[layer.name] = dict(zip(FORETOLD, errors, strict=True))
             with self._lock:
                 self._layers[layer.name] = (layer, stored.calibration[layer.name], stored.held_out.get(layer.name))
@@ -296,11 +297,11 @@ class Study(Run):
     def _measure_layer(
         self, layer: PrunableLayer, statistics: rose.InputStatistics, held_out: rose.InputStatistics | None, job: Job
     ) -> list[rose.LayerRecord]:
-        options = self.layer_options() | {"cache": Cache(layer.weight)}
-        records = []
+        options, energies, records = self.layer_options(), Energies(layer.weight), list[rose.LayerRecord]()
         for name, how in MEASURED.items():
             job.check()  # each may take seconds
-            records.append(replace(measure_layer(layer, statistics, held_out, **options, **how), method=name))
+            settings = LayerSettings.of(**options, **how)
+            records.append(replace(measure_layer(layer, statistics, held_out, settings, energies), method=name))
         return records
 
     def has_stored(self, layer: str) -> bool:
@@ -451,11 +452,11 @@ class Study(Run):
         # A slider over the threshold must not fill the memory with copies of the losses: these share them.
         return self.remember(("plan", layer, sparsity, threshold), lambda: replace(base, threshold=threshold))
 
-    def prices(self, layer: str, order: str | rose.Order = "natural") -> rose.Prices:
+    def prices(self, layer: str, order: str | rose.Order = "natural") -> Prices:
         """The prices of this layer's columns in an order; remembered for orders with a name."""
         if not isinstance(order, str):
-            return rose.price_columns(self.plan(layer), order)
-        return self.remember(("prices", layer, order), lambda: rose.price_columns(self.plan(layer), order))
+            return price_columns(self.plan(layer), order)
+        return self.remember(("prices", layer, order), lambda: price_columns(self.plan(layer), order))
 
     def live_range(self, layer: str) -> float:
         """Relative range of this layer without its dead columns; remembered, the plan that it takes is not."""
@@ -474,7 +475,7 @@ class Study(Run):
         width, columns = head_width(text_config(self.loaded.model)), self.statistics(layer).columns
         return columns // width if width and columns % width == 0 else 0
 
-    def prune(self, layer: str, *, method: str = METHOD, **options: Any) -> rose.LayerResult:
+    def prune(self, layer: str, *, method: str = "rose", **options: Any) -> rose.LayerResult:
         """Prunes one layer by one sweep or method on this study's statistics; remembered."""
         options |= self.layer_options() | {"method": method}
         key = ("prune", layer, *sorted(options.items()))

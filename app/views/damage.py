@@ -15,7 +15,7 @@ from app.forms.widgets import attempt, method_choice, pruned_model, start_button
 from app.results.downloads import csv_button, file_button, menu
 from app.runs import example
 from app.runs.damage import DamageRun, estimate, layer_of, recipe_of, says_changed, unit_names
-from rose.layer.pattern import THRESHOLD
+from rose.layer.pattern import METHOD, THRESHOLD
 from rose.model.measure.damage import CLEAR, correlations
 from rose.recipe.steps import Damage
 from rose.rows import finite, json_rows
@@ -41,7 +41,9 @@ def draw() -> None:
             _offer(request, problem, run)
     if request is None or run is None:
         run = example.damage()
-        components.example(f"each layer pruned alone by SparseGPT at {run.setup.sparsity}")
+        components.example(
+            f"each layer pruned alone by {rose.METHODS[run.request.method].label} at {run.setup.sparsity}"
+        )
 
     def arriving(shown: DamageRun) -> None:
         table, running = shown.table, shown.job.status == "running"
@@ -72,7 +74,7 @@ def _choose() -> tuple[Damage | None, str]:
             path = ("Folder of a pruned model", "pruned/")
             chosen["restore"] = pruned_model(setup.model, "damage", "Pruned model", "Another folder", path, help)
         else:
-            method = method_choice(right, "sparsegpt", "damage_method")
+            method = method_choice(right, METHOD, "damage_method")
             chosen = {"method": method, "threshold": session.threshold() if method == "rose" else THRESHOLD}
     amount = f" Sparsity {setup.sparsity}." if how == "prune" else ""
     which = "" if setup.layers is None else f" Only layers named {words.plain(setup.layers_text)} are changed."

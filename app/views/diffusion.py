@@ -16,7 +16,7 @@ from app.forms.widgets import attempt, linked, method_choice, start_button
 from app.runs import example
 from app.runs.diffusion import PICTURES, DiffusionRun, recipe
 from rose.diffusion.loading import GARMENTS
-from rose.diffusion.steps import STEP_WEIGHTS, STEPS
+from rose.diffusion.steps import STEP_WEIGHTS, STEPS, step_weights
 from rose.recipe.tools import DiffusePrune
 
 COMPARED = 2  # earlier runs whose pictures stay beside the latest
@@ -131,7 +131,7 @@ def _weights(chosen: str, _done: DiffusionRun) -> None:
         return
     layer = st.selectbox("Layer", list(diagonals), format_func=words.short_layer, **linked("diffusion_layer"))
     names = STEP_WEIGHTS if chosen == "uniform" else ("uniform", chosen)
-    weights = {name: rose.step_weights(name, STEPS) for name in names}
+    weights = {name: step_weights(name, STEPS) for name in names}
     drawing = figures.step_weighting(weights, diagonals[layer].numpy(), chosen, **components.look(layer))
     components.show(drawing, "diffusion-weights")
 

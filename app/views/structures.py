@@ -20,8 +20,9 @@ from app.study.setup import weights_size
 from app.study.structures import Structures
 from rose.recipe.steps import Slim
 from rose.rows import with_cautions
-from rose.structured.defaults import ALLOCATIONS, RATIO
+from rose.structured.methods import STRUCTURED
 from rose.structured.parts import CHANNELS, HEADS, Part
+from rose.structured.settings import ALLOCATIONS, RATIO
 
 HEAD_MAP, CHANNEL_CURVE, COPY = "Heads", "Channels", "A smaller copy"
 
@@ -123,8 +124,8 @@ def _channels() -> None:
 def _choose_slimming() -> tuple[Any, str, str]:
     """How a copy is made smaller, or why it cannot be; and the prompt that it continues."""
     first, second, third, fourth = st.columns([2, 2, 2, 3])
-    help = "\n".join(f"- **{method.name}**: {method.summary}" for method in rose.STRUCTURED.values())
-    method = first.selectbox("Method", list(rose.STRUCTURED), **linked("slim_method"), help=help)
+    help = "\n".join(f"- **{method.name}**: {method.summary}" for method in STRUCTURED.values())
+    method = first.selectbox("Method", list(STRUCTURED), **linked("slim_method"), help=help)
     field, key = Slim.fields()["ratio"], linked("slim_ratio")
     ratio = spec_number(second, field, key, value=RATIO, step=0.05, label="Share to take out", help=None)
     help = "\n".join(f"- **{name}**: {text}" for name, text in ALLOCATIONS.items())

@@ -14,7 +14,7 @@ from rich.console import Console
 MODULES = {
     "changing": ("prune", "slim", "tune"),
     "measuring": ("analyze", "compare", "damage", "evaluate", "check"),
-    "tools": ("models", "run", "inspect", "export", "report", "app"),
+    "tools": ("models", "inspect", "export", "report", "app"),
 }  # other commands have a module of the same name
 
 

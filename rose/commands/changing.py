@@ -23,7 +23,7 @@ import rose
 from rose.commands import shared, terminal
 from rose.files import expand
 from rose.interrupt import CANCELLED
-from rose.layer.methods import Settings
+from rose.layer.settings import LayerSettings
 from rose.model.estimate import Memory, estimate_cost, estimate_memory, pruning_cost, sweeps_of
 from rose.model.load.models import has_tokenizer
 from rose.model.load.tokens import load_apart, tuning_draw
@@ -33,15 +33,15 @@ from rose.model.network.precision import DEFAULT
 from rose.model.progress import ProgressCallback
 from rose.model.run.checkpoint import begun_with
 from rose.model.run.prune import check_layers
-from rose.model.run.settings import KEYWORDS, RunSettings
+from rose.model.settings import PruneSettings, TuneSettings
 from rose.model.tune.task import TuneReport, TuneTask, TuningProgress, check_memory, check_pair
 from rose.model.tune.tuning import Parts, texts_digest, tune_until_stopped
-from rose.recipe.parts import SlimSettings, TuneSettings
 from rose.recipe.steps import Prune, Slim, Tune
 from rose.report import report_beside
 from rose.rows import removed_fraction
 from rose.structured.parts import HEADS, block_parameters, find_parts
 from rose.structured.plan import estimate_slim_memory, estimate_slimming
+from rose.structured.settings import SlimSettings
 from rose.structured.slimming import check_slimming
 from rose.wording import count, whole
 
@@ -51,20 +51,20 @@ TUNED = "tuned"  # folder of --tune inside --checkpoint
 
 def prune(spec: Prune, console: Console) -> int:
     """Prunes a whole model, decoder block by decoder block."""
-    chosen = spec.pick(KEYWORDS)
-    settings = RunSettings(**chosen)
+    chosen = spec.pick(PruneSettings.fields())
+    spec.check()
     copy = Copy(spec, console)
     model = copy.model
     shared.check_room(spec, model)
     network = Network(model)
-    check_layers(network.select(spec.layers), network, settings)
+    check_layers(network.select(spec.layers), network, spec)
     network.precision(spec.compute)
     memory = partial(estimate_memory, layers=spec.layers, sequential=spec.true_sequential, method=spec.method)
     seconds = pruning_cost(spec, model, spec.method, spec.target).seconds
     estimates = [partial(memory, dense_targets=spec.target == "dense")]
     shared.tell_cost(copy.spec, "Pruning", seconds, estimates, model, console)
     copy.draw()
-    pruned = copy.prune(**chosen | {"layers": spec.layers, "checkpoint": spec.checkpoint})
+    pruned = copy.prune(**chosen, checkpoint=spec.checkpoint)
     report = copy.save(pruned)
     _print_pruned(pruned)
     return copy.say(report)
@@ -108,7 +108,7 @@ def slim(spec: Slim, console: Console) -> int:
     """Removes heads, channels or decoder blocks; the rest may then be pruned."""
     slimming, pruning = spec.stages()
     settings = SlimSettings(**slimming)
-    rest = RunSettings(**pruning).layer if pruning else None
+    rest = PruneSettings(**pruning).layer if pruning else None
     copy = Copy(spec, console)
     model = copy.model
     if spec.allocation != "uniform" and spec.method != "depth":
@@ -140,7 +140,7 @@ def slim(spec: Slim, console: Console) -> int:
     return copy.say(report, f", for {readers}")
 
 
-def _check_rest(model: PreTrainedModel, kinds: Sequence[str], settings: Settings) -> None:
+def _check_rest(model: PreTrainedModel, kinds: Sequence[str], settings: LayerSettings) -> None:
     """Raises RoseError if pruning would refuse the slimmed model."""
     pattern = settings.pattern
     Network(model).to_prune(None, pattern, settings.block_size)

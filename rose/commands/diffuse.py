@@ -7,11 +7,12 @@ from rich.markup import escape
 
 import rose
 from rose.commands import terminal
-from rose.diffusion.loading import GARMENTS, OWN_CLASS, check_installed, classes_in_turn
-from rose.diffusion.trajectory import Conditions, distance, write_sheet
+from rose.diffusion.loading import GARMENTS, OWN_CLASS, check_installed, classes_in_turn, load_diffusion, save_diffusion
+from rose.diffusion.pruning import prune_diffusion
+from rose.diffusion.trajectory import Conditions, distance, draw_pictures, write_sheet
 from rose.files import expand
 from rose.model.network.residence import pick_device
-from rose.model.run.settings import KEYWORDS
+from rose.model.settings import NamedSettings
 from rose.output import check_file, check_output
 from rose.recipe.tools import DiffusePrune, DiffuseSample, DrawingPart
 from rose.wording import count, number, whole
@@ -25,11 +26,11 @@ def prune(spec: DiffusePrune, console: Console) -> None:
     prompts = _read_prompts(spec.prompts)
     pipeline = _load(spec, spec.model, console)
     conditions = _conditions(pipeline, prompts, None, spec.samples)
-    how = spec.pick(("steps", "step_weights", "packages", "guidance", "seed", "layers", *KEYWORDS))
+    how = spec.pick(("steps", "step_weights", "packages", "guidance", "seed", *NamedSettings.fields()))
     with terminal.bar(console, "Pruning") as follow:
-        report = rose.prune_diffusion(pipeline, conditions, **how, progress=follow).signed(spec)
+        report = prune_diffusion(pipeline, conditions, **how, progress=follow).signed(spec)
     with console.status(escape(f"Writing {spec.output}")):
-        rose.save_diffusion(pipeline.to("cpu"), spec.output, report=report)
+        save_diffusion(pipeline.to("cpu"), spec.output, report=report)
     terminal.print_table(report.layers[["layer", "sparsity", "relative_range", "relative_error"]], "Layers")
     terminal.say(*report.remarks)
     summary = report.summary
@@ -57,7 +58,7 @@ def sample(spec: DiffuseSample, console: Console) -> None:
         conditions = _conditions(pipeline, prompts, classes, spec.count)
         how = spec.pick(("steps", "seed", "guidance"))
         with terminal.bar(console, f"Drawing with {name}") as follow:
-            rows.append(rose.draw_pictures(pipeline, conditions, **how, tick=follow))
+            rows.append(draw_pictures(pipeline, conditions, **how, tick=follow))
     parts = zip(*(row.split(PER_ROW) for row in rows), strict=True)  # pictures of the same noise stand below each other
     write_sheet(spec.output, [row for part in parts for row in part])
     above = f", those of {spec.beside} above" if spec.beside else ""
@@ -74,7 +75,7 @@ def sample(spec: DiffuseSample, console: Console) -> None:
 
 def _load(spec: DrawingPart, name: str, console: Console) -> Any:
     with console.status(escape(f"Loading {name}")):
-        return rose.load_diffusion(name, dtype=spec.dtype).to(pick_device())
+        return load_diffusion(name, dtype=spec.dtype).to(pick_device())
 
 
 def _conditions(pipeline: Any, prompts: list[str] | None, classes: list[int] | None, count: int) -> Conditions:

@@ -21,6 +21,7 @@ from rose.commands import shared, terminal
 from rose.environment import launched_place
 from rose.files import expand, reachable
 from rose.layer.columnar import WIDEST, paper_figures
+from rose.layer.settings import LayerSettings, SharedSettings
 from rose.model.check.check import EVEN, better_by_layer, check_checkpoint, common_masks
 from rose.model.check.findings import FEW, findings, lines
 from rose.model.check.result import CheckpointCheck, headline
@@ -49,7 +50,7 @@ from rose.model.network.layers import PrunableLayer, count_parameters, keep_low_
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision
 from rose.model.network.residence import pick_device
-from rose.model.run.settings import KEYWORDS, RunSettings
+from rose.model.settings import ChosenLayers, NamedSettings, WalkSettings
 from rose.model.workers import Workers
 from rose.output import check_file, check_output, write_file
 from rose.recipe.file import Recipe
@@ -65,9 +66,9 @@ ADDED = ("methods", "sparsity", "seeds", "seed")  # may be added to a folder lat
 
 def analyze(spec: Analyze, console: Console) -> None:
     """Prunes every layer by several methods, on the dense model's inputs."""
-    methods = list(spec.methods)
-    chosen = spec.pick(KEYWORDS)
-    settings = [RunSettings(method=method, **chosen).layer for method in methods]
+    methods, shared_settings = list(spec.methods), spec.pick(SharedSettings.fields())
+    for method in methods:
+        LayerSettings(method=method, **shared_settings)
     if spec.output:
         check_output(spec.output)
     spec = shared.settle_dtype(spec, spec.model)
@@ -79,20 +80,19 @@ def analyze(spec: Analyze, console: Console) -> None:
     tokens, held_out, cautions = shared.calibration(spec, tokenizer)
     most = _MostColumnar()
     with terminal.bar(console, "Analyzing") as follow:
-        chosen |= {"methods": methods, "layers": spec.layers}
-        if spec.output and Workers.here().count == 1:
-            chosen["seen"] = most.see
-        records = list(rose.analyze_model(model, tokens, held_out=held_out, progress=follow, **chosen))
-        chosen.pop("seen", None)
+        chosen = shared_settings | {"methods": methods, "layers": spec.layers}
+        seen = {"seen": most.see} if spec.output and Workers.here().count == 1 else {}
+        how: dict[str, Any] = {**chosen, **seen, "compute": spec.compute}
+        records = list(rose.analyze_model(model, tokens, held_out=held_out, progress=follow, **how))
     network = Network(model)
     facts: dict[str, Any] = {"samples": spec.samples, "length": spec.length, "held_out_samples": spec.held_out}
     facts["bos_token"] = network.bos_in_front(tokens)
     # The settings that were used, which may differ from the requested ones.
-    precision = network.precision(chosen.pop("compute"))
+    precision = network.precision(spec.compute)
     facts |= {"compute": precision.describe()["compute"], "environment": precision.environment(network.device)}
     if most.layer is not None:
         with console.status("Trying orders on the most columnar layer"):
-            facts["paper"] = asdict(paper_figures(*most.layer, settings[0]))
+            facts["paper"] = asdict(paper_figures(*most.layer, spec))
     report = rose.RunReport.from_records(records, chosen, **facts).signed(spec, text_cautions=cautions)
     if spec.output:
         Workers.here().from_first(lambda: _save(report, spec))
@@ -123,7 +123,7 @@ def _save(report: rose.RunReport, spec: Analyze) -> None:
     assert folder is not None
     try:
         report.save(folder)
-        Recipe((spec,)).write(folder)
+        Recipe(spec).write(folder)
     except OSError as problem:
         raise rose.RoseError(f"The report cannot be written to {folder} ({problem.strerror}); make room.") from problem
 
@@ -151,9 +151,9 @@ def _print_analysis(report: rose.RunReport, spec: Analyze, error: str) -> None:
 def compare(spec: Compare, console: Console) -> None:
     """Compares methods over sparsities and calibration draws."""
     methods, sparsities, seeds = spec.methods, spec.sparsity, spec.seeds
-    chosen = spec.pick(KEYWORDS)
-    del chosen["sparsity"]
-    runs = [run for _, run in comparison.plan_comparison(methods, sparsities, **chosen)]
+    names = {*WalkSettings.fields(), *ChosenLayers.fields(), *SharedSettings.fields()} - {"sparsity"}
+    plan = comparison.plan_comparison(methods, sparsities, **spec.pick(names))
+    runs = [run for _, run in plan]
     reachable(spec.output)  # before the model's format is read
     spec = shared.settle_dtype(spec, spec.model)
     folder = ComparisonFolder(
@@ -167,11 +167,11 @@ def compare(spec: Compare, console: Console) -> None:
         return shared.calibration(spec, tokenizer, seed=seed)[:2]
 
     first, _ = draw(seeds[0])
-    Recipe((spec,)).write(spec.output)
+    Recipe(spec).write(spec.output)
     folder.know(model, {"evaluation": windows, f"calibration (seed {seeds[0]})": first})
-    once = sum(pruning_cost(spec, model, settings.layer.method, settings.target).seconds for settings in runs)
+    once = sum(pruning_cost(spec, model, run.method, run.target).seconds for run in runs)
     passes = (1 + len(runs) * len(seeds)) * estimate_evaluation(model, tokens=windows.numel())
-    kinds = {(settings.layer.method, settings.target == "dense") for settings in runs}
+    kinds = {(run.method, run.target == "dense") for run in runs}
     memory = partial(estimate_memory, layers=spec.layers, sequential=spec.true_sequential)
     estimates = [partial(memory, method=name, dense_targets=dense) for name, dense in kinds]
     copied = count_parameters(model) * parse_dtype(spec.dtype).itemsize  # a copy of the dense weights, to restore them
@@ -182,8 +182,9 @@ def compare(spec: Compare, console: Console) -> None:
             follow(0.0, doing)
             return partial(follow, doing=doing)
 
-        chosen |= {"methods": methods, "sparsities": sparsities, "seeds": seeds, "layers": spec.layers}
-        for row in comparison.compare_methods(model, draw, windows, done=folder.rows, progress=begin, **chosen):
+        for row in comparison.compare_methods(
+            model, draw, windows, plan, seeds=seeds, done=folder.rows, progress=begin
+        ):
             folder.add(row)
             console.print(f"{row.method} {row.sparsity} seed {row.seed}: perplexity {row.perplexity:.2f}")
     if not folder.rows:  # this process had no run
@@ -220,8 +221,6 @@ def damage(spec: Damage, console: Console) -> None:
     """Measures what the model loses by each layer or decoder block alone."""
     if launched_place()[1] > 1:
         raise rose.RoseError("damage measures in one process; start it without torchrun.")
-    chosen = spec.pick(KEYWORDS)
-    RunSettings(**chosen)
     reachable(spec.output)  # before the model's format is read
     spec = shared.settle_dtype(spec, spec.model)
     pruning = {} if spec.restore is None else dict.fromkeys(("method", "sparsity"))  # of who restores: nobody's
@@ -230,12 +229,12 @@ def damage(spec: Damage, console: Console) -> None:
     settings = spec.to_dict("changes") | pruning | {"environment": environment}
     folder = DamageFolder(spec.output, settings)
     if not any(row.unit == WHOLE for row in folder.rows):
-        _measure_damage(spec, chosen, folder, console)
+        _measure_damage(spec, folder, console)
     _print_damage(DamageReport.from_records(folder.rows, restore=spec.restore))
     terminal.say(f"Rows and summary are in {spec.output}")
 
 
-def _measure_damage(spec: Damage, chosen: dict[str, Any], folder: DamageFolder, console: Console) -> None:
+def _measure_damage(spec: Damage, folder: DamageFolder, console: Console) -> None:
     """Adds the rows that are missing to the folder."""
     model, tokenizer = shared.load(spec, console)
     restore = None
@@ -247,11 +246,11 @@ def _measure_damage(spec: Damage, chosen: dict[str, Any], folder: DamageFolder, 
     if spec.evaluate is not None:
         windows = shared.windows(spec, spec.evaluate, tokenizer)
     assert windows is not None
-    Recipe((spec,)).write(spec.output)
+    Recipe(spec).write(spec.output)
     folder.know(model, {"calibration": tokens, "evaluation": windows})
     (samples, length), (many, window_length) = tokens.shape, windows.shape
     sizes = {"samples": samples, "length": length, "windows": many, "window_length": window_length}
-    chosen |= {"units": spec.units, "layers": spec.layers}
+    chosen: dict[str, Any] = spec.pick([*NamedSettings.fields(), "units"])
     sweeps = 0 if restore else sweeps_of([spec.method])
     cost = estimate_damage(model, **sizes, layers=spec.layers, units=spec.units, sweeps=sweeps)
     shared.tell_cost(spec, "Measuring", cost.seconds, [], model, console)
@@ -299,13 +298,13 @@ def evaluate(spec: Evaluate, console: Console) -> None:
     spec = shared.settle_dtype(spec, spec.model)
     model, tokenizer = shared.load(spec, console)
     written = shared.origin(spec)
-    if spec.text is not None:
-        windows = shared.windows(spec, spec.text, tokenizer)
+    if spec.evaluate is not None:
+        windows = shared.windows(spec, spec.evaluate, tokenizer)
         losses = shared.losses(model, windows, console, "Perplexity", spec.compute)
         perplexity = perplexity_of(losses)
-        written |= {"text": spec.to_dict()["text"], "length": spec.length, "compute": spec.compute}
+        written |= {"text": spec.to_dict()["evaluate"], "length": spec.length, "compute": spec.compute}
         written |= {"perplexity": perplexity, "losses": losses.tolist()}
-        of = f"{spec.model} on {spec.text}, {count(len(windows), 'window')} of {spec.length}"
+        of = f"{spec.model} on {spec.evaluate}, {count(len(windows), 'window')} of {spec.length}"
         terminal.say(f"Perplexity of {of}: {perplexity:.3f}")
     if spec.tasks is not None:
         chosen = spec.pick(("task_folder", "trust_remote_code", "limit", "bos"))

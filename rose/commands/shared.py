@@ -29,7 +29,7 @@ from rose.wording import count, duration, listing, size
 logger = logging.getLogger(__name__)
 
 LONG = 10.0  # seconds; a longer run prints its estimated time
-TEXTS = ("calibration", "evaluate", "text", "second")
+TEXTS = ("calibration", "evaluate", "second")
 HEADER = ("model", "dtype", "calibration", "seed", "bos")  # fields in a report's header, see `origin`
 Asked = TypeVar("Asked", bound=Spec)
 Saved = Prune | Slim | Tune
@@ -194,7 +194,7 @@ class Evaluation:
 
     def _write(self, model: PreTrainedModel, report: rose.RunReport) -> None:
         rose.save_model(model, self.tokenizer, self.spec.output, report=report)
-        Recipe((self.spec,)).write(self.spec.output)
+        Recipe(self.spec).write(self.spec.output)
 
 
 def say_targets(report: rose.RunReport) -> None:

@@ -38,7 +38,7 @@ def smaller(spec: Smaller, console: Console) -> int:
     settings = {name: value for name, value in spec.to_dict("changes").items() if name != "minutes"}
     folder = SmallerFolder(spec.output, settings | {"environment": environment})
     model, tokenizer = shared.load(spec, console)
-    Recipe((spec,)).write(spec.output)
+    Recipe(spec).write(spec.output)
     with console.status("Estimating"):
         bench = Bench(spec, model, tokenizer, spec.output)
     bench.know(folder.rows)
@@ -84,7 +84,7 @@ def _write(spec: Smaller, bench: Bench, recommendations: Sequence[Recommendation
     key = goals.get(KEYS[spec.write], "") if spec.write in KEYS else spec.write
     if spec.write is None:
         key = next(filter(None, goals.values()), "")
-    if not key or bench.way(key).recipe is None:
+    if not key or not bench.way(key).steps:
         terminal.say("Nothing was written." if recommendations else "")
         return
     way = bench.way(key)

@@ -4,7 +4,6 @@ Only here this package imports the app, which is installed with it and is not pa
 """
 
 import sys
-import tempfile
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,18 +17,18 @@ from rich.text import Text
 from rich.tree import Tree
 
 import rose
-from rose.commands import Output, command, terminal
+from rose.commands import Output, terminal
 from rose.files import beside, expand
+from rose.layer.pattern import METHOD
 from rose.layer.registry import order_names
 from rose.model import inspect as tensors
 from rose.model.inspect import ROUNDED, SAME, TensorFiles, compare_files, inspect_file
 from rose.model.packaged import PACKAGED
 from rose.model.ship.export import export_gguf
-from rose.output import check_file, check_output, write_file
-from rose.recipe.file import Recipe
-from rose.recipe.parts import PREVIOUS
+from rose.output import check_file, write_file
 from rose.recipe.tools import App, Export, Inspect, Models, WriteReport
 from rose.rows import csv_text
+from rose.structured.methods import STRUCTURED
 from rose.wording import number, size, whole
 
 WIDTH = 140  # characters in a line of the tree
@@ -51,34 +50,14 @@ def models(_spec: Models, _console: Console) -> None:
     )
     methods = Table("method", "what", "options and their defaults", title="Methods")
     for method in rose.METHODS.values():
-        summary = f"{method.summary} Recommended." if method.name == rose.RECOMMENDED else method.summary
+        summary = f"{method.summary} Recommended." if method.name == METHOD else method.summary
         methods.add_row(method.name, summary, ", ".join(f"{n}={o.default}" for n, o in method.options.fields().items()))
     structured = Table("method", "what", title="Methods of slim, which make a model smaller")
-    for structured_method in rose.STRUCTURED.values():
+    for structured_method in STRUCTURED.values():
         structured.add_row(structured_method.name, structured_method.summary)
     Output().print(methods)
     Output().print(structured)
     terminal.say(f"Orders, for methods that sweep: {', '.join(order_names())}:SEED")
-
-
-def run(recipe: Recipe, console: Console) -> int:
-    """Does every step of a recipe; returns the exit status of the last one, or of the first that fails."""
-    *before, last = recipe.steps
-    if not before:
-        return command(last.run)(last, console) or 0
-    output: Path = last.output  # type: ignore[attr-defined]
-    check_output(output)
-    with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=f".{output.name}-") as between:
-        previous: Path | None = None
-        for number, step in enumerate(recipe.steps, 1):
-            place = output if step is last else Path(between) / f"{number}-{step.run}"
-            terminal.say(f"Step {number} of {len(recipe.steps)}: {step.run}")
-            fills = {name: str(previous) for name in ("model", "pruned") if getattr(step, name, None) == PREVIOUS}
-            if status := command(step.run)(step.changed(output=place, **fills), console):
-                return status
-            previous = place
-    recipe.write(output)
-    return 0
 
 
 def inspect(spec: Inspect, console: Console) -> None:

@@ -2,9 +2,8 @@
 2510.06751)."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import Any, Unpack
 
@@ -16,15 +15,16 @@ from rose.diffusion.steps import PACKAGES, STEPS, WEIGHTS, StepWeights, step_wei
 from rose.diffusion.trajectory import Conditions, DrawOptions, Trajectories, block_of, outermost_lists
 from rose.environment import environment
 from rose.errors import RoseError, is_whole
-from rose.layer.methods import make_settings
-from rose.layer.pattern import BLOCK_SIZE, SettingsOptions
+from rose.layer.methods import measured
+from rose.layer.pattern import BLOCK_SIZE, DAMPING, METHOD, THRESHOLD, Pattern
+from rose.layer.registry import Value
+from rose.layer.settings import LayerSettings
 from rose.layer.statistics import InputStatistics
 from rose.model.network.layers import PrunableLayer, check_plain, check_prunable, count_parameters, matching
 from rose.model.network.precision import name_of
 from rose.model.network.stand_ins import hooked
 from rose.model.progress import Meter, ProgressCallback
 from rose.model.run.one_layer import prune_one, record_of
-from rose.model.run.settings import describe_layer
 from rose.model.walk.walk import Collector, statistics_of
 from rose.report import RunReport
 from rose.rows import LayerRecord
@@ -176,7 +176,16 @@ def prune_diffusion(
     batch: int = 32,
     seed: int = 0,
     progress: ProgressCallback | None = None,
-    **options: Unpack[SettingsOptions],
+    method: str = METHOD,
+    sparsity: float | str | Pattern = SPARSITY,
+    block_size: int | None = None,
+    damping: float = DAMPING,
+    threshold: float = THRESHOLD,
+    order: str | None = None,
+    budget: str | None = None,
+    options: Mapping[str, Value] | None = None,
+    bits: int | None = None,
+    group: int | str | None = None,
 ) -> RunReport:
     """Prunes a pipeline's transformer or UNet in place, one package of layers after another.
 
@@ -192,28 +201,26 @@ def prune_diffusion(
         layers: names to prune, `*` allowed; None means every prunable layer.
         steps, guidance, batch, seed: see `Trajectories`.
         progress: called with a `Progress` after every denoising step and layer; may raise to stop the run.
-        options: see `rose.prune_layer`; `sparsity` is 0.5 by default, `block_size` as of `default_block_size`.
+        block_size: columns per block, by default as of `default_block_size`.
+        method and all others: see `rose.prune_layer`.
 
     Raises RoseError for bad input, before any work, or a layer that cannot be pruned, with its name.
     """
-    options.setdefault("sparsity", SPARSITY)
-    if by_itself := options.get("block_size") is None:
-        options.pop("block_size", None)
-    settings = make_settings(**options)
+    settings = LayerSettings.among(locals() | {"block_size": block_size or BLOCK_SIZE})
     calibration = TrajectoryCalibration(
         pipeline, conditions, step_weights, packages, steps=steps, guidance=guidance, batch=batch, seed=seed
     )
     start = time.perf_counter()
     every = find_layers(calibration)
     chosen = matching(every, layers)
-    if by_itself:
-        settings = replace(settings, block_size=default_block_size(chosen))
+    if block_size is None:
+        settings = settings.changed(block_size=default_block_size(chosen))
     check_prunable(chosen, every, settings.pattern, settings.block_size, settings.grid)
 
     def prune(layer: PrunableLayer, statistics: dict[str, InputStatistics]) -> LayerRecord:
         began = time.perf_counter()
-        result = prune_one(layer, statistics, settings)
         inputs = statistics_of(layer, statistics)
+        result = measured(layer.weight, inputs, prune_one(layer, statistics, settings))
         record = record_of(layer, result, inputs, time.perf_counter() - began, settings)
         layer.write(result.weight)
         layer.keep_low_rank(result.low_rank)
@@ -223,7 +230,7 @@ def prune_diffusion(
     left_dense = convolutions(calibration.denoiser)
     return RunReport.from_records(
         records,
-        {"run": "diffuse prune"} | describe_layer(settings),
+        {"run": "diffuse prune"} | settings.describe(),
         **calibration.facts(len(records)),
         denoiser_weights=count_parameters(calibration.denoiser),
         convolutions_left_dense=len(left_dense),

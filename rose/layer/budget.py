@@ -6,32 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rose.errors import RoseError, check_choice
+from rose.errors import RoseError
 from rose.layer.loss import block_sums, smallest
 from rose.layer.order import Order
-from rose.layer.pattern import BUDGETS, Pattern
+from rose.layer.pattern import Pattern
+from rose.layer.settings import SHARES_WITHIN
 
 ROWS = 64  # rows read at a time to find a threshold; their counts must fit eight bits
 ROUNDING = 1e-6  # relative, of two float32 products; bounds of |w| are widened by it
-SHARES_WITHIN = 0.005  # how far the sum of shares may be off, because people type rounded numbers
-
-
-def check_budget(budget: object, pattern: Pattern) -> str | tuple[float, ...]:
-    """A budget by name, or its shares as numbers. Raises RoseError unless shares sum to the sparsity."""
-    if isinstance(budget, str):
-        check_choice("The budget", budget, BUDGETS)
-        return budget
-    if pattern.is_grouped:
-        raise RoseError(f"{pattern} fixes what every block gives up; choose a ratio for a budget of your own.")
-    try:
-        numbers = tuple(float(share) for share in budget)  # type: ignore[attr-defined]
-    except (TypeError, ValueError):
-        raise RoseError(f"A budget is 'block', 'layer' or a list of shares, one a block, not {budget!r}.") from None
-    if not all(0 <= share <= 1 for share in numbers):  # also catches NaN
-        raise RoseError("A share of a budget is a part of the layer's weights, a number from 0 to 1.")
-    if abs(sum(numbers) - pattern.ratio) > SHARES_WITHIN:
-        raise RoseError(f"The shares of a budget must sum to the sparsity {pattern}, not to {sum(numbers):.4g}.")
-    return numbers
 
 
 def count_by_block(

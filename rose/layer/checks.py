@@ -11,8 +11,8 @@ from torch import Tensor
 from rose.errors import RoseError
 from rose.layer import error
 from rose.layer.hessian import damp
-from rose.layer.methods import LayerResult, make_settings, prune_with
-from rose.layer.pattern import Pattern, parse_sparsity
+from rose.layer.methods import LayerResult, prune_layer
+from rose.layer.pattern import DAMPING, Pattern, parse_sparsity
 from rose.layer.statistics import InputStatistics
 
 Status = Literal["pass", "look", "fail"]
@@ -130,11 +130,11 @@ class CalibrationCurve:
     def __init__(
         self, weight: Tensor, held_out: InputStatistics | None, lengths: Sequence[int], **options: Any
     ) -> None:
-        """`held_out`: statistics of inputs that are not fed here; `lengths` in tokens; `options` of `make_settings`."""
+        """`held_out`: statistics of inputs that are not fed here; `lengths` in tokens; `options` of `prune_layer`."""
         self._lengths = sorted(set(lengths))
         if not self._lengths or self._lengths[0] < 1:
             raise RoseError("Give at least one calibration length of at least 1 token.")
-        self._weight, self._held_out, self._settings = weight, held_out, make_settings(**options)
+        self._weight, self._held_out, self._options = weight, held_out, options
         self._statistics = InputStatistics(weight.shape[1], weight.device)
         self.points: list[CurvePoint] = []
 
@@ -148,11 +148,11 @@ class CalibrationCurve:
                 self.points.append(self._measure())
 
     def _measure(self) -> CurvePoint:
-        result = prune_with(self._weight, self._statistics, self._settings)
+        result = prune_layer(self._weight, self._statistics, **self._options)
         held_out = None
         if self._held_out is not None:
             held_out = error.relative_error(self._weight, result.weight, self._held_out.hessian)
-        is_raised = result.damping > self._settings.damping
+        is_raised = result.damping > self._options.get("damping", DAMPING)
         return CurvePoint(self._statistics.tokens, result.relative_error, held_out, result.damping, is_raised)
 
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from rose.layer.error import quadratic_form, ratio
-from rose.layer.methods import LayerResult, Settings, prune_layer
+from rose.layer.methods import LayerResult, prune_layer
 from rose.layer.order import Order, OrderPlan, make_order, move_block, plan_order, visited_blocks
 from rose.layer.pattern import Pattern
+from rose.layer.settings import SharedSettings
 from rose.layer.statistics import InputStatistics
 
 APART = 1.25  # factor below which a block's weights or inputs count as typical
@@ -119,7 +120,7 @@ class PaperFigures:
     bars: list[tuple[str, float, float]]  # order, sparsity and final error of every bar
 
 
-def paper_figures(layer: str, weight: Tensor, statistics: InputStatistics, settings: Settings) -> PaperFigures:
+def paper_figures(layer: str, weight: Tensor, statistics: InputStatistics, settings: SharedSettings) -> PaperFigures:
     """Makes some forty sweeps of one layer, W (out, in), by the pattern, block size and damping of the settings."""
     plan = plan_order(weight, statistics, sparsity=settings.pattern, block_size=settings.block_size)
     energy, block = quadratic_form(weight, statistics.hessian), int(plan.loss_per_column.argmax())

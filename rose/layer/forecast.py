@@ -12,18 +12,19 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rose.errors import RoseError, check_keywords
-from rose.layer.budget import check_budget, count_by_block
+from rose.errors import RoseError
+from rose.layer.budget import count_by_block
 from rose.layer.error import quadratic_form, ratio, sweep_error
 from rose.layer.hessian import DampedHessian
 from rose.layer.loss import block_sums
 from rose.layer.order import Order, OrderPlan, Prices, make_order, plan_order
-from rose.layer.pattern import PlanOptions
+from rose.layer.pattern import BLOCK_SIZE, DAMPING, SPARSITY, THRESHOLD, Pattern
+from rose.layer.settings import as_budget, check_shares
 from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import Choice, sweep
 from rose.layer.tiles import prune_in_tiles
@@ -73,26 +74,34 @@ def forecast(
     *,
     order: AnyOrder = "natural",
     budget: AnyBudget = "block",
-    **basic: Unpack[PlanOptions],
+    sparsity: float | str | Pattern = SPARSITY,
+    block_size: int = BLOCK_SIZE,
+    damping: float = DAMPING,
+    threshold: float = THRESHOLD,
 ) -> Forecast:
     """Forecasts the error of a sweep; arguments and errors as of `rose.prune_layer`."""
-    check_keywords(basic, {*PlanOptions.__optional_keys__, "order", "budget"})
-    return forecasts(weight, hessian, [(order, budget)], **basic)[0]
+    sizes: dict[str, Any] = {"block_size": block_size, "damping": damping, "threshold": threshold}
+    return forecasts(weight, hessian, [(order, budget)], sparsity=sparsity, **sizes)[0]
 
 
 def forecasts(
     weight: Tensor,
     hessian: Tensor | InputStatistics,
     pairs: Sequence[tuple[AnyOrder, AnyBudget]],
-    **basic: Unpack[PlanOptions],
+    *,
+    sparsity: float | str | Pattern = SPARSITY,
+    block_size: int = BLOCK_SIZE,
+    damping: float = DAMPING,
+    threshold: float = THRESHOLD,
 ) -> list[Forecast]:
     """Forecasts the errors of sweeps by these orders and budgets; neighbouring pairs of one order share its factor.
     Other arguments and errors as of `rose.prune_layer`."""
-    sample = _Sample.of(weight, hessian, basic)
+    plan = plan_order(weight, hessian, sparsity=sparsity, block_size=block_size, damping=damping, threshold=threshold)
+    sample = _Sample.of(weight, plan)
     factored: _Factored | None = None
     results = []
     for position, (order, budget) in enumerate(pairs):
-        budget = check_budget(budget, sample.plan.pattern)
+        check_shares(budget := as_budget(budget) or "block", sample.plan.pattern)
         if factored is None or order is not pairs[position - 1][0]:
             factored = _Factored.of(sample.plan, order)
         results.append(sample.forecast(factored, budget))
@@ -104,15 +113,18 @@ def best_shares(
     hessian: Tensor | InputStatistics,
     *,
     order: AnyOrder = "natural",
-    **basic: Unpack[PlanOptions],
+    sparsity: float | str | Pattern = SPARSITY,
+    block_size: int = BLOCK_SIZE,
+    damping: float = DAMPING,
+    threshold: float = THRESHOLD,
 ) -> Forecast:
     """The forecast of this order with the shares that make its error on other inputs least; on calibration inputs for
     a bare H. Raises RoseError as `rose.prune_layer`, and for N:M, which leaves no shares to choose.
 
     Newton's method begins with the shares of budget "layer". A round costs two forecasts for each block.
     """
-    check_keywords(basic, {*PlanOptions.__optional_keys__, "order"})
-    sample = _Sample.of(weight, hessian, basic)
+    plan = plan_order(weight, hessian, sparsity=sparsity, block_size=block_size, damping=damping, threshold=threshold)
+    sample = _Sample.of(weight, plan)
     pattern = sample.plan.pattern
     if pattern.is_grouped:
         raise RoseError(f"{pattern} fixes what every block gives up, so shares cannot be chosen.")
@@ -191,11 +203,10 @@ class _Sample:
     energy: float  # tr(W H Wᵀ) of the sample
 
     @classmethod
-    def of(cls, weight: Tensor, hessian: Tensor | InputStatistics, basic: PlanOptions) -> _Sample:
+    def of(cls, weight: Tensor, plan: OrderPlan) -> _Sample:
         """Every k-th row, sorted by ‖S_i‖, so that the sample has strong and weak rows in proportion. N:M masks do not
         depend on the scale of a row, so these rows are drawn in proportion to ‖S_i‖ and divided by √‖S_i‖.
         """
-        plan = plan_order(weight, hessian, **basic)
         live = weight.detach().float()
         if plan.pattern.ratio > 0:
             live = live.masked_fill(plan.damped.dead, 0)

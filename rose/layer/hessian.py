@@ -14,10 +14,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from rose.errors import RoseError
+from rose.errors import RoseError, is_number
 from rose.layer.panels import cholesky, reversed_inverse
 from rose.layer.pattern import DAMPING
-from rose.layer.registry import check_damping
 from rose.layer.statistics import InputStatistics
 
 logger = logging.getLogger(__name__)
@@ -56,7 +55,8 @@ class DampedHessian:
 def damp(hessian: Tensor, damping: float = DAMPING) -> DampedHessian:
     """Adds λ = damping · mean(diag H) to the diagonal, tenfold more each time the factorization fails. Raises
     RoseError: negative damping, or H stays indefinite at `MAX_DAMPING`."""
-    check_damping(damping)
+    if not is_number(damping) or not 0 <= damping < float("inf"):
+        raise RoseError(f"Damping must be a number of at least 0, such as 0.01, not {damping!r}.")
     diagonal = hessian.diagonal()
     dead = diagonal == 0
     mean = diagonal.mean().item()

@@ -8,27 +8,18 @@ block loss per column, both descending. `columns`, `blocks`, `global` and `dealt
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Self, TypeVar, Unpack
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
 from scipy.linalg import lapack
 from torch import Tensor
 
-from rose.errors import RoseError, check_keywords, check_word, failing, is_whole
+from rose.errors import RoseError, check_word, failing, is_number, is_whole
 from rose.layer import loss
 from rose.layer.hessian import DampedHessian, damped_hessian, factorize
-from rose.layer.pattern import (
-    BLOCK_SIZE,
-    DAMPING,
-    SPARSITY,
-    THRESHOLD,
-    ImportanceOptions,
-    Pattern,
-    PlanOptions,
-    parse_sparsity,
-)
-from rose.layer.registry import ORDER_NAMES, check_damping, check_order_name, check_threshold
+from rose.layer.pattern import BLOCK_SIZE, DAMPING, SPARSITY, THRESHOLD, Pattern, parse_sparsity
+from rose.layer.registry import ORDER_NAMES, check_order_name
 from rose.layer.statistics import InputStatistics, as_statistics, check_tensor, is_finite
 
 
@@ -166,20 +157,29 @@ class OrderPlan:
 
 
 def plan_order(
-    weight: Tensor, hessian: Tensor | InputStatistics, *, damping: float = DAMPING, **basic: Unpack[ImportanceOptions]
+    weight: Tensor,
+    hessian: Tensor | InputStatistics,
+    *,
+    sparsity: float | str | Pattern = SPARSITY,
+    block_size: int = BLOCK_SIZE,
+    damping: float = DAMPING,
+    threshold: float = THRESHOLD,
 ) -> OrderPlan:
     """Pre-prunes a layer, W (out, in), and decides whether, and how, ROSE reorders its columns. Raises RoseError for
     shapes that do not fit, NaN or infinity, or a pattern that does not fit the layer.
 
     Args:
         hessian: H, (in, in), or the layer's `InputStatistics`.
+        sparsity: a ratio, or N:M.
+        block_size: columns per block.
         damping: λ relative to the mean of diag(H), for orders by H and prices.
-        basic: `sparsity`, a ratio or N:M; `block_size`; `threshold`: columnar is a relative range above it.
+        threshold: columnar is a relative range above it.
     """
     statistics = as_statistics(hessian, weight)
-    check_damping(damping)
-    check_keywords(basic, {*PlanOptions.__optional_keys__})
-    plan = plan_from_importance(loss.importance(weight, statistics.mean_square), statistics.diagonal, **basic)
+    score = loss.importance(weight, statistics.mean_square)
+    plan = plan_from_importance(
+        score, statistics.diagonal, sparsity=sparsity, block_size=block_size, threshold=threshold
+    )
     return replace(plan, inputs=statistics, damping=damping)
 
 
@@ -197,7 +197,8 @@ def plan_from_importance(
         raise RoseError(f"W must be a non-empty (out, in) matrix, but its shape is {tuple(score.shape)}.")
     if not is_finite(score):
         raise RoseError("W holds NaN or infinity, or S does; reload the checkpoint in float32.")
-    check_threshold(threshold)
+    if not is_number(threshold) or not 0 <= threshold <= 1:
+        raise RoseError(f"The threshold on the relative range must lie between 0 and 1, not {threshold!r}.")
     pattern = parse_sparsity(sparsity)
     pattern.check(score.shape[1], block_size)
     widths = loss.block_widths(score.shape[1], block_size)

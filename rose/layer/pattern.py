@@ -1,16 +1,13 @@
 """Sparsity patterns, grids of few bits, and the defaults of all settings; imports no torch."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypedDict
 
 from rose.errors import RoseError, is_number, is_whole
 
-METHOD = "rose"
-RECOMMENDED = "rose_admm"
-"""The method for people who want a pruned model: it has the lowest perplexity among methods that take at most twice
-SparseGPT's time. `python -m rose compare` measures it; see docs/results.md."""
+METHOD = "rose_admm"
+"""The method of whatever prunes a whole model, unless another is named: it has the lowest perplexity among methods that
+take at most twice SparseGPT's time. `python -m rose compare` measures it; see docs/results.md."""
 SPARSITY = 0.7
 BLOCK_SIZE = 128  # columns, as in SparseGPT's and ROSE's programs
 DAMPING = 0.01  # relative to the mean of diag(H), as in theirs
@@ -153,33 +150,3 @@ def parse_grid(bits: int | str | None, group: int | str | None = None) -> Grid |
 def _listed(names: tuple[int | str, ...] | list[str]) -> str:
     *first, last = map(str, names)
     return f"{', '.join(first)} or {last}" if first else last
-
-
-class ImportanceOptions(TypedDict, total=False):
-    """Keywords of a plan from importance."""
-
-    sparsity: float | str | Pattern
-    block_size: int
-    threshold: float
-
-
-class PlanOptions(ImportanceOptions, total=False):
-    """Keywords of a plan."""
-
-    damping: float
-
-
-class BasicOptions(PlanOptions, total=False):
-    """Keywords that compared methods share; see `Settings`."""
-
-    bits: int | str | None
-    group: int | str | None
-
-
-class SettingsOptions(BasicOptions, total=False):
-    """Keywords of functions that prune layers of a model; `make_settings` has their defaults."""
-
-    method: str
-    order: str | None
-    budget: str | None
-    options: Mapping[str, float | str] | None

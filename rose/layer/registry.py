@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any, Literal, TypeVar
 
-from rose.errors import RoseError, check_named, check_word, is_number
+from rose.errors import RoseError, check_named, check_word
 from rose.layer.pattern import METHOD, Pattern
 from rose.spec import Real, Spec, Whole, setting
 
@@ -264,15 +264,3 @@ def check_name_or_seed(subject: str, name: str, names: Collection[str]) -> None:
     kind, colon, seed = name.partition(":")
     if not (kind == "random" and colon and seed.isdecimal() and len(seed) <= MAX_SEED_DIGITS):
         check_named(subject, name, names)
-
-
-def check_damping(damping: float) -> None:
-    """Raises RoseError unless 0 ≤ damping < ∞."""
-    if not is_number(damping) or not 0 <= damping < float("inf"):
-        raise RoseError(f"Damping must be a number of at least 0, such as 0.01, not {damping!r}.")
-
-
-def check_threshold(threshold: float) -> None:
-    """Raises RoseError unless 0 ≤ threshold ≤ 1."""
-    if not is_number(threshold) or not 0 <= threshold <= 1:
-        raise RoseError(f"The threshold on the relative range must lie between 0 and 1, not {threshold!r}.")

@@ -4,7 +4,7 @@ Work is counted in products W·H, out · in² multiplications each, so that it i
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,11 +12,12 @@ from torch import Tensor
 from rose.errors import RoseError
 from rose.layer.hessian import DampedHessian, damped_hessian
 from rose.layer.least_squares import solve_on_support
-from rose.layer.methods import Settings, make_settings, prune_with
+from rose.layer.methods import prune_with
 from rose.layer.methods.rose_admm import FINAL_STEPS, find_mask, penalties, shrunk_correlations
 from rose.layer.methods.sparsegpt import REFIT_STEPS
 from rose.layer.methods.toolkit import mask_by_score
 from rose.layer.pattern import BLOCK_SIZE, DAMPING, SPARSITY, parse_sparsity
+from rose.layer.settings import LayerSettings
 from rose.layer.statistics import InputStatistics, as_statistics
 
 STAGES = (0.4, 0.65, 0.85, 0.95, 1.0)  # of the weights that are removed at the end
@@ -50,8 +51,12 @@ def watch_solver(
     if name == "stages" and parse_sparsity(sparsity).is_grouped:
         raise RoseError("N:M cannot be reached in stages, because every group must give up the same whole number.")
     method = "rose_admm" if name == "admm" else "sparsegpt"
-    settings = make_settings(
-        method, sparsity=sparsity, block_size=block_size, damping=damping, order=None if name == "admm" else order
+    settings = LayerSettings.of(
+        method=method,
+        sparsity=sparsity,
+        block_size=block_size,
+        damping=damping,
+        order=None if name == "admm" else order,
     )
     with torch.no_grad():
         inputs = as_statistics(statistics, weight)
@@ -65,13 +70,13 @@ def _factorization(weight: Tensor) -> float:
     return weight.shape[1] / (3 * weight.shape[0])
 
 
-def _sweep(weight: Tensor, inputs: InputStatistics, damped: DampedHessian, settings: Settings) -> Iterator[State]:
+def _sweep(weight: Tensor, inputs: InputStatistics, damped: DampedHessian, settings: LayerSettings) -> Iterator[State]:
     """A sweep adds every column's error to all later ones: half a product."""
     result = prune_with(weight, inputs, settings)
     yield State("swept", _factorization(weight) + 0.5, result.weight, result.mask)
 
 
-def _refit(weight: Tensor, inputs: InputStatistics, damped: DampedHessian, settings: Settings) -> Iterator[State]:
+def _refit(weight: Tensor, inputs: InputStatistics, damped: DampedHessian, settings: LayerSettings) -> Iterator[State]:
     for swept in _sweep(weight, inputs, damped, settings):
         yield swept
         # Each number of steps starts anew, because conjugate gradients cannot be resumed.
@@ -80,23 +85,23 @@ def _refit(weight: Tensor, inputs: InputStatistics, damped: DampedHessian, setti
             yield State(f"refit, step {steps}", swept.work + 1 + steps, solved, swept.mask)
 
 
-def _stages(weight: Tensor, inputs: InputStatistics, damped: DampedHessian, settings: Settings) -> Iterator[State]:
+def _stages(weight: Tensor, inputs: InputStatistics, damped: DampedHessian, settings: LayerSettings) -> Iterator[State]:
     """Each sweep starts from the refitted weights of the last. Pruned weights are 0 there, so nearly all are pruned
     again."""
     current, work = weight, 0.0
     for number, share in enumerate(STAGES, 1):
-        stage = replace(settings, pattern=parse_sparsity(settings.pattern.ratio * share))
+        stage = settings.changed(sparsity=settings.pattern.ratio * share)
         result = prune_with(current, inputs, stage)
         current = solve_on_support(weight, result.mask, damped.matrix, result.weight, REFIT_STEPS)
         work += _factorization(weight) + 0.5 + 1 + REFIT_STEPS
         yield State(f"stage {number} of {len(STAGES)}", work, current, result.mask, share == 1)
 
 
-def _admm(weight: Tensor, inputs: InputStatistics, damped: DampedHessian, settings: Settings) -> Iterator[State]:
+def _admm(weight: Tensor, inputs: InputStatistics, damped: DampedHessian, settings: LayerSettings) -> Iterator[State]:
     """Iterations of `rose_admm`; each state is refitted as the last state would be, and this work is counted."""
     scale = damped.matrix.diagonal().sqrt()
     correlations = shrunk_correlations(damped.matrix, inputs.tokens)
-    schedule = penalties(int(settings.options["effort"]))
+    schedule = penalties(int(settings.method_options["effort"]))
     states: list[Tensor] = []
     find_mask(weight * scale, correlations, settings.pattern, schedule, seen=states.append)
     runs = 0
@@ -108,7 +113,7 @@ def _admm(weight: Tensor, inputs: InputStatistics, damped: DampedHessian, settin
         yield State(f"iteration {number}", inverses + number + 1 + FINAL_STEPS, solved, mask)
 
 
-SOLVERS: dict[str, Callable[[Tensor, InputStatistics, DampedHessian, Settings], Iterator[State]]] = {
+SOLVERS: dict[str, Callable[[Tensor, InputStatistics, DampedHessian, LayerSettings], Iterator[State]]] = {
     "sweep": _sweep,
     "refit": _refit,
     "stages": _stages,

@@ -4,7 +4,7 @@
 
 1. `parts`: the fields that several specifications share.
 2. `steps`, `tools`: the specifications, one for each command.
-3. `file`: recipes as files: one step or a list of steps.
+3. `file`: recipes as files.
 """
 
 from rose.recipe.file import Recipe

@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
 from rose.errors import RoseError
-from rose.layer.pattern import METHOD, RECOMMENDED, SPARSITY, Pattern, parse_sparsity
+from rose.layer.pattern import METHOD, Pattern, parse_sparsity
 from rose.layer.registry import get_method
+from rose.layer.settings import Method, SharedSettings, Sparsity, as_sparsity
 from rose.model.defaults import CHECK, CHECKED_AGAINST, COMPARED, DAMAGE, PAPERS, PRUNED, SMALLER, TUNING
+from rose.model.settings import (
+    ChosenLayers,
+    Compute,
+    Minutes,
+    NamedSettings,
+    PruneSettings,
+    Seed,
+    Target,
+    TuneSettings,
+    WalkSettings,
+    check_target_damping,
+)
 from rose.recipe import parts as part
-from rose.spec import Real, Spec, Whole, setting
-from rose.structured.defaults import RATIO, WHOLE_BLOCKS
+from rose.spec import Real, Spec, Whole, names_of, one_or_several, setting
+from rose.structured.settings import RATIO, WHOLE_BLOCKS, SlimSettings
 
 DENSE = "the model before: packaged name, Hub id, folder or .gguf file"
 Json = Annotated[part.File, setting("write all results to this file", changes=False, kept=False, flag="json")]
 
 
 def _seeds(value: Any) -> Any:
-    return part.names_of(str(value) if isinstance(value, int) and not isinstance(value, bool) else value)
+    return names_of(str(value) if isinstance(value, int) and not isinstance(value, bool) else value)
 
 
-class Analyze(part.SweepPart, part.TextPart, part.ModelPart):
+class Analyze(ChosenLayers, SharedSettings, part.TextPart, part.ModelPart):
     """Which layers are columnar, and how order changes their error."""
 
     run: ClassVar[str] = "analyze"
 
     stream: part.Stream = False
-    compute: part.Compute = "auto"
+    compute: Compute = "auto"
     methods: part.Methods = ("sparsegpt", "rose")
     output: Annotated[part.Output, setting("write report.json, layers.csv and layers.parquet")] | None = None
 
@@ -39,12 +53,10 @@ class Analyze(part.SweepPart, part.TextPart, part.ModelPart):
         return f"sparsity {self.sparsity}, blocks of {self.block_size}, {self.tokens}"
 
 
-class Prune(part.ChangingPart, part.PruneSettings, part.TextPart, part.ModelPart):
+class Prune(part.ChangingPart, PruneSettings, part.TextPart, part.ModelPart):
     """Prune a model and save the checkpoint."""
 
     run: ClassVar[str] = "prune"
-
-    method: part.Method = RECOMMENDED
 
     @model_validator(mode="after")
     def _check_stages(self) -> Self:
@@ -61,24 +73,24 @@ class Prune(part.ChangingPart, part.PruneSettings, part.TextPart, part.ModelPart
         return self
 
 
-class Slim(part.ChangingPart, part.SlimSettings, part.TextPart, part.ModelPart):
+class Slim(part.ChangingPart, SlimSettings, part.TextPart, part.ModelPart):
     """Make a model smaller and faster: take heads, channels or decoder blocks out."""
 
     run: ClassVar[str] = "slim"
 
     ratio: Annotated[Real, setting("share of the decoder blocks' parameters to take out", gt=0, lt=1)] = RATIO
-    target: part.Target | None = None
-    prune: Annotated[part.Sparsity, setting("then prune what is left: a ratio, or N:M")] | None = None
-    prune_method: Annotated[part.Method, setting(f"of --prune (default: {RECOMMENDED})")] | None = None
+    target: Target | None = None
+    prune: Annotated[Sparsity, setting("then prune what is left: a ratio, or N:M")] | None = None
+    prune_method: Annotated[Method, setting(f"of --prune (default: {METHOD})")] | None = None
 
     def stages(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Keywords of `rose.prune_structured`, and of `rose.prune_model` if any: a damping may apply to it alone."""
         target = self.target or "layer"
         damping = None if self.prune and target == "layer" else self.target_damping
-        slimming = self.pick(part.SlimSettings.fields()) | {"target": target, "target_damping": damping}
+        slimming = self.pick(SlimSettings.fields()) | {"target": target, "target_damping": damping}
         if not self.prune:
             return slimming, {}
-        method = {"method": self.prune_method or RECOMMENDED, "sparsity": self.prune, "damping": self.damping}
+        method = {"method": self.prune_method or METHOD, "sparsity": self.prune, "damping": self.damping}
         return slimming, method | {"target": self.target or "dense", "target_damping": self.target_damping}
 
     @model_validator(mode="after")
@@ -94,11 +106,11 @@ class Slim(part.ChangingPart, part.SlimSettings, part.TextPart, part.ModelPart):
             if pattern.is_grouped and self.multiple % pattern.of:
                 fitting = f"give --multiple {math.lcm(self.multiple, pattern.of)}"
                 raise RoseError(f"--prune {pattern} needs widths divisible by {pattern.of}; {fitting}.")
-        part.check_target_damping(self, self.target or ("dense" if self.prune else "layer"))
+        check_target_damping(self.target_damping, self.target or ("dense" if self.prune else "layer"))
         return self
 
 
-class Tune(part.SavingPart, part.TuneSettings, part.TextPart):
+class Tune(part.SavingPart, ChosenLayers, TuneSettings, part.TextPart):
     """Train the kept weights of a pruned model; its zeros stay."""
 
     run: ClassVar[str] = "tune"
@@ -119,24 +131,23 @@ class Tune(part.SavingPart, part.TuneSettings, part.TextPart):
     held_out: Annotated[part.HeldOut, setting("further windows that say which step is kept, 0: the last one")] = (
         TUNING.held_out
     )
-    layers: part.Layers | None = None
     checkpoint: Annotated[
         part.Checkpoint | None, setting("keep weights and progress here; the same command resumes an interrupted run")
     ] = None
 
 
-class Compare(part.WalkPart, part.RoundingPart, part.SweepPart, part.TextPart, part.ModelPart):
+class Compare(WalkSettings, ChosenLayers, SharedSettings, part.TextPart, part.ModelPart):
     """Compare methods over sparsities and calibration seeds."""
 
     run: ClassVar[str] = "compare"
 
     sparsity: Annotated[
-        tuple[Annotated[str, BeforeValidator(part.as_sparsity)], ...],
-        BeforeValidator(part.names_of),
+        tuple[Annotated[str, BeforeValidator(as_sparsity)], ...],
+        BeforeValidator(names_of),
         setting('ratios, or N:M such as "2:4"', form="commas", metavar="A,B"),
     ] = ("0.5", "0.6", "0.7")  # type: ignore[assignment]
     seeds: Annotated[
-        tuple[part.Seed, ...],
+        tuple[Seed, ...],
         BeforeValidator(_seeds),
         setting("seeds of the random choice of windows, a draw each", form="commas", metavar="A,B"),
     ] = (0, 1, 2)
@@ -151,13 +162,13 @@ class Compare(part.WalkPart, part.RoundingPart, part.SweepPart, part.TextPart, p
     windows: part.Windows | None = None
     output: Annotated[part.Output, setting("rows and summaries; the same command resumes an interrupted run")]
 
-    @property
+    @cached_property
     def pattern(self) -> Pattern:
         """The first sparsity, parsed."""
         return parse_sparsity(self.sparsity[0])
 
 
-class Damage(part.EvaluationPart, part.MethodPart, part.TextPart, part.ModelPart):
+class Damage(part.EvaluationPart, NamedSettings, part.TextPart, part.ModelPart):
     """How much a model's loss rises when one layer or decoder block alone is pruned."""
 
     run: ClassVar[str] = "damage"
@@ -165,8 +176,6 @@ class Damage(part.EvaluationPart, part.MethodPart, part.TextPart, part.ModelPart
     samples: part.Samples = DAMAGE.samples
     length: part.Length = DAMAGE.length
     held_out: part.HeldOut = DAMAGE.held_out
-    sparsity: part.Sparsity = str(SPARSITY)
-    method: part.Method = METHOD
     order: ClassVar[None] = None  # type: ignore[misc]
     budget: ClassVar[None] = None  # type: ignore[misc]
     units: Annotated[Literal["layers", "blocks"], setting("what is pruned alone, one after another")] = "layers"
@@ -201,12 +210,12 @@ class CheckCopies(part.TextPart):
     dense: Annotated[part.Name, setting(DENSE, form="place", metavar="DENSE", path=True)]
     pruned: Annotated[
         tuple[part.Name, ...],
-        BeforeValidator(part.one_or_several),
+        BeforeValidator(one_or_several),
         setting("one or more checkpoints made from it, named the same way", form="place", metavar="PRUNED", path=True),
     ]
     dtype: part.Dtype = "float32"  # which holds what either file holds
     trust_remote_code: part.TrustRemoteCode = False
-    compute: part.Compute = "auto"
+    compute: Compute = "auto"
     stream: part.Stream = False
     calibration: Annotated[
         part.TextName | None,
@@ -234,10 +243,10 @@ class Evaluate(part.ModelPart):
 
     run: ClassVar[str] = "evaluate"
 
-    compute: Annotated[part.Compute, setting("number format of matrix products in forward passes, for --text")] = (
+    compute: Annotated[Compute, setting("number format of matrix products in forward passes, for --evaluate")] = (
         "float32"
     )
-    text: Annotated[part.TextName, setting(f"text to measure perplexity on: {part.TEXTS}")] | None = None
+    evaluate: Annotated[part.TextName, setting(f"text to measure perplexity on: {part.TEXTS}")] | None = None
     length: part.Length = PAPERS.length
     windows: part.Windows | None = None
     bos: Annotated[
@@ -245,7 +254,7 @@ class Evaluate(part.ModelPart):
     ] = "auto"
     tasks: Annotated[
         tuple[str, ...] | None,
-        BeforeValidator(lambda names: part.one_or_several(names) if names else names),
+        BeforeValidator(lambda names: one_or_several(names) if names else names),
         setting("measure zero-shot accuracy on these tasks of lm-eval; none named: the usual seven", form="words"),
     ] = None
     task_folder: Annotated[
@@ -262,11 +271,13 @@ class Evaluate(part.ModelPart):
 
     @model_validator(mode="after")
     def _check_choices(self) -> Self:
-        if self.text is None and self.tasks is None:
-            raise RoseError("Say what to measure: --text for perplexity, --tasks for zero-shot accuracy, or both.")
+        if self.evaluate is None and self.tasks is None:
+            raise RoseError("Say what to measure: --evaluate for perplexity, --tasks for zero-shot accuracy, or both.")
         options = self.given("windows", "length", "compute")
-        if self.text is None and options:
-            raise RoseError(f"Only the perplexity on --text uses {options}; give --text too, or leave {options} out.")
+        if self.evaluate is None and options:
+            raise RoseError(
+                f"Only the perplexity on --evaluate uses {options}; give --evaluate too, or leave {options} out."
+            )
         if self.tasks is None and self.output is not None:
             raise RoseError("--output is the .csv file for accuracies; give --tasks too, or leave --output out.")
         if self.tasks is None and (self.limit is not None or self.task_folder):
@@ -291,8 +302,8 @@ class Smaller(part.TextPart, part.ModelPart):
         part.TextName | None,
         setting(f"a second text for perplexity: {part.TEXTS} (default: plain English that comes with rose)"),
     ] = None
-    minutes: Annotated[part.Minutes, setting("how long to measure; the most promising rows come first")] = 20.0
-    tune: Annotated[part.Minutes, setting("time for each tuned copy")] = 2.0
+    minutes: Annotated[Minutes, setting("how long to measure; the most promising rows come first")] = 20.0
+    tune: Annotated[Minutes, setting("time for each tuned copy")] = 2.0
     write: Annotated[
         part.Name | None,
         setting(

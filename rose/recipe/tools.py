@@ -7,9 +7,11 @@ from pydantic import BeforeValidator
 
 from rose.diffusion.steps import MAX_STEPS, PACKAGES
 from rose.diffusion.steps import STEPS as DENOISING_STEPS
+from rose.layer.settings import BlockSize, Sparsity
+from rose.model.settings import MAX_SEED, NamedSettings
 from rose.recipe import parts as part
 from rose.recipe.steps import STEPS, Json
-from rose.spec import Real, Spec, SpecField, Whole, setting
+from rose.spec import Real, Spec, SpecField, Whole, one_or_several, setting
 
 Folder = Annotated[part.Name, setting("folder of the model", form="place", metavar="FOLDER")]
 Prompts = Annotated[part.Name, setting("what to draw, one prompt a line", metavar="FILE.txt")]
@@ -32,8 +34,7 @@ class RunRecipe(Spec):
     changes: Annotated[
         tuple[str, ...],
         setting(
-            "fields to change, such as sparsity=0.5; of several steps 2.sparsity=0.5 changes the second; output=FOLDER "
-            "says where the result goes",
+            "fields to change, such as sparsity=0.5; output=FOLDER says where the result goes",
             form="place",
             metavar="NAME=VALUE",
         ),
@@ -47,7 +48,7 @@ class WriteReport(Spec):
 
     folders: Annotated[
         tuple[part.Name, ...],
-        BeforeValidator(part.one_or_several),
+        BeforeValidator(one_or_several),
         setting("folder that analyze, prune, slim or tune has written", form="place", metavar="FOLDER"),
     ]
     output: Annotated[part.File, setting("needs no network to be read", metavar="FILE.html")]
@@ -96,7 +97,7 @@ class DrawingPart(Spec):
     model: Annotated[part.Name, setting("packaged name, Hub id or folder")] = PACKAGED
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], setting("number format of the weights")] = "float32"
     steps: Annotated[Whole, setting("denoising steps", ge=1, le=MAX_STEPS)] = DENOISING_STEPS
-    seed: Annotated[Whole, setting("seed of the noise", ge=0, le=2**63 - 1)] = 0
+    seed: Annotated[Whole, setting("seed of the noise", ge=0, le=MAX_SEED)] = 0
     guidance: Annotated[Real, setting("guidance scale (default: the pipeline's own)")] | None = None
 
 
@@ -112,15 +113,13 @@ class PicturesPart(Spec):
     output: Annotated[part.Output, setting("new folder for the pipeline")]
 
 
-class DiffusePrune(PicturesPart, part.MethodPart, DrawingPart):
+class DiffusePrune(PicturesPart, NamedSettings, DrawingPart):
     """Prune a pipeline's transformer or UNet and save the pipeline."""
 
     run: ClassVar[str] = "diffuse prune"
 
-    sparsity: part.Sparsity = "0.5"
-    block_size: Annotated[
-        part.BlockSize | None, setting("columns per block (default: 128, fewer in a small model)")
-    ] = None  # type: ignore[assignment]
+    sparsity: Sparsity = "0.5"
+    block_size: Annotated[BlockSize | None, setting("columns per block (default: 128, fewer in a small model)")] = None  # type: ignore[assignment]
 
 
 class DiffuseSample(DrawingPart):

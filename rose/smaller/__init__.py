@@ -1,6 +1,7 @@
 """`rose smaller`: from a checkpoint to a table of smaller copies, measured on this machine, and to the best of them.
 
-`ways` are recipes and estimates, `table` has a row, `measure` makes and measures copies and keeps them in a folder.
+`ways` are sequences of steps, and estimates; `table` has a row; `measure` makes and measures copies and keeps them in a
+folder.
 `rose.verdicts.smaller` recommends rows.
 """
 

@@ -30,22 +30,25 @@ from rose.model.measure.perplexity import perplexity_of, plain_english, window_l
 from rose.model.network.layers import text_config
 from rose.model.network.network import Network
 from rose.model.run.prune import prune_model
+from rose.model.settings import PruneSettings
 from rose.model.ship.export import export_gguf
 from rose.model.tune.tuning import tune_model
 from rose.output import check_room, temporary_folder
-from rose.recipe.parts import PruneSettings, SlimSettings
+from rose.recipe.file import Recipe
 from rose.recipe.steps import Slim, Smaller
 from rose.report import RunReport
 from rose.rows import csv_text, records_table
 from rose.smaller.table import MEASURED, TABLE, Row
 from rose.smaller.ways import AS_IS, Way, corrected, estimated_rows, file_sizes, says_left_out, ways_of
 from rose.spec import Spec
+from rose.structured.settings import SlimSettings
 from rose.structured.slimming import prune_structured
 from rose.verdicts import Interval, paired_ratio
 from rose.verdicts.smaller import MUCH_WORSE, recommend
 
 Follow = Callable[[float, str], Any]  # told the share that is done, and what is being done; may raise to stop
 PROMPT, NEW_TOKENS = 128, 16
+SHORTEST = 0.01  # minutes
 TURNS = (5, 15)  # of each model, fewest and most
 TIMING = 8.0  # seconds for turns
 SUMMARY = "summary.json"
@@ -124,7 +127,7 @@ class Bench:
 
     def _spared(self, way: Way) -> float:
         """Seconds that the copy on disk spares this way."""
-        return self.begun.seconds if self.begun and way.recipe and way.recipe.steps[0] == self.begun.step else 0.0
+        return self.begun.seconds if self.begun and self.begun.step in way.steps[:1] else 0.0
 
     def _promise(self, row: Row) -> float:
         """The saving of a row over its loss, both as logarithms; below 0 if it loses too much."""
@@ -144,9 +147,9 @@ class Bench:
                 raise TimeoutError("Its copy was not made in the minutes that were left.")
             follow(share, doing)
 
-        model, report = (self.model, None) if way.recipe is None else self.make(way, follow_in_time)
+        model, report = self.make(way, follow_in_time) if way.steps else (self.model, None)
         finished = time.perf_counter()
-        sizes: Any = file_sizes(model, self.tokenizer, self.spec.model, way.key) if way.recipe else self.dense_sizes
+        sizes: Any = file_sizes(model, self.tokenizer, self.spec.model, way.key) if way.steps else self.dense_sizes
         minutes = (finished - start + spared) / 60
         row = replace(self.row(way.key), basis=MEASURED, minutes=minutes, prefill_gain=None, **sizes)
         row = replace(row, **self._quality(model, follow), **self._speed(model, way, follow))
@@ -159,9 +162,8 @@ class Bench:
         return self.row(way.key)
 
     def make(self, way: Way, follow: Follow) -> tuple[Any, RunReport]:
-        """A copy of the model made by the steps of the way's recipe, with the record of the last one."""
-        assert way.recipe is not None
-        _, *rest = steps = way.recipe.steps
+        """A copy of the model made by the steps of the way, with the record of the last one."""
+        _, *rest = steps = way.steps
         model, report = self._begin(way, lambda share, doing: follow(share / len(steps), doing))
         for number, step in enumerate(rest, 1):
             before = report
@@ -176,15 +178,14 @@ class Bench:
 
     def _begin(self, way: Way, follow: Follow) -> tuple[Any, RunReport]:
         """The copy after the first step of the way; from disk, where the last copy began with this step, too."""
-        assert way.recipe is not None
-        step, start = way.recipe.steps[0], time.perf_counter()
+        step, start = way.steps[0], time.perf_counter()
         if self.begun and self.begun.step == step:
             dtype = next(self.model.parameters()).dtype
             return load_model(self.begun.place, dtype=dtype)[0], RunReport.load(self.begun.place)
         model = copy.deepcopy(self.model)
         report = self._do(step, model, follow)
-        recipes = [other.recipe for other in self.ways if other != way and not self.row(other.key).is_measured]
-        if any(recipe and recipe.steps[0] == step for recipe in recipes):
+        others = [other for other in self.ways if other != way and not self.row(other.key).is_measured]
+        if any(step in other.steps[:1] for other in others):
             self.begun = None
             self._temporary.close()
             with suppress(RoseError, OSError):  # without room for it, the next copy begins anew
@@ -199,7 +200,7 @@ class Bench:
         tune = getattr(step, "tune", None)
         most = 0.5 if tune else 1.0  # of the bar
         settings = SlimSettings if isinstance(step, Slim) else PruneSettings
-        options = {name: getattr(step, name) for name in settings.fields() if name != "layers"}
+        options = step.pick(settings.fields())
         doing, work = ("Slimming", prune_structured) if isinstance(step, Slim) else ("Pruning", prune_model)
         report: RunReport = work(
             model, self.tokens, progress=lambda progress: follow(most * progress.fraction, doing), **options
@@ -233,7 +234,7 @@ class Bench:
         """Tokens a second in torch; a copy of other shapes is timed in turns with the dense model."""
         facts: dict[str, Any] = {"environment": Network(model).environment()}
         follow(0.0, "Measuring speed")
-        if way.recipe is not None and not way.slim:
+        if way.steps and not way.slim:
             return facts | {"prefill": self.rows[0].prefill, "decoding": self.rows[0].decoding}
         dense, other = in_turns(self.model, None if model is self.model else model)
         for at, name, tokens in ((0, "prefill", PROMPT), (1, "decoding", NEW_TOKENS)):
@@ -264,8 +265,8 @@ class Bench:
         if not place.exists():
             check_room(place, sum(parameter.nbytes for parameter in model.parameters()))
             save_model(model, self.tokenizer, place, report=report)
-            assert way.recipe is not None
-            way.recipe.write(place)
+            # Which measures no other row than the model as it is.
+            Recipe(self.spec.changed(write=way.key, minutes=SHORTEST)).write(place)
         return place
 
 

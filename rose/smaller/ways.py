@@ -1,4 +1,4 @@
-"""Ways to make a model smaller, each a recipe of slimming, pruning, tuning and rounding. Also estimates before a copy
+"""Ways to make a model smaller, each a sequence of slimming, pruning, tuning and rounding. Also estimates before a copy
 is made: sizes by rule, time, memory, and perplexity as in other models."""
 
 import json
@@ -18,19 +18,19 @@ from rose.model.load.tokens import tuning_draw
 from rose.model.network.network import Network
 from rose.model.ship.export import gguf_size
 from rose.model.tune.task import check_memory
-from rose.recipe.file import Recipe
-from rose.recipe.parts import BETWEEN, PREVIOUS, SlimSettings, TextPart
+from rose.recipe.parts import TextPart
 from rose.recipe.steps import Prune, Slim, Smaller
 from rose.smaller.table import ESTIMATE, FILES, Row
-from rose.spec import Spec
 from rose.structured.parts import block_parameters
 from rose.structured.plan import estimate_slim_memory, estimate_slimming
+from rose.structured.settings import SlimSettings
 from rose.structured.slimming import check_slimming
 
 AS_IS = "as-is"
 NARROW = 32  # input columns that share a scale in a slimmed copy: few heads may be left
 FRACTIONS = {"fifth": 0.2, "third": 0.33}
 TUNED = "-tuned"
+BEFORE = "the copy before"  # stands for the model that a further step changes
 SEEN = 1.02  # rules of less than this, times the dense perplexity, correct no other
 MISSES = (0.25, 4.0)  # limits of the factor by which the logarithm of a rule is corrected
 
@@ -45,7 +45,7 @@ class Way:
     sparsity: str
     bits: int | None  # of kept weights; None without rounding
     is_tuned: bool
-    recipe: Recipe | None  # the steps that make the copy; None for the model as it is
+    steps: tuple[Slim | Prune, ...]  # that make the copy, one after another; none for the model as it is
     times: tuple[float, float]  # lowest and highest perplexity over the dense model's in docs/results, for estimates
 
 
@@ -110,25 +110,24 @@ def _way(key: str, times: tuple[float, float], spec: Smaller) -> Way:
     parts += {"0.5": ["half zero"], "2:4": ["2:4"]}.get(sparsity, [])
     parts += ["tuned"] * is_tuned + [f"{bits} bits"] * bool(bits)
     steps = tuple(_steps(slim, sparsity, bits, is_tuned, spec))
-    name, recipe = ", ".join(parts) or "as it is", Recipe(steps) if steps else None
-    return Way(key, name, slim, sparsity, bits, is_tuned, recipe, times)
+    return Way(key, ", ".join(parts) or "as it is", slim, sparsity, bits, is_tuned, steps, times)
 
 
-def _steps(slim: float, sparsity: str, bits: int | None, is_tuned: bool, spec: Smaller) -> list[Spec]:
+def _steps(slim: float, sparsity: str, bits: int | None, is_tuned: bool, spec: Smaller) -> list[Slim | Prune]:
     """Tuning trains kept weights, so that rounding is a step of its own behind it."""
     text = spec.pick(TextPart.fields())
-    shared: dict[str, Any] = text | {"dtype": spec.dtype, "output": BETWEEN}
+    shared: dict[str, Any] = text | {"dtype": spec.dtype, "output": "copy"}
     grid = {"bits": bits} | ({"group": NARROW} if bits and slim else {})
     tuning = {"tune": spec.tune} if is_tuned else {}
-    steps: list[Spec] = []
+    steps: list[Slim | Prune] = []
     model = spec.model
     if slim:
         steps.append(Slim.of(model=model, ratio=slim, **shared, **tuning))
-        model = PREVIOUS
+        model = BEFORE
     if sparsity != "0":
         at_once = {} if is_tuned else grid
         steps.append(Prune.of(model=model, sparsity=sparsity, **shared, **({} if slim else tuning), **at_once))
-        model = PREVIOUS
+        model = BEFORE
     if bits and (sparsity == "0" or is_tuned):
         steps.append(Prune.of(model=model, sparsity="0", **grid, **shared))
     return steps
@@ -226,7 +225,7 @@ def _cost(spec: Smaller, network: Network, weights: int, way: Way) -> tuple[floa
         settings = SlimSettings(ratio=way.slim)
         seconds += estimate_slimming(model, settings, **drawn)
         memories.append(estimate_slim_memory(model, settings, **drawn).besides_weights)
-    for step in way.recipe.steps if way.recipe else ():
+    for step in way.steps:
         if isinstance(step, Prune):
             sweeps = sweeps_of([step.method], step.grid)
             seconds += estimate_cost(model, sweeps=sweeps, passes=2, target=step.target, **drawn).seconds

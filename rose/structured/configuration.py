@@ -23,8 +23,8 @@ from rose.errors import RoseError
 from rose.model.load.models import BUILDERS
 from rose.model.network.heads import head_width
 from rose.model.network.layers import LOW_RANK, PrunableLayer, decoder_blocks, text_config
-from rose.structured.defaults import PARTS
 from rose.structured.parts import CHANNELS, HEADS, Part, Shape, cuttable_layers, find_parts
+from rose.structured.settings import PARTS
 
 RECORD = "rose_shapes"  # of a configuration; see `record_of`
 CHANNEL_FIELDS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")

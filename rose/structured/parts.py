@@ -16,7 +16,7 @@ from rose.model.network.layers import (
     prunable_layers,
     text_config,
 )
-from rose.structured.defaults import PARTS
+from rose.structured.settings import PARTS
 
 HEADS, CHANNELS = PARTS
 

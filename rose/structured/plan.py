@@ -18,7 +18,6 @@ from rose.model.estimate import Memory, estimate_cost, estimate_memory, matmul_r
 from rose.model.network.layers import check_not_shared, prunable_layers
 from rose.model.network.network import Network
 from rose.model.progress import ProgressCallback
-from rose.recipe.parts import SlimSettings
 from rose.structured.configuration import (
     Readers,
     can_bias,
@@ -30,6 +29,7 @@ from rose.structured.configuration import (
 )
 from rose.structured.methods import structured_method
 from rose.structured.parts import CHANNELS, HEADS, Part, Shape, block_parameters, find_parts
+from rose.structured.settings import SlimSettings
 from rose.structured.survey import BlockSurvey, layers_read, survey, visited_layers
 
 NEAR = 0.95  # of the target must be removed

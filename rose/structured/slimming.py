@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 from torch import Tensor, nn
 
 from rose.errors import RoseError
+from rose.layer.pattern import DAMPING
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import Gap, corrected_weight, correction_damping, target_error_with_bias
 from rose.model.network.layers import PrunableLayer, count_parameters, naming
@@ -32,16 +33,14 @@ from rose.model.walk.sequential import visit_sequentially
 from rose.model.walk.storage import BIAS, Storage, lay_over
 from rose.model.walk.walk import BlockStatistics, check_streams, start_walk
 from rose.model.workers import Workers
-from rose.recipe.keywords import SlimOptions
-from rose.recipe.parts import SlimSettings
 from rose.report import RunReport
 from rose.rows import ERRORS, PartRecord, mean_or_none, records_table
 from rose.structured import configuration
-from rose.structured.defaults import PARTS
 from rose.structured.methods import StructuredMethod, choose, structured_method
 from rose.structured.parts import Part, Shape, block_parameters
 from rose.structured.plan import PossibleShapes, Shapes, changed, plan_slimming, possible_shapes, repair_of
 from rose.structured.problem import Problem, recover, relative_errors
+from rose.structured.settings import MULTIPLE, PARTS, RATIO, SlimSettings
 from rose.structured.survey import BlockSurvey, layers_read, make_problem, sources_of, survey
 from rose.verdicts import SPARSE
 from rose.wording import percent
@@ -60,7 +59,15 @@ def prune_structured(
     surveys: Sequence[BlockSurvey] | None = None,
     progress: ProgressCallback | None = None,
     checkpoint: str | Path | None = None,
-    **options: Unpack[SlimOptions],
+    method: str = "obs",
+    ratio: float = RATIO,
+    parts: Sequence[str] | None = None,
+    recovery: str | None = None,
+    damping: float = DAMPING,
+    multiple: int = MULTIPLE,
+    allocation: str = "uniform",
+    target: str | None = "layer",
+    target_damping: float | None = None,
 ) -> RunReport:
     """Makes a model smaller, in place: attention heads and MLP channels, or whole decoder blocks, are cut out.
 
@@ -79,7 +86,7 @@ def prune_structured(
     Raises: RoseError: bad input, or a family or shapes that cannot be cut, before any work; a checkpoint of another
     run, or a folder that cannot be written.
     """
-    settings = SlimSettings.of(**options)
+    settings = SlimSettings.among(locals())
     network = Network(model)
     streams, start = check_streams(network, tokens, held_out), time.perf_counter()
     before, whole = block_parameters(model), count_parameters(model)

@@ -18,7 +18,7 @@ from app.jobs import Run
 from app.runs import copies
 from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study
-from rose.recipe.parts import TuneSettings
+from rose.model.settings import TuneSettings
 
 MAIN = str(Path(session.__file__).parent / "main.py")
 START = "views/start.py"

@@ -112,7 +112,7 @@ def one_layer(_tokens: tuple[int, int]) -> list[Row]:
         factorization = timed(lambda: damp(hessian).natural_factor, 3)  # noqa: B023
         by_column = weight.T.contiguous().T
         swept = timed(lambda: sweep(by_column, mask, factor, widths, choice, prune_in_tiles), 3)  # noqa: B023
-        total = timed(lambda: rose.prune_layer(weight, hessian), 3)  # noqa: B023
+        total = timed(lambda: rose.prune_layer(weight, hessian, method="rose"), 3)  # noqa: B023
         name = f"{out} × {columns}"
         rows += [
             (f"{name}: product W·H", product, "", 1.0),

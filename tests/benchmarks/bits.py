@@ -29,10 +29,11 @@ from app.figures import palette
 from app.figures.palette import Style, Theme
 from app.figures.shapes import Chart
 from rose import verdicts
-from rose.layer.methods import LayerResult, Settings
+from rose.layer.methods import LayerResult
 from rose.layer.methods.toolkit import result_of
 from rose.layer.pattern import Grid, parse_grid
 from rose.layer.rounding import choose_scales
+from rose.layer.settings import LayerSettings
 from rose.layer.statistics import InputStatistics
 from rose.model.load.tokens import load_calibration
 from rose.model.network.layers import PrunableLayer, prunable_layers
@@ -74,7 +75,7 @@ def bits_a_weight(weight: Tensor, grid: Grid | None) -> float:
 
 
 def prune_published(
-    program: ModuleType, bits: int, weight: Tensor, statistics: InputStatistics, settings: Settings
+    program: ModuleType, bits: int, weight: Tensor, statistics: InputStatistics, settings: LayerSettings
 ) -> LayerResult:
     """A layer by the authors' program on our H, rounded as their llama.py does it."""
     pattern, layer = settings.pattern, nn.Linear(weight.shape[1], weight.shape[0], bias=False)

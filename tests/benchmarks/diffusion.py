@@ -21,8 +21,9 @@ from typing import Any
 
 import pandas as pd
 
-import rose
-from rose.diffusion.loading import classes_in_turn
+from rose.diffusion.loading import classes_in_turn, load_diffusion
+from rose.diffusion.pruning import prune_diffusion
+from rose.diffusion.trajectory import Trajectory, record_trajectory, trajectory_drift
 from rose.files import write_atomically
 from tests.benchmarks.common import Rows, arguments, processor_seconds
 
@@ -56,7 +57,7 @@ def main() -> None:
     rows = Rows(options.output / "rows.csv", KEY)
     wanted = product(options.sparsities, options.draws, options.methods, options.weights)
     missing = [one for one in wanted if (one[0], one[2], one[3], one[1]) not in rows]
-    model = rose.load_diffusion()
+    model = load_diffusion()
     dense = {noise: _trajectory(model, options.pictures, noise) for noise in options.noises} if missing else {}
     nothing = ("0", "dense", "-", -1)
     if missing and nothing not in rows:
@@ -65,7 +66,7 @@ def main() -> None:
         pruned, settings = copy.deepcopy(model), dict(zip(KEY, (sparsity, method, weights, draw), strict=True))
         how: dict[str, Any] = {"method": method, "sparsity": sparsity, "seed": draw, "steps": STEPS}
         how["step_weights"] = STEEP.get(weights, weights)
-        run = partial(rose.prune_diffusion, pruned, classes_in_turn(CALIBRATION), **how)
+        run = partial(prune_diffusion, pruned, classes_in_turn(CALIBRATION), **how)
         seconds, report = processor_seconds(run)
         facts = {"layer_error": report.summary["mean_relative_error"], "seconds": seconds}
         rows.add(*(settings | row | facts for row in measure(pruned, dense, options.pictures)))
@@ -77,15 +78,15 @@ def main() -> None:
         print(table.round(4).to_string(index=False))
 
 
-def _trajectory(model: Any, pictures: int, noise: int) -> rose.Trajectory:
-    return rose.record_trajectory(model, classes_in_turn(pictures), steps=STEPS, seed=noise, batch=100)
+def _trajectory(model: Any, pictures: int, noise: int) -> Trajectory:
+    return record_trajectory(model, classes_in_turn(pictures), steps=STEPS, seed=noise, batch=100)
 
 
-def measure(model: Any, dense: dict[int, rose.Trajectory], pictures: int) -> list[dict[str, Any]]:
+def measure(model: Any, dense: dict[int, Trajectory], pictures: int) -> list[dict[str, Any]]:
     """A row for each seed of noise: drift before each step and of the pictures."""
     rows = []
     for noise, of_noise in dense.items():
-        drift = rose.trajectory_drift(_trajectory(model, pictures, noise), of_noise).tolist()
+        drift = trajectory_drift(_trajectory(model, pictures, noise), of_noise).tolist()
         steps = {f"drift_{step}": value for step, value in enumerate(drift[:-1])}
         rows.append({"noise": noise, "drift": drift[-1], "drift_half": drift[STEPS // 2], **steps})
     return rows

@@ -40,6 +40,7 @@ from torch import Tensor
 import rose
 from rose import cli
 from rose.environment import environment
+from rose.layer.forecast import best_shares, forecast, price_columns
 from tests.model.families import make_model, make_tokens, stop_at
 from tests.tasks import write_task
 from tests.tiny import byte_tokenizer, save_tiny_llama
@@ -89,7 +90,7 @@ COMMANDS = {  # name: words of `rose`; what a command writes has its name, with 
     "check": "check llama prune prune-bits faulty --json check.json",
     "check text": f"check llama prune {HELD} --methods wanda,rose_admm --json check-text.json",
     "analyze": f"analyze --model llama {HELD} --block-size 16 --methods sparsegpt,rose,alps --output analyze",
-    "evaluate": "evaluate --model prune --text text.txt --length 48 --windows 4 --tasks water --task-folder tasks "
+    "evaluate": "evaluate --model prune --evaluate text.txt --length 48 --windows 4 --tasks water --task-folder tasks "
     "--json evaluate.json",
     "smaller": f"smaller llama {TEXT} --held-out 4 --minutes 0.0001 --write bits-4 --output smaller",
     "inspect": "inspect llama prune --output inspect.csv",
@@ -161,9 +162,9 @@ def one_layer() -> dict[str, Any]:
     return {
         "plan": plan,
         "orders": {name: rose.make_order(plan, name).permutation for name in orders},
-        "prices": rose.price_columns(plan, "two_level"),
-        "forecast": rose.forecast(weight, statistics, order="global", budget="layer", **basic),
-        "shares": rose.best_shares(weight, statistics, **basic),
+        "prices": price_columns(plan, "two_level"),
+        "forecast": forecast(weight, statistics, order="global", budget="layer", **basic),
+        "shares": best_shares(weight, statistics, **basic),
         "traced": prune(method="rose", trace=True, **basic),
         "dsnot": prune(method="dsnot", options={"start": "sparsegpt"}, **basic),
         "isc": prune(method="isc", options={"inverse": "remaining"}, **basic),

@@ -33,14 +33,16 @@ from app.study.cache import Files
 from app.study.setup import Setup
 from app.study.structures import Structures
 from app.study.study import Calibration, InputsRun, LoadedModel, Study
+from rose.diffusion.loading import load_diffusion
+from rose.diffusion.trajectory import Trajectory
 from rose.environment import says_versions
 from rose.files import write_atomically
-from rose.layer.pattern import RECOMMENDED
+from rose.layer.pattern import METHOD
 from rose.layer.solvers import SOLVERS
 from rose.rows import finite, json_rows
 
 BROKEN = ("model.layers.18.mlp.up_proj", 7, 16)  # the group of the checked copy that keeps three weights
-READ = ("sparsegpt", RECOMMENDED)  # methods whose copies read the sample
+READ = ("sparsegpt", METHOD)  # methods whose copies read the sample
 DIGITS = 5  # of losses and chances
 
 
@@ -147,7 +149,7 @@ def checked(run: CheckpointRun) -> dict[str, Any]:
 
 
 def make_diffusion(_load: Any) -> dict[str, Any]:
-    run = DiffusionRun(diffusion_recipe(), lambda: DenseModel(rose.load_diffusion()))
+    run = DiffusionRun(diffusion_recipe(), lambda: DenseModel(load_diffusion()))
     follow(run)
     assert run.dense is not None
     assert run.pruned is not None
@@ -158,7 +160,7 @@ def make_diffusion(_load: Any) -> dict[str, Any]:
     return {"diffusion": part | {"dense": greys(run.dense), "pruned": greys(run.pruned)}}
 
 
-def greys(trajectory: rose.Trajectory) -> str:
+def greys(trajectory: Trajectory) -> str:
     """x after each step as a byte a pixel, from −1 to 1."""
     steps = torch.cat([trajectory.states, trajectory.pictures[None]])
     return base64.b64encode((127.5 * (steps.clamp(-1, 1) + 1)).round().byte().numpy().tobytes()).decode()

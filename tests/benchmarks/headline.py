@@ -28,9 +28,10 @@ from torch import Tensor, nn
 
 import rose
 from rose.files import expand, write_atomically
-from rose.layer.methods import LayerResult, Settings
+from rose.layer.methods import LayerResult
 from rose.layer.methods.rose_admm import MOST_SHRINKAGE
 from rose.layer.methods.toolkit import prune_by_sweep
+from rose.layer.settings import LayerSettings
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import correction_damping
 from rose.model.defaults import TUNING
@@ -56,7 +57,7 @@ KEY = ("comparison", "method", "seed", "tuned", "environment")
 @rose.register(
     "sparsegpt_shrunk", "SparseGPT, H shrunk", "SparseGPT with columns/tokens times the diagonal added to H."
 )
-def sparsegpt_shrunk(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+def sparsegpt_shrunk(weight: Tensor, statistics: InputStatistics, settings: LayerSettings) -> LayerResult:
     """Natural order, block budget, and the shrinkage of `rose.layer.methods.rose_admm`."""
     hessian = statistics.hessian.clone()
     hessian.diagonal().mul_(1 + min(len(hessian) / statistics.tokens, MOST_SHRINKAGE))
@@ -175,10 +176,8 @@ def make(table: Table, options: Any, model: nn.Module, tokenizer: Any) -> None:
         damping = None if way.factor is None else way.factor * mu
         held_out = draw(seed)[1]
         assert held_out is not None
-        for row in compare_methods(
-            model, draw, windows, methods=[way.method], sparsities=[comparison.sparsity], seeds=[seed],
-            done=table.one(), target="dense", target_damping=damping,
-        ):  # fmt: skip
+        plan = plan_comparison([way.method], [comparison.sparsity], target="dense", target_damping=damping)
+        for row in compare_methods(model, draw, windows, plan, seeds=[seed], done=table.one()):
             table.add(way, row, tuned=False, perplexity_held_out=rose.perplexity(model, held_out), steps="")
             if comparison.tuned:
                 further, judges = load_apart(

@@ -26,8 +26,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import rose
 from rose.model.estimate import estimate_memory
-from rose.recipe.parts import SlimSettings
 from rose.structured.plan import estimate_slim_memory
+from rose.structured.settings import SlimSettings
 from tests.benchmarks.common import arguments
 from tests.benchmarks.shapes import write_random_llama
 
@@ -67,7 +67,7 @@ def prune(
     `target`: "layer", "dense", "none" to analyze the attention output projections, without pruning, or "slim" to take
     heads and channels out, towards the dense model.
     """
-    rose.prune_layer(torch.randn(64, 64), torch.eye(64))  # libraries set themselves up
+    rose.prune_layer(torch.randn(64, 64), torch.eye(64), method="rose")  # libraries set themselves up
     start = time.perf_counter()
     with PeakMemory() as memory:
         model, tokenizer = rose.load_model(str(folder), stream=True, dtype=dtype, scratch=folder)

@@ -30,11 +30,12 @@ from torch import Tensor
 import rose
 from rose.layer import error
 from rose.layer.budget import count_by_block
-from rose.layer.forecast import AnyBudget, _Factored, _Sample
+from rose.layer.forecast import AnyBudget, _Factored, _Sample, forecasts, price_columns
 from rose.layer.hessian import factorize
-from rose.layer.methods import Cache, make_settings, prune_with
+from rose.layer.methods import prune_with
 from rose.layer.order import by_weighted_pivot
 from rose.layer.pattern import DAMPING
+from rose.layer.settings import LayerSettings
 from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import Choice, sweep
 from rose.layer.tiles import prune_in_tiles
@@ -119,12 +120,12 @@ def _errors(layer: Layer, setting: str, pairs: Sequence[str]) -> dict[str, Any]:
     module, inputs, held_out = layer
     sparsity, size = setting.split("/")
     weight = module.weight.detach().float()
-    cache, errors = Cache(weight), {}
+    errors = {}
     energies = [error.quadratic_form(weight, statistics.hessian) for statistics in (inputs, held_out)]
     for pair in pairs:
         order, budget = pair.split("/")
-        settings = make_settings("sparsegpt", sparsity=sparsity, block_size=int(size), order=order, budget=budget)
-        result = prune_with(weight, inputs, replace(settings, cache=cache, measures=False))
+        how = {"sparsity": sparsity, "block_size": int(size), "order": order, "budget": budget}
+        result = prune_with(weight, inputs, LayerSettings.of(method="sparsegpt", **how))
         damped = float(result.column_error.sum(dtype=torch.float64)) / energies[0]
         errors[f"c {pair}"] = f"{damped:.5g}"
         errors[pair] = f"{error.relative_error(weight, result.weight, held_out.hessian, energies[1]):.5g}"
@@ -148,9 +149,9 @@ def forecast(options: Any) -> None:
                 continue
             pairs = [(order, budget) for order, _, budget in (pair.partition("/") for pair in SETTINGS[setting])]
             weight = layer.weight.detach().float()
-            forecasts = rose.forecasts(weight, inputs, pairs, sparsity=sparsity, block_size=int(size))
+            told_errors = forecasts(weight, inputs, pairs, sparsity=sparsity, block_size=int(size))
             errors: dict[str, str] = {}
-            for pair, told in zip(SETTINGS[setting], forecasts, strict=True):
+            for pair, told in zip(SETTINGS[setting], told_errors, strict=True):
                 errors |= {f"c {pair}": f"{told.error:.5g}", pair: f"{told.held_out:.5g}"}
             rows.add(**row, **errors)
 
@@ -210,7 +211,8 @@ def times(options: Any) -> None:
         for pair in TIMED:
             order, sparsity, budget = pair.split("/")
             if (columns, pair) not in rows:
-                sample = _Sample.of(weight.bfloat16().float(), inputs, {"sparsity": sparsity})
+                plan = rose.plan_order(weight.bfloat16().float(), inputs, sparsity=sparsity)
+                sample = _Sample.of(weight.bfloat16().float(), plan)
                 shares = [sample.plan.pattern.ratio * width / columns for width in sample.plan.block_width]
                 rows.add(columns=columns, pair=pair, **_times(sample, order, shares if budget == "own" else budget))
 
@@ -278,7 +280,7 @@ def picture(options: Any) -> None:
         "random:0": "#506a79",
         "pivot": "#2da2b2",
     }.items():
-        prices = rose.price_columns(plan, order)
+        prices = price_columns(plan, order)
         line = prices.price.log().unfold(0, 48, 4).mean(1)
         axes.plot(24 + 4 * torch.arange(len(line)), line, color=colour, label=order.partition(":")[0].replace("_", "-"))
     axes.axhline(prices.level, color="black", linewidth=0.8, linestyle=":", label="mean of every order")

@@ -7,7 +7,6 @@ that is started again continues where it stopped.
 """
 
 import argparse
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -16,7 +15,8 @@ import torch
 
 import rose
 from rose.layer import error
-from rose.layer.methods import make_settings, prune_with
+from rose.layer.methods import Context, prune_with
+from rose.layer.settings import LayerSettings
 from rose.layer.statistics import InputStatistics
 from rose.model.load.tokens import load_calibration
 from rose.model.network.layers import decoder_blocks
@@ -38,9 +38,9 @@ HELD_OUT, MOST_SAMPLES = 16, 64  # windows; the same ones are held out whatever 
 def measure(variant: str, weight: torch.Tensor, known: InputStatistics, sparsity: str) -> tuple[torch.Tensor, float]:
     """Ŵ and seconds; with statistics of its own, so that every method pays for its factorization."""
     method, options, products = VARIANTS[variant]
-    settings = replace(make_settings(method, sparsity=sparsity, options=options), products=products)
+    settings, context = LayerSettings.of(method=method, sparsity=sparsity, options=options), Context(products=products)
     own = InputStatistics.from_hessian(known.hessian, tokens=known.tokens)
-    seconds, result = processor_seconds(lambda: prune_with(weight, own, settings))
+    seconds, result = processor_seconds(lambda: prune_with(weight, own, settings, context))
     return result.weight, seconds
 
 

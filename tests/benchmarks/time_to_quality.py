@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import rose
+from rose.layer.pattern import METHOD
 from rose.model.defaults import TUNING
 from rose.model.load.tokens import load_calibration
 from tests.benchmarks.common import MODEL, Rows, arguments, processor_seconds
@@ -64,18 +65,18 @@ def race(run: Race, official: ModuleType) -> None:
     run.run(AUTHORS, "sparsegpt", run.tokens, theirs)
     ((goal, allowed),) = run.known(AUTHORS, "sparsegpt")
     windows = run.tokens.view(-1, LENGTH)
-    for method in ("sparsegpt", rose.RECOMMENDED):
+    for method in ("sparsegpt", METHOD):
         for count in (2, 4, 8, 16, 32, 64):
             if any(reached <= goal for reached, _ in run.known(OURS, method)):
                 break
             run.run(OURS, method, windows[:count], partial(prune, method=method))
 
     def prune_and_tune(model: Any, few: Any) -> None:
-        used, _ = processor_seconds(lambda: prune(model, few, rose.RECOMMENDED))
+        used, _ = processor_seconds(lambda: prune(model, few, METHOD))
         held_out, minutes = windows[-TUNING.held_out :], (allowed - used) / 60
         rose.tune_model(model, run.model, windows[: -TUNING.held_out], held_out=held_out, minutes=minutes)
 
-    run.run(OURS, f"{rose.RECOMMENDED}, tuned", windows[: len(windows) // 4], prune_and_tune)
+    run.run(OURS, f"{METHOD}, tuned", windows[: len(windows) // 4], prune_and_tune)
 
 
 def prune(model: Any, windows: Any, method: str) -> None:

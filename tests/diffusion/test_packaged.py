@@ -9,15 +9,15 @@ from PIL import Image
 
 import rose
 from rose import cli
-from rose.diffusion.loading import classes_in_turn
-from rose.diffusion.trajectory import denoiser_of, distance
+from rose.diffusion.loading import classes_in_turn, load_diffusion
+from rose.diffusion.trajectory import denoiser_of, distance, draw_pictures
 from rose.wording import number
 
 
 @pytest.fixture(scope="module")
 def pipeline() -> Any:
     """Shared: copy it before changing it."""
-    return rose.load_diffusion()
+    return load_diffusion()
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_packaged_model_draws_the_classes_asked_for(pipeline):
     """A picture is nearer to the mean of its class in other pictures than to the mean of any other class."""
-    drawn = rose.draw_pictures(pipeline, classes_in_turn(100), steps=20, batch=50)
+    drawn = draw_pictures(pipeline, classes_in_turn(100), steps=20, batch=50)
     assert drawn.shape == (100, 1, 28, 28)
     first, second = drawn.flatten(1).view(2, 5, 10, -1)
     nearest = torch.cdist(second.flatten(0, 1), first.mean(0)).argmin(1)
@@ -39,7 +39,7 @@ def test_the_packaged_model_draws_the_classes_asked_for(pipeline):
 
 
 def test_pruning_from_the_command_line_saves_a_pipeline_that_loads(pruned):
-    weights = denoiser_of(rose.load_diffusion(str(pruned))).state_dict()
+    weights = denoiser_of(load_diffusion(str(pruned))).state_dict()
     report = rose.RunReport.from_json((pruned / "report.json").read_text())
     assert len(report.layers) == 24
     assert (report.layers["relative_range"] > 0.5).sum() == 1  # columnar, as docs/diffusion.md says
@@ -56,7 +56,7 @@ def test_pictures_of_two_models_share_one_file(pruned, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "twelve pictures" in printed
     assert "garments above: bag, sneaker, bag" in printed
-    pictures = [rose.draw_pictures(rose.load_diffusion(name), [8, 7] * 6, steps=2) for name in (pruned, "garments")]
+    pictures = [draw_pictures(load_diffusion(name), [8, 7] * 6, steps=2) for name in (pruned, "garments")]
     assert f"garments's is {number(float(distance(*pictures)))} of" in " ".join(printed.split())
     assert Image.open(path).size == (10 * 30 * 4, 4 * 30 * 4)  # ten of both models, and two
 

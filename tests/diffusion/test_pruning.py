@@ -12,8 +12,18 @@ from safetensors.torch import load_file
 from torch.nn.utils.prune import l1_unstructured
 
 import rose
-from rose.diffusion.pruning import TrajectoryCalibration, convolutions, default_block_size, find_layers, make_packages
-from rose.diffusion.trajectory import Trajectories, denoiser_of
+from rose.diffusion.loading import load_diffusion, save_diffusion
+from rose.diffusion.pruning import (
+    TrajectoryCalibration,
+    convolutions,
+    default_block_size,
+    find_layers,
+    make_packages,
+    prune_diffusion,
+    step_diagonals,
+)
+from rose.diffusion.steps import step_weights
+from rose.diffusion.trajectory import Trajectories, denoiser_of, record_trajectory, trajectory_drift
 from rose.model.network.layers import LEFT, RIGHT
 from tests.diffusion.pipelines import FAMILIES, garments
 from tests.model.families import stop_when
@@ -46,16 +56,16 @@ def test_the_hessian_is_the_weighted_sum_over_steps(kind):
     statistics = collected(pipeline, classes, kind)
     parts = inputs_by_step(TO_Q)
     assert len(parts) == STEPS
-    expected = sum(a * x.T @ x for a, x in zip(rose.step_weights(kind, STEPS), parts, strict=True))
+    expected = sum(a * x.T @ x for a, x in zip(step_weights(kind, STEPS), parts, strict=True))
     torch.testing.assert_close(statistics[TO_Q].hessian, expected)
     assert statistics[TO_Q] is statistics["transformer_blocks.0.attn1.to_k"], "q, k and v read one tensor"
 
 
 def test_step_diagonals_add_up_to_the_hessians():
     pipeline, classes = garments()
-    diagonals = rose.step_diagonals(pipeline, classes, steps=STEPS)
+    diagonals = step_diagonals(pipeline, classes, steps=STEPS)
     statistics = collected(pipeline, classes, "linear")
-    alpha = torch.tensor(rose.step_weights("linear", STEPS))
+    alpha = torch.tensor(step_weights("linear", STEPS))
     assert set(diagonals) == set(statistics)
     for name, parts in diagonals.items():
         torch.testing.assert_close(alpha @ parts, statistics[name].diagonal)
@@ -70,20 +80,20 @@ def test_repeated_visits_of_a_step_are_summed(kind, visits):
     pipeline.scheduler = getattr(diffusers, kind).from_config(pipeline.scheduler.config)
     parts = [x.square().sum(0) for x in inputs_by_step(TO_Q, copy.deepcopy(pipeline.scheduler))]
     expected = torch.stack([torch.stack([parts[visit] for visit in of_step]).sum(0) for of_step in visits])
-    diagonals = rose.step_diagonals(pipeline, classes, steps=STEPS, layers=[TO_Q])[TO_Q]
+    diagonals = step_diagonals(pipeline, classes, steps=STEPS, layers=[TO_Q])[TO_Q]
     torch.testing.assert_close(diagonals, expected)
     weighted = collected(pipeline, classes)[TO_Q]
-    torch.testing.assert_close(weighted.diagonal, torch.tensor(rose.step_weights("log_decrease", STEPS)) @ expected)
+    torch.testing.assert_close(weighted.diagonal, torch.tensor(step_weights("log_decrease", STEPS)) @ expected)
 
 
 def test_factors_are_saved_beside_the_sum(tmp_path):
     pipeline, classes = garments()
-    report = rose.prune_diffusion(pipeline, classes, steps=STEPS, method="oats", layers=[TO_Q])
+    report = prune_diffusion(pipeline, classes, steps=STEPS, method="oats", layers=[TO_Q])
     assert report.summary["environment"].endswith("float32")
     assert report.layers["tokens"][0] == sum(len(inputs) for inputs in inputs_by_step(TO_Q))
-    rose.save_diffusion(pipeline, tmp_path / "oats")
+    save_diffusion(pipeline, tmp_path / "oats")
     factors = load_file(tmp_path / "oats" / "low_rank.safetensors")
-    weight = denoiser_of(rose.load_diffusion(str(tmp_path / "oats"))).state_dict()[f"{TO_Q}.weight"]
+    weight = denoiser_of(load_diffusion(str(tmp_path / "oats"))).state_dict()[f"{TO_Q}.weight"]
     rest = weight - factors[TO_Q + LEFT] @ factors[TO_Q + RIGHT]
     assert (rest.abs() < 1e-5 * weight.abs().max()).float().mean() > 0.5
 
@@ -93,10 +103,10 @@ def test_packages_are_calibrated_behind_pruned_packages():
     pipeline, classes = garments()
     dense = copy.deepcopy(pipeline)
     settings = {"method": "sparsegpt", "sparsity": 0.6, "block_size": 8}
-    rose.prune_diffusion(pipeline, classes, steps=STEPS, packages=2, **settings)
+    prune_diffusion(pipeline, classes, steps=STEPS, packages=2, **settings)
     name = "transformer_blocks.1.ff.net.2"
     half = copy.deepcopy(dense)
-    rose.prune_diffusion(half, classes, steps=STEPS, packages=1, layers=["transformer_blocks.0.*"], **settings)
+    prune_diffusion(half, classes, steps=STEPS, packages=1, layers=["transformer_blocks.0.*"], **settings)
     statistics = collected(half, classes)
     weight = dict(denoiser_of(dense).named_modules())[name].weight
     expected = rose.prune_layer(weight, statistics[name], **settings).weight
@@ -116,13 +126,13 @@ def test_packages_are_runs_of_layers_in_forward_order():
 def test_progress_reaches_its_total_and_can_cancel():
     pipeline, classes = garments()
     seen: list[rose.Progress] = []
-    rose.prune_diffusion(pipeline, classes, steps=2, packages=np.int64(2), progress=seen.append)
+    prune_diffusion(pipeline, classes, steps=2, packages=np.int64(2), progress=seen.append)
     assert [event.fraction for event in seen] == sorted(event.fraction for event in seen)
     assert (seen[-1].stage, seen[-1].fraction, seen[-1].layers_done) == ("done", 1.0, 12)
 
     stop = stop_when(lambda progress: progress.stage == "prune")
     stopped, _ = garments()
-    cancelled(rose.prune_diffusion, stopped, classes, sparsity=0.5, steps=2, packages=2, progress=stop)
+    cancelled(prune_diffusion, stopped, classes, sparsity=0.5, steps=2, packages=2, progress=stop)
     layers = [each for each in denoiser_of(stopped).transformer_blocks.modules() if isinstance(each, torch.nn.Linear)]
     shares = [float((layer.weight == 0).float().mean()) for layer in layers]
     assert sum(share > 0.4 for share in shares) == 1, "one layer was done, and is whole"
@@ -146,19 +156,19 @@ def _adapted(block: Any) -> None:
 def test_layers_with_more_than_a_weight_are_refused(change, says):
     pipeline, classes = garments()
     change(denoiser_of(pipeline).transformer_blocks[0])
-    for use in (rose.prune_diffusion, rose.step_diagonals):
+    for use in (prune_diffusion, step_diagonals):
         refused(says, use, pipeline, classes, steps=2)
 
 
 def test_noise_does_not_depend_on_the_batch_size():
     pipeline, classes = garments()
-    whole = rose.record_trajectory(pipeline, classes, steps=2, batch=3)
-    single = rose.record_trajectory(pipeline, classes, steps=2, batch=1)
+    whole = record_trajectory(pipeline, classes, steps=2, batch=3)
+    single = record_trajectory(pipeline, classes, steps=2, batch=1)
     assert torch.equal(whole.states[0], single.states[0])
     torch.testing.assert_close(whole.pictures, single.pictures)
     assert not torch.equal(whole.states[0][0], whole.states[0][1]), "every picture has noise of its own"
     for seed in (1, 2**63 - 1):
-        other = rose.record_trajectory(pipeline, classes, steps=2, seed=seed)
+        other = record_trajectory(pipeline, classes, steps=2, seed=seed)
         assert not torch.equal(whole.states[0], other.states[0])
         assert not torch.equal(other.states[0][0], other.states[0][1])
 
@@ -182,19 +192,19 @@ def test_bad_input_is_refused_before_any_work(conditions, settings, message):
     pipeline, classes = garments()
     events: list[rose.Progress] = []
     drawn = classes if conditions is None else conditions
-    refused(message, rose.prune_diffusion, pipeline, drawn, progress=events.append, **settings)
+    refused(message, prune_diffusion, pipeline, drawn, progress=events.append, **settings)
     assert not events
 
 
 def test_step_weights_are_the_formulas_of_the_paper_and_its_mirror_images():
-    weights = rose.step_weights("log_decrease", 10)
+    weights = step_weights("log_decrease", 10)
     assert weights == pytest.approx([0.8 + 0.4 * math.log(10 - i) / math.log(10) for i in range(10)])
-    assert rose.step_weights("log_increase", 7) == rose.step_weights("log_decrease", 7)[::-1]
-    assert rose.step_weights("uniform", 3) == (1.0, 1.0, 1.0)
-    assert rose.step_weights("uniform", np.int64(3)) == (1.0, 1.0, 1.0)
-    assert rose.step_weights("linear", 5) == pytest.approx([1.2, 1.1, 1.0, 0.9, 0.8])
-    assert rose.step_weights([1, 2, 3], 3) == (1.0, 2.0, 3.0)
-    assert all(rose.step_weights(kind, 1) == (1.0,) for kind in ("log_decrease", "linear", "uniform"))
+    assert step_weights("log_increase", 7) == step_weights("log_decrease", 7)[::-1]
+    assert step_weights("uniform", 3) == (1.0, 1.0, 1.0)
+    assert step_weights("uniform", np.int64(3)) == (1.0, 1.0, 1.0)
+    assert step_weights("linear", 5) == pytest.approx([1.2, 1.1, 1.0, 0.9, 0.8])
+    assert step_weights([1, 2, 3], 3) == (1.0, 2.0, 3.0)
+    assert all(step_weights(kind, 1) == (1.0,) for kind in ("log_decrease", "linear", "uniform"))
 
 
 # Linear layers that read tokens, by hand from the configurations in `pipelines`.
@@ -228,7 +238,7 @@ def test_a_family_is_pruned_to_the_sparsity_and_nothing_else_changes(family):
     pipeline, conditions = FAMILIES[family]()
     before = {name: value.clone() for name, value in denoiser_of(pipeline).state_dict().items()}
     settings: dict[str, Any] = {"method": "sparsegpt", "sparsity": 0.5, "packages": 2, "block_size": 8}
-    report = rose.prune_diffusion(pipeline, conditions, steps=2, batch=2, **settings)
+    report = prune_diffusion(pipeline, conditions, steps=2, batch=2, **settings)
     after = denoiser_of(pipeline).state_dict()
     pruned = {f"{name}.weight" for name in report.layers["layer"]}
     assert len(pruned) == LAYERS[family]
@@ -242,13 +252,13 @@ def test_a_family_is_pruned_to_the_sparsity_and_nothing_else_changes(family):
 @every_family
 def test_trajectories_of_one_seed_start_alike_and_differ_in_the_end(family):
     pipeline, conditions = FAMILIES[family]()
-    dense = rose.record_trajectory(pipeline, conditions, steps=3, batch=2)
-    again = rose.record_trajectory(pipeline, conditions, steps=3, batch=2)
+    dense = record_trajectory(pipeline, conditions, steps=3, batch=2)
+    again = record_trajectory(pipeline, conditions, steps=3, batch=2)
     assert torch.equal(dense.states, again.states)
     assert len(dense.states) == len(dense.times) == 3
-    rose.prune_diffusion(pipeline, conditions, method="magnitude", sparsity=0.8, steps=2, block_size=8)
-    pruned = rose.record_trajectory(pipeline, conditions, steps=3, batch=2)
-    drift = rose.trajectory_drift(pruned, dense)
+    prune_diffusion(pipeline, conditions, method="magnitude", sparsity=0.8, steps=2, block_size=8)
+    pruned = record_trajectory(pipeline, conditions, steps=3, batch=2)
+    drift = trajectory_drift(pruned, dense)
     assert drift.shape == (4,)
     assert drift[0] == 0
     assert (drift[1:] > 0).all()

@@ -23,6 +23,7 @@ import torch
 
 import rose
 from rose import cli
+from rose.diffusion.loading import load_diffusion
 from rose.tensor_files import digest
 from tests.tiny import save_tiny_llama
 
@@ -114,7 +115,7 @@ def kill(command: str, folder: Path, kills: int, seed: int) -> Outcome:
     AssertionError if a call ended in another way than a command may."""
     torch.set_num_threads(1)
     if command == "diffuse":
-        rose.load_diffusion()  # as `read_ahead`
+        load_diffusion()  # as `read_ahead`
     model, text = _subject(folder)
     pruned = _halved(model, folder / "pruned") if command == "tune" else model
 

@@ -53,7 +53,7 @@ class Layer:
         return self.inputs.T @ self.inputs
 
     def prune(self, **options: Any) -> rose.LayerResult:
-        return rose.prune_layer(self.weight, self.statistics, **{"block_size": 8, **options})
+        return rose.prune_layer(self.weight, self.statistics, **{"method": "rose", "block_size": 8, **options})
 
 
 def make_layer(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import rose
 from rose.layer.budget import count_by_block
 from rose.layer.error import relative_error
-from rose.layer.forecast import ROWS, SAMPLES, _Factored, price_columns
+from rose.layer.forecast import ROWS, SAMPLES, _Factored, best_shares, forecast, forecasts, price_columns
 from rose.layer.loss import smallest
 from rose.layer.order import plan_from_importance
 from rose.layer.registry import order_names
@@ -166,7 +166,7 @@ PAIRS = [(order, budget) for order in ("natural", "two_level", "random:1", "pivo
 def test_a_forecast_of_few_rows_is_their_sweep(layer, ratio, block_size, order, budget):
     """With at most as many rows as are swept anyway, nothing is left to foretell."""
     settings = {"order": order, "budget": budget, "sparsity": ratio, "block_size": block_size, "damping": 0.1}
-    told = rose.forecast(layer.weight, layer.statistics, **settings)
+    told = forecast(layer.weight, layer.statistics, **settings)
     result = layer.prune(method="sparsegpt", **settings)
     assert torch.equal(told.order.permutation, result.order.permutation)
     assert told.error == pytest.approx(result.relative_error, rel=0.02, abs=1e-4)
@@ -179,14 +179,14 @@ def test_a_sample_of_rows_forecasts_the_error_of_all(sparsity, spread):
     layer = make_layer(rows=16 * ROWS, columns=96, tokens=400, loud=24)
     layer.weight.mul_((spread * torch.linspace(0, 1, 16 * ROWS) ** 20).exp().unsqueeze(1))
     basic = {"sparsity": sparsity, "block_size": 16}
-    told = rose.forecasts(layer.weight, layer.statistics, PAIRS, **basic)
+    told = forecasts(layer.weight, layer.statistics, PAIRS, **basic)
     first = layer.prune(method="sparsegpt", **basic)
-    for (order, budget), forecast in zip(PAIRS, told, strict=True):
+    for (order, budget), each in zip(PAIRS, told, strict=True):
         result = layer.prune(method="sparsegpt", order=order, budget=budget, **basic)
-        assert forecast.error == pytest.approx(result.relative_error, rel=0.15)
-        assert forecast.error / told[0].error == pytest.approx(result.relative_error / first.relative_error, rel=0.1)
-        assert torch.equal(forecast.prices.price, result.prices.price)
-        assert (forecast.shares - result.shares).abs().max() < 1e-6
+        assert each.error == pytest.approx(result.relative_error, rel=0.15)
+        assert each.error / told[0].error == pytest.approx(result.relative_error / first.relative_error, rel=0.1)
+        assert torch.equal(each.prices.price, result.prices.price)
+        assert (each.shares - result.shares).abs().max() < 1e-6
 
 
 def test_columns_over_fit_by_what_the_free_columns_explain():
@@ -203,20 +203,20 @@ def test_columns_over_fit_by_what_the_free_columns_explain():
 def test_a_forecast_for_other_inputs_knows_that_one_threshold_over_fits():
     whole, settings = make_layer(rows=2 * ROWS, columns=96, tokens=4096), {"sparsity": 0.5, "block_size": 16}
     layer, held_out = Layer(whole.weight, whole.inputs[:128]), statistics_of(whole.inputs[128:]).hessian
-    equal, threshold = rose.forecasts(layer.weight, layer.statistics, PAIRS[:2], **settings)
+    equal, threshold = forecasts(layer.weight, layer.statistics, PAIRS[:2], **settings)
     results = [layer.prune(method="sparsegpt", budget=budget, **settings) for budget in ("block", "layer")]
     measured = [relative_error(layer.weight, result.weight, held_out) for result in results]
     assert threshold.error < equal.error
     assert measured[1] > measured[0]
     assert threshold.held_out > equal.held_out
-    assert math.isnan(rose.forecast(layer.weight, layer.hessian).held_out)
+    assert math.isnan(forecast(layer.weight, layer.hessian).held_out)
 
 
 @pytest.mark.parametrize("order", ["natural", "pivot"])
 def test_the_best_shares_cost_no_more_than_those_of_the_threshold(order):
     layer = make_layer(rows=3 * ROWS, columns=64, tokens=200, loud=16)
-    best = rose.best_shares(layer.weight, layer.statistics, order=order, block_size=16)
-    threshold = rose.forecast(layer.weight, layer.statistics, order=order, budget="layer", block_size=16)
+    best = best_shares(layer.weight, layer.statistics, order=order, block_size=16)
+    threshold = forecast(layer.weight, layer.statistics, order=order, budget="layer", block_size=16)
     assert best.budget == "best"
     assert best.held_out <= threshold.held_out
     assert float(best.shares.sum()) == pytest.approx(0.7, abs=1e-4)
@@ -228,17 +228,17 @@ def test_the_best_shares_of_independent_blocks_are_those_of_the_threshold():
     """Blocks that do not help each other: the next weight must cost the same in both, as under the threshold."""
     weight = torch.randn(ROWS, 16, generator=torch.Generator().manual_seed(0))
     hessian = torch.diag(torch.tensor([1.0] * 8 + [9.0] * 8))
-    best = rose.best_shares(weight, hessian, block_size=8, sparsity=0.5, damping=0)
-    threshold = rose.forecast(weight, hessian, budget="layer", block_size=8, sparsity=0.5, damping=0)
+    best = best_shares(weight, hessian, block_size=8, sparsity=0.5, damping=0)
+    threshold = forecast(weight, hessian, budget="layer", block_size=8, sparsity=0.5, damping=0)
     assert torch.allclose(best.shares, threshold.shares, atol=0.01)
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 1.0])
 def test_shares_at_sparsity_0_and_1_are_equal(sparsity):
     layer = make_layer()
-    best = rose.best_shares(layer.weight, layer.statistics, sparsity=sparsity, block_size=8)
+    best = best_shares(layer.weight, layer.statistics, sparsity=sparsity, block_size=8)
     assert best.shares.tolist() == [sparsity / 4] * 4
 
 
 def test_shares_of_groups_cannot_be_chosen():
-    refused("cannot be chosen", rose.best_shares, torch.ones(1, 8), torch.eye(8), sparsity="2:4", block_size=8)
+    refused("cannot be chosen", best_shares, torch.ones(1, 8), torch.eye(8), sparsity="2:4", block_size=8)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 import rose
-from rose.layer.methods import make_settings
 from rose.layer.methods.oats import SPARE, decompose, truncated_svd
 from rose.layer.pattern import Pattern
+from rose.layer.settings import LayerSettings
 from tests.layer.helpers import statistics_of
 from tests.refusals import refused
 
@@ -133,5 +133,5 @@ def test_subspace_iteration_is_as_good_as_repeated_svd(shape):
 
 
 def test_a_pattern_that_stores_more_than_the_layer_is_refused_without_one():
-    refused("would store more than the dense layer", make_settings, "oats", sparsity="7:8", block_size=8)
-    assert make_settings("oats", sparsity="7:8", block_size=8, options={"rank_ratio": 0.1}).pattern.keep == 7
+    refused("would store more than the dense layer", LayerSettings, method="oats", sparsity="7:8", block_size=8)
+    assert LayerSettings(method="oats", sparsity="7:8", block_size=8, options={"rank_ratio": 0.1}).pattern.keep == 7

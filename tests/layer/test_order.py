@@ -10,7 +10,7 @@ from torch import Tensor
 
 import rose
 from rose.layer.loss import block_starts
-from rose.layer.order import blocks_of, live_range, plan_from_importance, visited_blocks
+from rose.layer.order import blocks_of, live_range, move_block, plan_from_importance, visited_blocks
 from rose.layer.registry import order_names
 from tests.layer.helpers import ORDERS, block_sizes, layers, make_layer, ratios
 from tests.refusals import refused
@@ -235,13 +235,13 @@ def test_a_block_is_moved_with_its_width(count, last, data):
     plan = plan_with_block_losses([float(i) for i in range(1, count + 1)], last=last)
     step, to = data.draw(st.integers(0, count - 1)), data.draw(st.integers(0, count - 1))
     order = rose.make_order(plan, "two_level")
-    moved = rose.move_block(plan, order, step, to)
+    moved = move_block(plan, order, step, to)
     expected = list(zip(order.permutation.split(list(order.widths)), order.widths, strict=True))
     expected.insert(to, expected.pop(step))
     assert moved.permutation.tolist() == [column for columns, _ in expected for column in columns.tolist()]
     assert moved.widths == tuple(width for _, width in expected)
     # And back again.
-    assert torch.equal(rose.move_block(plan, moved, to, step).permutation, order.permutation)
+    assert torch.equal(move_block(plan, moved, to, step).permutation, order.permutation)
 
 
 GROUPS_OF_4 = rose.plan_order(torch.rand(2, 8), torch.eye(8), sparsity="2:4", block_size=4)
@@ -251,9 +251,9 @@ APART = "keep each group of 4 neighbouring columns together"
 @pytest.mark.parametrize(
     ("work", "message"),
     [
-        (lambda plan: rose.move_block(plan, "natural", -1, 0), "blocks 0 to 1"),
-        (lambda plan: rose.move_block(plan, "natural", 0, 2), "blocks 0 to 1"),
-        (lambda plan: rose.move_block(plan, "natural", 0.5, 1), "blocks 0 to 1"),
+        (lambda plan: move_block(plan, "natural", -1, 0), "blocks 0 to 1"),
+        (lambda plan: move_block(plan, "natural", 0, 2), "blocks 0 to 1"),
+        (lambda plan: move_block(plan, "natural", 0.5, 1), "blocks 0 to 1"),
         (lambda plan: rose.sort_columns(plan, torch.ones(2, 4)), "for each of the 8 columns"),
         (lambda plan: rose.sort_columns(plan, torch.ones(8) * torch.nan), "one number, not NaN"),
         (lambda plan: rose.sort_columns(plan, [1.0] * 8), "A score must be a torch tensor, not a list"),

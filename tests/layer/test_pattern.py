@@ -6,7 +6,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import rose
 from rose.layer.loss import smallest
 from rose.layer.pattern import Pattern, parse_sparsity
 from tests.refusals import refused
@@ -97,4 +96,4 @@ def test_smallest_of_groups_keeps_n_of_m(keep, extra, groups, seed):
     [(1.5,), (-1.0,), (float("nan"),), (0.5, 1, 4), (0.5, 3, 2), (0.5, 2), (0.5, -1, -2), ("0.5",), (None,), (True,)],
 )
 def test_patterns_that_contradict_themselves_are_refused(wrong):
-    refused("is no sparsity", rose.Pattern, *wrong)
+    refused("is no sparsity", Pattern, *wrong)

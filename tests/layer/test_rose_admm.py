@@ -1,15 +1,14 @@
 """ROSE ADMM: the iteration against a literal one, the shrinkage by hand, masks against all masks."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
 from rose.layer.error import quadratic_form
-from rose.layer.methods import make_settings, prune_with
+from rose.layer.methods import Context, measured, prune_with
 from rose.layer.methods.rose_admm import SAMPLE, _keep_largest, find_mask, penalties, shrunk_correlations
 from rose.layer.pattern import parse_sparsity
+from rose.layer.settings import LayerSettings
 from tests.layer.helpers import Layer, make_layer
 from tests.layer.test_hessian import case, damped_inputs, error_of, least_of_all_masks, smallest_of_runs
 
@@ -41,9 +40,9 @@ def test_mask_matches_a_literal_loop(sparsity, count, of, effort):
 def test_search_in_bfloat16_ends_as_low(sparsity):
     weight, inputs = case(20, rows=64, columns=64, tokens=1600)
     layer = Layer(weight, inputs)
-    settings = make_settings("rose_admm", sparsity=sparsity)
-    each = (replace(settings, products=dtype) for dtype in (torch.float32, torch.bfloat16))
-    exact, rounded = (prune_with(layer.weight, layer.hessian, settings) for settings in each)
+    settings, case_of = LayerSettings.of(method="rose_admm", sparsity=sparsity), (layer.weight, layer.hessian)
+    each = (Context(products=dtype) for dtype in (torch.float32, torch.bfloat16))
+    exact, rounded = (measured(*case_of, prune_with(*case_of, settings, context)) for context in each)
     assert int(rounded.mask.sum()) == int(exact.mask.sum())
     assert rounded.weight.dtype == torch.float32
     assert 0 < float((rounded.mask != exact.mask).float().mean()) < 0.05  # it was rounded, and hardly anything moved

@@ -133,8 +133,8 @@ def test_other_types_than_tensors_are_refused(other):
     for wrong in (
         lambda: rose.plan_order(other, torch.eye(4)),
         lambda: rose.plan_order(torch.eye(4), other),
-        lambda: rose.prune_layer(other, torch.eye(4)),
-        lambda: rose.prune_layer(torch.eye(4), other),
+        lambda: rose.prune_layer(other, torch.eye(4), method="rose"),
+        lambda: rose.prune_layer(torch.eye(4), other, method="rose"),
         lambda: rose.InputStatistics(4).update(other),
     ):
         refused(says, wrong)

@@ -151,7 +151,7 @@ def test_damping_falls_as_theory_says_with_many_tokens_and_faster_with_few():
     assert slope(12800) == pytest.approx(1, abs=0.01)
     assert slope(800) == pytest.approx(1.2, abs=0.1)
     assert slope(10) == pytest.approx(3, abs=0.01)
-    sweep = rose.prune_layer(torch.randn(8, 8), torch.eye(8), sparsity=0.5).damping
+    sweep = rose.prune_layer(torch.randn(8, 8), torch.eye(8), method="rose", sparsity=0.5).damping
     assert correction_damping(64, 10**9) == pytest.approx(3 * sweep, rel=1e-4)  # with any number of tokens some is left
 
 

@@ -11,7 +11,7 @@ import rose
 from tests.model.families import make_model, make_tokens
 
 TOKENS = make_tokens(12)
-KW: dict[str, Any] = {"compute": "float32", "sparsity": 0.5, "block_size": 8}
+KW: dict[str, Any] = {"method": "rose", "compute": "float32", "sparsity": 0.5, "block_size": 8}
 TUNING: dict[str, Any] = {"compute": "float32", "epochs": 1, "unpruned": True}
 RUNS: dict[str, Callable[[Any, Any], Any]] = {
     "dense target": lambda model, _: rose.prune_model(model, TOKENS, target="dense", **KW),

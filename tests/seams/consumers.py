@@ -85,7 +85,9 @@ def as_number(text: str) -> float:
 
 def evaluate(shop: Workshop, name: str) -> None:
     text = shop.folder("text")
-    out = run(shop, "evaluate", "--model", shop.folder(name), "--text", text, "--length", LENGTH, "--windows", WINDOWS)
+    out = run(
+        shop, "evaluate", "--model", shop.folder(name), "--evaluate", text, "--length", LENGTH, "--windows", WINDOWS
+    )
     assert float(out.rpartition(" ")[2]) == pytest.approx(shop.report(name)["perplexity_after"], abs=0.001)
 
 

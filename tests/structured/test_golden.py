@@ -8,9 +8,9 @@ from transformers import LlamaForCausalLM
 
 from rose.model.network.network import Network
 from rose.model.walk.walk import collect_statistics
-from rose.recipe.parts import SlimSettings
 from rose.structured.methods import channel_scores, head_scores
 from rose.structured.parts import Shape, find_parts
+from rose.structured.settings import SlimSettings
 from rose.structured.slimming import SlimRun
 from rose.structured.survey import make_problem
 from tests.model.families import logits

@@ -14,10 +14,11 @@ from torch import nn
 import rose
 from rose.model.network.layers import decoder_blocks
 from rose.model.network.network import Network
-from rose.recipe.parts import SlimSettings
 from rose.structured.configuration import droppable_blocks, kinds_of
+from rose.structured.methods import STRUCTURED
 from rose.structured.parts import CHANNELS, HEADS, Shape, block_parameters, find_parts
 from rose.structured.plan import plan_slimming, possible_shapes, saved_by, similarity_ratios
+from rose.structured.settings import SlimSettings
 from rose.structured.slimming import SlimRun
 from rose.structured.survey import survey
 from tests.model.families import DENSE, GATED, VOCABULARY, WINDOW, logits, make_from, make_model, make_tokens, stop_at
@@ -108,7 +109,7 @@ def test_a_cut_model_matches_zeroed_columns(family, shape):
     torch.testing.assert_close(logits(model), logits(zeroed), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", [name for name, method in rose.STRUCTURED.items() if method.select])
+@pytest.mark.parametrize("method", [name for name, method in STRUCTURED.items() if method.select])
 def test_every_method_reduces_the_channels_it_says(method):
     model = make_model("llama")
     report = slim(model, method=method, parts=[CHANNELS], held_out=make_tokens(2, seed=5))

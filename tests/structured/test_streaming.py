@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 import rose
 from rose.model.network.network import Network
-from rose.recipe.parts import SlimSettings
 from rose.structured.plan import estimate_slim_memory
+from rose.structured.settings import SlimSettings
 from rose.tensor_files import digest
 from tests.model.families import DENSE, figures, logits, make_model, make_tokens, on_meta, read_both_ways, save, stop_at
 from tests.refusals import cancelled, refused

@@ -7,10 +7,11 @@ from torch import Tensor
 from rose.interrupt import stop_point
 from rose.layer.hessian import damped_hessian
 from rose.layer.least_squares import shifted_inverse, solve_on_support
-from rose.layer.methods import Settings
+from rose.layer.methods import PLAIN, Context
 from rose.layer.methods.toolkit import mask_by_score, prune_by_score, result_of
 from rose.layer.pattern import Pattern
 from rose.layer.result import LayerResult
+from rose.layer.settings import LayerSettings
 from rose.layer.statistics import InputStatistics
 
 FIRST_PENALTY = 0.1
@@ -21,7 +22,7 @@ SETTLED_AFTER, SETTLED = 30, 0.0003  # from this iteration on, a smaller change 
 FINAL_STEPS = 10  # of conjugate gradients
 
 
-def alps(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+def alps(weight: Tensor, statistics: InputStatistics, settings: LayerSettings, context: Context = PLAIN) -> LayerResult:
     """Support by `find_support`, weights by `solve_on_support`; the mask is layer-wide, or N:M."""
     if settings.pattern.ratio == 0:
         return prune_by_score(weight, statistics, settings, weight, budget="layer")

@@ -5,21 +5,22 @@ import torch
 from torch import Tensor
 
 from rose.interrupt import stop_point
-from rose.layer.methods import Settings
+from rose.layer.methods import PLAIN, Context
 from rose.layer.methods.toolkit import mask_by_score, prune_by_score, result_of
 from rose.layer.pattern import Pattern
 from rose.layer.result import LayerResult
+from rose.layer.settings import LayerSettings
 from rose.layer.statistics import InputStatistics
 
 SPARE = 8  # directions tracked beyond the rank, so that the basis has a growing direction already
 SUBSPACE_STEPS = 2
 
 
-def oats(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+def oats(weight: Tensor, statistics: InputStatistics, settings: LayerSettings, context: Context = PLAIN) -> LayerResult:
     """W ≈ S + L, found on W · diag(a) with a_j = sqrt(mean of x_j²). With κ = 1 − ratio and rank ratio ρ, S keeps (1
     − ρ)κ of every row and L has rank ⌊ρκ · out·in/(out + in)⌋. Under N:M κ = (keep/of)/(1 − ρ): 2:4 with ρ = 0.25
     removes a third, not half."""
-    pattern, rank_ratio = settings.pattern, float(settings.options["rank_ratio"])
+    pattern, rank_ratio = settings.pattern, float(settings.method_options["rank_ratio"])
     if pattern.ratio == 0:
         return prune_by_score(weight, statistics, settings, weight, budget="row")
     stored = 1 - pattern.ratio if not pattern.is_grouped else pattern.keep / pattern.of / (1 - rank_ratio or 1.0)  # κ
@@ -27,7 +28,9 @@ def oats(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Lay
     rank = int(rank_ratio * stored * rows * columns / (rows + columns))
     sparse_pattern = pattern if pattern.is_grouped else Pattern(1 - (1 - rank_ratio) * stored)
     norm = statistics.mean_square.sqrt()
-    mask, left, right = decompose(weight.float() * norm, rank, sparse_pattern, int(settings.options["iterations"]))
+    mask, left, right = decompose(
+        weight.float() * norm, rank, sparse_pattern, int(settings.method_options["iterations"])
+    )
     # A dead column is zero in both parts, so it needs no scale.
     scale = torch.where(norm > 0, 1 / norm, 0)
     right = right * scale

@@ -14,10 +14,11 @@ from rose.interrupt import stop_point
 from rose.layer.hessian import damped_hessian
 from rose.layer.least_squares import shifted_inverse, solve_on_support
 from rose.layer.loss import kth_smallest
-from rose.layer.methods import Settings
+from rose.layer.methods import PLAIN, Context
 from rose.layer.methods.toolkit import mask_by_score, prune_by_score, result_of
 from rose.layer.pattern import Pattern
 from rose.layer.result import LayerResult
+from rose.layer.settings import LayerSettings
 from rose.layer.statistics import InputStatistics
 
 # Chosen on layers of the packaged model at 70 %; docs/lab-notes/solvers.md has the results of other constants.
@@ -29,7 +30,9 @@ MOST_SHRINKAGE = 0.5
 UNKNOWN_TOKENS = 0.05  # shrinkage for a Hessian without its number of tokens
 
 
-def rose_admm(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+def rose_admm(
+    weight: Tensor, statistics: InputStatistics, settings: LayerSettings, context: Context = PLAIN
+) -> LayerResult:
     """Mask by `find_mask`, then conjugate gradients on the kept weights; the mask is layer-wide, or N:M."""
     if settings.pattern.ratio == 0:
         return prune_by_score(weight, statistics, settings, weight, budget="layer")
@@ -37,8 +40,8 @@ def rose_admm(weight: Tensor, statistics: InputStatistics, settings: Settings) -
     scale = damped.matrix.diagonal().sqrt()
     scaled = weight.float().masked_fill(damped.dead, 0) * scale
     correlations = shrunk_correlations(damped.matrix, statistics.tokens)
-    schedule = penalties(int(settings.options["effort"]))
-    mask, start = find_mask(scaled, correlations, settings.pattern, schedule, dtype=settings.products)
+    schedule = penalties(int(settings.method_options["effort"]))
+    mask, start = find_mask(scaled, correlations, settings.pattern, schedule, dtype=context.products)
     pruned = (solve_on_support(scaled, mask, correlations, start, FINAL_STEPS) / scale).to(weight.dtype)
     return result_of(weight, pruned, mask, statistics, settings, budget="layer")
 

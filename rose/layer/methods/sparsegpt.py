@@ -10,34 +10,39 @@ from torch import Tensor
 from rose.layer import error
 from rose.layer.hessian import damped_hessian
 from rose.layer.least_squares import solve_on_support
-from rose.layer.methods import Settings
+from rose.layer.methods import PLAIN, Context
 from rose.layer.methods.toolkit import prune_by_sweep
 from rose.layer.result import LayerResult
+from rose.layer.settings import LayerSettings
 from rose.layer.statistics import InputStatistics
 
 REFIT_STEPS = 8  # the error then is within 0.3 % of its limit on layers of the packaged model
 
 
-def sparsegpt(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+def sparsegpt(
+    weight: Tensor, statistics: InputStatistics, settings: LayerSettings, context: Context = PLAIN
+) -> LayerResult:
     """Natural order, block budget."""
-    return prune_by_sweep(weight, statistics, settings, order="natural", budget="block")
+    return prune_by_sweep(weight, statistics, settings, context, order="natural", budget="block")
 
 
-def isc(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+def isc(weight: Tensor, statistics: InputStatistics, settings: LayerSettings, context: Context = PLAIN) -> LayerResult:
     """Natural order, block budget; masks by the sum of the saliencies of Optimal Brain Damage and Surgeon (Shao et
     al. 2024). The authors' program adds 1/U_jj in place of 1/U_jj², which depends on the scale of H."""
-    inverse = str(settings.options["inverse"])
-    return prune_by_sweep(weight, statistics, settings, order="natural", budget="block", sum_saliency=inverse)
+    inverse = str(settings.method_options["inverse"])
+    return prune_by_sweep(weight, statistics, settings, context, order="natural", budget="block", sum_saliency=inverse)
 
 
-def rose(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+def rose(weight: Tensor, statistics: InputStatistics, settings: LayerSettings, context: Context = PLAIN) -> LayerResult:
     """Two-level order where the layer is columnar, else natural; block budget."""
-    return prune_by_sweep(weight, statistics, settings, order="rose", budget="block")
+    return prune_by_sweep(weight, statistics, settings, context, order="rose", budget="block")
 
 
-def rose_global(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+def rose_global(
+    weight: Tensor, statistics: InputStatistics, settings: LayerSettings, context: Context = PLAIN
+) -> LayerResult:
     """Global order, descending column loss of a layer-wide pre-pruning; layer budget."""
-    return prune_by_sweep(weight, statistics, settings, order="global", budget="layer")
+    return prune_by_sweep(weight, statistics, settings, context, order="global", budget="layer")
 
 
 # SparseGPT, ROSE and rose_global, and their orders with the other budget if that can win. The first of equals wins.
@@ -51,7 +56,9 @@ CANDIDATES = (
 )
 
 
-def measured(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+def measured(
+    weight: Tensor, statistics: InputStatistics, settings: LayerSettings, context: Context = PLAIN
+) -> LayerResult:
     """Sweeps by each of `CANDIDATES`, narrowed by the settings, and keeps the least calibration error. That error is a
     minimum; the error on held-out inputs, which no method sees, is not."""
     best, least, seen = None, float("inf"), set()
@@ -62,24 +69,28 @@ def measured(weight: Tensor, statistics: InputStatistics, settings: Settings) ->
         if key in seen:
             continue
         seen.add(key)
-        tried = replace(settings, order=order, budget=budget, trace=False)
-        result = prune_by_sweep(weight, statistics, tried, order="natural", budget="block")
+        tried = settings.changed(order=order, budget=budget)
+        result = prune_by_sweep(
+            weight, statistics, tried, replace(context, trace=False), order="natural", budget="block"
+        )
         measured_error = error.relative_error(weight, result.weight, statistics.hessian)
         if best is None or measured_error < least:
             best, least = result, measured_error
     assert best is not None
-    if not settings.trace:
+    if not context.trace:
         return best
     # Traces are large; only the winner's is recorded, in a second sweep.
-    again = replace(settings, order=best.order, budget=best.budget)
-    return prune_by_sweep(weight, statistics, again, order="natural", budget="block")
+    again = settings.changed(order=best.order, budget=best.budget)
+    return prune_by_sweep(weight, statistics, again, context, order="natural", budget="block")
 
 
-def rose_dealt(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+def rose_dealt(
+    weight: Tensor, statistics: InputStatistics, settings: LayerSettings, context: Context = PLAIN
+) -> LayerResult:
     """Dealt order and block budget unless the settings override them, then `refit`. Dealt blocks are alike, so equal
     shares suit them."""
-    unrounded = replace(settings, grid=None)  # the refit needs unrounded weights; they are rounded after it
-    swept = prune_by_sweep(weight, statistics, unrounded, order="dealt", budget="block")
+    unrounded = settings.changed(bits=None, group=None)  # the refit needs unrounded weights, rounded after it
+    swept = prune_by_sweep(weight, statistics, unrounded, context, order="dealt", budget="block")
     return refit(weight, statistics, swept)
 
 

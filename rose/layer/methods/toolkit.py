@@ -11,40 +11,35 @@ from rose.layer import error
 from rose.layer.budget import count_by_block
 from rose.layer.hessian import DampedHessian, damped_hessian, factorize
 from rose.layer.loss import smallest
-from rose.layer.methods import Settings
+from rose.layer.methods import PLAIN, Context
 from rose.layer.order import Order, OrderPlan, Prices, make_order, plan_order
 from rose.layer.pattern import Pattern
 from rose.layer.result import LayerResult, check_mask
 from rose.layer.rounding import plan_rounding
+from rose.layer.settings import LayerSettings
 from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import Choice, sweep
 from rose.layer.tiles import TILE, prune_in_tiles
 from rose.layer.trace import trace_sweep
 
 
-def plan_layer(weight: Tensor, statistics: InputStatistics, settings: Settings) -> OrderPlan:
-    """The plan of a layer W, (out, in); methods that are compared on W share it."""
-    same = settings.cache if settings.cache and settings.cache.is_of(weight) else None
-    plan = same.plan if same else None  # read once: another thread may replace it
-    if plan and (plan.inputs, plan.pattern, plan.block_size) == (statistics, settings.pattern, settings.block_size):
-        return replace(plan, threshold=settings.threshold, damping=settings.damping)
-    plan = plan_order(
+def plan_layer(weight: Tensor, statistics: InputStatistics, settings: LayerSettings) -> OrderPlan:
+    """The plan of a layer W, (out, in)."""
+    return plan_order(
         weight,
         statistics,
         sparsity=settings.pattern,
         block_size=settings.block_size,
-        threshold=settings.threshold,
         damping=settings.damping,
+        threshold=settings.threshold,
     )
-    if same:
-        same.plan = plan
-    return plan
 
 
 def prune_by_sweep(
     weight: Tensor,
     statistics: InputStatistics,
-    settings: Settings,
+    settings: LayerSettings,
+    context: Context = PLAIN,
     *,
     order: str,
     budget: str,
@@ -65,14 +60,14 @@ def prune_by_sweep(
         choice = Choice(pattern, divisor, count_by_block(shares, live, divisor, pattern, visited))
     if settings.grid:
         rounder = plan_rounding(live, settings.grid, visited, U, damped.dead, pattern.of or TILE)
-    W, zeros = visited.visit(live), settings.zeros
+    W, zeros = visited.visit(live), context.zeros
     M = torch.zeros_like(W, dtype=torch.bool) if zeros is None else visited.visit(zeros)
-    before = W.clone() if settings.trace else None
+    before = W.clone() if context.trace else None
     del live, zeros  # each is as large as the layer
     E = sweep(W, M, U, visited.widths, choice, rounder.prune if rounder else prune_in_tiles)
     trace = None
     if before is not None:
-        keep_weights = settings.trace != "errors"
+        keep_weights = context.trace != "errors"
         trace = trace_sweep(before, W, M, E, U, order=visited, hessian=damped.matrix, keep_weights=keep_weights)
     columns, of_rounding = E.square_().sum(0)[visited.inverse], _share_of_kept(E, M) if rounder else None
     del E, before
@@ -108,7 +103,7 @@ def _share_of_kept(squares: Tensor, mask: Tensor) -> float:
 
 
 def prune_by_score(
-    weight: Tensor, statistics: InputStatistics, settings: Settings, score: Tensor, *, budget: str
+    weight: Tensor, statistics: InputStatistics, settings: LayerSettings, score: Tensor, *, budget: str
 ) -> LayerResult:
     """Removes the weights with the smallest scores and leaves the others as they are; see `mask_by_score`."""
     mask = mask_by_score(score, settings.pattern, budget)
@@ -128,7 +123,7 @@ def mask_by_score(score: Tensor, pattern: Pattern, budget: str) -> Tensor:
 
 
 def prune_by_mask(
-    weight: Tensor, statistics: InputStatistics, settings: Settings, mask: Tensor, *, budget: str
+    weight: Tensor, statistics: InputStatistics, settings: LayerSettings, mask: Tensor, *, budget: str
 ) -> LayerResult:
     """Sets the masked weights to zero and leaves the others as they are; see `result_of`. Raises RoseError: a
     mask that is not bool, or not of W's shape."""
@@ -141,7 +136,7 @@ def result_of(
     pruned: Tensor,
     mask: Tensor,
     statistics: InputStatistics,
-    settings: Settings,
+    settings: LayerSettings,
     *,
     budget: str,
     low_rank: tuple[Tensor, Tensor] | None = None,

@@ -9,33 +9,40 @@ from rose.errors import RoseError
 from rose.interrupt import stop_point
 from rose.layer.hessian import damped_hessian
 from rose.layer.loss import importance
-from rose.layer.methods import Settings
+from rose.layer.methods import PLAIN, Context
 from rose.layer.methods.toolkit import mask_by_score, prune_by_mask, prune_by_score
 from rose.layer.pattern import Pattern
 from rose.layer.result import LayerResult
+from rose.layer.settings import LayerSettings
 from rose.layer.statistics import InputStatistics
 
 CYCLES = 50
 TOLERANCE = 0.1  # of |e|, in units of the layer's output
 
 
-def wanda(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+def wanda(
+    weight: Tensor, statistics: InputStatistics, settings: LayerSettings, context: Context = PLAIN
+) -> LayerResult:
     """|W|·sqrt(mean x_j²), compared within each output row (Sun et al. 2024, section 3)."""
     score = importance(weight, statistics.mean_square)
     return prune_by_score(weight, statistics, settings, score, budget="row")
 
 
-def magnitude(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+def magnitude(
+    weight: Tensor, statistics: InputStatistics, settings: LayerSettings, context: Context = PLAIN
+) -> LayerResult:
     """|W|, compared over the whole layer."""
     return prune_by_score(weight, statistics, settings, weight.float().abs(), budget="layer")
 
 
-def dsnot(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+def dsnot(
+    weight: Tensor, statistics: InputStatistics, settings: LayerSettings, context: Context = PLAIN
+) -> LayerResult:
     """Start mask per row, with dead columns, then `refine_mask`. The published runs refine attention layers only; this
     refines any layer."""
     if statistics.mean.isnan().any():
         raise RoseError("DSnoT needs the mean of the inputs, which a Hessian does not hold; give InputStatistics.")
-    dense, start = weight.float(), settings.options["start"]
+    dense, start = weight.float(), settings.method_options["start"]
     if start == "sparsegpt":
         score = (dense / damped_hessian(statistics, settings.damping).natural_factor.diagonal()).square()
     else:

@@ -15,8 +15,10 @@ from torch import Tensor
 from rose.layer.error import MassiveActivation, difference, quadratic_form, ratio
 from rose.layer.hessian import damped_hessian
 from rose.layer.least_squares import solve_on_support
-from rose.layer.methods import Cache, LayerResult, make_settings, prune_with
-from rose.layer.pattern import DAMPING, RECOMMENDED, Pattern
+from rose.layer.methods import Context, prune_with
+from rose.layer.pattern import DAMPING, METHOD, Pattern
+from rose.layer.result import LayerResult
+from rose.layer.settings import LayerSettings
 from rose.layer.target import InputGap, OutputGap, corrected_weight, target_error
 from rose.model.check.agreement import Misfit
 from rose.model.check.change import Overlap, WeightChange, same_removed
@@ -143,7 +145,7 @@ def maker_of(masks: Sequence[Recognized]) -> dict[str, dict[str, Any] | None]:
 # still dense; the outputs of the dense model; or these and the residual stream's gap. The value is the run's target.
 LAYER, UNPRUNED, DENSE, STREAM = "layer", "unpruned", "dense", "stream"
 TARGET = {LAYER: LAYER, UNPRUNED: LAYER, DENSE: DENSE, STREAM: DENSE}
-AIMED = ("sparsegpt", "rose", RECOMMENDED)  # methods that are tried with both targets
+AIMED = ("sparsegpt", "rose", METHOD)  # methods that are tried with both targets
 GIVEN_UP = 14  # an attempt ends after this many layers (two decoder blocks) without success
 
 
@@ -171,14 +173,14 @@ class Yardsticks:
         default_factory=lambda: [
             Attempt(UNPRUNED, ("wanda", "sparsegpt", "rose")),
             Attempt(DENSE, ("sparsegpt", "rose")),
-            Attempt(DENSE, (RECOMMENDED,), is_costly=True),
-            Attempt(UNPRUNED, (RECOMMENDED,), is_costly=True),
+            Attempt(DENSE, (METHOD,), is_costly=True),
+            Attempt(UNPRUNED, (METHOD,), is_costly=True),
         ]
     )
 
     def __post_init__(self) -> None:
         for method in self.methods:
-            make_settings(method, block_size=self.block_size)
+            LayerSettings(method=method, block_size=self.block_size)
 
     def measure(
         self, weight: Tensor, after: Tensor, change: WeightChange, inputs: LayerInputs, held_out: LayerInputs | None
@@ -204,7 +206,7 @@ class Yardsticks:
             start = corrected if change.moved == 0 else after.float()
             best = solve_on_support(weight.float(), mask, matrix, start, REFIT_STEPS, inputs.gap.of(weight).cross)
             for method in self.methods:
-                trial.prune(method, DENSE if method == RECOMMENDED else LAYER)  # as users run them
+                trial.prune(method, DENSE if method == METHOD else LAYER)  # as users run them
             trial.try_again()
             if trial.nearest and trial.nearest.is_same:
                 self.target = trial.nearest.target
@@ -240,26 +242,27 @@ class _Trial:
     tried: dict[tuple[str, str], Overlap] = field(default_factory=dict)
     done: dict[tuple[str, str], Rival] = field(default_factory=dict)  # by method and aim
     swept: dict[str, LayerResult] = field(default_factory=dict)  # SparseGPT's by aim
-    shared: dict[str, Cache] = field(default_factory=dict)  # by aim
+    weights: dict[str, Tensor] = field(default_factory=dict)  # to prune, (out, in), by aim
 
     def prune(self, method: str, aim: str) -> Rival:
         """Errors of a method on W, or on W*, with an aim of `TARGET`; notes how near its mask is."""
         if (method, aim) in self.done:
             return self.done[method, aim]
-        cache = self.shared.get(aim) or self.shared.setdefault(aim, Cache(self._weight_for(aim)))
-        settings = make_settings(method, sparsity=self.pattern, block_size=self.yardsticks.block_size)
-        settings = replace(settings, measures=False, cache=cache, products=self.yardsticks.products)
+        if aim not in self.weights:
+            self.weights[aim] = self._weight_for(aim)
+        weight = self.weights[aim]
+        settings = LayerSettings.of(method=method, sparsity=self.pattern, block_size=self.yardsticks.block_size)
         result = self.swept.get(aim)
         if method != "rose" or result is None or result.plan.is_columnar:  # else ROSE sweeps as SparseGPT does
             statistics = self.inputs.unpruned if aim == UNPRUNED else self.inputs.statistics
             assert statistics is not None
-            result = prune_with(cache.weight, statistics, settings)
+            result = prune_with(weight, statistics, settings, Context(products=self.yardsticks.products))
         if method == "sparsegpt":
             self.swept[aim] = result
         removal = same_removed(self.mask, result.mask.to(self.mask.device))
         self.done[method, aim] = self.beside(result.weight)
         # While inputs are still the dense model's, both targets are the same.
-        for target in (LAYER, DENSE) if cache.weight.equal(self.weight) and aim == DENSE else (TARGET[aim],):
+        for target in (LAYER, DENSE) if weight.equal(self.weight) and aim == DENSE else (TARGET[aim],):
             best = self.tried.get((method, target), removal)
             self.tried[method, target] = max(removal, best, key=lambda each: each.jaccard)
         return self.done[method, aim]
@@ -268,7 +271,7 @@ class _Trial:
         """As users run a method; or the checkpoint's, as errors are lower for weights fitted to dense outputs."""
         if self.yardsticks.target == DENSE and method in AIMED:
             return DENSE if self.inputs.stream is None else STREAM
-        return DENSE if method == RECOMMENDED else LAYER
+        return DENSE if method == METHOD else LAYER
 
     def _weight_for(self, aim: str) -> Tensor:
         """The weight that is pruned: W, or the one whose outputs are nearest to the target."""

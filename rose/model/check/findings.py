@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from rose.errors import RoseError
-from rose.layer.pattern import RECOMMENDED
+from rose.layer.pattern import METHOD
 from rose.layer.registry import METHODS
 from rose.model.check.costs import AIMED, DENSE, ERROR_OF, HELD_OUT, SAME_MASK
 from rose.model.check.result import CheckpointCheck
@@ -185,7 +185,7 @@ def _errors(layers: pd.DataFrame, summary: Mapping[str, Any]) -> list[str]:
     if means:
         texts.append(f"Methods at this sparsity, fitted to the calibration tokens: {listing(means, len(means))}.")
         is_dense = "compared_target" in measured and (summary["method"] or {}).get("target") == DENSE
-        aimed = [name for name in methods if name.removeprefix(ERROR_OF) in (AIMED if is_dense else (RECOMMENDED,))]
+        aimed = [name for name in methods if name.removeprefix(ERROR_OF) in (AIMED if is_dense else (METHOD,))]
         aim = f"{listing([method_of(name) for name in aimed])} {'aims' if len(aimed) == 1 else 'aim'} at the dense "
         aim += (
             f"model's outputs{', as this checkpoint does,' if is_dense else ''} and other methods at each layer's own, "

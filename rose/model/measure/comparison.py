@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from math import nan
-from typing import Annotated, Any, Unpack
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -31,9 +31,7 @@ from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.network import Network
 from rose.model.progress import ProgressCallback
 from rose.model.run.prune import prune_by
-from rose.model.run.settings import RunSettings
-from rose.recipe.keywords import RunOptions
-from rose.recipe.parts import WalkPart
+from rose.model.settings import PruneSettings, WalkSettings
 from rose.rows import NotNegative, NotNegativeOrNan, Share, Within, csv_text, read_records, records_table
 from rose.verdicts import EvaluationSetup, Result
 from rose.wording import several
@@ -54,21 +52,24 @@ def parse_variant(text: str) -> dict[str, str | None]:
 
 
 def plan_comparison(
-    methods: Sequence[str], sparsities: Sequence[str], **options: Unpack[RunOptions]
-) -> list[tuple[str, RunSettings]]:
+    methods: Sequence[str], sparsities: Sequence[str], **options: Any
+) -> list[tuple[str, PruneSettings]]:
     """The runs of a comparison, with the method as it was asked for, each once: by sparsity, then by method.
 
-    `methods` as for `parse_variant`. Raises RoseError without any, and for a combination that cannot run.
+    `methods` as for `parse_variant`; `options` are fields of `PruneSettings` that all runs share. Raises RoseError
+    without any method or sparsity, and for a combination that cannot run.
     """
     if not methods or not sparsities:
         raise RoseError("Name at least one method and one sparsity to compare.")
     names = dict.fromkeys(method.strip() for method in several(methods))
-    walk = WalkPart.of(**{name: value for name, value in options.items() if name in WalkPart.fields()})
+    walk = WalkSettings.among(options)
     runs = []
     for pattern, name in product(dict.fromkeys(map(parse_sparsity, sparsities)), names):
         variant = parse_variant(name)
         target = walk.towards(variant.get("target") or walk.target)
-        runs.append((name, RunSettings.of(**{**options, **target, "sparsity": pattern, **variant})))
+        run = PruneSettings.of(**{**options, **target, "sparsity": pattern, **variant})
+        run.check()
+        runs.append((name, run))
     return runs
 
 
@@ -134,29 +135,25 @@ def compare_methods(
     model: nn.Module,
     calibration: Callable[[int], tuple[Tensor, Tensor | None]],
     windows: Tensor,
+    plan: Sequence[tuple[str, PruneSettings]],
     *,
-    methods: Sequence[str],
-    sparsities: Sequence[str],
     seeds: Sequence[int],
     done: Sequence[ComparisonRow] = (),
     progress: Callable[[str], ProgressCallback | None] = lambda _run: None,
-    layers: Sequence[str] | None = None,
-    **options: Unpack[RunOptions],
 ) -> Iterator[ComparisonRow]:
-    """Prunes the model by every combination that is not done yet in this environment, and yields a row for each.
+    """Prunes the model by every run and seed that is not done yet in this environment, and yields a row for each.
 
     While the caller has a row, the model is pruned; then its weights are restored, also after a stopped run.
 
     Args:
         calibration: seed -> (calibration tokens, held-out tokens or None), each (samples, length).
-        methods: as for `parse_variant`.
+        plan: from `plan_comparison`.
         done: rows of an earlier, interrupted comparison.
         progress: run's name -> callback for `prune_model`.
     """
-    plan = plan_comparison(methods, sparsities, **options)
     network = Network(model)
     for _, run in plan:
-        network.to_prune(layers, run.layer.pattern, run.layer.block_size, run.layer.grid)
+        network.to_prune(run.layers, run.pattern, run.block_size, run.grid)
     environment = network.environment(plan[0][1].compute)
     draw = lru_cache(maxsize=1)(calibration)  # all runs of a seed come one after another
     done = [row for row in done if row.environment == environment]
@@ -167,14 +164,14 @@ def compare_methods(
     runs = list(product(dict.fromkeys(seeds), plan))
     place, processes = launched_place()  # of a launcher, which share a folder and divide the runs
     for seed, (name, run) in runs[place::processes]:
-        pattern = str(run.layer.pattern)
+        pattern = str(run.pattern)
         if (name, pattern, seed) in finished:
             continue
         try:
             tokens, held_out = draw(seed)
             follow = progress(f"{name} {pattern} seed {seed}")
             with _peak_memory() as peak:
-                report = prune_by(network, tokens, run, layers=layers, held_out=held_out, progress=follow)
+                report = prune_by(network, tokens, run, held_out=held_out, progress=follow)
                 memory = peak()
             losses = window_losses(network, windows)
             yield ComparisonRow(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Unpack
+from typing import Any
 
 import pandas as pd
 import torch
@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from rose import verdicts
 from rose.errors import RoseError, check_choice
 from rose.layer.error import MassiveActivation, difference, quadratic_form, ratio
-from rose.layer.methods import Settings, make_settings
-from rose.layer.pattern import SettingsOptions
+from rose.layer.pattern import BLOCK_SIZE, DAMPING, METHOD, SPARSITY, THRESHOLD, Pattern
+from rose.layer.registry import Value
+from rose.layer.settings import LayerSettings, describe_grid
 from rose.layer.statistics import InputStatistics
 from rose.model.defaults import UNITS
 from rose.model.estimate import pass_work
@@ -37,7 +38,6 @@ from rose.model.network.residence import evaluating
 from rose.model.progress import Meter, Progress, ProgressCallback
 from rose.model.rules import WHOLE
 from rose.model.run.one_layer import damping_of, is_left_dense, prune_one
-from rose.model.run.settings import describe_grid
 from rose.model.walk.forward import Boundaries
 from rose.model.walk.storage import HELD_OUT, token_drift
 from rose.model.walk.walk import TOKENS, BlockStatistics, check_streams, start_walk, statistics_of
@@ -159,7 +159,16 @@ def damage(
     done: Collection[str] = (),
     record: Callable[[DamageRecord], Any] = lambda _record: None,
     progress: ProgressCallback | None = None,
-    **options: Unpack[SettingsOptions],
+    method: str = METHOD,
+    sparsity: float | str | Pattern = SPARSITY,
+    block_size: int = BLOCK_SIZE,
+    damping: float = DAMPING,
+    threshold: float = THRESHOLD,
+    order: str | None = None,
+    budget: str | None = None,
+    options: Mapping[str, Value] | None = None,
+    bits: int | None = None,
+    group: int | str | None = None,
 ) -> DamageReport:
     """The change of the model's loss by each layer or decoder block alone, when only it is pruned.
 
@@ -176,7 +185,7 @@ def damage(
         record: called with every unit's record as it comes, and at the end with one for all units, "*"; meanwhile
             the weights are restored. May raise to stop.
         progress: called with a `Progress` of stage "damage", whose layers are units; may raise to stop.
-        options: `method` and its settings, as for `rose.prune_layer`.
+        method and all after it: see `rose.prune_layer`.
 
     Returns:
         A `DamageReport`; its `units` is a DataFrame with one row per unit, losses in nats per token.
@@ -184,7 +193,7 @@ def damage(
     Raises:
         RoseError: bad input, before any work; or a layer that cannot be pruned, by name.
     """
-    settings = make_settings(**options)
+    settings = LayerSettings.among(locals())
     check_choice("The units", units, UNITS)
     network = Network(model)
     network.check_in_memory()
@@ -289,7 +298,7 @@ class _Change:
 
 
 def _change(
-    settings: Settings, restore: Mapping[str, Tensor] | None, layer: PrunableLayer, block: BlockStatistics
+    settings: LayerSettings, restore: Mapping[str, Tensor] | None, layer: PrunableLayer, block: BlockStatistics
 ) -> _Change:
     """Prunes or restores a layer on paper, with the errors of its pruned against its dense weight."""
     calibration, held_out = (statistics_of(layer, each) for each in (block.calibration, block.held_out))
@@ -297,7 +306,7 @@ def _change(
     row["dead_columns"] = int(calibration.dead.sum())
     if restore is None:
         # Without the held-out inputs: a method that chooses by measuring would choose on the windows of the loss.
-        result = prune_one(layer, block.calibration, replace(settings, measures=False))
+        result = prune_one(layer, block.calibration, settings)
         dense, pruned, sparsity = layer.weight, result.weight.to(layer.weight.dtype), result.sparsity
         row["is_damping_raised"] = result.damping > damping_of(layer, calibration, settings.damping)
         row |= {"asked_sparsity": settings.pattern.ratio, "zeros_before": float(dense.eq(0).double().mean())}

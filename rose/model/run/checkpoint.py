@@ -35,7 +35,7 @@ from rose.files import GOES_ON, TEMPORARY, check_foreign, explained, reachable, 
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import PART, Network, padding
 from rose.model.network.precision import Precision
-from rose.model.run.settings import RunSettings
+from rose.model.settings import PruneSettings
 from rose.model.walk.storage import Activations, BlockDrift, Storage, lay_over
 from rose.model.workers import Workers
 from rose.tensor_files import DamagedFile, digest, facts_of, read_tensors, write_tensors
@@ -281,7 +281,7 @@ def describe_run(
     tokens: Tensor,
     held_out: Tensor | None,
     layers: Sequence[PrunableLayer],
-    run: RunSettings,
+    run: PruneSettings,
     precision: Precision,
 ) -> dict[str, Any]:
     """All that the pruned weights depend on, except the machine and library versions, as JSON values."""
@@ -289,10 +289,10 @@ def describe_run(
     del settings["sparsity"]  # same as the pattern
     return {
         "format": FORMAT,  # then in the order of settings, because the first difference is reported
-        "method": run.layer.method,
-        "pattern": dataclasses.astuple(run.layer.pattern),
-        "order": run.layer.order,
-        "budget": run.layer.budget,
+        "method": run.method,
+        "pattern": dataclasses.astuple(run.pattern),
+        "order": run.order,
+        "budget": run.budget,
         **settings,
         "damages": run.sharing.identity(),
         "min_expert_tokens": run.min_expert_tokens if any(layer.is_expert for layer in layers) else None,

@@ -2,17 +2,18 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any, Unpack
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
 from rose.layer import error
 from rose.layer.error import MassiveActivation
 from rose.layer.hessian import sampling_damping
-from rose.layer.methods import Cache, Settings, make_settings, prune_with, zeros_to_keep
-from rose.layer.pattern import SettingsOptions
+from rose.layer.methods import Context, prune_with, zeros_to_keep
 from rose.layer.result import LayerResult
+from rose.layer.settings import LayerSettings
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import InputGap, OutputGap, corrected_weight, target_error
 from rose.model.network.layers import PrunableLayer, naming
@@ -21,41 +22,39 @@ from rose.rows import LayerRecord
 from rose.verdicts import massive_text
 
 
-def measure_layer(
-    layer: PrunableLayer,
-    statistics: InputStatistics,
-    held_out: InputStatistics | None = None,
-    *,
-    cache: Cache | None = None,
-    **options: Unpack[SettingsOptions],
-) -> LayerRecord:
-    """The record of pruning one layer, which is not changed. Arguments as for `rose.prune_layer`; methods that are
-    compared on this layer share a `cache`."""
-    second = {} if held_out is None else {layer.name: held_out}
-    block = BlockStatistics(layer.block_index, [layer], {layer.name: statistics}, second)
-    return prune_in(block, layer, replace(make_settings(**options), cache=cache))[1]
+@dataclass
+class Energies:
+    """tr(W H Wᵀ) of one W, (out, in), by statistics with H: methods that are compared on a layer share it, also in
+    several threads; the first that needs a value stores it."""
+
+    weight: Tensor
+    known: WeakKeyDictionary[InputStatistics, float] = field(default_factory=WeakKeyDictionary)
+
+    def on(self, statistics: InputStatistics) -> float:
+        if statistics not in self.known:
+            self.known[statistics] = error.quadratic_form(self.weight, statistics.hessian)
+        return self.known[statistics]
 
 
 def prune_in(
     block: BlockStatistics,
     layer: PrunableLayer,
-    settings: Settings,
+    settings: LayerSettings,
     correction_damping: Callable[[int], float] = lambda _tokens: 0.0,
+    energies: Energies | None = None,
 ) -> tuple[LayerResult, LayerRecord]:
     """Prunes one layer of a decoder block on a copy, towards its dense target if `block.gaps` has its gap.
 
-    `correction_damping`: tokens -> μ of the correction. Raises RoseError with the layer's name.
+    `correction_damping`: tokens -> μ of the correction. `energies`: of this layer, from methods before. Raises
+    RoseError with the layer's name.
     """
     start, weight, name = time.perf_counter(), layer.weight, layer.name
+    energies = energies or Energies(weight)
     statistics, held_out = statistics_of(layer, block.calibration), block.held_out.get(name)
     gap, held_out_gap = (block.gaps.get(stream, {}).get(name) for stream in ("calibration", "held_out"))
-    settings = replace(
-        settings,
-        damping=damping_of(layer, statistics, settings.damping),
-        measures=False,
-        zeros=zeros_to_keep(weight, settings),  # a weight corrected towards a target has no zeros
-        products=block.products,
-    )
+    settings = settings.changed(damping=damping_of(layer, statistics, settings.damping))
+    # A weight corrected towards a target has no zeros.
+    context = Context(products=block.products, zeros=zeros_to_keep(weight, settings))
     fields: dict[str, Any] = {}
     with naming(layer):
         target = weight
@@ -65,44 +64,52 @@ def prune_in(
             target = corrected.to(weight.dtype)  # corrected targets are float32; the layer keeps its dtype
             fields["target"] = "dense and stream" if isinstance(gap, OutputGap) else "dense"
             fields |= {"target_damping": used, "is_damping_raised": used > mu}
-        result = prune_with(target, statistics, settings)
+        result = prune_with(target, statistics, settings, context)
     fields["is_damping_raised"] = fields.get("is_damping_raised", False) or result.damping > settings.damping
-    errors = _errors(layer, result.weight, statistics, gap, settings.cache)
+    errors = _errors(energies, result.weight, statistics, gap)
     fields["relative_error"], fields["target_error"] = errors
     if gap is not None and (both := (result.pruning_error or 0.0) + (result.rounding_error or 0.0)):
-        left = _errors(layer, target, statistics, gap, None)[1] or 0.0  # by the weights to approximate
+        left = _errors(energies, target, statistics, gap)[1] or 0.0  # by the weights to approximate
         scale = (fields["target_error"] - left) / both
         fields |= {name: getattr(result, name) * scale for name in ("pruning_error", "rounding_error")}
     if held_out is not None:
-        errors = _errors(layer, result.weight, held_out, held_out_gap, settings.cache)
+        errors = _errors(energies, result.weight, held_out, held_out_gap)
         fields["held_out_error"], fields["held_out_target_error"] = errors
     return result, record_of(layer, result, statistics, time.perf_counter() - start, settings, **fields)
 
 
 def _errors(
-    layer: PrunableLayer,
-    pruned: Tensor,
-    inputs: InputStatistics,
-    gap: InputGap | OutputGap | None,
-    shared: Cache | None,
+    energies: Energies, pruned: Tensor, inputs: InputStatistics, gap: InputGap | OutputGap | None
 ) -> tuple[float, float | None]:
     """Relative errors of Ŵ, (out, in), against the layer's own dense output and, with a gap, against its dense
     target."""
-    weight = layer.weight
-    if gap is None:
-        dense = shared.energy(weight, inputs) if shared else None
-        return error.relative_error(weight, pruned, inputs.hessian, dense), None
+    weight, dense = energies.weight, energies.on(inputs)
     change = error.quadratic_form(error.difference(weight, pruned), inputs.hessian)
-    dense = error.quadratic_form(weight, inputs.hessian)
+    if gap is None:
+        return error.ratio(change, dense), None
     target = target_error(weight, pruned, gap.of(weight), change_energy=change, dense_energy=dense)
     return error.ratio(change, dense), target
 
 
-def prune_one(layer: PrunableLayer, statistics: Mapping[str, InputStatistics], settings: Settings) -> LayerResult:
-    """Prunes one layer on a copy. `statistics`: by layer name. Raises RoseError with the layer's name."""
+def measure_layer(
+    layer: PrunableLayer,
+    statistics: InputStatistics,
+    held_out: InputStatistics | None,
+    settings: LayerSettings,
+    energies: Energies | None = None,
+) -> LayerRecord:
+    """The record of pruning one layer, which is not changed; arguments as of `prune_in`."""
+    second = {} if held_out is None else {layer.name: held_out}
+    block = BlockStatistics(layer.block_index, [layer], {layer.name: statistics}, second)
+    return prune_in(block, layer, settings, energies=energies)[1]
+
+
+def prune_one(layer: PrunableLayer, statistics: Mapping[str, InputStatistics], settings: LayerSettings) -> LayerResult:
+    """Prunes one layer on a copy; its errors are not measured. `statistics`: by layer name. Raises RoseError with the
+    layer's name."""
     inputs = statistics_of(layer, statistics)
     with naming(layer):
-        return prune_with(layer.weight, inputs, replace(settings, damping=damping_of(layer, inputs, settings.damping)))
+        return prune_with(layer.weight, inputs, settings.changed(damping=damping_of(layer, inputs, settings.damping)))
 
 
 def damping_of(layer: PrunableLayer, statistics: InputStatistics, damping: float) -> float:
@@ -116,7 +123,7 @@ def is_left_dense(layer: PrunableLayer, statistics: Mapping[str, InputStatistics
     return layer.is_expert and (inputs is None or inputs.tokens < fewest)
 
 
-def dense_record(layer: PrunableLayer, statistics: InputStatistics | None, settings: Settings) -> LayerRecord:
+def dense_record(layer: PrunableLayer, statistics: InputStatistics | None, settings: LayerSettings) -> LayerRecord:
     tokens, dead = (0, 0) if statistics is None else (statistics.tokens, int(statistics.dead.sum()))
     return LayerRecord(
         **_place(layer), method=settings.method, sparsity=0.0, relative_range=0.0, is_columnar=False,
@@ -130,7 +137,7 @@ def record_of(
     result: LayerResult,
     statistics: InputStatistics,
     seconds: float,
-    settings: Settings,
+    settings: LayerSettings,
     **fields: Any,
 ) -> LayerRecord:
     """The record of one layer, which is not changed yet. `fields` of `LayerRecord` override the result's."""

@@ -5,18 +5,19 @@ Each layer is calibrated on the outputs of the pruned blocks below it, as in Spa
 
 import json
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, astuple, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.layer.methods import Cache, make_settings
-from rose.layer.pattern import BasicOptions, Pattern
+from rose.layer.pattern import BLOCK_SIZE, DAMPING, METHOD, SPARSITY, THRESHOLD, Pattern
+from rose.layer.registry import Value
+from rose.layer.settings import LayerSettings, SharedSettings
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import correction_damping
 from rose.model.defaults import ALLOCATIONS
@@ -26,8 +27,8 @@ from rose.model.network.precision import DEFAULT
 from rose.model.progress import Meter, ProgressCallback, part_callback
 from rose.model.run.allocation import allocate
 from rose.model.run.checkpoint import begun_with, describe_run, open_checkpoint, report_inputs
-from rose.model.run.one_layer import dense_record, is_left_dense, prune_in
-from rose.model.run.settings import RunSettings
+from rose.model.run.one_layer import Energies, dense_record, is_left_dense, prune_in
+from rose.model.settings import PruneSettings
 from rose.model.walk.sequential import visit_sequentially
 from rose.model.walk.walk import (
     LEAVE_OUT,
@@ -39,8 +40,6 @@ from rose.model.walk.walk import (
     visit_blocks,
 )
 from rose.model.workers import Workers
-from rose.recipe.keywords import RunOptions
-from rose.recipe.parts import PruneSettings
 from rose.report import RunReport
 from rose.rows import LayerRecord
 from rose.wording import several
@@ -51,11 +50,26 @@ def prune_model(
     model: nn.Module,
     tokens: Tensor,
     *,
+    method: str = METHOD,
+    sparsity: float | str | Pattern = SPARSITY,
+    block_size: int = BLOCK_SIZE,
+    damping: float = DAMPING,
+    threshold: float = THRESHOLD,
+    order: str | None = None,
+    budget: str | None = None,
+    options: Mapping[str, Value] | None = None,
+    bits: int | None = None,
+    group: int | str | None = None,
     layers: Sequence[str] | None = None,
+    allocation: str = "uniform",
+    target: str = "dense",
+    target_damping: float | None = None,
+    true_sequential: bool = False,
+    min_expert_tokens: int = 1,
+    compute: str = DEFAULT,
     held_out: Tensor | None = None,
     progress: ProgressCallback | None = None,
     checkpoint: str | Path | None = None,
-    **options: Unpack[RunOptions],
 ) -> RunReport:
     """Prunes a model in place, decoder block by decoder block; each is calibrated on the pruned blocks below it.
 
@@ -76,55 +90,52 @@ def prune_model(
         RoseError: bad input, before any work; a layer that cannot be pruned, by name; or a checkpoint that belongs to
             another run or cannot be written.
     """
-    run = RunSettings.of(**options)
-    network = Network(model)
-    return prune_by(network, tokens, run, layers=layers, held_out=held_out, progress=progress, checkpoint=checkpoint)
+    run = PruneSettings.among(locals())
+    return prune_by(Network(model), tokens, run, held_out=held_out, progress=progress, checkpoint=checkpoint)
 
 
 def prune_by(
     network: Network,
     tokens: Tensor,
-    run: RunSettings,
+    run: PruneSettings,
     *,
-    layers: Sequence[str] | None = None,
     held_out: Tensor | None = None,
     progress: ProgressCallback | None = None,
     checkpoint: str | Path | None = None,
 ) -> RunReport:
     """As `prune_model`, by complete settings."""
-    workers, start = Workers.here(), time.perf_counter()
-    if network.is_streamed and run.sharing.rule == "sensitivity":
-        raise RoseError("Sensitivity needs the whole model in memory; choose uniform or owl for a streamed one.")
-    selected = network.select(layers)
+    start, workers = time.perf_counter(), Workers.here()
+    selected = network.select(run.layers)
     check_layers(selected, network, run)
-    compute = (run.compute == DEFAULT and begun_with(checkpoint, "products")) or run.compute
+    compute = run.compute
+    if compute == DEFAULT:  # another machine, which has begun the run, may have chosen another format
+        compute = begun_with(checkpoint, "products") or compute
     precision = workers.precision(compute, network)
     streams = check_streams(network, tokens, held_out)
     share = ALLOCATIONS.get(run.sharing.rule, 0.0)
     part = part_callback(progress, start, 0, share, "allocate")
-    tick = partial(Meter(part, 1, len(selected)).tell, "allocate", 0)
     walking = part_callback(progress, start, share, 1) if share else progress
     begin = partial(start_walk, network, layers=selected, precision=precision, needs_all=True)
 
-    def dense_patterns() -> str:
-        def visit() -> Iterator[BlockStatistics]:
-            return begin({"calibration": streams["calibration"]}, progress=part).visit_dense()
-
-        patterns = allocate(network, tokens, selected, run.layer.pattern, run.sharing, visit, tick)
+    def patterns_as_text() -> str:
+        """The pattern of each layer, by the rule of the allocation on the dense model."""
+        tick = partial(Meter(part, 1, len(selected)).tell, "allocate", 0)
+        visit = lambda: begin({"calibration": streams["calibration"]}, progress=part).visit_dense()  # noqa: E731
+        patterns = allocate(network, tokens, selected, run.pattern, run.sharing, visit, tick)
         return json.dumps(workers.from_first(lambda: {name: astuple(each) for name, each in patterns.items()}))
 
     described = partial(describe_run, network, tokens, held_out, selected, run, precision)
     with open_checkpoint(network, checkpoint, described) as storage:
-        patterns = {name: Pattern(*values) for name, values in json.loads(storage.decide(dense_patterns)).items()}
+        patterns = {name: Pattern(*values) for name, values in json.loads(storage.decide(patterns_as_text)).items()}
         indices = sorted({layer.block_index for layer in selected})
         records = [LayerRecord(**record) for record in storage.resume(indices)]
         is_dense = run.target == "dense"
-        way = "with target layer" if is_dense else f"with{'out' if run.sequential else ''} true-sequential"
+        way = "with target layer" if is_dense else f"with{'out' if run.is_sequential else ''} true-sequential"
         remedy = f"prune {way}, or {LEAVE_OUT}"
         walk = begin(streams, progress=walking, storage=storage, has_dense_targets=is_dense, remedy=remedy)
         pruner = _Pruner(run, patterns, walk, start)
         try:
-            for block in visit_sequentially(walk) if run.sequential else walk.visit(propagate_again=True):
+            for block in visit_sequentially(walk) if run.is_sequential else walk.visit(propagate_again=True):
                 records += pruner.visit(block)
         except BaseException as problem:
             if walk.meter.layers_done and not network.is_streamed:  # a streamed model's files do not change
@@ -132,13 +143,8 @@ def prune_by(
             raise
         storage.finish()
     walk.meter.tell("done", walk.last, 1.0)
-    experts, of_experts = {layer.name for layer in selected if layer.is_expert}, dict[str, Any]()
-    if counts := [record.tokens or 0 for record in records if record.layer in experts]:
-        left = sum(count < run.min_expert_tokens for count in counts)
-        of_experts = {"min_expert_tokens": run.min_expert_tokens, "experts_left_dense": left}
-        of_experts["fewest_expert_tokens"] = min(counts)
     results = {
-        **of_experts,
+        **_says_experts(run, selected, records),
         "compute": precision.describe()["compute"],
         **report_inputs(network, tokens, held_out, storage, precision),
         "device": str(network.device),
@@ -147,18 +153,35 @@ def prune_by(
     return RunReport.from_records(records, {"run": "prune"} | run.describe(), **results)
 
 
-def check_layers(selected: Sequence[PrunableLayer], network: Network, run: RunSettings) -> None:
-    """Raises RoseError for layers that cannot be pruned so, and for experts to spare without experts."""
-    check_prunable(selected, network.layers, run.layer.pattern, run.layer.block_size, run.layer.grid)
+def check_layers(selected: Sequence[PrunableLayer], network: Network, run: PruneSettings) -> None:
+    """Raises RoseError for layers that cannot be pruned so, for experts to spare without experts, and for an allocation
+    that does not fit."""
+    run.check()
+    if network.is_streamed and run.sharing.rule == "sensitivity":
+        raise RoseError("Sensitivity needs the whole model in memory; choose uniform or owl for a streamed one.")
+    check_prunable(selected, network.layers, run.pattern, run.block_size, run.grid)
     if run.min_expert_tokens > 1 and not any(layer.is_expert for layer in selected):
         raise RoseError("min_expert_tokens says which experts stay dense, and no layer here is one; leave it out.")
+
+
+def _says_experts(
+    run: PruneSettings, selected: Sequence[PrunableLayer], records: Sequence[LayerRecord]
+) -> dict[str, Any]:
+    """Entries for the report on experts with few tokens; none without experts."""
+    experts = {layer.name for layer in selected if layer.is_expert}
+    counts = [record.tokens or 0 for record in records if record.layer in experts]
+    if not counts:
+        return {}
+    left = sum(count < run.min_expert_tokens for count in counts)
+    facts = {"min_expert_tokens": run.min_expert_tokens, "experts_left_dense": left}
+    return facts | {"fewest_expert_tokens": min(counts)}
 
 
 @dataclass(frozen=True)
 class _Pruner:
     """Prunes the decoder blocks of a walk that began at `start`; `done` holds the records of the current block."""
 
-    run: RunSettings
+    run: PruneSettings
     patterns: Mapping[str, Pattern]
     walk: Walk
     start: float
@@ -196,7 +219,7 @@ class _Pruner:
         if is_left_dense(layer, block.calibration, run.min_expert_tokens):
             meter.layers_done += 1
             return dense_record(layer, block.calibration.pop(layer.name, None), run.layer), None
-        settings = replace(run.layer, pattern=self.patterns[layer.name])
+        settings = run.layer.changed(sparsity=self.patterns[layer.name])
         hidden, requested = self.walk.network.config.hidden_size, run.target_damping
         mu = partial(correction_damping, hidden, blocks=len(self.walk.by_block), requested=requested)
         result, record = prune_in(block, layer, settings, mu)
@@ -218,12 +241,17 @@ def analyze_model(
     tokens: Tensor,
     *,
     methods: Sequence[str] = ("sparsegpt", "rose"),
+    sparsity: float | str | Pattern = SPARSITY,
+    block_size: int = BLOCK_SIZE,
+    damping: float = DAMPING,
+    threshold: float = THRESHOLD,
+    bits: int | None = None,
+    group: int | str | None = None,
     layers: Sequence[str] | None = None,
     held_out: Tensor | None = None,
     compute: str = DEFAULT,
     progress: ProgressCallback | None = None,
     seen: Callable[[PrunableLayer, InputStatistics, LayerRecord], Any] = lambda *_seen: None,
-    **basic: Unpack[BasicOptions],
 ) -> Generator[LayerRecord, None, None]:
     """Prunes every chosen layer by each method on the dense model's inputs; the model is not changed.
 
@@ -234,15 +262,17 @@ def analyze_model(
     """
     if not methods:
         raise RoseError("No method is chosen; name at least one.")
-    settings = [make_settings(method, **basic) for method in dict.fromkeys(several(methods))]
+    shared = SharedSettings.among(locals())
+    fields = shared.pick(shared.fields())
+    settings = [LayerSettings(**fields, method=method) for method in dict.fromkeys(several(methods))]
     blocks = visit_blocks(model, tokens, layers=layers, held_out=held_out, compute=compute, progress=progress)
 
     def measure(block: BlockStatistics, number: int) -> list[LayerRecord]:
         layer = block.layers[number]
         if is_left_dense(layer, block.calibration):
             return [dense_record(layer, None, each) for each in settings]
-        shared = Cache(layer.weight)
-        records = [prune_in(block, layer, replace(each, cache=shared))[1] for each in settings]
+        energies = Energies(layer.weight)
+        records = [prune_in(block, layer, each, energies=energies)[1] for each in settings]
         seen(layer, statistics_of(layer, block.calibration), records[0])
         return records
 

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import pandas as pd
 import torch
@@ -29,6 +29,7 @@ from rose.model.network.residence import evaluating, gradients_only_of
 from rose.model.network.stand_ins import hooked
 from rose.model.progress import ProgressCallback, part_callback, time_left
 from rose.model.run.checkpoint import begun_with, claimed
+from rose.model.settings import TuneSettings
 from rose.model.tune.task import (
     TuneReport,
     TuneTask,
@@ -46,8 +47,6 @@ from rose.model.tune.task import (
     settle,
 )
 from rose.model.workers import Workers
-from rose.recipe.keywords import TuneOptions
-from rose.recipe.parts import TuneSettings
 from rose.tensor_files import DamagedFile, digest, read_tensors, write_tensors
 
 FAR = 0.55  # nats a token behind the dense model; below this the rate is lower, because little can be gained
@@ -372,9 +371,15 @@ def tune_model(
     layers: Sequence[str] | None = None,
     parts: int = 1,
     unpruned: bool = False,
+    minutes: float | None = None,
+    epochs: float | None = None,
+    loss: str = "kl",
+    rate: float | None = None,
+    batch: int = 2,
+    seed: int = 0,
+    compute: str = DEFAULT,
     progress: ProgressCallback | None = None,
     checkpoint: str | Path | None = None,
-    **options: Unpack[TuneOptions],
 ) -> TuneReport:
     """Trains the kept weights of a pruned model in place; removed weights stay 0, to the bit.
 
@@ -398,7 +403,8 @@ def tune_model(
     Raises:
         RoseError: bad input, before any work; a loss that is not finite; or no room to save.
     """
-    tuner = Parts(TuneTask(model, dense, tokens, held_out, layers, unpruned), TuneSettings.of(**options), parts)
+    settings = TuneSettings.among(locals())
+    tuner = Parts(TuneTask(model, dense, tokens, held_out, layers, unpruned), settings, parts)
     tuner.run(progress, checkpoint)
     return tuner.report()
 

@@ -13,6 +13,8 @@ from app.figures import losses, methods, orders, palette, sweeps, trust, weights
 from app.words import percent
 from rose.layer.checks import CurvePoint, ErrorMeasures
 from rose.layer.error import quadratic_form
+from rose.layer.forecast import price_columns
+from rose.layer.trace import SweepTrace
 from tests.app.figures.test_contract import below, title
 from tests.refusals import refused
 
@@ -215,7 +217,7 @@ def test_titles_name_the_best_on_calibration_tokens_with_its_held_out_error():
 
 
 def test_price_lines_have_one_mean_and_mark_a_block(lab):
-    lines = {name: rose.price_columns(lab.plan, name) for name in ("natural", "pivot")}
+    lines = {name: price_columns(lab.plan, name) for name in ("natural", "pivot")}
     drawing = orders.price_lines(lines, widths=lab.plan.block_width, marked_block=2)
     for name, of_order in lines.items():
         assert drawing.data[name].tolist() == pytest.approx(of_order.price.log().tolist())
@@ -251,7 +253,7 @@ def test_film_marks_pruned_cells_and_their_error(lab):
 
 def test_film_of_many_blocks_stays_small(lab):
     stages = torch.rand(87, 300, 344)
-    trace = rose.SweepTrace(stages, torch.ones(86), torch.ones(86), torch.full((86,), 2.0), torch.zeros(86))
+    trace = SweepTrace(stages, torch.ones(86), torch.ones(86), torch.full((86,), 2.0), torch.zeros(86))
     order = rose.Order(torch.arange(344), (4,) * 86, "natural")
     result = replace(lab.results["natural"], trace=trace, order=order, weight=stages[-1])
     drawing = sweeps.sweep_film([result, result], 100.0)
@@ -281,7 +283,7 @@ def test_held_out_curve_compares_both_errors():
     assert held_out.y.tolist() == [0.09, 0.06]
     assert calibration.y.tolist() == [0.02, 0.03]
     assert drawing.caption.endswith("Damping had to be raised at one point.")
-    assert "nothing was held out" in title(trust.held_out_curve([CurvePoint(256, 0.02, None, 0.01)]))
+    assert "nothing was held out" in title(trust.held_out_curve([CurvePoint(256, 0.02, None, 0.01)], method="rose"))
 
 
 def test_error_measures_are_relative_with_their_disagreement():

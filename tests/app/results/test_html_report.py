@@ -7,6 +7,7 @@ import html
 import json
 import re
 from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 
@@ -179,7 +180,7 @@ def test_recipe_of_a_study_names_its_layers():
     study.setup = study.setup.changed(layers="*.o_proj model.layers.0.*")
     runs = naming.runs_of_study(study, 0.5)
     (text,) = html_report.report_of(runs).recipes.values()
-    (asked,) = Recipe.parse(text).steps
+    asked: Any = Recipe.parse(text).spec
     assert isinstance(asked, Analyze)
     assert (asked.layers, asked.threshold) == (("*.o_proj", "model.layers.0.*"), 0.5)
     assert (asked.model, asked.samples, asked.held_out) == ("tiny", 8, 2)

@@ -29,8 +29,8 @@ from rose.layer.pattern import Grid
 from rose.model.load.models import load_skeleton
 from rose.model.measure.perplexity import continue_prompt
 from rose.model.measure.zero_shot import zero_shot
+from rose.model.settings import PruneSettings
 from rose.recipe import Recipe
-from rose.recipe.parts import PruneSettings
 from rose.tensor_files import digest
 from tests.app.tiny_study import finish
 from tests.refusals import refused
@@ -200,7 +200,7 @@ def test_recipes_ask_for_the_same_run(setup):
     assert len(cases) == request.count
     for case in cases:
         assert {name: getattr(case, name) for name in expected} == expected
-        assert Recipe.parse(str(Recipe((case,))), f"output={case.output}").steps == (case,)
+        assert Recipe.parse(str(Recipe(case)), f"output={case.output}").spec == case
     other = replace(request, window_length=16)  # windows of another length are no command's
     assert other.cases(setup)[0].evaluate is None
 
@@ -210,7 +210,7 @@ def test_recipe_gives_the_same_weights_on_the_command_line(setup, loaded, tmp_pa
     finished(setup, request, lambda: loaded)
     refused("already exists", request.check, setup, load_skeleton(setup.model))
     for case in request.cases(setup):
-        Recipe((case,)).write(tmp_path)
+        Recipe(case).write(tmp_path)
         name = case.output.name
         assert cli.main(["run", str(tmp_path), f"output={tmp_path / name}"]) == 0
         ours, theirs = (load_file(folder / name / "model.safetensors") for folder in (tmp_path, tmp_path / "app"))

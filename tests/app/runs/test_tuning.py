@@ -20,7 +20,7 @@ from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.defaults import TUNING
 from rose.model.load.tokens import load_apart
-from rose.recipe.parts import TuneSettings
+from rose.model.settings import TuneSettings
 from rose.report import read_runs
 from rose.rows import ERRORS
 from tests.app.results.made_reports import made_report, made_run, made_tuning

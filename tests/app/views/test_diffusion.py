@@ -3,11 +3,11 @@
 import pytest
 from streamlit.testing.v1 import AppTest
 
-import rose
 from app import shared, words
 from app.jobs import Job, Run
 from app.runs import example
 from app.runs.diffusion import STEPS, DiffusionRun, recipe
+from rose.diffusion.loading import load_diffusion
 from tests.app.tiny_study import ended, figures, finish, open_page, run_in, texts, titles
 
 PAGE = "views/diffusion.py"
@@ -61,7 +61,7 @@ def test_views_show_the_finished_run(finished):
 
 def test_dense_model_is_unchanged(finished):
     weights = shared.dense_diffusion().pipeline.transformer.state_dict()
-    fresh = rose.load_diffusion().transformer.state_dict()
+    fresh = load_diffusion().transformer.state_dict()
     assert all((weights[name] == fresh[name]).all() for name in fresh)
 
 

@@ -16,6 +16,7 @@ from app.lab.sweeps import PlannedSweep, outcome
 from app.study.study import Study
 from rose.layer.basis import HeadLayout, find_rotations, rotate_columns, rotate_statistics
 from rose.layer.error import relative_error
+from rose.layer.forecast import best_shares, forecast
 from rose.layer.pattern import Pattern
 from rose.wording import apart
 from tests.app.tiny_study import COLUMNAR, WIDTH, figures, measured_study, open_page, texts, titles
@@ -26,7 +27,7 @@ NATURAL = list(range(WIDTH))
 
 
 def pruned(study: Study, order: str | Tensor | Sequence[int], budget: object, **changes: object) -> rose.LayerResult:
-    options = {"sparsity": 0.7, "block_size": 16, "order": order, "budget": budget} | changes
+    options = {"method": "rose", "sparsity": 0.7, "block_size": 16, "order": order, "budget": budget} | changes
     return rose.prune_layer(study.weight(COLUMNAR), study.statistics(COLUMNAR).hessian, **options)
 
 
@@ -68,7 +69,7 @@ def test_user_order_and_shares_are_swept(study):
     assert shown(app) == errors(study, "pivot", "layer")
     app.selectbox(key="lab_own_budget").set_value("best").run()
     options = study.layer_options() | {"order": "pivot"}
-    best = rose.best_shares(study.weight(COLUMNAR), study.statistics(COLUMNAR), **options)
+    best = best_shares(study.weight(COLUMNAR), study.statistics(COLUMNAR), **options)
     assert shown(app) == errors(study, "pivot", best.shares.tolist())
     app.button(key="lab-own-undo").click().run()
     assert shown(app) == errors(study, "pivot", "layer")
@@ -108,7 +109,7 @@ def test_prices_share_a_mean_and_forecasts_match(study):
     assert f"the same mean log price, {level:.1f}:" in titles(app)[0]
     assert [line["name"] for line in lines["data"]].count("block 3") == 3  # on each of three lines
     options = {"sparsity": "0.7", "block_size": 16, "damping": 0.01}
-    told = rose.forecast(study.weight(COLUMNAR), study.statistics(COLUMNAR), order="pivot", budget="layer", **options)
+    told = forecast(study.weight(COLUMNAR), study.statistics(COLUMNAR), order="pivot", budget="layer", **options)
     (pivot,) = [mark for mark in marks["data"] if mark["name"] == "Pivot" and "open" in mark["marker"]["symbol"]]
     measured = held_out_error(study, pruned(study, "pivot", "layer"))
     place = [np.frombuffer(base64.b64decode(pivot[axis]["bdata"]), pivot[axis]["dtype"])[0] for axis in "xy"]

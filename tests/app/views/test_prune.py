@@ -147,7 +147,7 @@ def test_shown_recipes_match_the_choices(setup):
     app.number_input(key="prune_target_damping").set_value(2.5).run()
     for place in range(2):
         app.selectbox(key="prune-recipe-of").select_index(place).run()
-        (asked,) = Recipe.parse(app.code[0].value, "output=x").steps
+        asked: Any = Recipe.parse(app.code[0].value, "output=x").spec
         assert asked.true_sequential == (asked.target == "layer")
         assert asked.target_damping == (2.5 if asked.target == "dense" else None)
         assert (asked.evaluate, asked.windows) == ("ptb", 5)

@@ -41,7 +41,7 @@ def test_page_runs_the_recipe_that_it_offers(name: str, setup: Setup, pruned_fol
     text = app.code[0].value
     st.session_state.clear()
     st.session_state.setup = Setup()  # of another session
-    sentence, form = recipes.fill("my.yaml", Recipe.parse(text).steps)
+    sentence, form = recipes.fill("my.yaml", Recipe.parse(text).spec)
     assert form.view == name
     assert sentence == f"The page {form.title} has the settings of my.yaml."
     other = AppTest.from_file(MAIN, default_timeout=60).run()
@@ -50,7 +50,7 @@ def test_page_runs_the_recipe_that_it_offers(name: str, setup: Setup, pruned_fol
     other.switch_page(page).run()
     assert other.code[0].value == text
     other.button(key="slim-start" if name == "structures" else f"{name}-start").click().run()
-    assert str(Recipe((recipe_of(other),))).rstrip() == text
+    assert str(Recipe(recipe_of(other))).rstrip() == text
 
 
 @pytest.mark.parametrize(
@@ -59,11 +59,14 @@ def test_page_runs_the_recipe_that_it_offers(name: str, setup: Setup, pruned_fol
         ({"run": "prune", "min_expert_tokens": 2}, "without min_expert_tokens, which it does not offer."),
         ({"run": "check", "dense": "a", "pruned": ["b", "c"]}, "without the further checkpoints, which it does"),
         ({"run": "diffuse prune", "prompts": "a.txt"}, "without prompts, samples and seed, which it does not offer."),
-        ({"run": "evaluate", "text": "packaged"}, "No page runs my.yaml (evaluate). Run it in a terminal: rose run"),
+        (
+            {"run": "evaluate", "evaluate": "packaged"},
+            "No page runs my.yaml (evaluate). Run it in a terminal",
+        ),
     ],
 )
 def test_what_a_page_cannot_offer_is_named(fields: dict[str, Any], sentence: str) -> None:
     st.session_state.clear()
     st.session_state.setup = Setup()
-    steps = Recipe.parse("\n".join(["recipe: 1", *(f"{name}: {value}" for name, value in fields.items())])).steps
-    assert sentence in recipes.fill("my.yaml", steps)[0]
+    spec = Recipe.parse("\n".join(["recipe: 1", *(f"{name}: {value}" for name, value in fields.items())])).spec
+    assert sentence in recipes.fill("my.yaml", spec)[0]

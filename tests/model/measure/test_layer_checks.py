@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import rose
+from rose.layer.settings import LayerSettings
 from rose.model.measure.layer_checks import CHECKS, check_layers
 from rose.model.run.one_layer import measure_layer
 from rose.rows import records_table
@@ -13,6 +14,7 @@ from tests.model.families import make_model, make_tokens
 from tests.model.run.test_allocation import some_tokens, tiny_llama
 
 OPTIONS = {"sparsity": 0.5, "block_size": 8, "damping": 0.01}
+SPARSEGPT = LayerSettings.of(method="sparsegpt", **OPTIONS)
 
 
 def table(held_out: Tensor | None, break_inputs: bool = False) -> pd.DataFrame:
@@ -25,7 +27,8 @@ def table(held_out: Tensor | None, break_inputs: bool = False) -> pd.DataFrame:
         for layer in block.layers:
             for method in ("sparsegpt", "rose_global"):
                 held = block.held_out.get(layer.name)
-                records.append(measure_layer(layer, block.calibration[layer.name], held, method=method, **OPTIONS))
+                settings = LayerSettings.of(method=method, **OPTIONS)
+                records.append(measure_layer(layer, block.calibration[layer.name], held, settings))
     return check_layers(records_table(records), blocks, **OPTIONS)
 
 
@@ -41,7 +44,7 @@ def test_the_damping_that_an_experts_few_tokens_call_for_is_not_raised(are_prune
     model, tokens = make_model("mixtral"), make_tokens(4, 16)
     blocks = list(rose.visit_blocks(model, tokens))
     layers = [(layer, block.calibration[layer.name]) for block in blocks for layer in block.layers]
-    records = records_table([measure_layer(*sample, method="sparsegpt", **OPTIONS) for sample in layers])
+    records = records_table([measure_layer(*sample, None, SPARSEGPT) for sample in layers])
     assert (records["damping"] > OPTIONS["damping"]).any()
     assert not records["is_damping_raised"].any()
     checks = check_layers(records if are_pruned else records[:0], blocks, **OPTIONS)
@@ -64,7 +67,7 @@ def test_zeros_in_dead_columns_come_on_top_of_the_sparsity_and_no_others():
     model.model.layers[0].input_layernorm.weight.data[dead] = 0
     (block,) = rose.visit_blocks(model, some_tokens(), layers=["model.layers.0.self_attn.q_proj"])
     (layer,) = block.layers
-    record = measure_layer(layer, block.calibration[layer.name], None, method="sparsegpt", **OPTIONS)
+    record = measure_layer(layer, block.calibration[layer.name], None, SPARSEGPT)
     assert record.sparsity > 0.5
     records = records_table([record])
     assert list(check_layers(records, [block], **OPTIONS)["Sparsity as asked"]) == ["pass"]

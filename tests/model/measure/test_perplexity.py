@@ -73,13 +73,12 @@ def test_targets_are_compared_in_one_run():
     model, tokens = make_model("llama"), make_tokens(4)
     dense_weights = copy.deepcopy(model.state_dict())
     methods = ["sparsegpt:layer", "sparsegpt:dense", "sparsegpt"]
-    options: dict[str, Any] = {"sparsities": ["0.5"], "seeds": [0], "block_size": 16, "target_damping": 0.5}
+    plan = comparison.plan_comparison(methods, ["0.5"], target="dense", block_size=16, target_damping=0.5)
 
     def draw(seed: int) -> tuple[Tensor, Tensor]:
         return make_tokens(4, seed=seed), make_tokens(2, seed=9)
 
-    rows = comparison.compare_methods(model, draw, tokens, methods=methods, target="dense", **options)
-    layer, dense, usual = rows
+    layer, dense, usual = comparison.compare_methods(model, draw, tokens, plan, seeds=[0])
     assert all(torch.equal(weight, dense_weights[name]) for name, weight in model.state_dict().items())
     assert layer.mean_target_error is None
     assert layer.drift != dense.drift == usual.drift
@@ -128,8 +127,5 @@ def test_rows_on_a_text_that_has_changed_since_are_not_resumed(tmp_path):
         (["sparsegpt", "oats"], "7:8", {}, "would store more than the dense layer"),
     ],
 )
-def test_a_comparison_refuses_bad_input_before_any_run(methods, sparsity, options, words, monkeypatch):
-    monkeypatch.setattr(comparison, "window_losses", Mock(side_effect=AssertionError))
-    options = {"block_size": 16, "methods": methods, "sparsities": [sparsity], "seeds": [0]} | options
-    tokens = make_tokens()
-    refused(words, next, comparison.compare_methods(make_model("llama"), lambda _: (tokens, None), tokens, **options))
+def test_a_comparison_refuses_bad_input_before_any_run(methods, sparsity, options, words):
+    refused(words, comparison.plan_comparison, methods, [sparsity], block_size=16, **options)

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, prune
 from transformers import AutoModelForCausalLM
 
 import rose
-from rose.model.measure.comparison import compare_methods
+from rose.model.measure.comparison import compare_methods, plan_comparison
 from rose.model.network.layers import LEFT, RIGHT, check_not_shared, low_rank_tensors, prunable_layers
 from rose.model.network.network import Network
 from rose.model.network.residence import evaluating
@@ -131,6 +131,6 @@ def test_saved_factors_are_a_file_beside_an_ordinary_checkpoint(family, tmp_path
 
 def test_a_comparison_leaves_the_dense_model_without_factors():
     model = make_model("llama")
-    options: dict[str, Any] = {"methods": ["oats"], "sparsities": ["0.5"], "seeds": [0]}
-    assert len(list(compare_methods(model, lambda _seed: (TOKENS, None), TOKENS, **options))) == 1
+    plan = plan_comparison(["oats"], ["0.5"])
+    assert len(list(compare_methods(model, lambda _seed: (TOKENS, None), TOKENS, plan, seeds=[0]))) == 1
     assert not low_rank_tensors(model.named_modules())

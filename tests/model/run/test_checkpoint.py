@@ -26,7 +26,7 @@ from tests.model.families import LENGTH, make_model, make_tokens, save, stop_at
 from tests.refusals import cancelled, refused
 
 ROOT = Path(__file__).parents[3]
-OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16}
+OPTIONS: dict[str, Any] = {"method": "rose", "sparsity": 0.5, "block_size": 16}
 
 
 def run(folder: Path | None, model: Any = None, tokens: Tensor | None = None, **options: Any) -> tuple[str, Any]:

@@ -17,8 +17,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 import rose
 from rose.layer.error import relative_error
 from rose.layer.hessian import DampedHessian, damp
-from rose.layer.methods import make_settings
 from rose.layer.rounding import find_grid
+from rose.layer.settings import LayerSettings
 from rose.layer.target import InputGap
 from rose.model.network.layers import PrunableLayer, decoder_blocks
 from rose.model.network.network import Network
@@ -117,13 +117,12 @@ def test_subclasses_of_linear_are_pruned():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": [3]}, r"Layers are chosen by their names, not by \[3\]; rose.prunable_layers has them"),
+        ({"layers": [3]}, r"layers must be a list of names, not 3"),
         ({"layers": ["*.o_proj", "*.wrong"]}, r"No prunable layer is named '\*.wrong'; names look like model.layers.0"),
-        ({"layers": []}, "No layer is chosen"),
+        ({"layers": []}, r"layers must be a list of names, not \[\]"),
         ({"target_damping": 0.5}, "Only target dense has a correction"),
         ({"target": "dense", "target_damping": -1.0}, "target_damping must be a number of at least 0"),
         ({"min_expert_tokens": 0}, "min_expert_tokens must be a whole number of at least 1"),
-        ({"sparsty": 0.5}, "no field 'sparsty'; did you mean sparsity"),
         ({"min_expert_tokens": np.int64(5)}, "which experts stay dense, and no layer here is one"),
         ({"group": 32}, "give bits too"),
         ({"held_out": torch.zeros(4, dtype=torch.long)}, "Held-out tokens must be whole numbers of shape"),
@@ -227,7 +226,7 @@ def test_pruning_and_rounding_add_to_the_error_towards_the_dense_model(method):
     block = BlockStatistics(0, [layer], {"up": statistics_of(pruned)}, gaps={"calibration": {"up": gap}})
 
     def record(**asked: Any) -> rose.LayerRecord:
-        return prune_in(block, layer, make_settings(method, **HALF | asked), lambda _tokens: 0.01)[1]
+        return prune_in(block, layer, LayerSettings.of(method=method, **HALF | asked), lambda _tokens: 0.01)[1]
 
     both, left = record(bits=3, group="row"), record(sparsity=0.0)
     assert both.pruning_error > 0 < both.rounding_error
@@ -276,7 +275,7 @@ def test_windows_that_were_padded_are_remarked_on(side):
 def test_dead_columns_are_counted():
     model, dead = make_model("llama"), [*range(12), 30]
     model.model.layers[0].input_layernorm.weight.data[dead] = 0
-    report = prune_model(model, make_tokens(), **HALF, layers=["*.0.self_attn.?_proj"])
+    report = prune_model(model, make_tokens(), **HALF, method="rose", layers=["*.0.self_attn.?_proj"])
     assert report.layers["dead_columns"].tolist() == [13, 13, 13, 0]
     assert model.model.layers[0].self_attn.q_proj.weight[:, dead].eq(0).all()
     zeros = [float(layer.weight.eq(0).double().mean()) for layer in rose.prunable_layers(model)[:4]]

@@ -25,11 +25,11 @@ from rose.commands.changing import Tuned, draw_texts
 from rose.interrupt import CANCELLED
 from rose.model.network import precision
 from rose.model.run.checkpoint import claimed
+from rose.model.settings import TuneSettings
 from rose.model.tune import tuning
 from rose.model.tune.task import FEW, TuneTask, TuningProgress, _beside, divergence
 from rose.model.tune.tuning import Parts
 from rose.model.workers import Workers
-from rose.recipe.parts import TuneSettings
 from rose.tensor_files import digest, write_tensors
 from tests.model.families import GATED, make_from, make_model, make_tokens, stop_when
 from tests.refusals import cancelled, refused
@@ -385,7 +385,6 @@ dense, pruned = partial(make_model, "llama"), lambda: pruned_pair()[1]
     ("make", "towards", "options", "message"),
     [
         (pruned, dense, {"minutes": 1.0, "epochs": 1.0}, "not both"),
-        (pruned, dense, {"minute": 1.0}, "no field 'minute'; did you mean minutes"),
         (pruned, dense, {"rate": 0.0}, "rate must be a number above 0"),
         (pruned, dense, {"loss": "mse"}, "one of kl, ce"),
         (pruned, dense, {"held_out": make_tokens().float()}, "whole numbers"),

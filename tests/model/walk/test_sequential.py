@@ -111,7 +111,9 @@ def test_every_expert_sees_all_of_its_tokens(gather, monkeypatch):
         pruned.append(layer.name)
         if "experts" in layer.name:
             expert_tokens.append(block.calibration[layer.name].tokens)
-        weight = rose.prune_layer(layer.weight, block.calibration[layer.name], sparsity=0.5, block_size=16).weight
+        weight = rose.prune_layer(
+            layer.weight, block.calibration[layer.name], method="rose", sparsity=0.5, block_size=16
+        ).weight
         layer.write(weight)
         by_hand.get_submodule(layer.name).weight.data.copy_(weight)
     assert pruned == [layer.name for layer in rose.prunable_layers(model)]
