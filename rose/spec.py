@@ -88,7 +88,7 @@ class Spec(BaseModel):
         RoseError: an unknown field, a wrong type or a value out of range, in one sentence.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
     run: ClassVar[str] = ""  # name of the command
 
     def __init__(self, **values: Any) -> None:
@@ -104,8 +104,9 @@ class Spec(BaseModel):
 
     @classmethod
     def among(cls, values: Mapping[str, Any]) -> Self:
-        """Takes the fields from these values, such as the arguments of a function that has fields as keywords."""
-        return cls(**{name: values[name] for name in cls.fields() if name in values})
+        """Takes the fields from these values, such as the arguments of a function that has fields as keywords; None
+        stands for a default."""
+        return cls(**{name: values[name] for name in cls.model_fields if values.get(name) is not None})
 
     def changed(self, **values: Any) -> Self:
         """A copy with other values, checked again."""

@@ -199,8 +199,8 @@ def _forecast(study: Study, layer: str) -> None:
     tokens = "calibration" if study.held_out_statistics(layer) is None else "held-out"
 
     def compute() -> list[float]:
-        told = forecasts(study.weight(layer), study.statistics(layer), pairs, **study.layer_options())
-        return [forecast.error if tokens == "calibration" else forecast.held_out for forecast in told]
+        results = forecasts(study.weight(layer), study.statistics(layer), pairs, **study.layer_options())
+        return [forecast.error if tokens == "calibration" else forecast.held_out for forecast in results]
 
     recall = partial(study.remember, key, compute)
     if not components.finished([] if study.knows(key) else [recall], "lab-forecast", (study.subject, *key)):

@@ -273,7 +273,7 @@ class Study(Run):
                 try:
                     records = self._measure_layer(layer, statistics, held_out, job)
                     pairs, options = list(FORETOLD.values()), self.layer_options()
-                    told = forecasts(layer.weight, statistics, pairs, **options)
+                    results = forecasts(layer.weight, statistics, pairs, **options)
                     if id(statistics) not in conditions:  # layers that share an input share its Hessian
                         conditions[id(statistics)] = condition_number(statistics.hessian, self.setup.damping)
                 except rose.RoseError as problem:
@@ -288,7 +288,7 @@ class Study(Run):
                         self._memory = OrderedDict((k, v) for k, v in self._memory.items() if layer.name not in k)
                     self._records[layer.name] = records
                     self._condition[layer.name] = conditions[id(statistics)]
-                    errors = [float(f"{forecast.held_out:.6g}") for forecast in told]
+                    errors = [float(f"{forecast.held_out:.6g}") for forecast in results]
                     self._forecast[layer.name] = dict(zip(FORETOLD, errors, strict=True))
             with self._lock:
                 self._layers[layer.name] = (layer, stored.calibration[layer.name], stored.held_out.get(layer.name))

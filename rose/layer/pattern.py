@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from rose.errors import RoseError, is_number, is_whole
 
 METHOD = "rose_admm"
-"""The method of whatever prunes a whole model, unless another is named: it has the lowest perplexity among methods that
-take at most twice SparseGPT's time. `python -m rose compare` measures it; see docs/results.md."""
+"""The default method of whatever prunes a whole model. Among methods that take at most twice SparseGPT's time, it has
+the lowest perplexity. `python -m rose compare` measures it; see docs/results.md."""
 SPARSITY = 0.7
 BLOCK_SIZE = 128  # columns, as in SparseGPT's and ROSE's programs
 DAMPING = 0.01  # relative to the mean of diag(H), as in theirs
@@ -70,24 +70,24 @@ def parse_sparsity(sparsity: float | str | Pattern) -> Pattern:
     1."""
     if isinstance(sparsity, Pattern):
         return sparsity
-    wrong = RoseError(f"Sparsity must be a ratio from 0 to 1 such as 0.7, or N:M such as 2:4, not {sparsity!r}.")
+    wrong = f"Sparsity must be a ratio from 0 to 1 such as 0.7, or N:M such as 2:4, not {sparsity!r}."
     if isinstance(sparsity, str) and ":" in sparsity:
         keep_text, _, of_text = sparsity.partition(":")
         if not (keep_text.strip().isdecimal() and of_text.strip().isdecimal()):
-            raise wrong
+            raise RoseError(wrong)
         keep, of = int(keep_text), int(of_text)
         if of < 1 or keep > of:
-            raise wrong
+            raise RoseError(wrong)
         return Pattern(ratio=1 - keep / of, keep=keep, of=of)
     if not isinstance(sparsity, str) and not is_number(sparsity):
-        raise wrong
+        raise RoseError(wrong)
     try:
         text = sparsity.strip() if isinstance(sparsity, str) else sparsity
         ratio = float(text[:-1]) / 100 if isinstance(text, str) and text.endswith("%") else float(text)
     except ValueError:
-        raise wrong from None
+        raise RoseError(wrong) from None
     if not 0 <= ratio <= 1:  # also catches NaN
-        raise wrong
+        raise RoseError(wrong)
     return Pattern(ratio=ratio)
 
 

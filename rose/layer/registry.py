@@ -238,7 +238,8 @@ def get_method(name: str) -> Method:
     """The method of this name; raises RoseError for an unknown name."""
     if not isinstance(name, str):
         raise RoseError(f"A method is chosen by its name, such as {METHOD!r}, not by a {type(name).__name__}.")
-    check_named("method", name, METHODS)
+    if name not in METHODS:
+        check_named("method", name, METHODS)  # raises RoseError
     return METHODS[name]
 
 

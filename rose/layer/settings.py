@@ -134,13 +134,13 @@ class SharedSettings(Spec):
     @cached_property
     def grid(self) -> Grid | None:
         """The grid of kept weights; None leaves them as they are."""
-        return parse_grid(self.bits, self.group)
+        return parse_grid(self.bits, self.group) if self.bits or self.group else None
 
     @model_validator(mode="after")
     def _check_shared(self) -> Self:
         # An N:M group always fits its own M columns. Without a block size, layers have their own.
         self.pattern.check(self.pattern.of, self.block_size or BLOCK_SIZE)
-        _ = self.grid
+        _ = self.grid  # raises RoseError
         return self
 
 
@@ -165,8 +165,9 @@ class LayerSettings(SharedSettings):
 
     @model_validator(mode="after")
     def _check_method(self) -> Self:
-        check_shares(self.budget, self.pattern)
-        _ = self.method_options
+        if self.budget is not None:
+            check_shares(self.budget, self.pattern)
+        _ = self.method_options  # raises RoseError
         return self
 
     def describe(self) -> dict[str, Any]:

@@ -184,8 +184,8 @@ class Bench:
             return load_model(self.begun.place, dtype=dtype)[0], RunReport.load(self.begun.place)
         model = copy.deepcopy(self.model)
         report = self._do(step, model, follow)
-        others = [other for other in self.ways if other != way and not self.row(other.key).is_measured]
-        if any(step in other.steps[:1] for other in others):
+        remaining = [each for each in self.ways if each != way and not self.row(each.key).is_measured]
+        if any(step in each.steps[:1] for each in remaining):
             self.begun = None
             self._temporary.close()
             with suppress(RoseError, OSError):  # without room for it, the next copy begins anew

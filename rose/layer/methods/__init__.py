@@ -59,14 +59,14 @@ def prune_layer(
     Args:
         weight: W, (out, in), of 16 bits or more; the arithmetic is float32.
         hessian: H, (in, in), or the layer's `InputStatistics`.
-        method: a name in the registry.
-        sparsity: a ratio, or N:M such as "2:4".
+        method: name in the registry.
+        sparsity: ratio, or N:M such as "2:4".
         block_size: columns per block.
         damping: λ relative to the mean of diag(H).
-        threshold: a layer is columnar if its relative range is above this value.
-        order: overrides the method's order: a name, an `Order`, or a permutation of the columns.
-        budget: overrides the method's budget: "block", "layer", or shares, see `LayerSettings`.
-        options: of the method, see `rose models`.
+        threshold: relative range above which a layer is columnar.
+        order: a name, an `Order`, or a permutation of the columns, in place of the method's.
+        budget: "block", "layer", or shares, see `LayerSettings`, in place of the method's.
+        options: the method's, see `rose models`.
         bits: 3, 4 or 8 for kept weights.
         group: input columns that share a scale: 32, 64, 128, or "row".
         trace: True records the sweep with the weights after every block, "errors" only its errors.

@@ -28,12 +28,12 @@ class Energies:
     several threads; the first that needs a value stores it."""
 
     weight: Tensor
-    known: WeakKeyDictionary[InputStatistics, float] = field(default_factory=WeakKeyDictionary)
+    energies: WeakKeyDictionary[InputStatistics, float] = field(default_factory=WeakKeyDictionary)
 
     def on(self, statistics: InputStatistics) -> float:
-        if statistics not in self.known:
-            self.known[statistics] = error.quadratic_form(self.weight, statistics.hessian)
-        return self.known[statistics]
+        if statistics not in self.energies:
+            self.energies[statistics] = error.quadratic_form(self.weight, statistics.hessian)
+        return self.energies[statistics]
 
 
 def prune_in(
@@ -45,8 +45,8 @@ def prune_in(
 ) -> tuple[LayerResult, LayerRecord]:
     """Prunes one layer of a decoder block on a copy, towards its dense target if `block.gaps` has its gap.
 
-    `correction_damping`: tokens -> μ of the correction. `energies`: of this layer, from methods before. Raises
-    RoseError with the layer's name.
+    `correction_damping`: tokens -> μ of the correction. Methods that are compared on the layer share its `energies`.
+    Raises RoseError with the layer's name.
     """
     start, weight, name = time.perf_counter(), layer.weight, layer.name
     energies = energies or Energies(weight)
