@@ -34,8 +34,9 @@ def as_sparsity(value: Any) -> str:
     pattern = parse_sparsity(value)
     if pattern.is_grouped:
         return str(pattern)
-    ratio = float(pattern.ratio)  # exact for a text such as "33.3%", unlike a division
-    return f"{ratio:.12g}" if isinstance(value, str) else repr(ratio).removesuffix(".0")
+    ratio = float(pattern.ratio)
+    # A percentage is divided by 100, which leaves "33.3%" inexact.
+    return f"{ratio:.12g}" if isinstance(value, str) and "%" in value else repr(ratio).removesuffix(".0")
 
 
 def _order(order: Any) -> Any:

@@ -75,8 +75,8 @@ COMMANDS = {  # name: words of `rose`; what a command writes has its name, with 
     "prune order": f"{PRUNE} --method sparsegpt --order global --budget layer --output prune-order",
     "prune rotate": f"{PRUNE} --method rose --rotate heads --output prune-rotate",
     "run": "run prune/recipe.yaml sparsity=0.7 output=run",
-    "damage": f"{DAMAGE} --block-size 16 --sparsity 0.5 --output damage",
-    "damage blocks": f"{DAMAGE} --units blocks --evaluate text.txt --windows 2 --output damage-blocks",
+    "damage": f"{DAMAGE} --method rose --block-size 16 --sparsity 0.5 --output damage",
+    "damage blocks": f"{DAMAGE} --method rose --units blocks --evaluate text.txt --windows 2 --output damage-blocks",
     "damage restore": f"{DAMAGE} --restore prune --output damage-restore",
     "prune damage": f"{PRUNE} --method sparsegpt --sparsity 0.5 --allocation damage:damage --output prune-damage",
     "slim": f"{SLIM} --output slim",
@@ -114,7 +114,7 @@ def functions() -> dict[str, Callable[[], Any]]:
         for method in rose.METHODS:
             calls[f"{method} {target}"] = partial(pruned, "llama", method=method, target=target, sparsity=0.6)
     for family in ("gpt2", "opt_projected", "gemma3", "falcon_grouped", "gpt_oss"):
-        calls[family] = partial(pruned, family, sparsity=0.5)
+        calls[family] = partial(pruned, family, method="rose", sparsity=0.5)
     for family in ("mixtral", "qwen2_moe", "deepseek_v3"):
         calls[family] = partial(pruned, family, method="sparsegpt", layers=["*expert*"], min_expert_tokens=16)
     return calls
@@ -129,8 +129,8 @@ def pruned(family: str, **options: Any) -> dict[str, Any]:
 def resumed() -> dict[str, Any]:
     """A run that was cancelled in its second decoder block and called again."""
     with contextlib.suppress(rose.Cancelled):
-        pruned("llama", checkpoint="kept", progress=stop_at("prune", 1))
-    return pruned("llama", checkpoint="kept")
+        pruned("llama", method="rose", checkpoint="kept", progress=stop_at("prune", 1))
+    return pruned("llama", method="rose", checkpoint="kept")
 
 
 def statistics() -> dict[str, Any]:
