@@ -15,6 +15,7 @@ from .layer.order import sort_columns as sort_columns
 from .layer.registry import METHODS as METHODS
 from .layer.registry import register as register
 from .layer.result import LayerResult as LayerResult
+from .layer.split import split_error as split_error
 from .layer.statistics import InputStatistics as InputStatistics
 from .model.check.check import check_checkpoint as check_checkpoint
 from .model.load.models import load_model as load_model

@@ -65,6 +65,11 @@ class LayerRecord:
     `pruning_error` and `rounding_error`, None where nothing was rounded: what each adds, on calibration tokens, to
     `target_error` where the dense model is the target, and else to `relative_error`, which is their sum. The rest of
     `target_error` is left by the weights that pruning and rounding approximate. See `rose.layer.result.LayerResult`.
+    `mask_error`, where it was asked for: what exactly refitted weights leave of `relative_error`; the rest is the
+    sequence's part, see `rose.layer.split`.
+    `range_low` to `range_high`: the 95 % interval of `relative_range` over draws of text, see `OrderPlan.interval`.
+    `heads_per_block`, of an output projection: attention heads whose columns a block holds; `between_heads` is the
+    share of the variance of column losses that lies between heads.
     `massive` names the few input channels that carry nearly all of the input, and where; it is "" without any.
     `error_without_massive` is `relative_error` over all other channels. See `rose.layer.error`.
     """
@@ -98,6 +103,11 @@ class LayerRecord:
     rounding_error: float | None = None
     massive: str = ""
     error_without_massive: float | None = None
+    mask_error: float | None = None
+    range_low: float | None = None
+    range_high: float | None = None
+    heads_per_block: float | None = None
+    between_heads: float | None = None
 
 
 @dataclass(frozen=True)

@@ -97,13 +97,15 @@ def test_a_model_is_saved_if_its_evaluation_fails(checkpoint, text, tmp_path, mo
 
 def test_analyze_prints_and_writes_every_layer(checkpoint, tmp_path, capsys):
     output = tmp_path / "analysis"
-    arguments = ["--methods", "sparsegpt,rose,wanda,rose", "--threshold", "0", "--output", output]
+    arguments = ["--methods", "sparsegpt,rose,wanda,rose", "--threshold", "0", "--split", "--output", output]
     assert run("analyze", "--model", checkpoint, *CALIBRATION, *arguments) == 0
     shown = capsys.readouterr().out
     assert "21 of 21 layers are columnar (relative range above 0)" in shown
     assert "sparsity 0.7, blocks of 16, 4 × 48 tokens of" in shown
     table = pd.read_csv(output / "layers.csv")
     assert len(table) == 63
+    assert (table["mask_error"] <= table["relative_error"] + 1e-6).all()
+    assert "Mask's share: what an exact refit leaves of the calibration error" in shown
     summary = rose.RunReport.load(output).summary
     assert summary["methods"] == ["sparsegpt", "rose", "wanda"]
     assert summary["threshold"] == 0

@@ -153,7 +153,7 @@ def test_the_command_line_reports_a_broken_plugin_in_one_line(named: Path, capsy
 def test_the_app_offers_and_draws_the_plugin(named: Path) -> None:
     study = measured_study()
     for page, key in (("prune", "prune_methods"), ("layer", "check_methods"), ("order_lab", "lab_matrix_orders")):
-        app = open_page(f"views/{page}.py", study, layer_more="true", more="Trust", lab_section="Order × budget")
+        app = open_page(f"views/{page}.py", study, layer_more="true", more="Trust", lab_section="Mask and sequence")
         assert {"Largest first", "Backwards"} & set(app.multiselect(key=key).options), page
     app = open_page("views/order_lab.py", study, lab_section="Prices")
     app.multiselect(key="lab_price_orders").set_value(["natural", "backwards"]).run()

@@ -1,19 +1,19 @@
 """Pruning orders, budgets and bases: error as it arises, compensation, prices of columns, and forecasts."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
 
 from app.figures import palette
 from app.figures.palette import Style
-from app.figures.shapes import Chart, Look, Marked, block_span, colourbar, to_numpy
-from app.figures.style import CHOOSING, CHOSEN, ERROR, PERCENT, Drawing, judged
+from app.figures.shapes import Chart, Look, Marked, block_span, to_numpy
+from app.figures.style import CHOSEN, ERROR, Drawing, judged
 from app.words import count, number, out_of, percent, sentence, short_layer
 from rose import METHODS, LayerResult, RoseError, verdicts
 from rose.layer.columnar import PaperFigures
-from rose.layer.order import Prices, visited_blocks
+from rose.layer.order import Prices
 from rose.layer.trace import SweepTrace
 
 # Sweeps, by order and budget, that a method makes of every layer. ROSE is not among them: it is two-level order where a
@@ -112,44 +112,6 @@ def run_style(name: str) -> Style:
     label = "Yours" if order == "custom" else label
     dashes = {"solid": "dot", "dash": "dashdot", "longdash": "longdashdot"}
     return look._replace(label=label, dash=dashes.get(look.dash, "dot") if budget == "layer" else look.dash)
-
-
-def damage_split(result: LayerResult, inside: Any, *, energy: float = 1.0, **shared: Unpack[Look]) -> Drawing:
-    """The cost of each block's pruning, split into the error that remained and the parts that other columns absorbed.
-
-    The result is traced. `inside`: Σ e² of each block if its own columns alone could compensate, (blocks,).
-    `energy`: of the dense output, tr(W H Wᵀ), which errors are relative to.
-    """
-    chart = Chart(x="pruned block (visited first to last)", y="relative error", legend=True, **shared)
-    lost, error, inside = (
-        to_numpy(part).astype(np.float64) / (energy or 1.0)
-        for part in (trace_of(result).lost, trace_of(result).error, inside)
-    )
-    alone = np.clip(inside, error, np.maximum(lost, error))  # rounding may go beyond
-    later, inner = alone - error, lost - alone
-    names = ["mixed" if block is None else f"block {block}" for block in visited_blocks(result.plan, result.order)]
-    blocks, steps = len(error), np.arange(1, len(error) + 1)
-    for look, values in (
-        (Style(palette.ORANGE, "error that remains"), error),
-        (Style(palette.TEAL, "absorbed by later blocks", pattern="/"), later),
-        (Style(palette.VIOLET, "absorbed inside the block, by columns to the right", pattern="."), inner),
-    ):
-        chart.bars(steps, values, look, f"%{{x}}. pruned, %{{customdata}}<br>{look.label} %{{y:.4g}}", customdata=names)
-    chart.figure.update_layout(barmode="stack")
-    chart.x(count=blocks)
-    if blocks <= NUMBERED:
-        texts = [f"{place}<br>{name}" if blocks <= NAMED else str(place) for place, name in enumerate(names, 1)]
-        chart.x(tickvals=steps.tolist(), ticktext=texts)
-    by_later, by_own = (percent(part.sum() / (lost.sum() or 1.0), 0) for part in (later, inner))
-    finding = f"Later blocks absorb {by_later} of the error, the block itself {by_own}"
-    subtitle = f"{sweep_style(result).label}: error of each block{chart.of} on calibration tokens, in the order visited"
-    caption = (
-        f"Damping included. No block comes after the last one: there the block's own "
-        f"{count(result.order.widths[-1], 'column')} absorb, each helped by those to its right."
-    )
-    numbers = {"step": steps, "block": names, "removed_weights": to_numpy(trace_of(result).removed), "lost": lost}
-    numbers |= {"error": error, "compensated_by_later_blocks": later, "compensated_inside": inner}
-    return chart.done(finding, subtitle, caption, "Stacked bars of the error by pruned block", pd.DataFrame(numbers))
 
 
 # Prices of columns over a sweep, and forecasts
@@ -280,62 +242,48 @@ def order_bars(table: pd.DataFrame, **shared: Unpack[Look]) -> Drawing:
     return chart.done(finding, subtitle, caption, alt, wide.reset_index())
 
 
-def order_budget_matrix(table: pd.DataFrame, **shared: Unpack[Look]) -> Drawing:
-    """Final error of every order under every budget, relative to SparseGPT: natural order with the block budget.
+def mask_and_sequence(table: pd.DataFrame, **shared: Unpack[Look]) -> Drawing:
+    """What an order changes: the mask's part of each sweep's error and the sequence's, as stacked bars.
 
-    Held-out errors are drawn where all sweeps have them. Title and caption choose by calibration error: the least of
-    many held-out errors is too low.
+    The table has columns order, budget, relative_error, mask_error and held_out_error, a row a sweep, among them
+    natural order with the block budget. Parts are of SparseGPT's calibration error, rings of its held-out error.
     """
-    column, tokens = judged(table)
-    ratio, fitted = (_over_baseline(table, name) for name in (column, CHOOSING))
-    labels = {str(order): palette.order_style(str(order)).label for order in ratio.index}
-    chart = Chart(x="how many weights each block gives up", height=190 + 52 * len(labels), **shared)
-    spread = _random_seeds(labels, table, "budget", column)
-    printed = ratio.map(lambda value: "–" if np.isnan(value) else f"{value:.3f}")
-    _colour_ratios(chart, ratio, printed, list(labels.values()))
-    cells = ratio.stack()
-    best, order, budget = (part.idxmin() for part in (fitted.stack(), fitted["block"], fitted.loc["natural"]))
-    run = NAME_OF_RUN.get(best, f"{palette.order_style(best[0]).label} order with {SHARES[best[1]]}")
-    finding = f"{run}, {CHOSEN}, leaves {verdicts.says_change(cells[best], 1.0, 'SparseGPT', f'{tokens} error')}"
-    subtitle = f"Final {tokens} error{chart.of} ÷ SparseGPT's (natural order, equal shares); below 1: less error"
-    saved = (percent(1 - cells[pair], 0) for pair in ((order, "block"), ("natural", budget), best))
-    caption = "{}, order alone saves {}, budget alone {}, both together {}".format(sentence(CHOSEN), *saved)
-    fitted_too = f", on calibration tokens {percent(1 - fitted.stack()[best], 0)}"
-    caption += f"{fitted_too * (tokens == 'held-out')}."
-    if {RANDOM, "two_level"} <= set(ratio.index) and ratio["block"][RANDOM] < ratio["block"]["two_level"]:
-        caption += (
-            " With equal shares random order leaves less error than two-level order: it mixes dear and cheap columns."
-        )
-    caption += spread
-    data = ratio.reset_index().rename(columns={name: f"relative_error_{name}_budget_over_baseline" for name in ratio})
-    return chart.done(finding, subtitle, caption, "Table of relative error by order and budget, coloured", data)
-
-
-def _over_baseline(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Errors by order and budget over SparseGPT's."""
-    wide = table.pivot_table(index="order", columns="budget", values=column, sort=False)
-    if not wide.loc["natural", "block"] > 0:
+    table = table.groupby(["order", "budget"], sort=False, as_index=False).mean(numeric_only=True)
+    base = table.set_index(["order", "budget"]).loc[("natural", "block")]
+    if not base["relative_error"] > 0:
         raise RoseError("SparseGPT makes no error here, so nothing can be compared with it; choose a sparsity above 0.")
-    return wide[[budget for budget in SHARES if budget in wide]] / wide.loc["natural", "block"]
-
-
-def _colour_ratios(chart: Chart, ratio: pd.DataFrame, printed: pd.DataFrame, labels: list[str]) -> None:
-    """A cell for each order and budget, with its number and the method that makes this sweep."""
-    change, scale = ratio.to_numpy(np.float64) - 1, palette.DIVERGING[chart.theme]
-    limit = float(np.nanmax(np.abs(change))) or 0.01
-    texts = printed.to_numpy(object)
-    for at, value in np.ndenumerate(np.nan_to_num(change)):
-        run = NAME_OF_RUN.get((str(ratio.index[at[0]]), str(ratio.columns[at[1]])))
-        ink = palette.text_on(0.5 + value / limit / 2, scale)
-        texts[at] = f'<span style="color:{ink}">{"<br>".join(filter(None, (texts[at], run)))}</span>'
-    cells = {"z": (100 * change).astype(np.float32), "x": [SHARES[str(budget)] for budget in ratio], "y": labels}
-    written = {"text": texts.tolist(), "texttemplate": "%{text}", "textfont": {"size": 16}, "xgap": 2, "ygap": 2}
-    bar = colourbar("error against SparseGPT", **PERCENT)
-    hover = "%{y} order, %{x}<br>%{text} of SparseGPT's error<extra></extra>"
-    colours = {"colorscale": scale, "zmin": -100 * limit, "zmax": 100 * limit, "colorbar": bar, "hovertemplate": hover}
-    chart.figure.add_heatmap(**cells, **written, **colours)
-    chart.x(showgrid=False, ticks="", linecolor=chart.ink.grid)
-    chart.y(showgrid=False, ticks="", linecolor=chart.ink.grid, autorange="reversed")
+    mask, whole = (table[name] / base["relative_error"] for name in ("mask_error", "relative_error"))
+    rest, held_out = (whole - mask).clip(lower=0), table["held_out_error"] / base["held_out_error"]
+    pairs = zip(table["order"], table["budget"], strict=True)
+    looks = [run_style(order if budget == "block" else f"{order} + {budget}") for order, budget in pairs]
+    names, colours = [look.label for look in looks], [look.colour for look in looks]
+    labels = [name.replace(", ", "<br>") for name in names]
+    chart = Chart(x="part of SparseGPT's error", height=110 + 46 * len(looks), legend=True, **shared)
+    for part, says, values, opacity in (
+        ("mask", "the least error with these zeros", mask, 1.0),
+        ("sequence", "what could not be repaired", rest, 0.4),
+    ):
+        how = {"orientation": "h", "customdata": names, "width": 0.62}
+        hover = f"%{{customdata}}<br>{part} %{{x:.3f}} of SparseGPT's error"
+        look = Style(chart.ink.text, f"{part}: {says}")
+        chart.bars(values, labels, look, hover, marker={"color": colours, "opacity": opacity}, **how)
+    if held_out.notna().any():
+        ring, edge = Style(chart.ink.text, "on held-out tokens", symbol="circle-open"), {"line": {"width": 2.5}}
+        chart.points(held_out, labels, ring, "held out %{x:.3f} of SparseGPT's", size=12, marker=edge)
+    chart.figure.update_layout(barmode="stack", legend={"traceorder": "normal"})
+    chart.x(range=[0, 1.05 * np.nanmax([1.0, *whole, *held_out])])
+    chart.y(autorange="reversed", showgrid=False)
+    chart.figure.add_vline(x=1, line=chart.dashed)
+    repairable = 1 - base["mask_error"] / base["relative_error"]
+    finding = f"Of SparseGPT's error the sequence costs {percent(repairable, 0)}, the mask the rest"
+    subtitle = f"Error{chart.of} on calibration tokens, split by an exact refit of each mask"
+    best = int(table["relative_error"].idxmin())
+    caption = (
+        f"{names[best]} leaves least, {number(whole[best])} of SparseGPT's error; its mask costs {number(mask[best])}. "
+        "Held out there are no parts, because a refit fits the calibration tokens."
+    )
+    numbers = table.assign(mask_part=mask, sequence_part=whole - mask, held_out_part=held_out)
+    return chart.done(finding, subtitle, caption, "Stacked bars of mask and sequence by order", numbers)
 
 
 def paper_drawings(paper: PaperFigures) -> list[Drawing]:

@@ -164,7 +164,7 @@ def _picture(study: Study, layer: str, basis: str, threshold: float) -> tuple[Te
     def compute() -> tuple[Tensor, rose.OrderPlan]:
         weight, statistics, _ = _in_basis(study, layer, basis)
         setup = study.setup
-        return weight, rose.plan_order(weight, statistics, sparsity=setup.sparsity, block_size=setup.block_size)
+        return weight, rose.plan_order(weight, statistics, sparsity=setup.sparsity, block_size=setup.block_columns)
 
     weight, plan = study.remember(("basis", layer, basis), compute)
     return weight, replace(plan, threshold=threshold)

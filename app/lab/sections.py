@@ -21,7 +21,6 @@ from app.lab.sweeps import (
     SweepResult,
     dense_energy,
     frame,
-    inside,
     outcome,
     times,
     trace_bytes,
@@ -33,7 +32,7 @@ from rose.layer.pattern import parse_sparsity
 from rose.layer.registry import order_names
 
 BUDGETS = {"block": "Equal shares", "layer": "One threshold"}
-SEEDS = 10  # random orders that are compared with others: one alone may be luck, good or bad
+SEEDS = 3  # random orders that are compared with others: one alone may be luck, good or bad
 FORECAST = [
     (order, budget) for order in ("natural", "two_level", "dealt", "random:0", "global", "pivot") for budget in BUDGETS
 ]
@@ -66,7 +65,7 @@ def require_layer(purpose: str, page: str, otherwise: Numbers | None = None) -> 
 def key_figures(study: Study, layer: str) -> None:
     """The numbers of a measured layer, held-out errors first; its inputs are not needed."""
     row = study.overview(session.threshold()).set_index("layer").loc[layer]
-    blocks = words.count(len(block_widths(row["columns"], study.setup.block_size)), "block")
+    blocks = words.count(len(block_widths(row["columns"], study.setup.block_columns)), "block")
     called, sign = ("columnar", ">") if row["is_columnar"] else ("not columnar", "≤")
     st.markdown(
         f"**{words.plain(words.short_layer(layer))}**, {row['rows']} × {row['columns']} weights in {blocks}, sparsity "
@@ -106,8 +105,8 @@ def outcomes(study: Study, layer: str, sweeps: Sequence[PlannedSweep], key: str)
     return [outcome(study, layer, sweep) for sweep in sweeps]
 
 
-def order_and_budget(study: Study, layer: str, row: DeltaGenerator) -> None:
-    """The effects of order and budget apart."""
+def mask_and_sequence(study: Study, layer: str, row: DeltaGenerator) -> None:
+    """What an order changes: the mask's part of the error, and the sequence's; a person's own order among them."""
     chosen = row.popover("Orders", icon=CHOICES).multiselect(
         "Orders",
         order_names(),
@@ -117,16 +116,19 @@ def order_and_budget(study: Study, layer: str, row: DeltaGenerator) -> None:
         bind=URL,
         wrap=True,
     )
-    pattern = study.plan(layer).pattern
-    if pattern.is_grouped:
-        st.caption(f"Under {pattern} every group gives up the same number of weights, so both budgets agree.")
+    plan = study.plan(layer)
+    budgets = ["block"] if plan.pattern.is_grouped else [*BUDGETS]  # every N:M group gives up the same number
+    orders_chosen = ["natural", *(name for name in chosen if name != "natural")]
     seeds = [f"random:{seed}" for seed in range(SEEDS)]
-    reordered = [order for name in chosen if name != "natural" for order in (seeds if name == "random" else [name])]
-    sweeps = [PlannedSweep(order, budget) for order in ["natural", *reordered] for budget in BUDGETS]
+    names = {name: seeds if name == "random" else [name] for name in orders_chosen}
+    sweeps = [PlannedSweep(order, budget, True) for budget in budgets for name in names for order in names[name]]
+    draft = st.session_state.get("lab_orders", {}).get((study.subject, layer))
+    if draft and draft.past:
+        sweeps.append(PlannedSweep(draft.order(plan), draft.budget, True))
     results = outcomes(study, layer, sweeps, "lab-budget")
     if results is None:
         return
-    components.show(orders.order_budget_matrix(frame(results), **components.look(layer)), "lab-matrix")
+    components.show(orders.mask_and_sequence(frame(results), **components.look(layer)), "lab-matrix")
 
 
 def inside_sweep(study: Study, layer: str, row: DeltaGenerator) -> None:
@@ -140,16 +142,12 @@ def inside_sweep(study: Study, layer: str, row: DeltaGenerator) -> None:
             "smaller layer."
         )
         return
-    pieces = [partial(inside, study, layer, order, budget) for order, budget in pairs]
+    pieces = [partial(study.prune, layer, order=order, budget=budget, trace=True) for order, budget in pairs]
     if not components.finished(pieces, "lab-sweep", (study.subject, layer, *pairs)):
         return
     results = {pair: study.prune(layer, order=pair[0], budget=pair[1], trace=True) for pair in pairs}
-    look = components.look(layer)
-    components.show(sweep_film(list(results.values()), dense_energy(study, layer), **look), "lab-sweep")
-    for (order, budget), result in results.items():
-        share, energy = inside(study, layer, order, budget), dense_energy(study, layer)
-        drawn = orders.damage_split(result, share, energy=energy, **look)
-        components.show(drawn, f"lab-damage-{budget}-{order.partition(':')[0]}")
+    film = sweep_film(list(results.values()), dense_energy(study, layer), **components.look(layer))
+    components.show(film, "lab-sweep")
 
 
 def _choose_sweeps() -> list[tuple[str, str]]:

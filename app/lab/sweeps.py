@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import isnan
+from math import isnan, nan
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 import rose
 from app.figures.orders import trace_of
@@ -16,7 +15,7 @@ from app.study.study import Study, error_on
 from rose.layer.error import relative_error
 from rose.layer.methods import Context, measured, prune_with
 from rose.layer.settings import LayerSettings
-from rose.layer.trace import error_inside
+from rose.layer.split import split_error
 from rose.model.run.one_layer import Energies
 
 BASELINE = ("natural", "block")  # SparseGPT, which every other error is compared with
@@ -31,11 +30,13 @@ class PlannedSweep:
 
     order: str | rose.Order
     budget: Budget
+    is_split: bool = False  # whether the mask's part of the error is measured too
 
     @property
     def key(self) -> tuple[Any, ...]:
         order = self.order
-        return (order if isinstance(order, str) else (tuple(order.permutation.tolist()), order.widths), self.budget)
+        name = order if isinstance(order, str) else (tuple(order.permutation.tolist()), order.widths)
+        return (name, self.budget, self.is_split)
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class SweepResult:
     held_out_error: float  # relative; NaN where the study has no held-out inputs
     curve: np.ndarray  # relative error before the sweep and after each block, (blocks + 1,)
     is_held_out: bool  # of the curve, which needs the weights of all stages in memory for that
+    mask_error: float  # the mask's part of the relative error, on calibration inputs; NaN where it was not asked for
     shares: tuple[float, ...]  # of the layer's weights, that each visited block gave up, (blocks,)
 
     @property
@@ -71,9 +73,10 @@ def outcome(study: Study, layer: str, sweep: PlannedSweep) -> SweepResult:
         else:
             curve = (trace.error_so_far(result.added_damping) / (dense_energy(study, layer) or 1.0)).double().numpy()
             other = error_on(held_out, weight, result.weight)
+        mask_error = split_error(weight, statistics, result).mask if sweep.is_split else nan
         empty = torch.empty(0)
         slim = replace(result, weight=empty, mask=empty.bool(), trace=replace(trace, weights=empty))
-        return SweepResult(sweep, slim, other, curve, stages, tuple(result.shares.tolist()))
+        return SweepResult(sweep, slim, other, curve, stages, mask_error, tuple(result.shares.tolist()))
 
     return study.remember(sweep.key, compute, ("lab", layer))
 
@@ -89,12 +92,13 @@ def _energies(study: Study, layer: str) -> Energies:
 
 
 def frame(outcomes: Sequence[SweepResult]) -> pd.DataFrame:
-    """One row per sweep: order (all random ones have one name), budget, relative_error, held_out_error."""
+    """One row per sweep: order (all random ones have one name), budget, relative_error, held_out_error, mask_error."""
     columns = {
         "order": [outcome.result.order.name.partition(":")[0] for outcome in outcomes],
         "budget": [outcome.sweep.budget for outcome in outcomes],
         "relative_error": [outcome.result.relative_error for outcome in outcomes],
         "held_out_error": [outcome.held_out_error for outcome in outcomes],
+        "mask_error": [outcome.mask_error for outcome in outcomes],
     }
     return pd.DataFrame(columns)
 
@@ -104,17 +108,6 @@ def times(error: float, base: float) -> float:
     if base > 0 or isnan(base):
         return error / base
     return 1.0 if error <= 0 else float("inf")
-
-
-def inside(study: Study, layer: str, order: str, budget: str) -> Tensor:
-    """Σ e² of each block of this sweep if its own columns alone could compensate, (blocks,); remembered."""
-
-    def compute() -> Tensor:
-        result = study.prune(layer, method=SWEEPING, order=order, budget=budget, trace=True)
-        hessian = study.statistics(layer).hessian
-        return error_inside(trace_of(result), result.order, result.mask, hessian, result.added_damping)
-
-    return study.remember(("inside", layer, order, budget), compute)
 
 
 def trace_bytes(study: Study, layer: str) -> float:

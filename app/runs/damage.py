@@ -41,7 +41,7 @@ def estimate(request: Damage, model: nn.Module) -> Cost:
     network = Network(model)
     network.check_length(request.length)
     if request.restore is None:
-        network.to_prune(request.layers, request.pattern, request.block_size)
+        network.to_prune(request.layers, request.pattern, request.in_columns(network.head_width).block_columns)
     elif not (place := reachable(request.restore)).exists():
         raise rose.RoseError(f"There is nothing at {place}; give the folder of a pruned checkpoint.")
     sizes: dict[str, Any] = {"samples": request.samples, "windows": request.held_out}

@@ -137,7 +137,7 @@ class PruneRequest:
         cases = self.cases(setup)
         for case in cases:
             case.check()
-            network.to_prune(case.layers, case.pattern, case.block_size, case.grid)
+            network.to_prune(case.layers, case.pattern, case.in_columns(network.head_width).block_columns, case.grid)
         if self.tasks and self.task_folder.strip():
             check_task_folder(self.task_folder.strip())
         for case in cases if is_folder else ():

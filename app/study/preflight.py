@@ -17,8 +17,7 @@ from rose.layer.pattern import parse_sparsity
 from rose.model.estimate import Cost, estimate_cost, estimate_memory, statistics_groups
 from rose.model.load.models import is_hub_id, parse_dtype
 from rose.model.load.tokens import DATASETS, check_text, is_downloaded
-from rose.model.network.heads import ATTENTION_OUTPUTS
-from rose.model.network.layers import check_widths
+from rose.model.network.layers import ATTENTION_OUTPUTS, check_widths
 from rose.model.network.network import Network
 from rose.model.packaged import PACKAGED
 
@@ -48,7 +47,7 @@ def preflight(setup: Setup, skeleton: nn.Module, *, has_inputs: bool = False) ->
     network = Network(skeleton)
     network.check_length(setup.length)
     layers = network.select(setup.layers)
-    check_widths(layers, parse_sparsity(setup.sparsity), setup.block_size)
+    check_widths(layers, parse_sparsity(setup.sparsity), setup.block_columns)
     windows: dict[str, Any] = setup.extent | {"layers": setup.layers}
     cost = estimate_cost(skeleton, sweeps=len(MEASURED), keep_statistics=True, **windows)
     if has_inputs:
@@ -90,7 +89,7 @@ def warnings(setup: Setup, widths: Sequence[int]) -> list[str]:
     if share in (0, 1):
         effect = ("nothing, so every error", "every weight, so every relative error")[int(share)]
         texts.append(f"Sparsity {share:g} removes {effect} will be {share:g}. Choose a sparsity between 0 and 1.")
-    if narrow := sum(width <= setup.block_size for width in widths):
+    if narrow := sum(width <= setup.block_columns for width in widths):
         texts.append(
             f"With a block size of {setup.block_size}, {words.count(narrow, 'layer has', 'layers have')} a single "
             "block and cannot be columnar: relative range compares blocks. Choose a block size below "

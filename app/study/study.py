@@ -29,8 +29,7 @@ from rose.layer.hessian import condition_number, spectrum
 from rose.layer.order import Prices, live_range
 from rose.layer.pattern import THRESHOLD
 from rose.layer.settings import LayerSettings
-from rose.model.network.heads import ATTENTION_OUTPUTS, head_width
-from rose.model.network.layers import PrunableLayer, text_config
+from rose.model.network.layers import ATTENTION_OUTPUTS, PrunableLayer, head_width, text_config
 from rose.model.network.network import Network
 from rose.model.run.one_layer import Energies, is_left_dense, measure_layer
 from rose.model.walk.walk import BlockStatistics, statistics_of

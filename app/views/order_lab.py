@@ -14,7 +14,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Study, str, DeltaGenerator], None]]] = 
     "own": ("Your order", your_order.draw),
     "prices": ("Prices", sections.prices),
     "sweep": ("Inside a sweep", sections.inside_sweep),
-    "budget": ("Order × budget", sections.order_and_budget),
+    "budget": ("Mask and sequence", sections.mask_and_sequence),
     "basis": ("Basis", basis.draw),
 }
 

@@ -143,7 +143,7 @@ def slim(spec: Slim, console: Console) -> int:
 def _check_rest(model: PreTrainedModel, kinds: Sequence[str], settings: LayerSettings) -> None:
     """Raises RoseError if pruning would refuse the slimmed model."""
     pattern = settings.pattern
-    Network(model).to_prune(None, pattern, settings.block_size)
+    Network(model).to_prune(None, pattern, settings.block_columns)
     wide = [part.width for part in find_parts(model, kinds)[0] if part.kind == HEADS] if kinds else []
     if wide and pattern.is_grouped and wide[0] % pattern.of:
         raise rose.RoseError(

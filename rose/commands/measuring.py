@@ -68,7 +68,7 @@ def analyze(spec: Analyze, console: Console) -> None:
     """Prunes every layer by several methods, on the dense model's inputs."""
     methods, shared_settings = list(spec.methods), spec.pick(SharedSettings.fields())
     for method in methods:
-        LayerSettings(method=method, **shared_settings)
+        LayerSettings(method=method, **shared_settings)  # refuses what does not fit, before a model is loaded
     if spec.output:
         check_output(spec.output)
     spec = shared.settle_dtype(spec, spec.model)
@@ -82,9 +82,10 @@ def analyze(spec: Analyze, console: Console) -> None:
     with terminal.bar(console, "Analyzing") as follow:
         chosen = shared_settings | {"methods": methods, "layers": spec.layers}
         seen = {"seen": most.see} if spec.output and Workers.here().count == 1 else {}
-        how: dict[str, Any] = {**chosen, **seen, "compute": spec.compute}
+        how: dict[str, Any] = {**chosen, **seen, "compute": spec.compute, "split": spec.split}
         records = list(rose.analyze_model(model, tokens, held_out=held_out, progress=follow, **how))
     network = Network(model)
+    columns = spec.in_columns(network.head_width)
     facts: dict[str, Any] = {"samples": spec.samples, "length": spec.length, "held_out_samples": spec.held_out}
     facts["bos_token"] = network.bos_in_front(tokens)
     # The settings that were used, which may differ from the requested ones.
@@ -92,7 +93,7 @@ def analyze(spec: Analyze, console: Console) -> None:
     facts |= {"compute": precision.describe()["compute"], "environment": precision.environment(network.device)}
     if most.layer is not None:
         with console.status("Trying orders on the most columnar layer"):
-            facts["paper"] = asdict(paper_figures(*most.layer, spec))
+            facts["paper"] = asdict(paper_figures(*most.layer, columns))
     report = rose.RunReport.from_records(records, chosen, **facts).signed(spec, text_cautions=cautions)
     if spec.output:
         Workers.here().from_first(lambda: _save(report, spec))
@@ -134,12 +135,22 @@ def _print_analysis(report: rose.RunReport, spec: Analyze, error: str) -> None:
     pruned = pruned_rows(report.layers)
     table = report.layers if pruned.empty else pruned  # experts may be left dense
     wide = table.pivot(index="layer", columns="method", values=error)[methods]
-    facts = table.drop_duplicates("layer").set_index("layer")[["relative_range", "is_columnar"]]
-    ranked = facts.join(wide.add_suffix(f" {name}")).sort_values("relative_range", ascending=False).reset_index()
-    columnar = int(facts["is_columnar"].sum())
-    title = f"{columnar} of {len(facts)} layers are columnar (relative range above {spec.threshold:g})"
+    places = table.drop_duplicates("layer").set_index("layer")
+    is_undecided = places["range_low"].le(spec.threshold) & places["range_high"].ge(spec.threshold)
+    verdict = places["is_columnar"].map({True: "columnar", False: "no"}).mask(is_undecided, "undecided")
+    facts = places[["relative_range"]].assign(columnar=verdict)
+    shares = table.assign(share=table["mask_error"] / table["relative_error"])
+    shares = shares.pivot(index="layer", columns="method", values="share")[methods].dropna(axis=1, how="all")
+    numbers = wide.add_suffix(f" {name}").join(shares.add_suffix(" mask's share"))
+    ranked = facts.join(numbers).sort_values("relative_range", ascending=False).reset_index()
+    columnar, undecided = int(places["is_columnar"].sum()), int(is_undecided.sum())
+    title = f"{columnar} of {len(places)} layers are columnar (relative range above {spec.threshold:g})"
+    if undecided:
+        title += f", and other windows of text may call {undecided} otherwise"
     terminal.print_table(ranked, f"{title}\n{spec.conditions}")
     terminal.say(*report.remarks)
+    if len(shares.columns):
+        terminal.say("Mask's share: what an exact refit leaves of the calibration error; the sequence costs the rest.")
     means = [f"{method} {wide[method].mean():.4f}" for method in methods]
     terminal.say(f"Mean {name} over layers: {', '.join(means)}")
     first, *rest = methods
@@ -302,7 +313,11 @@ def evaluate(spec: Evaluate, console: Console) -> None:
         windows = shared.windows(spec, spec.evaluate, tokenizer)
         losses = shared.losses(model, windows, console, "Perplexity", spec.compute)
         perplexity = perplexity_of(losses)
-        written |= {"text": spec.to_dict()["evaluate"], "length": spec.length, "compute": spec.compute}
+        written |= {
+            "text": spec.to_dict()["evaluate"],
+            "length": spec.length,
+            "compute": spec.compute,
+        }
         written |= {"perplexity": perplexity, "losses": losses.tolist()}
         of = f"{spec.model} on {spec.evaluate}, {count(len(windows), 'window')} of {spec.length}"
         terminal.say(f"Perplexity of {of}: {perplexity:.3f}")

@@ -215,7 +215,7 @@ def prune_diffusion(
     chosen = matching(every, layers)
     if block_size is None:
         settings = settings.changed(block_size=default_block_size(chosen))
-    check_prunable(chosen, every, settings.pattern, settings.block_size, settings.grid)
+    check_prunable(chosen, every, settings.pattern, settings.block_columns, settings.grid)
 
     def prune(layer: PrunableLayer, statistics: dict[str, InputStatistics]) -> LayerRecord:
         began = time.perf_counter()

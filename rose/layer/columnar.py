@@ -122,7 +122,7 @@ class PaperFigures:
 
 def paper_figures(layer: str, weight: Tensor, statistics: InputStatistics, settings: SharedSettings) -> PaperFigures:
     """Makes some forty sweeps of one layer, W (out, in), by the pattern, block size and damping of the settings."""
-    plan = plan_order(weight, statistics, sparsity=settings.pattern, block_size=settings.block_size)
+    plan = plan_order(weight, statistics, sparsity=settings.pattern, block_size=settings.block_columns)
     energy, block = quadratic_form(weight, statistics.hessian), int(plan.loss_per_column.argmax())
 
     def sweep(order: str | Order, sparsity: float | Pattern = settings.pattern) -> LayerResult:
@@ -133,7 +133,7 @@ def paper_figures(layer: str, weight: Tensor, statistics: InputStatistics, setti
             order=order,
             trace="errors",
             sparsity=sparsity,
-            block_size=settings.block_size,
+            block_size=settings.block_columns,
             damping=settings.damping,
         )
 

@@ -67,6 +67,14 @@ def block_sums(column_loss: Tensor, widths: Sequence[int]) -> Tensor:
     return torch.stack([block.sum() for block in column_loss.split(list(widths))])
 
 
+def variance_between(column_loss: Tensor, width: int) -> float:
+    """The share of the variance of column losses, (in,), that lies between heads of `width` neighbouring columns; 0
+    where all columns lose alike."""
+    losses = column_loss.double().view(-1, width)
+    total = float(losses.var(correction=0))
+    return float(losses.mean(1).var(correction=0)) / total if total > 0 else 0.0
+
+
 def relative_range(block_loss: Tensor, widths: Sequence[int]) -> float:
     """(max − min) / max of block loss per column, so that a narrow block does not look cheap; 0 without any loss (ROSE,
     "relative range")."""

@@ -13,6 +13,7 @@ from typing import Self, TypeVar
 import numpy as np
 import torch
 from scipy.linalg import lapack
+from scipy.special import stdtrit
 from torch import Tensor
 
 from rose.errors import RoseError, check_word, failing, is_number, is_whole
@@ -133,6 +134,29 @@ class OrderPlan:
     @property
     def is_columnar(self) -> bool:
         return self.relative_range > self.threshold
+
+    @cached_property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of `relative_range` over draws of text, by a jackknife over groups of windows (Efron 1979);
+        None where the statistics have no groups. W is the same in every draw, so diag(H) alone varies."""
+        groups = self.inputs.by_group if self.inputs else None
+        if groups is None:
+            return None
+        total, tiny = groups.sum(0), torch.finfo(torch.float32).tiny
+        ranges = []
+        for group in groups:  # left out
+            scale = ((total - group).clamp_min(0) / total.clamp_min(tiny)).sqrt()
+            lost = loss.potential_loss(self.importance * scale, self.pattern, self.block_width).sum(0)
+            ranges.append(loss.relative_range(loss.block_sums(lost, self.block_width), self.block_width))
+        count = len(ranges)
+        spread = float(np.std(ranges)) * (count - 1) ** 0.5
+        half = float(stdtrit(count - 1, 0.975)) * spread
+        return max(0.0, self.relative_range - half), min(1.0, self.relative_range + half)
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether another draw of text could call the layer columnar, or not: its interval holds the threshold."""
+        return self.interval is not None and self.interval[0] <= self.threshold <= self.interval[1]
 
     @property
     def column_variation(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -91,8 +92,43 @@ def _number_in(text: str) -> Value:
     return text
 
 
+def as_block_size(value: Any) -> Any:
+    """Columns as a whole number, or attention heads as "2heads"; raises RoseError for another text."""
+    if not isinstance(value, str):
+        return value
+    text = value.replace(" ", "").lower()
+    if text.isdecimal():
+        return int(text)
+    match = re.fullmatch(r"(\d+|\d*\.\d+)heads?", text)
+    if not match or not float(match[1]) > 0:
+        raise RoseError(f"The block size must be a number of columns, or of heads such as 2heads, not {value!r}.")
+    return f"{float(match[1]):g}heads"
+
+
+def columns_of(block_size: int | str, head_width: int | None) -> int:
+    """The columns of a block. "2heads" counts those of attention heads, (columns per head) `head_width`; raises
+    RoseError where heads are unknown, or the columns are no whole number."""
+    if not isinstance(block_size, str):
+        return block_size
+    if head_width is None:
+        raise RoseError(f"A block size of {block_size} needs to know the heads of a model; give a number of columns.")
+    columns = float(block_size.removesuffix("heads")) * head_width
+    if columns % 1 or columns < 1:
+        raise RoseError(f"{block_size} of {head_width} columns are no whole number of columns; give another number.")
+    return int(columns)
+
+
 Sparsity = Annotated[str, BeforeValidator(as_sparsity), setting('ratio, or N:M such as "2:4"')]
-BlockSize = Annotated[Whole, setting("columns per block", label="Block size, columns", unit="columns", ge=1)]
+BlockSize = Annotated[
+    Annotated[Whole, Field(ge=1)] | str,
+    BeforeValidator(as_block_size),
+    setting(
+        "columns per block; 2heads: as many columns as two attention heads have",
+        label="Block size, columns",
+        unit="columns",
+        metavar="COLUMNS",
+    ),
+]
 Damping = Annotated[Real, setting("added to the Hessian's diagonal, as a share of its mean", ge=0)]
 Method = Annotated[
     str, AfterValidator(lambda name: get_method(name).name), setting("a pruning method, see `rose models`")
@@ -132,6 +168,16 @@ class SharedSettings(Spec):
         """The sparsity, parsed."""
         return parse_sparsity(self.sparsity)
 
+    @property
+    def block_columns(self) -> int:
+        """Columns per block; raises RoseError where the block size counts heads, see `in_columns`."""
+        return columns_of(self.block_size, None)
+
+    def in_columns(self, head_width: int | None) -> Self:
+        """The same settings with a block size in columns, for a model with heads of this width."""
+        columns = columns_of(self.block_size, head_width)
+        return self if columns == self.block_size else self.changed(block_size=columns)
+
     @cached_property
     def grid(self) -> Grid | None:
         """The grid of kept weights; None leaves them as they are."""
@@ -140,7 +186,8 @@ class SharedSettings(Spec):
     @model_validator(mode="after")
     def _check_shared(self) -> Self:
         # An N:M group always fits its own M columns. Without a block size, layers have their own.
-        self.pattern.check(self.pattern.of, self.block_size or BLOCK_SIZE)
+        size = self.block_size if isinstance(self.block_size, int) else max(1, self.pattern.of)
+        self.pattern.check(self.pattern.of, size)
         _ = self.grid  # raises RoseError
         return self
 

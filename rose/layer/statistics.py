@@ -15,6 +15,7 @@ from rose.errors import RoseError, is_number, is_whole
 # H is symmetric: only the panels on and above the diagonal are accumulated. Narrow panels skip more of
 # the lower half but make slimmer matrix products; 256 was the fastest of 128..576 on a two-core machine.
 PANEL = 256
+GROUPS = 8  # of windows, whose parts of diag(H) are kept apart
 SERIAL = 2**15 - 1  # numbers; torch divides larger sums over threads, which on a busy machine wait for each other
 _symmetrizing = Lock()  # one for all, because an object with a lock could not be copied
 NOT_FINITE = "H holds NaN or infinity; check the calibration inputs, or load the model in float32."
@@ -40,6 +41,8 @@ class InputStatistics:
         self._mean = torch.zeros(columns, dtype=torch.float64, device=device)
         self._spread = torch.zeros(columns, dtype=torch.float64, device=device)
         self._first = torch.zeros(columns, dtype=torch.float32, device=device)  # of diag(H), the first positions' part
+        self._by_group = torch.zeros(GROUPS, columns, dtype=torch.float32, device=device)
+        self._windows = 0  # which go to the groups of diag(H) in turn
         self._hessian: Tensor | None = None
 
     def __repr__(self) -> str:
@@ -61,7 +64,7 @@ class InputStatistics:
         statistics = cls(hessian.shape[0], hessian.device)
         statistics._upper = hessian.detach().float()
         statistics._hessian = statistics._upper
-        for unknown in (statistics._mean, statistics._spread, statistics._first):
+        for unknown in (statistics._mean, statistics._spread, statistics._first, statistics._by_group):
             unknown.fill_(float("nan"))
         statistics.tokens, statistics.total_weight = int(tokens), float(tokens)
         return statistics
@@ -84,8 +87,13 @@ class InputStatistics:
         if inputs.ndim == 3:  # (windows, positions, in); experts read tokens from anywhere
             first = inputs.detach()[:, 0].to(self._first)
             self._first.add_(first.square().sum(0), alpha=weight)
+            squares = torch.linalg.vector_norm(inputs.detach(), dim=1, dtype=torch.float32).square()
+            groups = torch.arange(self._windows, self._windows + len(squares), device=self._by_group.device) % GROUPS
+            self._by_group.index_add_(0, groups, squares.to(self._by_group), alpha=weight)
+            self._windows += len(inputs)
         else:
             self._first.fill_(float("nan"))
+            self._by_group.fill_(float("nan"))
         self.tokens += x.shape[0]
         self.total_weight += weight * x.shape[0]
         self._hessian = None
@@ -114,6 +122,7 @@ class InputStatistics:
         moved = InputStatistics(self.columns, upper.device, self.dtype)
         moved.tokens, moved.total_weight = self.tokens, self.total_weight
         moved._upper, moved._first = upper, self._first.to(device)
+        moved._by_group, moved._windows = self._by_group.to(device), self._windows
         moved._mean, moved._spread = self._mean.to(device), self._spread.to(device)
         return moved
 
@@ -127,7 +136,7 @@ class InputStatistics:
             add(panel)
             self._upper[start : start + PANEL, start:] = panel
         weight, total = self.total_weight, self._mean * self.total_weight
-        for sums in (self._first, counts, total):
+        for sums in (self._first, self._by_group, counts, total):
             add(sums)
         self._count(counts)
         mean = total / (self.total_weight or 1)
@@ -148,7 +157,7 @@ class InputStatistics:
     def pack(self) -> dict[str, Tensor]:
         """All contents as flat tensors for a file, with half of the symmetric H. `unpack` reads them."""
         panels = [self._upper[start : start + PANEL, start:].flatten() for start in range(0, self.columns, PANEL)]
-        moments = {"mean": self._mean, "spread": self._spread, "first": self._first}
+        moments = {"mean": self._mean, "spread": self._spread, "first": self._first, "groups": self._by_group}
         moments = {name: tensor.clone() for name, tensor in moments.items()}
         return {"panels": torch.cat(panels), **moments, "tokens": self._counts.cpu()}
 
@@ -162,6 +171,10 @@ class InputStatistics:
             statistics._upper[start : start + PANEL, start:] = panel.view(-1, statistics.columns - start)
         statistics._first = packed["first"].clone()  # the caller's stays as it is
         statistics._count(packed["tokens"])
+        if "groups" in packed:
+            statistics._by_group = packed["groups"].clone()
+        else:  # as earlier versions have packed statistics
+            statistics._by_group.fill_(float("nan"))
         if "sum" in packed:  # as earlier versions have packed the app's example
             statistics.set_mean(packed["sum"] / statistics.total_weight)
         else:
@@ -186,6 +199,13 @@ class InputStatistics:
     def diagonal(self) -> Tensor:
         """diag(H), the sum of squares of each input channel, (in,)."""
         return self._upper.diagonal()
+
+    @property
+    def by_group(self) -> Tensor | None:
+        """diag(H) by group of windows, (groups, in), for the spread over draws of text; None where inputs came without
+        windows, or in one."""
+        seen = self._by_group[self._by_group.ne(0).any(1)]
+        return None if len(seen) < 2 or bool(seen.isnan().any()) else seen
 
     @property
     def mean_square(self) -> Tensor:

@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 
 from rose.layer.error import quadratic_form
-from rose.layer.hessian import damp
 from rose.layer.loss import block_sums
 from rose.layer.order import Order
-from rose.layer.sweep import sweep
 
 
 @dataclass(frozen=True)
@@ -70,17 +68,3 @@ def trace_sweep(
         lost=torch.tensor(lost, dtype=torch.float32),
         moved=torch.tensor(moved, dtype=torch.float64),
     )
-
-
-def error_inside(trace: SweepTrace, order: Order, mask: Tensor, hessian: Tensor, added: float) -> Tensor:
-    """Σ e² of each block, (blocks,) float64, if only its own columns compensated, with its masks and weights at its
-    turn. The trace has weights; mask and undamped H are in original column order; `added` is λ, absolute, of the
-    sweep."""
-    totals = []
-    for before, columns in zip(trace.weights, order.permutation.split(list(order.widths)), strict=False):
-        block_hessian = hessian[columns][:, columns].float()
-        block_hessian.diagonal().add_(added)
-        factor = damp(block_hessian, 0.0).natural_factor
-        E = sweep(before[:, columns], mask[:, columns], factor, (len(columns),))
-        totals.append(float(E.square().sum(dtype=torch.float64)))
-    return torch.tensor(totals, dtype=torch.float64)

@@ -105,11 +105,11 @@ class TextPart(Spec):
     ] = "auto"
 
     def draw(self, tokenizer: Any, warn: Any = None, **changed: int) -> tuple[Tensor, Tensor | None]:
-        """Calibration and held-out windows, see `load_calibration`; `changed`: another seed."""
-        from rose.model.load.tokens import load_calibration  # with torch
+        """Calibration and held-out windows, see `load_tokens`; `changed`: another seed."""
+        from rose.model.load.tokens import load_tokens  # with torch
 
         fields = self.pick(("samples", "held_out", "length", "seed", "bos")) | changed
-        return load_calibration(self.calibration, tokenizer, warn=warn, **fields)
+        return load_tokens(self.calibration, tokenizer, warn=warn, **fields)
 
     @property
     def drawn(self) -> dict[str, Any]:

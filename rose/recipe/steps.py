@@ -45,6 +45,9 @@ class Analyze(ChosenLayers, SharedSettings, part.TextPart, part.ModelPart):
     stream: part.Stream = False
     compute: Compute = "auto"
     methods: part.Methods = ("sparsegpt", "rose")
+    split: Annotated[
+        bool, setting("measure what of each error the mask costs, and what the sequence of the sweep; takes longer")
+    ] = False
     output: Annotated[part.Output, setting("write report.json, layers.csv and layers.parquet")] | None = None
 
     @property

@@ -21,8 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rose.errors import RoseError
 from rose.model.load.models import BUILDERS
-from rose.model.network.heads import head_width
-from rose.model.network.layers import LOW_RANK, PrunableLayer, decoder_blocks, text_config
+from rose.model.network.layers import LOW_RANK, PrunableLayer, decoder_blocks, head_width, text_config
 from rose.structured.parts import CHANNELS, HEADS, Part, Shape, cuttable_layers, find_parts
 from rose.structured.settings import PARTS
 

@@ -7,12 +7,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.model.network.heads import head_width
 from rose.model.network.layers import (
     PrunableLayer,
     by_block,
     count_parameters,
     decoder_blocks,
+    head_width,
     prunable_layers,
     text_config,
 )

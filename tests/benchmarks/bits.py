@@ -35,7 +35,7 @@ from rose.layer.pattern import Grid, parse_grid
 from rose.layer.rounding import choose_scales
 from rose.layer.settings import LayerSettings
 from rose.layer.statistics import InputStatistics
-from rose.model.load.tokens import load_calibration
+from rose.model.load.tokens import load_tokens
 from rose.model.network.layers import PrunableLayer, prunable_layers
 from tests.benchmarks.common import MODEL, WHOLE, Rows, arguments, dense_and_judged
 from tests.benchmarks.reference import load_program, undisturbed
@@ -180,7 +180,7 @@ def main() -> None:
     rows = Rows(options.output / "bits.csv", KEY)
     before = rose.perplexity(dense, windows)
     for seed in options.seeds:
-        tokens, _ = load_calibration(
+        tokens, _ = load_tokens(
             options.calibration, tokenizer, samples=options.samples, held_out=4, length=options.length, seed=seed
         )
         unrounded: dict[tuple[str, str], nn.Module] = {}

@@ -35,7 +35,7 @@ from rose.layer.settings import LayerSettings
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import correction_damping
 from rose.model.defaults import TUNING
-from rose.model.load.tokens import load_apart, load_calibration
+from rose.model.load.tokens import load_apart, load_tokens
 from rose.model.measure.comparison import (
     ComparisonRow,
     compare_methods,
@@ -167,7 +167,7 @@ def make(table: Table, options: Any, model: nn.Module, tokenizer: Any) -> None:
     mu = correction_damping(Network(model).config.hidden_size, tokens, blocks)
 
     def draw(seed: int) -> tuple[Tensor, Tensor | None]:
-        return load_calibration(
+        return load_tokens(
             options.calibration, tokenizer, samples=options.samples, held_out=options.held_out, length=options.length,
             seed=seed,
         )  # fmt: skip

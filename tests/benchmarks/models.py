@@ -24,7 +24,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import rose
-from rose.model.load.tokens import load_calibration, load_text
+from rose.model.load.tokens import load_text, load_tokens
 from tests.benchmarks.common import MODEL, Rows, arguments, judged
 
 METHODS = ("sparsegpt", "rose", "rose_global", "rose_dealt", "rose_admm", "alps")
@@ -96,7 +96,7 @@ def small(family: str, options: argparse.Namespace) -> Subject:
 def pretrained(name: str, options: argparse.Namespace) -> Subject:
     model, tokenizer = rose.load_model(name, dtype=options.dtype)
     sizes: dict[str, Any] = {"samples": options.samples, "held_out": 4, "length": 512}  # 4: as in the other tables
-    draw = partial(load_calibration, options.calibration, tokenizer, **sizes)
+    draw = partial(load_tokens, options.calibration, tokenizer, **sizes)
     return Subject(model, judged(options.evaluate, tokenizer), lambda seed: draw(seed=seed)[0])
 
 

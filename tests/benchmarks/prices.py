@@ -39,7 +39,7 @@ from rose.layer.settings import LayerSettings
 from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import Choice, sweep
 from rose.layer.tiles import prune_in_tiles
-from rose.model.load.tokens import load_calibration
+from rose.model.load.tokens import load_tokens
 from rose.model.walk.walk import visit_blocks
 from tests.benchmarks.common import MODEL, Rows, arguments, judged, processor_seconds
 
@@ -96,7 +96,7 @@ def _layers_of(
     name: str, seed: int, patterns: tuple[str, ...], text: str, samples: int, held_out: int, length: int
 ) -> list[Layer]:
     model, tokenizer = rose.load_model(name)
-    tokens, others = load_calibration(text, tokenizer, samples=samples, held_out=held_out, length=length, seed=seed)
+    tokens, others = load_tokens(text, tokenizer, samples=samples, held_out=held_out, length=length, seed=seed)
     names = [layer.name for layer in rose.prunable_layers(model)]
     chosen = [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
     layers: list[Layer] = []
@@ -244,7 +244,7 @@ def leverage(options: Any) -> None:
         run = {"model": _label(name), "seed": seed}
         model, tokenizer = rose.load_model(name)
         sizes = {"samples": options.samples, "held_out": options.held_out, "length": options.length}
-        tokens, _ = load_calibration(options.text, tokenizer, seed=seed, **sizes)
+        tokens, _ = load_tokens(options.text, tokenizer, seed=seed, **sizes)
         seen: dict[str, list[Tensor]] = {}  # inputs by layer
         for layer in rose.prunable_layers(model):
             if (

@@ -69,7 +69,7 @@ def plugin(folder: Path) -> Path:
 
 def shoot_plugin(browser: Browser, folder: Path, pictures: Path) -> None:
     """The order lab with the order of that notebook."""
-    orders = {"lab_section": "Order × budget", "lab_matrix_orders": ["Natural", "Two-level", "Snake"]}
+    orders = {"lab_section": "Mask and sequence", "lab_matrix_orders": ["Natural", "Two-level", "Snake"]}
     words = urlencode(SETUP | {"layer": COLUMNAR_LAYER} | orders, doseq=True)
     with serve(folder / "log.txt", ROSE_PLUGINS=str(plugin(folder))) as address:
         page = browser.new_page(viewport={"width": 1280, "height": 800})

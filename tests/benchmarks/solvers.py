@@ -18,7 +18,7 @@ from rose.layer import error
 from rose.layer.methods import Context, prune_with
 from rose.layer.settings import LayerSettings
 from rose.layer.statistics import InputStatistics
-from rose.model.load.tokens import load_calibration
+from rose.model.load.tokens import load_tokens
 from rose.model.network.layers import decoder_blocks
 from rose.model.walk.walk import visit_blocks
 from tests.benchmarks.common import MODEL, Rows, arguments, processor_seconds
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> pd.DataFrame:
     model, tokenizer = rose.load_model(options.model)
     prefix, blocks = decoder_blocks(model)
     most = max(MOST_SAMPLES, *options.samples)
-    tokens, _ = load_calibration(options.text, tokenizer, samples=HELD_OUT + most, held_out=0, length=512, seed=0)
+    tokens, _ = load_tokens(options.text, tokenizer, samples=HELD_OUT + most, held_out=0, length=512, seed=0)
     layers = None if options.every == 1 else [f"{prefix}.{block}.*" for block in range(0, len(blocks), options.every)]
     for samples in options.samples:
         calibration = tokens[HELD_OUT : HELD_OUT + samples]

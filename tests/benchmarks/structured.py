@@ -32,7 +32,7 @@ from app.figures import palette
 from app.figures.palette import Theme
 from app.figures.shapes import Chart
 from rose.environment import processor
-from rose.model.load.tokens import load_calibration
+from rose.model.load.tokens import load_tokens
 from rose.structured.configuration import can_bias
 from rose.structured.parts import find_parts
 from rose.structured.survey import BlockSurvey, survey
@@ -66,7 +66,7 @@ def quality(options: argparse.Namespace) -> None:
         if not wanted:
             continue
         sizes = {"samples": options.samples, "held_out": options.held_out, "length": options.length}
-        tokens, held_out = load_calibration(options.calibration, tokenizer, **sizes, seed=seed)
+        tokens, held_out = load_tokens(options.calibration, tokenizer, **sizes, seed=seed)
         surveys = priced(model, tokens)
         for ratio, variant in wanted:
             slim = copy.deepcopy(model)

@@ -10,7 +10,7 @@ import copy
 from itertools import product
 
 import rose
-from rose.model.load.tokens import load_calibration
+from rose.model.load.tokens import load_tokens
 from rose.model.network.layers import prunable_layers
 from tests.benchmarks.common import WHOLE, Rows, arguments, dense_and_judged
 
@@ -36,7 +36,7 @@ def main() -> None:
         key = (options.model, options.method, options.sparsity, blocks, samples * options.length, seed, damping)
         if key in rows:
             continue
-        tokens, held_out = load_calibration(
+        tokens, held_out = load_tokens(
             options.calibration, tokenizer, samples=samples, held_out=4, length=options.length, seed=seed
         )
         model = copy.deepcopy(dense)

@@ -21,7 +21,7 @@ from typing import Any
 import rose
 from rose.layer.pattern import METHOD
 from rose.model.defaults import TUNING
-from rose.model.load.tokens import load_calibration
+from rose.model.load.tokens import load_tokens
 from tests.benchmarks.common import MODEL, Rows, arguments, processor_seconds
 from tests.benchmarks.reference import SPARSITY, load_reference, prune_by_reference
 
@@ -87,7 +87,7 @@ def main() -> None:
     options = arguments(__doc__, reference=Path, output=Path("time-to-quality.csv"), samples=32, length=1024)
     official = load_reference(options.reference)
     model, tokenizer = rose.load_model(MODEL)
-    tokens, judge = load_calibration(
+    tokens, judge = load_tokens(
         "packaged", tokenizer, samples=options.samples, held_out=JUDGED * LENGTH // options.length,
         length=options.length, seed=0,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import rose
-from rose.layer.loss import block_starts
+from rose.layer.loss import block_starts, variance_between
 from rose.layer.order import blocks_of, live_range, move_block, plan_from_importance, visited_blocks
 from rose.layer.registry import order_names
 from tests.layer.helpers import ORDERS, block_sizes, layers, make_layer, ratios
@@ -298,3 +298,57 @@ def test_steps_across_blocks_visit_no_block():
     assert visited_blocks(plan, rose.make_order(plan, "two_level"))[0] == 2
     mixed = rose.Order(torch.tensor([0, 4, 1, 5, 2, 3, 8, 9, 6, 7]), (4, 2, 2, 2), "custom")
     assert visited_blocks(plan, mixed) == [None, 0, 2, 1]
+
+
+def windows_of(spread: float, windows: int = 24, seed: int = 0) -> Tensor:
+    """Inputs (windows, positions, in) of 32 channels; the loudness of the last eight differs between windows."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(windows, 40, 32, generator=generator)
+    inputs[:, :, 24:] *= 2 * (spread * torch.randn(windows, 1, 1, generator=generator)).exp()
+    return inputs
+
+
+def plan_of(inputs: Tensor) -> rose.OrderPlan:
+    statistics = rose.InputStatistics(32)
+    for batch in inputs.split(5):
+        statistics.update(batch)
+    weight = torch.randn(16, 32, generator=torch.Generator().manual_seed(9))
+    return rose.plan_order(weight, statistics, sparsity=0.7, block_size=8)
+
+
+@pytest.mark.parametrize("spread", [0.05, 0.3])
+def test_the_interval_of_relative_range_holds_other_draws(spread):
+    """The range of many windows lies in the intervals of 40 draws, in 95 % by intent; eight groups are few."""
+    truth = plan_of(windows_of(spread, windows=3000, seed=1)).relative_range
+    intervals = [plan_of(windows_of(spread, seed=seed)).interval for seed in range(2, 42)]
+    assert sum(low <= truth <= high for low, high in intervals) >= 34
+    widths = [high - low for low, high in intervals]
+    assert 0 < sum(widths) / 40 < 0.35
+
+
+def test_a_layer_is_undecided_where_its_interval_holds_the_threshold():
+    plan = plan_of(windows_of(0.3))
+    low, high = plan.interval
+    assert low < plan.relative_range < high
+    assert replace(plan, threshold=(low + high) / 2).is_undecided
+    assert not replace(plan, threshold=high + 1e-3).is_undecided
+    assert not replace(plan, threshold=low - 1e-3).is_undecided
+
+
+def test_without_windows_no_interval_is_known():
+    flat = rose.InputStatistics(32)
+    flat.update(windows_of(0.3).flatten(0, 1))
+    bare = rose.InputStatistics.from_hessian(flat.hessian)
+    for inputs in (flat, bare):
+        plan = rose.plan_order(torch.ones(4, 32), inputs, block_size=8)
+        assert plan.interval is None
+        assert not plan.is_undecided
+
+
+def test_variance_between_heads():
+    within = torch.tensor([1.0, -1.0]).repeat(8)
+    heads = torch.tensor([3.0, 5.0]).repeat_interleave(8)
+    assert variance_between(heads, 8) == 1
+    assert variance_between(within, 8) == 0
+    assert variance_between(heads + within, 8) == pytest.approx(0.5)
+    assert variance_between(torch.ones(16), 8) == 0

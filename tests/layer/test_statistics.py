@@ -256,3 +256,18 @@ def test_the_first_position_is_given_for_windows_only():
         assert statistics.first_share([5]) == pytest.approx(expected, rel=1e-5)
     ready = rose.InputStatistics.from_hessian(windows.hessian)
     assert all(torch.tensor(statistics.first_share([5])).isnan() for statistics in (flat, ready))
+
+
+def test_groups_of_windows_add_up_to_the_diagonal():
+    windows = torch.randn(11, 5, 3, generator=torch.Generator().manual_seed(0))
+    statistics = rose.InputStatistics(3)
+    for batch in windows.split(4):
+        statistics.update(batch, 2.0)
+    groups = statistics.by_group
+    torch.testing.assert_close(groups.sum(0), statistics.diagonal)
+    torch.testing.assert_close(groups[1], 2 * windows[[1, 9]].square().sum((0, 1)))
+    again = rose.InputStatistics.unpack(statistics.pack())
+    assert torch.equal(again.by_group, groups)
+    single = rose.InputStatistics(3)
+    single.update(windows[:1])
+    assert single.by_group is None

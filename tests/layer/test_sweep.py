@@ -18,7 +18,6 @@ from rose.layer.pattern import parse_sparsity
 from rose.layer.statistics import PANEL
 from rose.layer.sweep import Choice, prune_block, sweep
 from rose.layer.tiles import TILE, prune_in_tiles, solve_columns, solve_rows
-from rose.layer.trace import error_inside
 from tests.layer.helpers import (
     ORDERS,
     SWEEPERS,
@@ -337,30 +336,3 @@ def test_settings_narrow_the_candidates():
     assert fixed.order.name == "two_level"
     least = min(by_hand["two_level", budget] for budget in ("block", "layer"))
     assert direct_error(layer.weight, fixed.weight, layer.inputs) == pytest.approx(least, rel=1e-5)
-
-
-@pytest.mark.parametrize("sparsity", ["0.5", "2:4"])
-@pytest.mark.parametrize("order", ["natural", "two_level", "random:1"])
-def test_compensation_within_a_block_lies_between_none_and_all(order, sparsity):
-    layer = make_layer(rows=12, loud=8)
-    result = layer.prune(order=order, sparsity=sparsity, trace=True)
-    trace = result.trace
-    inside = error_inside(trace, result.order, result.mask, layer.hessian, result.added_damping)
-    assert inside[-1] == pytest.approx(float(trace.error[-1]), rel=1e-4)  # nobody else is left
-    assert (inside[:-1] > trace.error[:-1]).all()
-    assert (inside < trace.lost).all()
-
-
-def test_error_inside_the_first_block_is_that_of_its_columns():
-    """By the definition of U, in float64, from H of these columns alone."""
-    layer = make_layer(rows=12)
-    result = layer.prune(order="natural", sparsity=0.5, trace=True)
-    inside = error_inside(result.trace, result.order, result.mask, layer.hessian, result.added_damping)
-    hessian = layer.hessian[:8, :8]
-    first = torch.linalg.cholesky(torch.linalg.inv(hessian.double() + result.added_damping * torch.eye(8)), upper=True)
-    weight, total = layer.weight[:, :8].double().clone(), 0.0
-    for j in range(8):
-        error = weight[:, j] * result.mask[:, j] / first[j, j]
-        weight -= error[:, None] * first[j]
-        total += float(error.square().sum())
-    assert float(inside[0]) == pytest.approx(total, rel=1e-4)

@@ -88,7 +88,7 @@ def prune_with(
         raise RoseError(f"W must be a non-empty (out, in) matrix, but its shape is {tuple(weight.shape)}.")
     if not is_finite(weight):
         raise RoseError("W holds NaN or infinity; reload the checkpoint, or load it in float32.")
-    settings.pattern.check(weight.shape[1], settings.block_size)
+    settings.pattern.check(weight.shape[1], settings.block_columns)
     if settings.grid:
         settings.grid.width(weight.shape[1])
     # Otherwise a model's parameter would record every step for a backward pass.

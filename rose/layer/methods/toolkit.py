@@ -29,7 +29,7 @@ def plan_layer(weight: Tensor, statistics: InputStatistics, settings: LayerSetti
         weight,
         statistics,
         sparsity=settings.pattern,
-        block_size=settings.block_size,
+        block_size=settings.block_columns,
         damping=settings.damping,
         threshold=settings.threshold,
     )

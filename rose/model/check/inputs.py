@@ -22,8 +22,8 @@ from rose.layer.statistics import InputStatistics
 from rose.layer.target import InputGap, OutputGap
 from rose.model.check.change import UNLIKE
 from rose.model.network.experts import experts_apart
-from rose.model.network.heads import ValueHeads, head_width, twin_of
-from rose.model.network.layers import PrunableLayer
+from rose.model.network.heads import ValueHeads, twin_of
+from rose.model.network.layers import PrunableLayer, head_width
 from rose.model.network.network import Network
 from rose.model.network.precision import FLOAT32, Precision
 from rose.model.network.residual import Writer

@@ -20,8 +20,7 @@ from rose.model.check.agreement import COLUMN, ROW
 from rose.model.check.change import UNLIKE, WeightChange, rounded_to
 from rose.model.check.inputs import Pair
 from rose.model.check.verdicts import LayerVerdict, Verdict
-from rose.model.network.heads import head_width
-from rose.model.network.layers import PrunableLayer
+from rose.model.network.layers import PrunableLayer, head_width
 from rose.model.network.network import Network
 from rose.wording import count, listing, number, percent, sentence, short_text, whole
 

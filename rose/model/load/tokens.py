@@ -4,8 +4,9 @@ import itertools
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 from huggingface_hub import constants
@@ -148,6 +149,20 @@ def first_token(tokenizer: PreTrainedTokenizerBase, bos: str = "auto") -> int | 
     return int(token) if puts_in_front else None
 
 
+@overload
+def load_tokens(
+    source: str, tokenizer: PreTrainedTokenizerBase, *, samples: int | None = ..., length: int = ...,
+    seed: int | None = ..., split: str = ..., bos: str = ..., held_out: None = None, warn: Warn | None = ...,
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def load_tokens(
+    source: str, tokenizer: PreTrainedTokenizerBase, *, samples: int = ..., length: int = ..., seed: int = ...,
+    split: str = ..., bos: str = ..., held_out: int, warn: Warn | None = ...,
+) -> tuple[Tensor, Tensor | None]: ...  # fmt: skip
+
+
 def load_tokens(
     source: str,
     tokenizer: PreTrainedTokenizerBase,
@@ -157,25 +172,52 @@ def load_tokens(
     seed: int | None = 0,
     split: str = "train",
     bos: str = "auto",
-) -> Tensor:
-    """Windows of a text as token ids, (samples, length) int64.
+    held_out: int | None = None,
+    warn: Warn | None = None,
+) -> Tensor | tuple[Tensor, Tensor | None]:
+    """Windows of a text as token ids, (samples, length) int64; with `held_out`, a pair: these and (held_out, length)
+    further windows, None for 0, as commands and the app draw them.
 
-    A seed makes windows random, and disjoint if the text is long enough. With `seed=None` they follow one another.
+    A seed makes windows random, and disjoint if the text is long enough. With `seed=None` they follow one another. All
+    windows are drawn together and the last ones held out, so that no held-out window overlaps another. Of a text too
+    short for that, the end is held out.
 
     Args:
         source, split: see `load_text`.
         samples: number of windows; None, with `seed=None`, for all.
         length: tokens per window, at least 2.
         bos: whether windows begin with a beginning-of-sequence token, see `first_token`; it counts towards `length`.
+        held_out: number of further windows; needs a seed.
+        warn: gets a sentence where windows overlap; the log by default.
 
     Raises RoseError for bad numbers, an unreadable source, or a text that is too short.
     """
+    if held_out is not None:
+        _check_held_out(samples, held_out, seed)
     check_windows(samples, length)
     if samples is None and seed is not None:
         raise RoseError("All windows of a text come in order: give seed=None with samples=None.")
     first = first_token(tokenizer, bos)
     ids = _encode(tokenizer, load_text(source, split))
-    return _cut(source, ids, first, samples, length, seed)
+    cut = partial(_cut, source, first=first, length=length, warn=warn)
+    if held_out is None:
+        return cut(ids, samples=samples, seed=seed)
+    assert samples is not None
+    width, windows = length - (first is not None), samples + held_out
+    if not held_out or len(ids) >= windows * width:
+        tokens = cut(ids, samples=windows, seed=seed)
+        return tokens[:samples], tokens[samples:] if held_out else None
+    at = len(ids) - held_out * width
+    if at < width:
+        raise _too_short(f"{source} has {len(ids)} tokens", held_out, length)
+    return cut(ids[:at], samples=samples, seed=seed), cut(ids[at:], samples=held_out, seed=None)
+
+
+def _check_held_out(samples: Any, held_out: Any, seed: int | None) -> None:
+    if not (all(map(is_whole, (samples, held_out))) and samples >= 1 and held_out >= 0):
+        raise RoseError(f"Calibration needs at least 1 sample and 0 held-out ones, not {samples!r} and {held_out!r}.")
+    if seed is None:
+        raise RoseError("Held-out windows are drawn with the others; give a seed.")
 
 
 def check_windows(samples: int | None, length: int) -> None:
@@ -189,6 +231,7 @@ def check_windows(samples: int | None, length: int) -> None:
 def _cut(
     source: str,
     ids: Tensor,
+    *,
     first: int | None,
     samples: int | None,
     length: int,
@@ -234,42 +277,9 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
     return torch.cat(parts)
 
 
-def load_calibration(
-    source: str,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    samples: int,
-    held_out: int,
-    length: int,
-    seed: int,
-    bos: str = "auto",
-    warn: Warn | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Calibration windows and held-out windows; no held-out window overlaps another window.
-
-    Calibration windows are disjoint where the text is long enough. Otherwise the held-out windows are its end, and
-    `warn`, or the log, gets a sentence. Returns (samples, length) and (held_out, length) int64, None for the latter if
-    `held_out` is 0; raises as `load_tokens`.
-    """
-    if not (all(map(is_whole, (samples, held_out))) and samples >= 1 and held_out >= 0):
-        raise RoseError(f"Calibration needs at least 1 sample and 0 held-out ones, not {samples!r} and {held_out!r}.")
-    check_windows(samples + held_out, length)
-    first = first_token(tokenizer, bos)
-    ids = _encode(tokenizer, load_text(source))
-    width, windows = length - (first is not None), samples + held_out
-    if not held_out or len(ids) >= windows * width:
-        tokens = _cut(source, ids, first, windows, length, seed, warn)
-        return tokens[:samples], tokens[samples:] if held_out else None
-    at = len(ids) - held_out * width
-    if at < width:
-        raise _too_short(f"{source} has {len(ids)} tokens", held_out, length)
-    tokens = _cut(source, ids[:at], first, samples, length, seed, warn)
-    return tokens, _cut(source, ids[at:], first, held_out, length, None)
-
-
 def check_text(source: str, held_out: int, length: int) -> None:
     """Raises RoseError, before there is a tokenizer, for a missing text, or a file with fewer bytes than
-    `load_calibration` needs tokens."""
+    `load_tokens` needs tokens."""
     path = text_file(source)
     # A token has at least one byte; a window may begin with a beginning-of-sequence token.
     if path is not None and (size := path.stat().st_size) < (held_out + 1) * (length - 1):

@@ -152,8 +152,9 @@ def compare_methods(
         progress: run's name -> callback for `prune_model`.
     """
     network = Network(model)
+    plan = [(name, run.in_columns(network.head_width)) for name, run in plan]
     for _, run in plan:
-        network.to_prune(run.layers, run.pattern, run.block_size, run.grid)
+        network.to_prune(run.layers, run.pattern, run.block_columns, run.grid)
     environment = network.environment(plan[0][1].compute)
     draw = lru_cache(maxsize=1)(calibration)  # all runs of a seed come one after another
     done = [row for row in done if row.environment == environment]

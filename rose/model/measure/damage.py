@@ -161,7 +161,7 @@ def damage(
     progress: ProgressCallback | None = None,
     method: str = METHOD,
     sparsity: float | str | Pattern = SPARSITY,
-    block_size: int = BLOCK_SIZE,
+    block_size: int | str = BLOCK_SIZE,
     damping: float = DAMPING,
     threshold: float = THRESHOLD,
     order: str | None = None,
@@ -196,6 +196,7 @@ def damage(
     settings = LayerSettings.among(locals())
     check_choice("The units", units, UNITS)
     network = Network(model)
+    settings = settings.in_columns(network.head_width)
     network.check_in_memory()
     network.check_tokens(tokens)
     if held_out is None:
@@ -204,7 +205,7 @@ def damage(
             raise RoseError("One sample cannot both calibrate and measure; give more, or held-out tokens.")
         tokens, held_out = tokens[:-windows], tokens[-windows:]
     if restore is None:
-        selected = network.to_prune(layers, settings.pattern, settings.block_size, settings.grid)
+        selected = network.to_prune(layers, settings.pattern, settings.block_columns, settings.grid)
     else:
         selected = network.select(layers)
         check_not_shared(selected, network.layers)

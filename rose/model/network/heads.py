@@ -23,19 +23,7 @@ from rose.model.network.stand_ins import hooked
 ALIKE = 1 - 1e-3  # cosine of equal vectors after rounding to 16 bits
 ROUNDING = 8.0  # units in the last place that a rotation may change an output by, relative to its norm
 LEAST_ROUNDING = 1e-4
-# Endings of the names of attention's output projections in known families.
-ATTENTION_OUTPUTS = (".o_proj", "attn.out_proj", "attention.out_proj", "attn.c_proj", "attn.dense", "attention.dense")
-
 Run = Callable[[nn.Module], Tensor]
-
-
-def head_width(config: Any) -> int | None:
-    """Columns of a head in the output projection, by the configuration; None if it does not say."""
-    try:
-        of_values = getattr(config, "v_head_dim", None) or getattr(config, "head_dim", None)
-        return of_values or config.hidden_size // config.num_attention_heads
-    except (RuntimeError, AttributeError):  # transformers raises these if decoder blocks have different widths
-        return None
 
 
 @dataclass(frozen=True)

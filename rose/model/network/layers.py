@@ -3,7 +3,7 @@
 import fnmatch
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,18 @@ MASKED = (
     'torch.nn.utils.prune.remove(layer, "weight") for every pruned layer'
 )
 
+# Endings of the names of attention's output projections in known families.
+ATTENTION_OUTPUTS = (".o_proj", "attn.out_proj", "attention.out_proj", "attn.c_proj", "attn.dense", "attention.dense")
+
+
+def head_width(config: Any) -> int | None:
+    """Columns of a head in the output projection, by the configuration; None if it does not say."""
+    try:
+        of_values = getattr(config, "v_head_dim", None) or getattr(config, "head_dim", None)
+        return of_values or config.hidden_size // config.num_attention_heads
+    except (RuntimeError, AttributeError):  # transformers raises these if decoder blocks have different widths
+        return None
+
 
 @dataclass(frozen=True)
 class PrunableLayer:
@@ -37,6 +49,7 @@ class PrunableLayer:
     block_index: int
     projection: str  # the name within the block, such as "self_attn.o_proj"
     module: nn.Module  # `nn.Linear`, a subclass, GPT-2's Conv1D, or an `ExpertLinear`
+    head_width: int | None = None  # columns of an attention head, in an output projection
 
     @property
     def weight(self) -> Tensor:
@@ -173,7 +186,7 @@ def prunable_layers(model: nn.Module) -> list[PrunableLayer]:
     unknown layout, or as `check_plain`."""
     (prefix, blocks), family = decoder_blocks(model), type(model).__name__
     check_plain(model)
-    layers = []
+    layers, width = [], head_width(text_config(model)) if hasattr(model, "config") else None
     for index, block in enumerate(blocks):
         left_out, experts = routers(block), {name for name, module in block.named_modules() if is_experts(module)}
         fused = [name for name, p in block.named_parameters() if p.squeeze().ndim == 3 and "conv" not in name]
@@ -185,7 +198,9 @@ def prunable_layers(model: nn.Module) -> list[PrunableLayer]:
             )
         for name, module in block.named_modules():
             if isinstance(module, (nn.Linear, Conv1D)) and module not in left_out:
-                layers.append(PrunableLayer(f"{prefix}.{index}.{name}", index, name, module))
+                layer = PrunableLayer(f"{prefix}.{index}.{name}", index, name, module)
+                is_output = width and layer.name.endswith(ATTENTION_OUTPUTS) and layer.weight.shape[1] % width == 0
+                layers.append(replace(layer, head_width=width) if is_output else layer)
             for expert in expert_layers(module) if name in experts else ():
                 part = f"{name}.{expert.name}"
                 layers.append(PrunableLayer(f"{prefix}.{index}.{part}", index, part, expert))

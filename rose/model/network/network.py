@@ -20,6 +20,7 @@ from rose.model.network.layers import (
     PrunableLayer,
     check_prunable,
     decoder_blocks,
+    head_width,
     matching,
     prunable_layers,
     text_config,
@@ -64,6 +65,11 @@ class Network:
     def layers(self) -> list[PrunableLayer]:
         """Every layer that can be pruned, see `prunable_layers`."""
         return prunable_layers(self.model)
+
+    @property
+    def head_width(self) -> int | None:
+        """Columns of an attention head; None where the configuration does not say."""
+        return head_width(self.config)
 
     @cached_property
     def dtype(self) -> torch.dtype:

@@ -11,9 +11,11 @@ from torch import Tensor
 from rose.layer import error
 from rose.layer.error import MassiveActivation
 from rose.layer.hessian import sampling_damping
+from rose.layer.loss import variance_between
 from rose.layer.methods import Context, prune_with, zeros_to_keep
 from rose.layer.result import LayerResult
 from rose.layer.settings import LayerSettings
+from rose.layer.split import split_error
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import InputGap, OutputGap, corrected_weight, target_error
 from rose.model.network.layers import PrunableLayer, naming
@@ -42,10 +44,13 @@ def prune_in(
     settings: LayerSettings,
     correction_damping: Callable[[int], float] = lambda _tokens: 0.0,
     energies: Energies | None = None,
+    *,
+    split: bool = False,
 ) -> tuple[LayerResult, LayerRecord]:
     """Prunes one layer of a decoder block on a copy, towards its dense target if `block.gaps` has its gap.
 
     `correction_damping`: tokens -> μ of the correction. Methods that are compared on the layer share its `energies`.
+    `split`: whether to measure the mask's part of the error, where the result has such parts.
     Raises RoseError with the layer's name.
     """
     start, weight, name = time.perf_counter(), layer.weight, layer.name
@@ -72,6 +77,8 @@ def prune_in(
         left = _errors(energies, target, statistics, gap)[1] or 0.0  # by the weights to approximate
         scale = (fields["target_error"] - left) / both
         fields |= {name: getattr(result, name) * scale for name in ("pruning_error", "rounding_error")}
+    if split and result.low_rank is None and settings.grid is None:
+        fields["mask_error"] = split_error(weight, statistics, result, target=target, gap=gap).mask
     if held_out is not None:
         errors = _errors(energies, result.weight, held_out, held_out_gap)
         fields["held_out_error"], fields["held_out_target_error"] = errors
@@ -148,7 +155,13 @@ def record_of(
         device = result.mask.device  # zeros from rounding do not count
         removed = result.mask | layer.weight.eq(0).to(device) | dead.to(device)
         sparsity = max(sparsity, float((result.weight.eq(0) & removed).double().mean()))
+    low, high = plan.interval or (None, None)
+    width = layer.head_width
     from_result = {
+        "range_low": low,
+        "range_high": high,
+        "heads_per_block": width and plan.block_size / width,
+        "between_heads": width and variance_between(plan.column_loss, width),
         "relative_error": result.relative_error,
         "held_out_error": None,
         "is_damping_raised": result.damping > settings.damping,

@@ -52,7 +52,7 @@ def prune_model(
     *,
     method: str = METHOD,
     sparsity: float | str | Pattern = SPARSITY,
-    block_size: int = BLOCK_SIZE,
+    block_size: int | str = BLOCK_SIZE,
     damping: float = DAMPING,
     threshold: float = THRESHOLD,
     order: str | None = None,
@@ -105,6 +105,7 @@ def prune_by(
 ) -> RunReport:
     """As `prune_model`, by complete settings."""
     start, workers = time.perf_counter(), Workers.here()
+    run = run.in_columns(network.head_width)
     selected = network.select(run.layers)
     check_layers(selected, network, run)
     compute = run.compute
@@ -159,7 +160,7 @@ def check_layers(selected: Sequence[PrunableLayer], network: Network, run: Prune
     run.check()
     if network.is_streamed and run.sharing.rule == "sensitivity":
         raise RoseError("Sensitivity needs the whole model in memory; choose uniform or owl for a streamed one.")
-    check_prunable(selected, network.layers, run.pattern, run.block_size, run.grid)
+    check_prunable(selected, network.layers, run.pattern, run.block_columns, run.grid)
     if run.min_expert_tokens > 1 and not any(layer.is_expert for layer in selected):
         raise RoseError("min_expert_tokens says which experts stay dense, and no layer here is one; leave it out.")
 
@@ -242,7 +243,7 @@ def analyze_model(
     *,
     methods: Sequence[str] = ("sparsegpt", "rose"),
     sparsity: float | str | Pattern = SPARSITY,
-    block_size: int = BLOCK_SIZE,
+    block_size: int | str = BLOCK_SIZE,
     damping: float = DAMPING,
     threshold: float = THRESHOLD,
     bits: int | None = None,
@@ -250,6 +251,7 @@ def analyze_model(
     layers: Sequence[str] | None = None,
     held_out: Tensor | None = None,
     compute: str = DEFAULT,
+    split: bool = False,
     progress: ProgressCallback | None = None,
     seen: Callable[[PrunableLayer, InputStatistics, LayerRecord], Any] = lambda *_seen: None,
 ) -> Generator[LayerRecord, None, None]:
@@ -258,11 +260,15 @@ def analyze_model(
     Yields a record for each layer and method as decoder blocks are done. Arguments as for `prune_model`, checked at
     once. A caller that ends the loop early and keeps the iterator calls its `close()`, as for `visit_blocks`.
 
+    `split` measures the mask's part of each error too, see `rose.split_error`; it takes longer than the pruning.
+
     `seen` is called with every pruned layer, its statistics and its first record, in the process that pruned it.
     """
     if not methods:
         raise RoseError("No method is chosen; name at least one.")
-    shared = SharedSettings.among(locals())
+    shared = SharedSettings.among(locals()).in_columns(Network(model).head_width)
+    if split and shared.grid:
+        raise RoseError("Rounded weights have no mask's part, as no refit stays on the grid; leave out bits or split.")
     fields = shared.pick(shared.fields())
     settings = [LayerSettings(**fields, method=method) for method in dict.fromkeys(several(methods))]
     blocks = visit_blocks(model, tokens, layers=layers, held_out=held_out, compute=compute, progress=progress)
@@ -272,7 +278,7 @@ def analyze_model(
         if is_left_dense(layer, block.calibration):
             return [dense_record(layer, None, each) for each in settings]
         energies = Energies(layer.weight)
-        records = [prune_in(block, layer, each, energies=energies)[1] for each in settings]
+        records = [prune_in(block, layer, each, energies=energies, split=split)[1] for each in settings]
         seen(layer, statistics_of(layer, block.calibration), records[0])
         return records
 

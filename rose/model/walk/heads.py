@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError
-from rose.model.network.heads import ValueHeads, find_value_heads, head_width
+from rose.model.network.heads import ValueHeads, find_value_heads
+from rose.model.network.layers import head_width
 from rose.model.network.network import Network
 from rose.model.walk.forward import check_blocks, record_inputs, run_block
 

@@ -12,7 +12,7 @@ import torch
 import rose
 from app.figures.palette import INKS
 from app.figures.style import Drawing
-from rose.layer.trace import error_inside
+from rose.layer.split import split_error
 from tests.app.figures.test_contract import figure_functions, hold
 
 ROWS, COLUMNS, BLOCK = 24, 40, 16  # blocks of 16, 16 and 8 columns
@@ -56,9 +56,8 @@ def lab() -> SimpleNamespace:
     results = {order: prune(order=order) for order in ("natural", "two_level", "hessian")}
     plan = rose.plan_order(weight, statistics, sparsity=0.5, block_size=BLOCK)
     energy = float(((weight @ statistics.hessian) * weight).sum())
-    ordered = results["two_level"]
-    inside = error_inside(ordered.trace, ordered.order, ordered.mask, statistics.hessian, ordered.added_damping)
-    made = {"plan": plan, "results": results, "inside": inside, "energy": energy}
+    masks = {order: split_error(weight, statistics, result).mask for order, result in results.items()}
+    made = {"plan": plan, "results": results, "masks": masks, "energy": energy}
     return SimpleNamespace(weight=weight, statistics=statistics, **made)
 
 

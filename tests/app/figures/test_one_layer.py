@@ -1,6 +1,5 @@
 """Numbers in the figures of one layer: weights, Hessian, losses, orders, sweeps, and checks of its errors."""
 
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -140,19 +139,29 @@ def test_sweeps_have_the_name_of_a_method_only_where_order_and_budget_are_its_ow
     assert block.dash != layered.dash
 
 
-def test_parts_of_the_damage_add_up(lab):
-    result = lab.results["two_level"]
-    drawing = orders.damage_split(result, lab.inside)
-    relative = orders.damage_split(result, lab.inside, energy=2.0).figure.data[0]
-    remains, later, inside = drawing.figure.data
-    assert relative.y == pytest.approx(remains.y / 2)
-    assert remains.y + later.y + inside.y == pytest.approx(result.trace.lost.numpy(), rel=1e-4)
-    assert remains.y + later.y == pytest.approx(lab.inside.numpy(), rel=1e-4)
-    assert later.y[-1] == pytest.approx(0, abs=1e-3 * remains.y[-1])
-    assert inside.y[-1] > 0, "columns of the same block compensate even in the last block"
-    assert "the block's own 16 columns absorb" in drawing.caption
-    assert remains.customdata[0] == "block 2"
-    assert drawing.data["removed_weights"].sum() == 480
+def test_mask_and_sequence_are_the_parts_of_each_error(lab):
+    rows = [(order, "block", result.relative_error, lab.masks[order]) for order, result in lab.results.items()]
+    table = pd.DataFrame(rows, columns=["order", "budget", "relative_error", "mask_error"])
+    table = table.assign(held_out_error=[0.4, 0.3, 0.5])
+    drawing = orders.mask_and_sequence(table)
+    mask, sequence, ring = drawing.figure.data
+    base = lab.results["natural"].relative_error
+    whole = table["relative_error"] / base
+    assert mask.x + sequence.x == pytest.approx(whole.to_numpy())
+    assert mask.x[0] == pytest.approx(lab.masks["natural"] / base)
+    assert list(ring.x) == pytest.approx([1, 0.75, 1.25])
+    assert percent(sequence.x[0], 0) in title(drawing)
+    refused("choose a sparsity above 0", orders.mask_and_sequence, table.assign(relative_error=0.0))
+
+
+def test_random_orders_are_one_bar():
+    rows = [("natural", "block", 0.2, 0.1), ("random", "block", 0.1, 0.08), ("random", "block", 0.2, 0.06)]
+    table = pd.DataFrame(rows, columns=["order", "budget", "relative_error", "mask_error"]).assign(
+        held_out_error=np.nan
+    )
+    mask, sequence = orders.mask_and_sequence(table).figure.data
+    assert list(mask.x) == pytest.approx([0.5, 0.35])
+    assert list(sequence.x) == pytest.approx([0.5, 0.4])
 
 
 def test_position_curve_compares_last_with_first():
@@ -173,28 +182,6 @@ def test_order_bars_compare_with_natural_order():
     assert title(drawing) == "Two-level order leaves 20\u202f% less error than SparseGPT"
     assert [shape.y0 for shape in drawing.figure.layout.shapes] == pytest.approx([0.06, 0.07, 0.08])
     assert list(drawing.figure.layout.xaxis.ticktext) == ["60\u202f%", "70\u202f%", "80\u202f%"]
-
-
-def test_matrix_separates_order_and_budget():
-    rows = [("natural", "block", 0.2), ("natural", "layer", 0.18), ("global", "block", 0.24), ("global", "layer", 0.15)]
-    table = pd.DataFrame(rows, columns=["order", "budget", "relative_error"]).assign(held_out_error=np.nan)
-    drawing = orders.order_budget_matrix(table)
-    heat = drawing.figure.data[0]
-    assert heat.z.tolist() == [pytest.approx([0, -10]), pytest.approx([20, -25])]
-    assert heat.zmin == -heat.zmax == pytest.approx(-25)
-    assert heat.colorbar.ticksuffix == "\u2009%"  # a sign would be before 0, too
-    printed = [[re.sub(r"</?span.*?>", "", text) for text in row] for row in heat.text]
-    assert printed == [["1.000<br>SparseGPT", "0.900"], ["1.200", "0.750<br>ROSE global"]]
-    assert "#ffffff" in heat.text[1][1], "on the dark end of the scale"
-    assert "#000000" in heat.text[0][0], "on its light middle"
-    chosen = "ROSE global, chosen by calibration error, leaves 25\u202f% less {} error than SparseGPT"
-    assert title(drawing) == chosen.format("calibration")
-    assert "order alone saves 0\u202f%, budget alone 10\u202f%, both together 25\u202f%." in drawing.caption
-    held_out = orders.order_budget_matrix(table.assign(held_out_error=[0.4, 0.2, 0.1, 0.3]))
-    assert title(held_out) == chosen.format("held-out"), "not the least of four"
-    assert held_out.caption.endswith("both together 25\u202f%, on calibration tokens 25\u202f%.")
-    assert held_out.figure.data[0].z[1].tolist() == pytest.approx([-75, -25])
-    refused("choose a sparsity above 0", orders.order_budget_matrix, table.assign(relative_error=0.0))
 
 
 def test_titles_name_the_best_on_calibration_tokens_with_its_held_out_error():

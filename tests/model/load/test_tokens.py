@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 import rose
 from rose.model.load import tokens as calibration
-from rose.model.load.tokens import DATASETS, is_downloaded, load_calibration, load_text, packaged_text
+from rose.model.load.tokens import DATASETS, is_downloaded, load_text, load_tokens, packaged_text
 from tests.refusals import refused
 
 WORDS = 1000
@@ -124,7 +124,7 @@ def test_windows_begin_with_the_requested_tokens(text, template, bos, begins):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **names)
     drawn = rose.load_tokens(text, tokenizer, samples=7, length=50, bos=bos)
     in_order = rose.load_tokens(text, tokenizer, samples=None, length=101, seed=None, bos=bos)
-    tokens, held_out = load_calibration(text, tokenizer, samples=5, held_out=2, length=50, seed=0, bos=bos)
+    tokens, held_out = load_tokens(text, tokenizer, samples=5, held_out=2, length=50, seed=0, bos=bos)
     assert held_out is not None
     assert torch.equal(torch.cat([tokens, held_out]), drawn)
     assert drawn.shape == (7, 50)
@@ -200,11 +200,13 @@ def test_cached_datasets_are_recognized_by_repository(source, is_kept, tmp_path,
 @pytest.mark.parametrize(("samples", "held_out"), [(7, 4), (30, 1)])
 def test_held_out_windows_are_disjoint_from_calibration(text, tokenizer, samples, held_out):
     for length in (50, 120):  # a thousand words in all, each once
-        tokens, others = load_calibration(text, tokenizer, samples=samples, held_out=held_out, length=length, seed=1)
+        tokens, others = load_tokens(text, tokenizer, samples=samples, held_out=held_out, length=length, seed=1)
         assert (tokens.shape, others.shape) == ((samples, length), (held_out, length))
         assert set(tokens.flatten().tolist()).isdisjoint(others.flatten().tolist())
     message, sizes = "too few to calibrate on windows of 300 and to hold 3 others out", {"held_out": 3, "length": 300}
-    refused(message, load_calibration, text, tokenizer, samples=1, seed=0, **sizes)
+    refused(message, load_tokens, text, tokenizer, samples=1, seed=0, **sizes)
+    refused("give a seed", load_tokens, text, tokenizer, samples=2, length=50, seed=None, held_out=1)
+    assert load_tokens(text, tokenizer, samples=2, length=50, held_out=0)[1] is None
 
 
 @pytest.mark.parametrize("separator", [" ", "\n\n"])

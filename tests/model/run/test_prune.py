@@ -306,6 +306,43 @@ def test_analysis_changes_nothing_and_measures_each_method_as_if_alone(sparsity)
         assert record.held_out_error == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_block_size_counts_heads_and_every_layer_says_how_many_a_block_holds():
+    model = make_model("llama")
+    width = Network(model).head_width
+    heads, columns = (
+        list(rose.analyze_model(model, make_tokens(), methods=["sparsegpt"], block_size=size, layers=["*.[oq]_proj"]))
+        for size in ("2heads", 2 * width)
+    )
+    assert [record.relative_error for record in heads] == [record.relative_error for record in columns]
+    for record in heads:
+        is_output = record.projection.endswith("o_proj")
+        assert record.heads_per_block == (2 if is_output else None)
+        assert (record.between_heads is not None) == is_output
+    twin = copy.deepcopy(model)
+    report = rose.prune_model(model, make_tokens(), method="sparsegpt", block_size="1.5 heads", layers=["*.o_proj"])
+    assert report.summary["block_size"] == 1.5 * width
+    assert report.layers["heads_per_block"].eq(1.5).all()
+    refused("no whole number of columns", rose.prune_model, twin, make_tokens(), block_size="0.3heads")
+    refused("or of heads such as 2heads, not 'two'", rose.prune_model, twin, make_tokens(), block_size="two")
+    weight = torch.randn(4, 32)
+    refused("needs to know the heads", rose.prune_layer, weight, torch.eye(32), method="rose", block_size="2heads")
+
+
+def test_analysis_splits_errors_where_it_is_asked_to():
+    model, layers = make_model("llama"), ["*.o_proj"]
+    how = {"methods": ["sparsegpt", "oats"], "block_size": 16, "layers": layers, "sparsity": 0.6}
+    records = list(rose.analyze_model(model, make_tokens(), split=True, **how))
+    statistics = rose.collect_statistics(model, make_tokens(), layers=layers)
+    for layer, swept, low_rank in zip(Network(model).select(layers), records[::2], records[1::2], strict=True):
+        inputs = statistics[layer.name]
+        result = rose.prune_layer(layer.weight, inputs, method="sparsegpt", sparsity=0.6, block_size=16)
+        assert swept.mask_error == pytest.approx(rose.split_error(layer.weight, inputs, result).mask, rel=1e-4)
+        assert 0 < swept.mask_error < swept.relative_error
+        assert low_rank.mask_error is None
+        assert swept.range_low <= swept.relative_range <= swept.range_high
+    refused("leave out bits or split", rose.analyze_model, model, make_tokens(), split=True, bits=4, group=32)
+
+
 def test_pruning_reports_progress():
     events: list[rose.Progress] = []
     settings = HALF | {"held_out": make_tokens(3)}
