@@ -12,7 +12,7 @@ from app.figures import palette
 from app.figures.palette import Style, Theme
 from app.figures.shapes import Chart, colourbar, layer_grid
 from app.figures.style import FONT_SIZE, PERCENT, Drawing, some
-from app.words import count, expert_of, listing, number, out_of, percent, place_of, sentence, short_layer
+from app.words import count, expert_of, listing, number, out_of, percent, place_of, sentence, short_layer, word
 from rose import RoseError, verdicts
 from rose.layer.pattern import THRESHOLD
 
@@ -134,6 +134,10 @@ def model_map(
             where, size = (ringed["block_index"], ringed["projection"]), 11 if grid.shape[1] <= 20 else 6
             chart.rings(*where, "columnar", size=size, showlegend=False)
         subtitle += f"; ringed: above {threshold:g}"
+        if len(unsure := placed[undecided(table, threshold).to_numpy()].drop_duplicates(["block_index", "projection"])):
+            look = Style(palette.MARK, "undecided", symbol="triangle-up")
+            chart.signs(unsure, look, 9)
+            subtitle += "; △: undecided, other text may decide"
     for column, (sign, symbol, meaning) in SIGNS.items():
         if column in table and len(marked := placed[(table[column].notna() & table[column].astype(bool)).to_numpy()]):
             look = Style(palette.MARK, meaning, symbol=symbol)
@@ -147,8 +151,15 @@ def model_map(
     subtitle += f"; blank: {', '.join(blanks)}" if blanks else ""
     alt = f"Map of {measure.label.lower()} by {block} and {kind}"
     caption = " ".join(f"{sentence(text)}." for text in (measure.meaning, conditions) if text)
-    finding = _map_finding(every, measure, threshold)
+    finding = _map_finding(every, measure, threshold, int(undecided(table, threshold).sum()))
     return chart.done(finding, subtitle, caption, alt, every.rename(columns={"value": name}))
+
+
+def undecided(table: pd.DataFrame, threshold: float) -> pd.Series:
+    """Whether the interval of each layer's relative range holds the threshold; False where it has none."""
+    if "range_low" not in table:
+        return pd.Series(False, index=table.index)
+    return table["range_low"].astype(float).le(threshold) & table["range_high"].astype(float).ge(threshold)
 
 
 def expert_kinds(layers: Sequence[str]) -> list[str]:
@@ -232,7 +243,7 @@ def _colours(measure: Metric, values: pd.Series, name: str, theme: Theme) -> dic
     return {"colorscale": palette.SEQUENTIAL, "zmin": low, "zmax": high, "colorbar": bar}
 
 
-def _map_finding(rows: pd.DataFrame, measure: Metric, threshold: float) -> str:
+def _map_finding(rows: pd.DataFrame, measure: Metric, threshold: float, unsure: int) -> str:
     measured = rows.dropna(subset=["value"])
     if measured.empty:
         return f"{measure.label}: {'no layer measured yet' if rows.empty else 'no layer has one'}"
@@ -250,7 +261,8 @@ def _map_finding(rows: pd.DataFrame, measure: Metric, threshold: float) -> str:
         return f"{measure.label} is 0 in {out_of(layers, layers, 'layer')}"
     if measure is METRICS["relative_range"]:
         columnar = int((measured["value"] > threshold).sum())
-        return f"{sentence(out_of(columnar, layers, 'layer'))} {'is' if columnar < 2 else 'are'} columnar"
+        rest = f", {word(unsure)} undecided" if unsure else ""
+        return f"{sentence(out_of(columnar, layers, 'layer'))} {'is' if columnar < 2 else 'are'} columnar{rest}"
     verb = "are" if measure.label.endswith("numbers") else "is"
     return f"{measure.label} {verb} highest in {short_layer(top['layer'])}: {number(top['value'], 2)}"
 

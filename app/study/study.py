@@ -368,14 +368,15 @@ class Study(Run):
         `gain` and `global_gain` are the shares of SparseGPT's error that two-level order and ROSE global save (above 0:
         better). `held_out_gain` and `held_out_global_gain` are the same on held-out inputs, and `forecast_gain` and
         `forecast_global_gain` their forecasts. `live_range` is the relative range without dead columns, NaN where a
-        layer has none.
+        layer has none. `is_undecided`: other text may decide otherwise, by `OrderPlan.interval`.
         """
         return self._latest("overview", threshold, lambda: self._overview(threshold))
 
     def _overview(self, threshold: float) -> pd.DataFrame:
         table = self.records()
         keys = ["layer", "block_index", "projection", "rows", "columns", "relative_range", "dead_columns", "damping"]
-        keys += ["column_variation", "tokens", "is_damping_raised", "massive"]
+        keys += ["column_variation", "tokens", "is_damping_raised", "massive", "range_low", "range_high"]
+        keys += ["heads_per_block", "between_heads"]
         wide = table[table["method"] == "sparsegpt"][keys].set_index("layer")
         for name in MEASURED:
             rows = table[table["method"] == name].set_index("layer")
@@ -384,6 +385,7 @@ class Study(Run):
             wide["condition"] = pd.Series(self._condition, dtype=float).reindex(wide.index)
             forecast = pd.DataFrame.from_dict(self._forecast, orient="index").reindex(wide.index)
         wide["is_columnar"] = wide["relative_range"] > threshold
+        wide["is_undecided"] = wide["range_low"].le(threshold) & wide["range_high"].ge(threshold)
         for kind in ("error", "held_out"):
             wide[f"{kind}_rose"] = wide[f"{kind}_two_level"].where(wide["is_columnar"], wide[f"{kind}_sparsegpt"])
         kinds = {"forecast_": forecast.add_prefix("forecast_"), "": wide, "held_out_": wide}

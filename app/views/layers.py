@@ -123,16 +123,20 @@ def columnar(table: pd.DataFrame) -> str:
         places.append(listed + words.plain(kind))
     by_default = words.word(int((table["relative_range"] > THRESHOLD).sum()))
     default = f" (ROSE's own threshold, {THRESHOLD:g}, gives {by_default})"
+    unsure = int(table["is_undecided"].sum())
+    number, rest = words.sentence(words.word(unsure)), ""
+    if unsure:
+        rest = f" {number} {'layer is' if unsure < 2 else 'layers are'} undecided: other text may decide otherwise."
     text = f"**{which} {verb} columnar** above {threshold:g}{default * (threshold != THRESHOLD)}"
     text += f"{': ' if places else ''}{'; '.join(places)}."
     gain = "held_out_gain" if table.get("held_out_gain", pd.Series()).notna().any() else "gain"
     if gain not in table or not table[gain].notna().any():
-        return text
+        return text + rest
     if len(layers):
         kind, share = "held-out" if gain.startswith("held") else "calibration", words.percent(layers[gain].mean(), 0)
         text += f" There two-level order, which is ROSE's, saves {share} of SparseGPT's {kind} error."
     rule, always = words.percent((table[gain] * table["is_columnar"]).mean()), words.percent(table[gain].mean())
-    return f"{text} Over all layers ROSE saves {rule}, two-level order in every layer {always}."
+    return f"{text} Over all layers ROSE saves {rule}, two-level order in every layer {always}.{rest}"
 
 
 def with_own(study: Study, table: pd.DataFrame) -> pd.DataFrame:

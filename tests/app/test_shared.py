@@ -73,11 +73,11 @@ def test_bytes_that_entries_share_count_once():
     for study, held_out in zip(studies, other, strict=True):
         study.calibration.blocks = [BlockStatistics(0, [], {"q": statistics, "k": statistics}, {"q": held_out})]
     arrays = 4 * 1000**2 + 2 * 4 * 500**2
-    assert arrays < held(studies) < arrays + 100_000
+    assert arrays < held(studies) < arrays + 200_000
     model = torch.nn.Linear(1000, 100)
     loaded = LoadedModel(model, None, threading.Lock())
     studies[0].loaded = studies[1].loaded = loaded
-    assert 0 <= held([*studies, loaded]) - arrays - 4 * 100_100 < 100_000
+    assert 0 <= held([*studies, loaded]) - arrays - 4 * 100_100 < 200_000
 
 
 def test_calibration_is_freed_with_its_studies():

@@ -32,7 +32,7 @@ def record_of(kept: cache.Kept, layer: str, name: str) -> rose.LayerRecord:
 def test_example_holds_every_layer_and_is_small(kept):
     assert len(kept.records) == 210 * len(MEASURED)
     assert set(kept.condition) == {record.layer for record in kept.records}
-    assert cache.EXAMPLE.stat().st_size < 6.2e6
+    assert cache.EXAMPLE.stat().st_size < 6.5e6
     best = max(kept.records, key=lambda record: record.relative_range)
     assert best.layer in kept.calibration
     assert best.layer in kept.heads, "the basis of its heads can be changed before the model has run"
