@@ -21,6 +21,7 @@ from app.jobs import Job, Run
 from app.runs.copies import CopyRun, Tuning
 from app.runs.kept_copies import FileRun
 from app.runs.pruning import PruneRequest, PruningRun
+from app.study.cache import FINISHED
 from app.study.setup import CHOSEN, Setup
 from app.study.study import Study
 from rose.layer.pattern import THRESHOLD
@@ -30,7 +31,6 @@ RECENT = 5
 PRUNING = "content_cut: Pruning"
 TUNING = "model_training: Tuning"
 WRITING = "folder_zip: Writing a file"
-DRAFT = "draft_"  # in the URL, before the names of choices that were edited since the study
 
 
 def viewer() -> str:
@@ -43,7 +43,7 @@ def viewer() -> str:
 
 
 def follow(run: Run, label: str) -> None:
-    """Watches background work, which the sidebar keeps alive and tells of on every page from now on.
+    """Watches background work, which the head of every page keeps alive and tells of from now on.
 
     `label` begins with the name of an icon.
     """
@@ -103,9 +103,7 @@ def begin() -> None:
 
 def _read_link(texts: dict[str, str]) -> None:
     """Reads the URL of a new session; wrong values keep their defaults, and the page says so."""
-    edits = {key.removeprefix(DRAFT): value for key, value in texts.items() if key.startswith(DRAFT)}
     st.session_state.setup, problems = Setup.read(texts)
-    st.session_state.draft, further = Setup.read(edits, st.session_state.setup)
     st.session_state.chosen_layer = st.session_state.linked_layer = texts.get("layer")
     # Without a run in the link, the latest that this browser has started: its results are in front after a reload.
     started_here = (name for name, run in reversed(list(shared.prunings().items())) if run.job.is_by(viewer()))
@@ -125,7 +123,7 @@ def _read_link(texts: dict[str, str]) -> None:
         st.session_state.pruning = None
     elif run is not None and run.job.is_by(viewer()):
         st.session_state.own_pruning = name  # the page was reloaded
-    st.session_state.link_problem = " ".join([*problems, *further])
+    st.session_state.link_problem = " ".join(problems)
 
 
 def publish() -> None:
@@ -137,9 +135,7 @@ def publish() -> None:
         chosen["threshold"] = f"{threshold():g}"
     if st.session_state.get("pruning"):
         chosen["run"] = st.session_state.pruning
-    chosen |= {DRAFT + name: value for name, value in edits().items()}
-    # Always in this order: one view has one link.
-    for key in (*CHOSEN, "layer", "threshold", "run", *(DRAFT + name for name in CHOSEN)):
+    for key in (*CHOSEN, "layer", "threshold", "run"):  # always in this order: one view has one link
         if key not in chosen:
             st.query_params.pop(key, None)
         elif st.query_params.get(key) != chosen[key]:
@@ -147,58 +143,37 @@ def publish() -> None:
     st.session_state.published_layer = name
 
 
-def edits() -> dict[str, str]:
-    """The draft's differences from the set-up; empty if the draft cannot run, as no link should lead to it."""
-    try:
-        draft().check()
-    except rose.RoseError:
-        return {}
-    return draft().to_texts(setup())
-
-
 def setup() -> Setup:
     return st.session_state.setup
 
 
 def choose_setup(chosen: Setup) -> None:
-    """Looks at another set-up; its study is started by `start`."""
-    st.session_state.setup = st.session_state.draft = chosen
+    """Looks at another set-up; its study is started by `start`. A study at work goes on."""
+    if chosen == setup():
+        return
+    former = study()
+    if former is not None and former.job.status == "running":
+        follow(former, f"grid_on: Measuring {words.plain(former.setup.model)}")
+    st.session_state.setup = chosen
+    st.session_state.link_problem = ""
     recent = st.session_state.get("recent", [])
     st.session_state.recent = [chosen, *(other for other in recent if other != chosen)][:RECENT]
 
 
-def draft() -> Setup:
-    """The set-up being edited on the start page; the session's set-up until then."""
-    return st.session_state.get("draft", setup())
+def studies() -> list[Setup]:
+    """Set-ups to look at: those that come with the app, what this browser has measured, and what it looks at."""
+    own = [study.setup for study in shared.registry.all(Study).values() if study.job.is_by(viewer())]
+    finished = [study for study, file in FINISHED.items() if file.exists()]
+    return list(dict.fromkeys([*finished, *own, *st.session_state.get("recent", []), setup()]))
 
 
-def use_draft() -> None:
-    """Looks at the edited set-up without measuring its layers: pruning needs none. A study at work goes on."""
-    former, edited = study(), draft()
-    if former is not None:
-        choose_setup(former.setup)  # among the recent ones
-        if former.job.status == "running":
-            follow(former, f"grid_on: Measuring the layers of {words.plain(former.setup.model)}")
-    st.session_state.setup = st.session_state.draft = edited
-
-
-def choose_draft(edited: Setup) -> None:
-    """Keeps an edited set-up. All pages use it until a study is measured."""
-    st.session_state.draft = edited
-    if study() is None:
-        try:
-            edited.check()
-        except rose.RoseError:
-            return
-        st.session_state.setup = edited
+def ask_for_model(chosen: Setup | None = None) -> None:
+    """Callback: opens the dialog with the settings of a set-up."""
+    st.session_state.update(choosing=True, form_setup=chosen or setup(), form_is_new=True)
 
 
 def measure(chosen: Setup) -> None:
-    """Looks at a set-up and starts its study; ends the study that this session was waiting for."""
-    former = study()
-    if former is not None and former.setup != chosen and former.job.status == "running":
-        leave(former.job)
-    st.session_state.link_problem = ""
+    """Looks at a set-up and starts its study."""
     choose_setup(chosen)
     start()
 
@@ -283,12 +258,25 @@ def layer() -> str | None:
 
 
 def choose_layer(name: str, *, by_default: bool = False) -> None:
-    """Chooses a layer for all pages; `by_default`, until more has been measured. The sidebar has to be drawn after."""
+    """Chooses a layer for all pages; `by_default`, until more has been measured."""
     if not by_default:
         st.session_state.link_problem = ""  # has been read
         by_default = name == layer() and st.session_state.get("layer_by_default", False)
     st.session_state.chosen_layer = name
     st.session_state.layer_by_default = by_default
+
+
+def keep_layer(study: Study) -> str | None:
+    """The chosen layer, if it is there; else the most columnar layer until a person chooses."""
+    names = study.layer_names
+    if names and (layer() not in names or (st.session_state.get("layer_by_default") and study.is_measured)):
+        choose_layer(study.most_columnar() or names[0], by_default=True)
+    linked = st.session_state.pop("linked_layer", None)
+    if linked is not None and names and linked not in names:
+        st.session_state.link_problem += (
+            f" The link asks for the layer {linked}, which was not measured here; another layer is shown."
+        )
+    return layer() if names else None
 
 
 def threshold() -> float:

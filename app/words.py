@@ -6,8 +6,9 @@ from collections.abc import Container, Sequence
 
 import numpy as np
 
-from rose import OrderPlan, wording
+from rose import wording
 from rose.layer.columnar import Outlier
+from rose.model.packaged import PACKAGED
 from rose.wording import (  # noqa: F401
     apart,
     count,
@@ -35,17 +36,19 @@ def percent(share: float, digits: int = 1) -> str:
     return held(wording.percent(share, digits))
 
 
-def because(plan: OrderPlan, outlier: Outlier | None) -> str:
-    """Why a layer is columnar, or why not, by its plan and the block that stands out; without a full stop."""
+def because(is_columnar: bool, is_narrow: bool, blocks: int, outlier: Outlier | None) -> str:
+    """Why a layer is columnar, or why not, by the block that stands out; `is_narrow`: one is narrower than others."""
     if outlier is None:
-        return "Not columnar: it is a single block" if len(plan.block_width) < 2 else "Not columnar: no block loses"
-    numbers = [str(head) for head in outlier.heads]
-    heads = f" (head{'s' if len(numbers) > 1 else ''} {listing(numbers, len(numbers))})" if numbers else ""
-    times = f"{number(outlier.ratio)} times" if outlier.is_strong else f"{percent(outlier.ratio, 0)} of"
-    per_column = " per column" if len(set(plan.block_width)) > 1 else ""
-    block, than = f"block {outlier.block}{heads}", f"{times} what block {outlier.other} loses{per_column}"
-    if not plan.is_columnar:
-        return f"Not columnar: {block} {'loses only' if outlier.is_strong else 'still loses'} {than}"
+        return "It is a single block" if blocks < 2 else "No block loses anything"
+    heads = outlier.heads
+    block = f"Block {outlier.block}" + (
+        f" (head{'s' * (len(heads) > 1)} {listing(list(map(str, heads)), 4)})" if heads else ""
+    )
+    per = " a column" if is_narrow else ""
+    times = f"{number(outlier.ratio, 2)} times" if outlier.is_strong else f"{percent(outlier.ratio, 0)} of"
+    text = f"{block} would lose {times} what block {outlier.other} loses{per}"
+    if not is_columnar:
+        return text
     weights, inputs = ("large", "strong") if outlier.is_strong else ("small", "weak")
     causes = {
         "inputs": f"its inputs are {inputs}",
@@ -53,7 +56,7 @@ def because(plan: OrderPlan, outlier: Outlier | None) -> str:
         "both": f"its weights are {weights} and its inputs {inputs}",
         "neither": "its weights and inputs are as in other blocks, but spread differently inside it",
     }
-    return f"Columnar because {block} loses {than}: {causes[outlier.cause]}"
+    return f"{text}: {causes[outlier.cause]}"
 
 
 def carries(diagonal: np.ndarray, channels: Sequence[int]) -> str:
@@ -105,11 +108,21 @@ def expert_of(projection: str) -> tuple[str, int] | None:
 
 
 def short_layer(layer: str) -> str:
-    """ "model.layers.18.self_attn.o_proj" -> "18 · self_attn.o_proj", "model.layers.18" -> "decoder block 18"."""
+    """ "model.layers.18.self_attn.o_proj" -> "18 · o_proj", "model.layers.18" -> "decoder block 18"."""
     block, projection = place_of(layer)
     if block is None:
         return layer
-    return f"{block} · {projection}" if projection else f"decoder block {block}"
+    return f"{block} · {short_projection(projection)}" if projection else f"decoder block {block}"
+
+
+def short_projection(projection: str) -> str:
+    return projection.removeprefix("self_attn.").removeprefix("mlp.")
+
+
+def model_name(model: str) -> str:
+    """ "SmolLM2-135M", "Qwen2.5-Coder-0.5B", or the name of a folder or file."""
+    name = PACKAGED[model].description.split(",")[0] if model in PACKAGED else model.rstrip("/").rsplit("/", 1)[-1]
+    return name.removesuffix(".gguf").removesuffix("-Instruct")
 
 
 def unused(name: str, used: Container[str]) -> str:

@@ -152,8 +152,9 @@ def test_the_command_line_reports_a_broken_plugin_in_one_line(named: Path, capsy
 
 def test_the_app_offers_and_draws_the_plugin(named: Path) -> None:
     study = measured_study()
-    for page, key in (("prune", "prune_methods"), ("layer", "check_methods"), ("order_lab", "lab_matrix_orders")):
-        app = open_page(f"views/{page}.py", study, layer_more="true", more="Trust", lab_section="Mask and sequence")
+    for page, key in (("prune", "prune_methods"), ("explore", "check_methods"), ("order_lab", "lab_matrix_orders")):
+        sections = {"section": "Errors of the methods", "lab_section": "Mask and sequence"}
+        app = open_page(f"views/{page}.py", study, **sections)
         assert {"Largest first", "Backwards"} & set(app.multiselect(key=key).options), page
     app = open_page("views/order_lab.py", study, lab_section="Prices")
     app.multiselect(key="lab_price_orders").set_value(["natural", "backwards"]).run()
@@ -163,7 +164,7 @@ def test_the_app_offers_and_draws_the_plugin(named: Path) -> None:
 
 def test_the_app_reports_a_broken_plugin_and_goes_on(named: Path) -> None:
     named.write_text("1 / 0")
-    app = open_page("views/start.py")
-    (problem,) = app.sidebar.error
+    app = open_page("views/explore.py")
+    (problem,) = app.error
     assert "ZeroDivisionError" in problem.value
-    assert app.title[0].value
+    assert figures(app)

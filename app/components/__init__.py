@@ -1,7 +1,7 @@
 """Pieces that several pages draw: figures, choices, work in progress, and what a page needs before it can draw."""
 
 # ruff: noqa: F401  pages name all of them `components.…`
-from app.components.choices import URL, choose, edited_setup, keep_choice, pick_layer, section, select_layer
+from app.components.choices import URL, choose, keep_choice, pick_layer, section, select_layer
 from app.components.figure import (
     SHARE,
     continued,
@@ -15,9 +15,12 @@ from app.components.figure import (
     table,
 )
 from app.components.needs import (
-    START_PAGE,
+    EXPLORE,
+    chosen_model,
     example,
+    inputs_of,
     left_out,
+    measure_button,
     offer_inputs,
     require_layer,
     require_study,

@@ -6,8 +6,6 @@ from typing import Any, Final
 import streamlit as st
 
 from app import session, words
-from app.components.work import info
-from app.study.setup import NUMBERS, Setup
 
 URL: Final = "query-params"  # a widget bound to it keeps its choice in the URL
 
@@ -41,9 +39,8 @@ def section(options: Mapping[str, Any] | Sequence[str], key: str, label: str = "
 
 
 def select_layer(layer: str) -> None:
-    """Chooses a layer from inside a live part: the rest of the page has to follow, see `while_measured`."""
+    """Chooses a layer from inside a live part of the page."""
     session.choose_layer(layer)
-    st.session_state.layer_picked = True
 
 
 def pick_layer(key: str, choose: Callable[[str], None] = select_layer) -> None:
@@ -59,20 +56,6 @@ def pick_row(key: str, rows: Sequence[Any], choose: Callable[[Any], None] = sele
     chosen = st.session_state[key].selection.rows
     if chosen and chosen[0] < len(rows):
         choose(rows[chosen[0]])
-
-
-def edited_setup() -> None:
-    """Says what was edited on the start page and is not in use yet; for pages that need no measured layers."""
-    edits = session.edits()
-    if not edits:
-        return
-    labels = {name: Setup.fields()[name].label for name in NUMBERS}
-    labels |= {"dtype": "Number format of weights", "stream": "Weights left on disk"}
-    changes = ", ".join(f"{labels.get(name, words.sentence(name))} {value}" for name, value in edits.items())
-    with st.container(horizontal=True, vertical_alignment="center", key="edited-setup"):
-        info(f"Edited on the start page, and not in use yet: {changes}.", icon=":material/edit:", width="stretch")
-        help = "Without measuring layers. Pages about layers stay empty until they are measured on the start page."
-        st.button("Use it here", icon=":material/check:", on_click=session.use_draft, key="use-draft", help=help)
 
 
 def keep_choice(key: str, offered: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,5 @@
 """Figures with their computed captions and downloads, small tables, and recipes."""
 
-import html
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import session, words
+from app import glossary, session, words
 from app.components.choices import pick_row, select_layer
 from app.figures import style
 from app.figures.style import Drawing
@@ -23,6 +22,7 @@ from rose.spec import Spec
 REDRAW, STEP_BY_KEY = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("theme.js", "steps.js"))
 _redraw = st.components.v2.component("redraw_in_another_theme", js=REDRAW, isolate_styles=False)
 SHARE = "%.1f\u202f%%"  # of a column of a table, in per cent
+MODEBAR = {"displaylogo": False, "modeBarButtons": [["toImage"]]}
 SVG = {"displaylogo": False, "toImageButtonOptions": {"format": "svg"}}  # of the figure as an HTML file
 
 
@@ -43,8 +43,11 @@ def show(
     on_select: Callable[[str], None] | None = None,
     height: Any = "content",
     fill: tuple[int, str] | None = None,
+    captioned: bool = True,
+    beside: Callable[[], None] | None = None,
 ) -> None:
-    """A figure with its computed caption and its downloads.
+    """A figure with its computed caption and its downloads; `captioned=False` leaves the caption to the menu, and
+    `beside` draws a choice beside the title.
 
     Clicks on marks call `on_select` with the key. `fill` lets it grow: pixels above and below it, and its limit.
     """
@@ -56,15 +59,21 @@ def show(
         st.html(f"<style>@media (min-width: 1000px) {{ .st-key-{key} {{ {tall} }} }}</style>")
         height = "stretch"
     finding, subtitle = (
-        html.escape(words.held(re.sub("<.*?>", "", layout.meta[part]))) for part in ("finding", "what")
+        glossary.explained(words.held(re.sub("<.*?>", "", layout.meta[part]))) for part in ("finding", "what")
     )
+    below = f"<span>{subtitle}</span>" if subtitle else ""
     # A figure's own title cannot break its lines.
     with st.container(horizontal=True, vertical_alignment="top", key=f"{key}-figure-head"):
-        st.html(f'<div class="figure-title"><b>{finding}</b><span>{subtitle}</span></div>', width="stretch")
+        title = f"<b>{finding}</b>{'' if beside else below}"
+        st.html(f'<div class="figure-title">{title}</div>', width="stretch")
+        if beside is not None:
+            beside()
         menu = st.popover(
             "", icon=":material/download:", type="tertiary", width="content", help="Download the figure or its data",
             key=f"{key}-downloads", on_change="rerun",
         )  # fmt: skip
+    if beside is not None and below:
+        st.html(f'<div class="figure-title below">{below}</div>')
     st.plotly_chart(
         figure,
         key=key,
@@ -73,17 +82,19 @@ def show(
         on_select=partial(on_select, key) if on_select else "ignore",
         selection_mode="points",
         alt=drawing.alt,
-        config={"displaylogo": False, "toImageButtonOptions": {"format": "png", "filename": key, "scale": 2}},
+        config=MODEBAR | {"toImageButtonOptions": {"format": "png", "filename": key, "scale": 2}},
     )
-    if drawing.caption:
+    if drawing.caption and captioned:
         st.caption(words.plain(drawing.caption))
     if menu.open:  # large tables are only written when the menu opens
         with menu:
+            if not captioned:
+                st.caption(words.plain(drawing.caption))
             downloads(drawing, key)
 
 
 def downloads(drawing: Drawing, key: str) -> None:
-    """The figure and its data as files, which work without a network; PNG and SVG are drawn by the browser."""
+    """The figure and its data as files, which work without a network; the figure's own button saves a PNG."""
     table, script = drawing.data, STEP_BY_KEY if drawing.figure.frames else None
     page = drawing.figure.to_html(include_plotlyjs=True, config=SVG, auto_play=False, post_script=script)
     files = {
@@ -93,8 +104,6 @@ def downloads(drawing: Drawing, key: str) -> None:
     }
     for label, (kind, content) in files.items():
         st.download_button(label, content, f"{key}.{kind}", on_click="ignore", key=f"{key}-{kind}")
-    pressed = '<button class="picture" data-figure="{}" data-format="{}">Figure, {}</button>'  # see `page.js`
-    st.html("".join(pressed.format(key, form, form.upper()) for form in ("png", "svg")))
 
 
 def frame(

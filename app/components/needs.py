@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import session, shared
+from app import session, shared, words
 from app.components.work import KEPT, UNASKED, ended, error, info, live, may_begin, progress, warning, while_running
 from app.jobs import Job
 from app.runs import example as packaged
@@ -16,8 +16,8 @@ from app.study.study import InputsRun, Study
 from app.words import count, duration, sentence, short_layer
 from rose import RoseError
 
-START_PAGE = "views/start.py"
 FAILED_NAMED = 5  # layers
+EXPLORE = "views/explore.py"
 
 
 def require_study(purpose: str) -> Study:
@@ -30,19 +30,33 @@ def require_study(purpose: str) -> Study:
         else:
             with st.container(border=True, height=280, horizontal_alignment="center", vertical_alignment="center"):
                 st.markdown(f"**{purpose}**", width="content")
-                st.page_link(START_PAGE, label="Choose a model and measure its layers", icon=":material/play_arrow:")
+                measure_button("Measure the layers of a model", key="measure-first", type="primary")
         st.stop()
     return study
 
 
+def measure_button(label: str = "Measure a model", key: str = "measure-open", **look: Any) -> None:
+    """Opens the dialog, with the settings of the chosen set-up."""
+    st.button(label, icon=":material/add:", key=key, on_click=session.ask_for_model, **look)
+
+
+def chosen_model() -> None:
+    """The model and the text that a page works with, and the button that changes them."""
+    setup = session.setup()
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", key="chosen-model"):
+        text = f"**{words.plain(words.model_name(setup.model))}**, {words.plain(words.text_name(setup.calibration))}"
+        st.markdown(f"{text}, {setup.samples} × {setup.length} tokens, seed {setup.seed}", width="content")
+        st.button("Change", key="change-model", type="tertiary", icon=":material/tune:", on_click=session.ask_for_model)
+
+
 def require_weights() -> None:
+    chosen_model()
     if session.setup().stream:
         st.info(
             "The weights of this model stay on disk, and this page needs all of them in memory. A terminal can prune "
             "it as it is, with `rose prune --stream`; or choose a set-up with the weights in memory.",
             icon=":material/hard_drive:",
         )
-        st.page_link(START_PAGE, label="Change the set-up", icon=":material/tune:")
         st.stop()
 
 
@@ -61,8 +75,9 @@ def _collect(study: Study, layer: str) -> None:
         try:
             model = shared.skeleton(study.setup.model)
             seconds = 0.0 if study.has_stored(layer) else collecting(study.setup, model, [layer])
-        except RoseError as problem:
-            error(problem)
+        except RoseError:
+            info(f"This needs the weights and inputs of {short_layer(layer)}, and the model is not on this machine.")
+            measure_button("Measure this model", key="measure-here")
             return
         reason, hub_names = f"Pictures of {short_layer(layer)} need its inputs.", asked_of_hub(study.setup)
         if hub_names:
@@ -91,43 +106,44 @@ def offer_inputs(setup: Setup, key: str) -> None:
     try:
         seconds = collecting(setup, shared.skeleton(setup.model), setup.layers)
     except RoseError:
-        st.page_link(START_PAGE, label="Choose a model", icon=":material/tune:")
+        measure_button("Choose a model", key=f"{key}-choose")
         return
     label = f"Collect the inputs of your set-up, about {duration(max(1.0, seconds))}"
     st.button(label, icon=":material/input:", key=key, on_click=session.start)
 
 
-def require_layer(purpose: str, numbers: Callable[[Study, str], None] | None = None) -> tuple[Study, str]:
-    """The current study and the chosen layer, measured; else the page ends with a sentence that says what is missing.
-
-    `numbers` draws what a measured layer's numbers tell while its inputs are still collected.
-    """
+def require_layer(purpose: str, meanwhile: Callable[[Study, str], None] | None = None) -> tuple[Study, str]:
+    """The current study and the chosen layer with its inputs; else the page ends with a sentence that says what is
+    missing. `meanwhile` draws what a measured layer's numbers tell while its inputs are still collected."""
     study = require_study(purpose)
-    layer = session.layer()
-    if layer is None or layer not in study.layer_names:
-        st.info("Choose a layer in the sidebar.")
-    elif layer in study.failed:
-        error(f"This layer could not be measured: {study.failed[layer]}")
-    elif layer in study.left_dense:
-        st.info("No calibration token was routed to this expert, so it stays dense; more samples may reach it.")
-    elif study.has(layer):
+    layer = session.keep_layer(study)
+    assert layer is not None  # a study has layers
+    if study.has(layer):
         return study, layer
-    else:
-        _wait_for_layer(study, layer, numbers)
+    if meanwhile and any(record.layer == layer for record in study.measurements.records):
+        meanwhile(study, layer)
+    if inputs_of(study, layer):
+        st.rerun()
     st.stop()
 
 
-def _wait_for_layer(study: Study, layer: str, numbers: Callable[[Study, str], None] | None) -> None:
-    is_measured = any(record.layer == layer for record in study.measurements.records)
-    if is_measured and numbers:
-        numbers(study, layer)
-    if study.job.status == "running":
+def inputs_of(study: Study, layer: str) -> bool:
+    """Whether a layer's weights and inputs are here; else says what is missing, and collects them where that is
+    quick."""
+    if study.has(layer):
+        return True
+    if layer in study.failed:
+        error(f"This layer could not be measured: {study.failed[layer]}")
+    elif layer in study.left_dense:
+        st.info("No calibration token was routed to this expert, so it stays dense; more samples may reach it.")
+    elif study.job.status == "running":
         info(f"Pictures of {short_layer(layer)} appear here as soon as its inputs are collected.")
         wait_for(study, lambda: study.has(layer))
-    elif is_measured:
+    elif any(record.layer == layer for record in study.measurements.records):
         _collect(study, layer)
     else:
-        warning(f"The run ended before it reached {layer}; start it again on the start page.")
+        warning(f"The run ended before it reached {layer}; measure the model again.")
+    return False
 
 
 def wait_for(study: Study, ready: Callable[[], bool]) -> None:
@@ -142,17 +158,11 @@ def wait_for(study: Study, ready: Callable[[], bool]) -> None:
 
 
 def while_measured(job: Job, draw: Callable[[], None]) -> None:
-    """A part of the page that fills while a job measures; `select_layer` in it, and the job's end, redraw the page."""
-
-    def follow() -> None:
-        if st.session_state.pop("layer_picked", False):
-            st.rerun()
-        draw()
-
+    """A part of the page that fills while a job measures; the job's end redraws the page."""
     if job.status == "running":
-        while_running(job, follow, 2.0)
+        while_running(job, draw, 2.0)
     else:
-        live(follow, None)
+        live(draw, None)
 
 
 def left_out(study: Study) -> None:

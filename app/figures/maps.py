@@ -17,6 +17,8 @@ from rose import RoseError, verdicts
 from rose.layer.pattern import THRESHOLD
 
 LISTED_BLOCKS = 6  # decoder blocks that a sentence lists
+CELL = 25  # pixels that a projection takes
+LEFT, RIGHT = 92, 12  # pixels beside the map and beside the scatter below, which share their axis
 ROW = 34  # pixels a projection takes in maps of two runs
 BULK = 98.0  # percentile at which a scale of shares ends where a few layers would make all others pale
 
@@ -36,8 +38,8 @@ class Metric:
         return percent(value) if self.kind == "change" else number(value)
 
 
-TWO_LEVEL, GLOBAL = "two-level order", "ROSE global"
-SAVED = "share of SparseGPT's {} error that {} saves, columnar or not"
+TWO_LEVEL, GLOBAL = "ROSE's order", "ROSE global"
+SAVED = "share of SparseGPT's {} error that {} saves"
 METRICS = {
     "relative_range": Metric(
         "Relative range",
@@ -105,7 +107,8 @@ def per_layer(table: pd.DataFrame, name: str) -> pd.DataFrame:
 def model_map(
     table: pd.DataFrame, name: str = "relative_range", *, threshold: float = THRESHOLD,
     layers: Sequence[str] = (), left_out: Collection[str] = (), experts: str | None = None,
-    marked_layer: str | None = None, block: str = "decoder block", conditions: str = "", theme: Theme = "light",
+    marked_layer: str | None = None, block: str = "decoder block", conditions: str = "", with_scale: bool = True,
+    theme: Theme = "light",
 ) -> Drawing:  # fmt: skip
     """Any number per layer as a map of decoder block × projection; layers without a number yet stay blank.
 
@@ -113,7 +116,8 @@ def model_map(
     `expert_kinds`, shows one such row in full, decoder block × expert.
 
     `layers`: names of all layers to come, so that the map keeps its size while results arrive; `left_out`: those that
-    stay dense or could not be measured; `block`: the word for a block of the model; `conditions`: for the caption.
+    stay dense or could not be measured; `block`: the word for a block of the model; `conditions`: for the caption;
+    `with_scale`: whether the map has its scale of colours.
     """
     measure, kind = metric(name), "expert" if experts else "projection"
     if experts is not None:
@@ -124,25 +128,26 @@ def model_map(
     placed = every.assign(projection=row_of, text=every["value"].map(measure.text))  # each in its row of the map
     cells = _largest(placed)
     grid = _grid(cells, [(index, map_row(projection, experts)) for index, projection in map(place_of, layers)])
-    chart = Chart(x=block, height=240 + round(34 * max(3, len(grid)) * min(1, 24 / len(grid))), theme=theme)
-    chart.layer_map(_scaled(grid, measure.kind), cells, measure.unit, **_colours(measure, cells["value"], name, theme))
+    chart = Chart(x=block, plot=round(CELL * max(3, len(grid)) * min(1, 24 / len(grid))), theme=theme)
+    chart.margins = {"l": LEFT, "r": 96 if with_scale else RIGHT, "b": 44}
+    colours = _colours(measure, cells["value"], name, theme, threshold)
+    short = [label.removeprefix("self_attn.").removeprefix("mlp.") for label in grid.index]
+    names = {"ticktext": short, "tickvals": list(grid.index)} if len(set(short)) == len(short) else {}
+    chart.layer_map(_scaled(grid, measure.kind), cells, measure.unit, **colours, showscale=with_scale)
+    chart.y(**names, automargin="left")
     which = f"every expert's {experts.rpartition('.')[2]}" if experts else every_layer(placed, cells)
     subtitle = f"{measure.label} of {which}"
     if name == "relative_range" and every["value"].notna().any():
-        ringed = placed[placed["value"] > threshold].drop_duplicates(["block_index", "projection"])
-        if len(ringed):
-            where, size = (ringed["block_index"], ringed["projection"]), 11 if grid.shape[1] <= 20 else 6
-            chart.rings(*where, "columnar", size=size, showlegend=False)
-        subtitle += f"; ringed: above {threshold:g}"
+        subtitle = "Their blocks would lose very different amounts"
         if len(unsure := placed[undecided(table, threshold).to_numpy()].drop_duplicates(["block_index", "projection"])):
-            look = Style(palette.MARK, "undecided", symbol="triangle-up")
-            chart.signs(unsure, look, 9)
-            subtitle += "; △: undecided, other text may decide"
+            ring = (unsure["block_index"], unsure["projection"])
+            chart.rings(*ring, "undecided", size=10, colour=palette.INKS[theme].text, showlegend=False)
+            subtitle += "; ○ undecided"
     for column, (sign, symbol, meaning) in SIGNS.items():
         if column in table and len(marked := placed[(table[column].notna() & table[column].astype(bool)).to_numpy()]):
             look = Style(palette.MARK, meaning, symbol=symbol)
             chart.signs(marked.drop_duplicates(["block_index", "projection"]), look, 7)
-            subtitle += f"; {sign}: {meaning}"
+            subtitle += f"; {sign} {meaning}"
     chart.outline_layer(grid, placed, marked_layer)
     waiting, without = max(0, len(set(layers) - set(left_out)) - len(every)), len(set(layers) & set(left_out))
     blanks = [f"not yet ({waiting} of {waiting + len(every)})"] if waiting else []
@@ -216,7 +221,7 @@ def _grid(rows: pd.DataFrame, places: Sequence[tuple[int | None, str]]) -> pd.Da
     return layer_grid(rows, projections, [block for block, _ in in_blocks])
 
 
-def _colours(measure: Metric, values: pd.Series, name: str, theme: Theme) -> dict[str, Any]:
+def _colours(measure: Metric, values: pd.Series, name: str, theme: Theme, threshold: float) -> dict[str, Any]:
     """Scale, limits and colour bar of a map."""
     present = values[np.isfinite(values)]
     largest = float(present.abs().max()) if present.any() else 1.0
@@ -240,7 +245,8 @@ def _colours(measure: Metric, values: pd.Series, name: str, theme: Theme) -> dic
         texts = [f"{float(f'{tick:.1g}'):g}" for tick in np.linspace(0, 1, 5) ** 2 * largest]
         places = np.sqrt([float(text) for text in texts]).tolist()  # at rounded values, or the texts would be wrong
         bar, high = colourbar(f"{measure.unit} (root scale)", tickvals=places, ticktext=texts), math.sqrt(largest)
-    return {"colorscale": palette.SEQUENTIAL, "zmin": low, "zmax": high, "colorbar": bar}
+    steps = palette.range_scale(theme, threshold) if name == "relative_range" else palette.quiet_scale(theme)
+    return {"colorscale": steps, "zmin": low, "zmax": high, "colorbar": bar}
 
 
 def _map_finding(rows: pd.DataFrame, measure: Metric, threshold: float, unsure: int) -> str:
@@ -282,17 +288,18 @@ def where_layers(rows: pd.DataFrame, kind: str) -> str:
 
 # Does order matter there?
 
-KINDS, OTHERS = 3, "others"  # projections with their own marks, those that gain most; and the rest
 FORETELL = ("relative_range", "column_variation", "forecast_gain", "forecast_global_gain")  # known before any sweep
 
 
 def gain_scatter(
     table: pd.DataFrame, x: str = "relative_range", *, threshold: float = THRESHOLD, marked_layer: str | None = None,
-    theme: Theme = "light",
+    measured_at: str = "", theme: Theme = "light",
 ) -> Drawing:  # fmt: skip
     """A measure of each layer before a sweep, from `FORETELL`, against the error that an order saves there.
 
-    Held-out where that was measured; of ROSE global where its forecast is drawn, else of two-level order.
+    Held-out where that was measured; of ROSE global where its forecast is drawn, else of two-level order, also in
+    further draws of text, the columns `gain_draw_…`. `measured_at`: settings of the errors, where the ranges have
+    others.
     """
     predictor, which = metric(x), "global_" if "global" in x else ""
     held = f"held_out_{which}gain" in table and table[f"held_out_{which}gain"].notna().any()
@@ -301,48 +308,62 @@ def gain_scatter(
     if rows.empty:
         raise RoseError("No layer here has both numbers; measure more layers.")
     saved, along = metric(column), 100 if predictor.kind == "change" else 1
-    chart = Chart(x=predictor.unit, y=f"{saved.unit} by {saved.who}", height=478, legend=True, headroom=18, theme=theme)
-    kinds = rows["projection"].map(map_row)
-    looks = palette.projection_styles(list(dict.fromkeys(table["projection"].map(map_row))))
+    chart = Chart(x=predictor.unit, y="error saved", plot=160, theme=theme)
+    chart.margins = {"l": LEFT, "r": RIGHT, "b": 44}
+    ink, accent = chart.ink, palette.ACCENT[theme][1]
     hover = f"%{{customdata[0]}}<br>{predictor.unit} %{{customdata[1]}}<br>{saved.unit} %{{y:.1f}}\u2009%"
-    looks[OTHERS] = Style(chart.ink.muted, OTHERS, symbol="circle-open")
-    most = list(rows[column].groupby(kinds).max().nlargest(KINDS).index)
-    kinds = kinds.where(kinds.isin(most), OTHERS) if kinds.nunique() > KINDS + 1 else kinds
-    for projection, part in rows.groupby(kinds, sort=False):
+    columnar = rows["relative_range"] > threshold
+    for part, look, size in (
+        (rows[~columnar], Style(ink.muted, "not columnar"), 7),
+        (rows[columnar], Style(accent, "columnar"), 10),
+    ):
+        if part.empty:
+            continue
         shown = np.stack([part["layer"], part[x].map(predictor.text)], axis=1)
-        behind = {"marker": {"opacity": 0.85}, "customdata": shown}
-        chart.points(along * part[x], 100 * part[column], looks[str(projection)], hover, size=9, **behind)
-    dead, chosen = rows[rows.get("dead_columns", rows[x] * 0) > 0], rows[rows["layer"] == marked_layer]
-    for part, look in ((dead, ("dead columns", 18, chart.ink.text)), (chosen, ("chosen", 22, palette.MARK))):
-        if len(part):
-            name, size, colour = look
-            chart.rings(along * part[x], 100 * part[column], name, size=size, colour=colour)
+        behind = {"marker": {"opacity": 0.55 if size < 10 else 1.0}, "customdata": shown}
+        chart.points(along * part[x], 100 * part[column], look, hover, size=size, **behind)
+    for chosen in rows[rows["layer"] == marked_layer].itertuples():
+        place = along * getattr(chosen, x), 100 * getattr(chosen, column)
+        chart.rings([place[0]], [place[1]], "chosen", size=15, colour=ink.text)
+        _beside(chart, chosen.layer, place, predictor, rows[x].max())
     if x == "relative_range":
-        chart.figure.add_vline(x=threshold, line=chart.dashed)
-        chart.x(range=[-0.02, 1.04])
-    chart.figure.add_hline(y=0, line={"color": chart.ink.text, "width": 1.5})
-    chart.x(zeroline=False, **(PERCENT if along == 100 else {}))
-    chart.y(**PERCENT, zeroline=False, rangemode="normal")  # marks at 0 are whole
-    # The named mark saves most on calibration tokens, or its held-out number would be the most of many.
-    fitted = rows.get(f"{which}gain", rows[column]).fillna(rows[column])
-    best, columnar = rows.loc[fitted.idxmax()], rows[rows["relative_range"] > threshold]
-    if best[column] > 0:
-        middle = 0.5 if x == "relative_range" else rows[x].max() / 2
-        side = {"xanchor": "left", "xshift": 10} if best[x] < middle else {"xanchor": "right", "xshift": -10}
-        label = f"{short_layer(best['layer'])}: {percent(best[column], 0)}"
-        chart.note(label, x=along * best[x], y=100 * best[column], **side)
-    finding = f"{sentence(saved.who)} gains on {out_of(len(rows[rows[column] > 0]), len(rows), 'layer')}"
-    if x == "relative_range" and len(columnar):
-        share, where = percent(columnar[column].mean(), 0), count(len(columnar), "columnar layer")
-        finding = f"{sentence(saved.who)} saves {share} in {where}"
-        if len(rest := rows.drop(columnar.index)):
-            finding += f", {percent(rest[column].mean(), 0)} in the others"
-    subtitle = f"{sentence(saved.meaning)}; a mark a layer"
+        chart.figure.add_vrect(threshold, 1.0, fillcolor=accent, opacity=0.09, line_width=0, layer="below")
+        chart.figure.add_vline(x=threshold, line={"color": accent, "dash": "dash", "width": 1.5})
+        chart.x(range=[0, 1], dtick=0.25)
+    chart.figure.add_hline(y=0, line={"color": ink.muted, "width": 1.5})
+    chart.x(zeroline=False, showgrid=False, **(PERCENT if along == 100 else {}))
+    chart.y(**PERCENT, zeroline=False, rangemode="normal", automargin=False)  # marks at 0 are whole
+    draws = sum(name.startswith("gain_draw_") for name in table) if column == "held_out_gain" else 0
+    tokens = "held-out" if held else "calibration"
+    subtitle = f"Of SparseGPT's {tokens} error{measured_at}"
+    subtitle += f"; in brackets: {word(1 + draws)} draws of text" if draws else "; one draw of text"
     ranked = verdicts.rank_correlation(rows[x], rows[column])
     caption = "" if ranked is None else f"Rank correlation of {predictor.unit} and error saved: {ranked}."
     alt = f"Scatter chart of the error saved by {saved.who} against {predictor.label.lower()}"
     columns = list(dict.fromkeys(["layer", "block_index", "projection", "relative_range", x, column]))
+    finding = _gain_finding(rows, columnar, column, saved.who, is_range=x == "relative_range")
     return chart.done(finding, subtitle, caption, alt, rows[columns].reset_index(drop=True))
+
+
+def _beside(chart: Chart, layer: str, place: tuple[float, float], predictor: Metric, largest: float) -> None:
+    """The name of the chosen mark, on the side that has room."""
+    middle = 0.6 if predictor is METRICS["relative_range"] else largest / 2
+    side = {"xanchor": "left", "xshift": 10} if place[0] < middle else {"xanchor": "right", "xshift": -10}
+    chart.note(short_layer(layer).replace("self_attn.", "").replace("mlp.", ""), x=place[0], y=place[1], **side)
+
+
+def _gain_finding(rows: pd.DataFrame, columnar: pd.Series, column: str, who: str, *, is_range: bool) -> str:
+    """The mean that an order saves in columnar layers with its spread over draws of text, and in the others."""
+    if not (is_range and columnar.any()):
+        return f"{sentence(who)} gains on {out_of(len(rows[rows[column] > 0]), len(rows), 'layer')}"
+    draws = [column, *(name for name in rows if name.startswith("gain_draw_") and column == "held_out_gain")]
+    means = [float(rows.loc[columnar, name].mean()) for name in draws]
+    finding = f"{sentence(who)} saves {percent(means[0], 0)}"
+    low, high = f"{100 * min(means):.0f}", percent(max(means), 0)
+    if len(means) > 1:
+        finding += f" ({low} to {high})"
+    rest = rows.loc[~columnar, column]
+    return finding + " there" + (f", {percent(rest.mean(), 0)} elsewhere" if len(rest) else "")
 
 
 # Two runs side by side

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from plotly.colors import sample_colorscale, unlabel_rgb
+from plotly.colors import hex_to_rgb, sample_colorscale, unlabel_rgb
 
 from app import words
 from rose import METHODS
@@ -28,6 +28,9 @@ DIVERGING: dict[Theme, list[list[Any]]] = {
     "light": [[0.0, "#542788"], [0.25, "#998ec3"], [0.5, "#e4e4e8"], [0.75, "#f1a340"], [1.0, "#a3480a"]],
     "dark": [[0.0, "#c3b8f0"], [0.25, "#7a6bb5"], [0.5, "#3d3b48"], [0.75, "#c26a12"], [1.0, "#ffc471"]],
 }
+# Of maps: nothing is nearly the page, the rest is grey, and only what a title speaks of has the accent.
+QUIET: dict[Theme, tuple[str, str]] = {"light": ("#f1eff5", "#7d788c"), "dark": ("#231f2d", "#8a82a0")}
+ACCENT: dict[Theme, tuple[str, str]] = {"light": ("#8c3565", "#a3195b"), "dark": ("#c26a96", "#f0468f")}
 MARK = "#f0338a"  # the chosen block or layer; a colour that the scales above do not have
 
 PALETTE = BLUE, ORANGE, GREEN, TAN, BROWN, INDIGO, SLATE, AZURE, TEAL, PURPLE, VIOLET, RUST = (
@@ -182,6 +185,41 @@ def magnitude_colours(values: np.ndarray, theme: Theme) -> list[str]:
     largest = float(np.max(values, initial=0.0))
     shares = np.clip(np.nan_to_num(values) / largest, 0, 1) if largest > 0 else np.zeros(len(values))
     return sample_colorscale(SEQUENTIAL, list(low + (high - low) * shares))
+
+
+def quiet_scale(theme: Theme) -> list[list[Any]]:
+    """Magnitudes on a map, from nothing to the largest."""
+    return [[0.0, QUIET[theme][0]], [1.0, QUIET[theme][1]]]
+
+
+def range_scale(theme: Theme, threshold: float) -> list[list[Any]]:
+    """Relative ranges from 0 to 1: grey up to the threshold, the accent above it."""
+    threshold = min(max(threshold, 1e-6), 1 - 1e-6)
+    return [
+        *([0.0, QUIET[theme][0]], [threshold, QUIET[theme][1]]),
+        *([threshold, ACCENT[theme][0]], [1.0, ACCENT[theme][1]]),
+    ]
+
+
+def shades(theme: Theme) -> tuple[str, str]:
+    """Two greys of neighbouring heads."""
+    return blend(*QUIET[theme], 0.4), blend(*QUIET[theme], 0.7)
+
+
+def faint(theme: Theme) -> str:
+    """The accent of every other head."""
+    return blend(INKS[theme].page, ACCENT[theme][1], 0.65)
+
+
+def blend(first: str, second: str, share: float) -> str:
+    """The colour at this share of the way from the first to the second."""
+    pairs = zip(hex_to_rgb(first), hex_to_rgb(second), strict=True)
+    return "#" + "".join(f"{round((1 - share) * a + share * b):02x}" for a, b in pairs)
+
+
+def text_over(colour: str) -> str:
+    """Black or white, whichever reads better on a colour."""
+    return text_on(0.0, [[0.0, colour], [1.0, colour]])
 
 
 def text_on(share: float, scale: Any = SEQUENTIAL) -> str:

@@ -43,18 +43,19 @@ class Marked(Look, total=False):
 class Chart:
     """A figure in progress: methods add shapes and axes, and `done` adds titles and texts.
 
-    `height` is in pixels; `headroom` of them lie between title and plot. `subplots` go to plotly's `make_subplots`.
+    `height` is in pixels, or `plot` that of the plot alone; `headroom` lies between title and plot. `subplots` go to
+    plotly's `make_subplots`.
     `hover` is plotly's template; an empty one shows nothing; `properties` go to plotly's trace.
     """
 
     def __init__(
-        self, *, x: str = "", y: str = "", height: int = 420, legend: bool = False, headroom: int = 0,
+        self, *, x: str = "", y: str = "", height: int = 420, plot: int = 0, legend: bool = False, headroom: int = 0,
         layer: str = "", theme: Theme = "light", marked_block: int | None = None, **subplots: Any,
     ) -> None:  # fmt: skip
         self.figure = make_subplots(**subplots) if subplots else go.Figure()
         self.x(title_text=x or None)
         self.y(title_text=y or None)
-        self.height, self.legend, self.headroom = height, legend, headroom
+        self.height, self.plot, self.legend, self.headroom = height, plot, legend, headroom
         self.theme, self.ink, self.layer, self.of = theme, INKS[theme], layer, words.of(layer)
         self.margins: dict[str, int] = {}  # in pixels, where they are not the usual ones
         self.ends: tuple[float, Sequence[End], float, float] | None = None
@@ -74,7 +75,8 @@ class Chart:
         meta = {"finding": finding, "what": subtitle, "title": {"text": title}, "freed": freed}
         margin = {"l": 64, "r": 24, "t": 12 + freed + self.headroom, "b": 56} | self.margins
         look = {"template": style.template(self.theme), "title_text": title, "showlegend": self.legend}
-        self.figure.update_layout(margin=margin, height=self.height, meta=meta, **look)
+        height = self.plot + margin["t"] + margin["b"] if self.plot else self.height
+        self.figure.update_layout(margin=margin, height=height, meta=meta, **look)
         if self.ends:
             _label_ends(self.figure, *self.ends)
         return Drawing(self.figure, caption, f"{alt}. {finding}.", data)
@@ -153,7 +155,7 @@ class Chart:
         place = at or {}
         projections, blocks = list(grid.index), np.array(grid.columns, np.int32)
         values = grid.to_numpy(np.float32)
-        cells = go.Heatmap(z=values, x=blocks, y=projections, xgap=1, ygap=1, hoverinfo="skip", **heat)
+        cells = go.Heatmap(z=values, x=blocks, y=projections, xgap=2, ygap=2, hoverinfo="skip", **heat)
         self.figure.add_trace(cells, **place)
         hidden: dict[str, Any] = {"marker": {"opacity": 0}}
         behind = {"customdata": rows["layer"], "text": rows["text"], "showlegend": False}
@@ -161,14 +163,15 @@ class Chart:
         look, hover = Style(MARK, "", symbol="square"), f"%{{customdata}}<br>{unit} %{{text}}"
         self.points(rows["block_index"], rows["projection"], look, hover, size=16, **behind)
         order = {"categoryorder": "array", "categoryarray": projections, "range": [len(projections) - 0.5, -0.5]}
-        self.x(count=len(blocks), range=[blocks[0] - 0.5, blocks[-1] + 0.5], **BARE, **place)
-        self.y(**order, showgrid=False, ticks="", **place)
+        self.x(count=len(blocks), range=[blocks[0] - 0.5, blocks[-1] + 0.5], **BARE, showline=False, ticks="", **place)
+        self.y(**order, showgrid=False, showline=False, ticks="", **place)
 
     def outline_layer(self, grid: pd.DataFrame, rows: pd.DataFrame, layer: str | None) -> None:
         """Outlines the cell of a layer on a map; here `rows` has all layers, also those that share a cell."""
         for row in rows[rows["layer"] == layer].itertuples():
             place = list(grid.index).index(row.projection)
-            self.outline(row.block_index - 0.5, row.block_index + 0.5, place - 0.5, place + 0.5)
+            edge = {"color": self.ink.text, "width": 2.5}
+            self.outline(row.block_index - 0.5, row.block_index + 0.5, place - 0.5, place + 0.5, line=edge)
 
     def signs(self, cells: pd.DataFrame, look: Style, size: float) -> None:
         """Marks on cells of a map, white with a dark edge, so that they stand out from every colour."""

@@ -1,4 +1,4 @@
-"""One layer over its channels: weights, importance, pre-pruning, its columns, the Hessian; a tensor of a file."""
+"""One layer weight by weight: |W|, importance, pre-pruning; the Hessian; a tensor of a file."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Unpack
@@ -10,22 +10,12 @@ import torch
 from app.figures import palette
 from app.figures.palette import Style
 from app.figures.shapes import Chart, Look, Marked, Shrunk, block_span, ceiling, frame, shrink, to_numpy
-from app.figures.style import FONT_SIZE, LOG, PERCENT, Drawing
-from app.words import because, carries, count, number, percent, sentence, whole, without_massive
+from app.figures.style import LOG, PERCENT, Drawing
+from app.words import carries, count, number, percent, sentence, whole, without_massive
 from rose import OrderPlan, RoseError
-from rose.layer.columnar import Outlier, outlier
 from rose.layer.error import massive_channels
 
-STRIPS = {
-    "weight norm": palette.BLUE,
-    "input norm": palette.TEAL,
-    "importance": palette.GREEN,
-    "column loss": palette.ORANGE,
-}
-HEIGHT = 500  # pixels: all four strips are on a screen of 800, below the numbers of the layer
-GAP = 0.035  # between strips, of the height of the plot
 HOVER_DIAGONAL = "input channel %{customdata}<br>H<sub>jj</sub> %{y:.4g}"
-NUMBERED_HEADS = 32  # numbers of more heads would touch
 
 # A cell for each weight
 
@@ -127,97 +117,6 @@ def prepruning_mask(plan: OrderPlan, **shared: Unpack[Marked]) -> Drawing:
     texts = finding if removed else "No weight would go", subtitle, caption, "the pre-pruning mask"
     greys = "Greys" if chart.theme == "light" else "Greys_r"
     return _cells(chart, shrunk, mask.shape, "removed", texts, zmax=cell, colorscale=greys)
-
-
-# Why the layer is columnar, or not
-
-
-def layer_strips(
-    weight: Any, plan: OrderPlan, input_norm: Any, *, heads: int = 0,
-    massive_errors: tuple[float, float] | None = None, **shared: Unpack[Marked],
-) -> Drawing:  # fmt: skip
-    """Four strips over the same columns: ‖W_j‖, ‖x_j‖, mean S and column loss; the cursor marks a column in all four.
-
-    W is (out, in); `input_norm` the root mean square of each input over calibration tokens, (in,); `heads` those whose
-    outputs are the columns, 0 for other inputs; `massive_errors` the error with and without massive activations.
-    """
-    rows = to_numpy(weight)
-    values = {
-        "weight norm": np.sqrt(np.einsum("ij,ij->j", rows, rows, dtype=np.float64)),  # without a copy in float64
-        "input norm": to_numpy(input_norm).astype(np.float64),
-        "importance": to_numpy(plan.importance).mean(0, dtype=np.float64),
-        "column loss": to_numpy(plan.column_loss).astype(np.float64),
-    }
-    table, widths = pd.DataFrame(values).rename_axis("column").reset_index(), plan.block_width
-    heads = heads if heads and len(table) % heads == 0 else 0
-    standing_out = outlier(plan, torch.as_tensor(weight), torch.as_tensor(input_norm), heads)
-    chart = Chart(x="input channel (column)", height=HEIGHT, headroom=14 if heads else 0, **shared)
-    shape: dict[str, Any] = {"mode": "lines", "line": {"shape": "hvh"}, "fill": "tozeroy"}
-    for place, (name, colour) in enumerate(STRIPS.items(), 1):
-        y, look = table[name].astype(np.float32), Style(colour, name)
-        chart.line(table["column"], y, look, f"{name} %{{y:.4g}}", width=1, yaxis=f"y{place}", **shape)
-    _stack(chart, len(table))
-    _edges(chart, widths, heads, len(table))
-    subtitle = f"Columns{chart.of}; solid: edges of {count(len(widths), 'block')}"
-    subtitle += f"; dotted: {heads} attention heads of {len(table) // heads} columns" if heads else ""
-    if standing_out is not None:
-        subtitle += f"; shaded: block {standing_out.block}"
-        start, end = block_span(widths, standing_out.block)
-        shade = {"fillcolor": chart.ink.blank, "line": {"width": 0}, "layer": "below", "yref": "paper"}
-        chart.figure.add_shape(type="rect", x0=start - 0.5, x1=end - 0.5, y0=0, y1=1, **shade)
-    chart.outline_block(widths)
-    caption = _in_numbers(table, standing_out) + chart.marked_words
-    if massive := massive_channels(plan.hessian_diagonal):
-        at, look = table.loc[[*massive]], Style(palette.MARK, "massive activations", symbol="diamond")
-        chart.points(at["column"], at["input norm"], look, "massive activation", yaxis="y2")
-        subtitle += "; diamonds: massive activations"
-        caption = f"{carries(to_numpy(plan.hessian_diagonal), massive)}.{without_massive(massive_errors)} {caption}"
-    alt = f"Weight norm, input norm, importance and loss of every column{chart.of}"
-    table = table.rename(columns=lambda c: c.replace(" ", "_")).assign(block=np.repeat(np.arange(len(widths)), widths))
-    return chart.done(because(plan, standing_out), subtitle, caption, alt, table)
-
-
-def _stack(chart: Chart, columns: int) -> None:
-    """One x axis under four y axes, and one cursor through all of them."""
-    high = (1 - GAP * (len(STRIPS) - 1)) / len(STRIPS)
-    for place, name in enumerate(STRIPS):
-        top, title = 1 - place * (high + GAP), {"text": name, "font": {"size": FONT_SIZE}}
-        axis = {"domain": [max(0.0, top - high), top], "anchor": "x", "nticks": 4, "title": title}
-        chart.figure.update_layout({f"yaxis{place + 1}": axis})
-    chart.figure.update_layout(hovermode="x unified", hoversubplots="axis")
-    cursor = {"showspikes": True, "spikemode": "across", "spikesnap": "hovered data", "spikethickness": 1.5}
-    cursor |= {"spikecolor": palette.MARK, "spikedash": "solid"}
-    chart.x(range=[-0.5, columns - 0.5], anchor=f"y{len(STRIPS)}", zeroline=False, **cursor)
-
-
-def _edges(chart: Chart, widths: Sequence[int], heads: int, columns: int) -> None:
-    """Vertical lines through all strips in one call: a call for each takes seconds on a wide layer."""
-    ink, edge = chart.ink, {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "layer": "above"}
-    block = edge | {"line": {"color": ink.text, "width": 1}}
-    edges = [block | {"x0": x - 0.5, "x1": x - 0.5} for x in np.cumsum(widths)[:-1].tolist()]
-    if heads:
-        size = columns // heads
-        head = edge | {"y1": 1.02, "line": {"color": ink.muted, "width": 1.5, "dash": "dot"}}
-        edges += [head | {"x0": x - 0.5, "x1": x - 0.5} for x in range(size, columns, size)]
-    if 0 < heads <= NUMBERED_HEADS:
-        font = {"size": FONT_SIZE, "color": ink.muted}
-        above = {"y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False, "font": font}
-        numbers = [above | {"x": size * (place + 0.5) - 0.5, "text": str(place)} for place in range(heads)]
-        chart.figure.update_layout(annotations=numbers)
-    chart.figure.update_layout(shapes=edges)
-
-
-def _in_numbers(table: pd.DataFrame, block: Outlier | None) -> str:
-    """Caption: the deciding block against the others, and why loss dips at spikes."""
-    text = ""
-    if block is not None:
-        text = f"The mean weight norm of block {block.block} is {number(block.weight_norm, 2)} times the other "
-        text += f"blocks' median, its mean input norm {number(block.input_norm, 2)} times."
-    spikes = table["input norm"] > 2 * table["input norm"].median()
-    if table["column loss"][spikes].mean() < table["column loss"][~spikes].mean():
-        text += " Where inputs spike, the loss dips: it counts the weights that would go, and these columns keep "
-        text += "theirs."
-    return text
 
 
 # Hessian

@@ -1,4 +1,4 @@
-"""A recipe that is dropped on the start page: the page that runs it, with its settings filled in."""
+"""A recipe that is dropped into the dialog: the page that runs it, with its settings filled in."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,7 +7,6 @@ import streamlit as st
 
 import rose
 from app import session, words
-from app.forms import study_form
 from app.forms.prune_choices import AS_STORED
 from app.runs.checked import setup_of
 from app.runs.diffusion import recipe as diffusion_recipe
@@ -17,9 +16,6 @@ from rose.recipe import Recipe
 from rose.recipe.steps import Analyze, CheckCopies, Damage, Prune, Slim, Smaller
 from rose.recipe.tools import DiffusePrune
 from rose.spec import Spec
-
-RECIPE = "start-recipe"
-USED = "recipe_used"  # in the session: how the last recipe was used
 
 
 class Form(NamedTuple):
@@ -68,27 +64,19 @@ FORMS: dict[type[Spec], Form] = {
 }
 
 
-def drop_recipe() -> None:
-    """Draws the place to drop a recipe, and says how the last recipe was used."""
-    st.file_uploader("Or drop a recipe.yaml", ["yaml", "yml"], key=RECIPE, on_change=_take, max_upload_size=1)
-    sentence, form = st.session_state.get(USED, ("", None))
-    if sentence:
-        st.caption(words.plain(sentence))
-    if form:
-        st.page_link(f"views/{form.view}.py", label=f"Open {form.title}", icon=":material/arrow_forward:")
-
-
-def _take() -> None:
-    """Callback: reads the recipe and fills the forms."""
-    file = st.session_state[RECIPE]
+def take_dropped() -> None:
+    """Reads a recipe that was dropped into the dialog, fills the form that runs it, and opens its page."""
+    file = st.session_state.pop("recipe-dropped", None)
     if file is None:
-        st.session_state.pop(USED, None)
         return
     try:
         recipe = Recipe.parse(file.getvalue(), name=file.name, is_placed=False)
-        st.session_state[USED] = fill(file.name, recipe.spec)
+        sentence, form = fill(file.name, recipe.spec)
     except rose.RoseError as problem:
-        st.session_state[USED] = str(problem), None
+        sentence, form = str(problem), None
+    st.session_state["recipe_used"] = sentence
+    if form is not None:
+        st.switch_page(f"views/{form.view}.py")
 
 
 def fill(name: str, step: Spec) -> tuple[str, Form | None]:
@@ -96,14 +84,12 @@ def fill(name: str, step: Spec) -> tuple[str, Form | None]:
     form = FORMS.get(type(step))
     if form is None and not isinstance(step, Analyze):
         return f"No page runs {name} ({step.run}). Run it in a terminal: rose run {name} output=FOLDER", None
-    study_form.forget()
     if form is None:
-        session.choose_draft(Setup.of(step))
-        return f"The form above has the settings of {name}. Measure the layers next.", None
+        session.ask_for_model(Setup.of(step))
+        return f"The form has the settings of {name}. Measure the layers next.", None
     offered = set(form.offered)
     if not isinstance(step, DiffusePrune):  # whose model is another
-        session.choose_draft(setup_of(step) if isinstance(step, CheckCopies) else Setup.of(step))
-        session.use_draft()
+        session.choose_setup(setup_of(step) if isinstance(step, CheckCopies) else Setup.of(step))
         offered |= set(CHOSEN)
     st.session_state.update({f"{form.key}_{name}": value for name, value in form.values(step).items()})
     if isinstance(step, Slim):

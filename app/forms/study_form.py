@@ -1,4 +1,4 @@
-"""The set-up as widgets of the start page, and in one line."""
+"""The set-up as a dialog that every page opens, and in one line."""
 
 from typing import Any
 
@@ -6,10 +6,11 @@ import streamlit as st
 from torch import nn
 
 import rose
-from app import session, shared
-from app.forms.widgets import HUB, spec_number
+from app import components, session, shared, words
+from app.forms.widgets import HUB, say_hub, spec_number
 from app.study import preflight
-from app.study.setup import NUMBERS, Setup, patterns_of
+from app.study.preflight import Preflight
+from app.study.setup import NUMBERS, Setup, patterns_of, weights_size
 from rose.model.defaults import STORED
 from rose.model.load.models import DTYPES, is_hub_id, load_skeleton, read_as
 from rose.model.load.tokens import DATASETS
@@ -18,7 +19,7 @@ from rose.model.network.network import Network
 from rose.model.network.precision import name_of
 from rose.model.packaged import PACKAGED
 
-FILE = "file"
+FILE, RECIPE = "file", "measure-recipe"
 NAMES = {"wikitext2": "WikiText-2", "c4": "C4", "ptb": "Penn Treebank"}  # of data sets, for people
 SOURCES = {
     "packaged": "Python's language reference, works offline",
@@ -32,7 +33,7 @@ LAYERS = {
     "own": "Layers by name",
 }
 SPARSITIES = ["0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "2:4", "4:8", "1:4"]
-PREFIX = "start_"  # of the keys of these widgets
+PREFIX = "measure_"  # of the keys of these widgets
 PHRASES = {
     "dtype": "{}",
     "seed": "seed {}",
@@ -40,6 +41,83 @@ PHRASES = {
     "block_size": "block size {}",
     "damping": "damping {:g}",
 }  # of rarely changed fields
+
+
+def close() -> None:
+    st.session_state.choosing = False
+
+
+@st.dialog("Measure a model", width="large", icon=":material/grid_on:", on_dismiss=close)
+def dialog() -> None:
+    """Model, layers and sparsity, what measuring will take, and the buttons that begin."""
+    if st.session_state.pop("form_is_new", False):
+        forget()
+    chosen = choose(st.session_state.form_setup)
+    with st.expander("More: text, tokens, block size, recipe", icon=":material/tune:", key="measure-more"):
+        edited = Setup.edited(**chosen, **choose_more(chosen["model"]))
+        st.file_uploader("Or drop a recipe.yaml", ["yaml", "yml"], key=RECIPE, max_upload_size=1)
+        if (file := st.session_state[RECIPE]) is not None and file.file_id != st.session_state.get("recipe-read"):
+            st.session_state["recipe-read"] = file.file_id
+            st.session_state["recipe-dropped"] = file
+            close()
+            st.rerun()
+    with st.spinner("Estimating time and memory …"):
+        estimate = inspect(edited)
+    study = shared.find(edited) if not isinstance(estimate, str) else None
+    is_there = study is not None and study.is_measured and not shared.is_outdated(study)
+    show_estimate(edited, estimate)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if not isinstance(estimate, str) and (is_there or estimate.fits):
+            label = "Show its layers" if is_there else "Measure its layers"
+            if st.button(label, type="primary", icon=":material/play_arrow:", key="measure"):
+                (session.choose_setup if is_there else session.measure)(edited)
+                _leave()
+        if not isinstance(estimate, str):
+            help = "Prune, Make it smaller and Check need no measured layers."
+            if st.button("Only choose it", icon=":material/check:", key="only-choose", help=help):
+                session.choose_setup(edited)
+                _leave()
+
+
+def _leave() -> None:
+    close()
+    st.rerun()
+
+
+def inspect(setup: Setup) -> Preflight | str:
+    try:
+        setup.check()
+        skeleton = structure(setup.model)
+        return problems()[setup.model] if skeleton is None else preflight.preflight(setup, skeleton)
+    except rose.RoseError as problem:
+        return str(problem)
+
+
+def show_estimate(edited: Setup, estimate: Preflight | str) -> None:
+    if isinstance(estimate, str):
+        components.error(estimate)
+        if edited.model in problems():
+            offer_to_find(edited.model)
+        return
+    tokens = words.whole((edited.samples + edited.held_out) * edited.length)
+    st.markdown(
+        f"**{words.sentence(words.count(estimate.cost.layers, 'layer'))}**, {tokens} tokens: about "
+        f"**{components.lasting(estimate.cost)}** after loading, **{words.size(estimate.needed)}** "
+        f"of memory of {words.size(estimate.available)} free."
+    )
+    if edited.stream:
+        weights = words.size(weights_size(estimate.cost, edited.dtype))
+        st.caption(f"The weights, {weights}, stay on disk; one decoder block at a time is in memory.")
+    if not estimate.fits:
+        can_stream = preflight.can_stream(edited.model) and not edited.stream
+        spare = ", or leave the weights on disk" if can_stream else ""
+        components.error(
+            f"This will not fit into memory. Choose fewer layers, fewer samples, bfloat16 or a smaller model{spare}.",
+            ":material/memory:",
+        )
+    say_hub(edited)
+    for warning in estimate.warnings:
+        components.warning(warning)
 
 
 def choose(draft: Setup) -> dict[str, Any]:
@@ -93,13 +171,6 @@ def choose_sparsity(key: str, current: str, **widget: Any) -> str:
 def forget() -> None:
     for name in [name for name in st.session_state if str(name).startswith(PREFIX)]:
         del st.session_state[name]
-
-
-def measure(chosen: Setup) -> None:
-    """Starts a run, and ends the one this session was waiting for."""
-    if chosen != session.draft():
-        forget()
-    session.measure(chosen)
 
 
 def _key(name: str) -> dict[str, Any]:

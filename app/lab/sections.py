@@ -1,6 +1,6 @@
 """The order lab's sections on prices, on one sweep from inside, and on order and budget apart; what they all share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from math import isnan
 from typing import Any
@@ -10,7 +10,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 import rose
-from app import components, first, session, words
+from app import components, session, words
 from app.components import URL
 from app.figures import orders, palette
 from app.figures.orders import forecast_scatter, price_lines
@@ -39,7 +39,6 @@ FORECAST = [
 RULES = ("natural", "two_level", "dealt", "random", "global", "pivot", "pivot_weighted")  # that a person tries first
 YOURS = "custom"
 CHOICES = ":material/tune:"
-Numbers = Callable[[Study, str], None]
 WHO_IS_WHO = (
     "SparseGPT: natural order, an equal share from every block. ROSE: two-level order (columns within blocks, then "
     "blocks, costliest first) where a layer is columnar, else SparseGPT. ROSE global: columns by loss over the whole "
@@ -47,17 +46,9 @@ WHO_IS_WHO = (
 )
 
 
-def require_layer(purpose: str, page: str, otherwise: Numbers | None = None) -> tuple[Study, str, rose.OrderPlan]:
-    """The chosen layer and its plan, after its numbers. Until its inputs are read, the example's picture of a page, or
-    what `otherwise` draws."""
-
-    def meanwhile(study: Study, layer: str) -> None:
-        key_figures(study, layer)
-        is_drawn = study.is_example and first.of_layer(page, layer, session.theme())
-        if otherwise and not is_drawn:
-            otherwise(study, layer)
-
-    study, layer = components.require_layer(purpose, meanwhile)
+def require_layer(purpose: str) -> tuple[Study, str, rose.OrderPlan]:
+    """The chosen layer and its plan, after its numbers."""
+    study, layer = components.require_layer(purpose, key_figures)
     key_figures(study, layer)
     return study, layer, study.plan(layer, session.threshold())
 

@@ -9,7 +9,7 @@ there is ever removed)
 
 Files hold digests of themselves: a damaged file counts as missing, and its content is computed again.
 
-`example.safetensors` beside this file is a finished study in the same format, made by `tests.benchmarks.example_study`.
+`finished/` beside this file has finished studies in the same format, made by `tests.benchmarks.example_study`.
 """
 
 import json
@@ -34,6 +34,7 @@ import rose
 from app.study.setup import Setup
 from rose.files import TEMPORARY, expand
 from rose.layer.basis import HeadLayout
+from rose.layer.profile import Profile
 from rose.model.load.models import identify
 from rose.model.load.tokens import DATASETS, packaged_text
 from rose.model.network.layers import PrunableLayer, by_block
@@ -43,12 +44,16 @@ from rose.tensor_files import DamagedFile, read_tensors, write_tensors
 logger = logging.getLogger(__name__)
 
 VARIABLE = "ROSE_CACHE"
-EXAMPLE = Path(__file__).with_name("example.safetensors")
+MODELS = (Setup().model, "Qwen/Qwen2.5-Coder-0.5B-Instruct", "Qwen/Qwen2.5-Coder-1.5B-Instruct")
+FINISHED = {  # the studies that come with the app, by set-up; of two models the weights do not come along
+    Setup(model=model): Path(__file__).with_name("finished") / f"{model.rpartition('/')[2].lower()}.safetensors"
+    for model in MODELS
+}
 LIMIT = 3 * 10**9  # bytes of everything that is kept; the least recently used calibrations go first
 DIGITS = 32  # of a digest in a name
 BLOCK = "block-{:05d}.safetensors"
-STREAMS = ("calibration", "held_out")
-FACTS = ("records", "condition", "forecast", "heads", "leaders")  # JSON in the header of a file
+STREAMS, PROFILE = ("calibration", "held_out"), "profile"
+FACTS = ("records", "condition", "forecast", "heads", "leaders", "draws")  # JSON in the header of a file
 _FILE = re.compile(rf"(block-\d{{5,}}|study-[0-9a-f]{{{DIGITS}}})\.safetensors({TEMPORARY})?")
 LayerStatistics = dict[str, rose.InputStatistics]  # by layer, of one stream
 
@@ -69,11 +74,15 @@ class Kept:
     condition: dict[str, float] = field(default_factory=dict)  # of the damped Hessian, by layer
     # Held-out errors forecast before any sweep, by layer and name in `setup.FORETOLD`.
     forecast: dict[str, dict[str, float]] = field(default_factory=dict)
+    profiles: dict[str, Profile] = field(default_factory=dict)  # by layer
+    # Shares of SparseGPT's held-out error saved in further draws of text, by layer and name in `setup.MEASURED`.
+    draws: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    head_width: int | None = None  # of the model, in columns
     # Statistics of a decoder block, or of some layers of the example; then the example's heads that can be rotated.
     calibration: LayerStatistics = field(default_factory=dict)
     held_out: LayerStatistics = field(default_factory=dict)
     heads: dict[str, HeadLayout] = field(default_factory=dict)
-    text: str = ""  # digest of the packaged text that the example was measured on
+    text: str = ""  # digest of the packaged text that a finished study was measured on
     made_with: str = ""  # versions, for people
 
     @property
@@ -122,21 +131,28 @@ def read(path: Path) -> Kept | None:
         tensors, facts = read_tensors(path)
     except DamagedFile:
         return None
-    records, condition, forecast, heads, leaders = (json.loads(facts.get(name, "{}")) for name in FACTS)
+    records, condition, forecast, heads, leaders, draws = (json.loads(facts.get(name, "{}")) for name in FACTS)
     packed: dict[str, dict[str, Tensor]] = {}  # by stream and leader
     for name, tensor in tensors.items():
         place, _, part = name.rpartition(".")
         packed.setdefault(place, {})[part] = tensor
     streams: dict[str, LayerStatistics] = {stream: {} for stream in STREAMS}
+    profiles: dict[str, Profile] = {}
     for place, parts in packed.items():
         stream, _, layer = place.partition(".")
-        streams[stream][layer] = rose.InputStatistics.unpack(parts)
+        if stream == PROFILE:
+            profiles[layer] = Profile.unpack(parts)
+        else:
+            streams[stream][layer] = rose.InputStatistics.unpack(parts)
     for of in streams.values():
         of |= {layer: of[leader] for layer, leader in leaders.items() if leader in of}
     return Kept(
         [rose.LayerRecord(**record) for record in records],
         condition,
         forecast,
+        profiles,
+        draws,
+        int(facts["head_width"]) if facts.get("head_width") else None,
         heads={layer: HeadLayout(width, tuple(group)) for layer, (width, group) in heads.items()},
         text=facts.get("text", ""),
         made_with=facts.get("made_with", ""),
@@ -156,9 +172,13 @@ def write(path: Path, content: Kept) -> None:
                 leaders[layer] = leader
             else:
                 tensors |= {f"{stream}.{layer}.{part}": tensor for part, tensor in statistics.pack().items()}
+    for layer, profile in content.profiles.items():
+        tensors |= {f"{PROFILE}.{layer}.{part}": tensor for part, tensor in profile.pack().items()}
     heads = {layer: (layout.width, layout.group) for layer, layout in content.heads.items()}
-    parts = [asdict(record) for record in content.records], content.condition, content.forecast, heads, leaders
+    records = [asdict(record) for record in content.records]
+    parts = records, content.condition, content.forecast, heads, leaders, content.draws
     texts = {name: json.dumps(part) for name, part in zip(FACTS, parts, strict=True)}
+    texts["head_width"] = str(content.head_width or "")
     write_tensors(path, tensors, text=content.text, made_with=content.made_with, **texts)
 
 
@@ -168,15 +188,15 @@ def keep_study(folder: Path, setup: Setup, study: Kept) -> None:
 
 
 @cache
-def _example() -> Kept | None:
-    if (study := read(EXAMPLE)) is None:
-        logger.warning("The example %s is missing or damaged, so it cannot be shown", EXAMPLE)
+def _finished(path: Path) -> Kept | None:
+    if (study := read(path)) is None:
+        logger.warning("The study %s is missing or damaged, so it cannot be shown", path)
     return study
 
 
 def read_example(setup: Setup) -> Kept | None:
-    """The study that comes with the app; None for any other set-up, or where its file is damaged."""
-    return _example() if setup == Setup() else None
+    """The study of this set-up that comes with the app; None for any other, or where its file is damaged."""
+    return _finished(FINISHED[setup]) if setup in FINISHED else None
 
 
 @cache

@@ -28,8 +28,9 @@ from rose.layer.forecast import forecasts, price_columns
 from rose.layer.hessian import condition_number, spectrum
 from rose.layer.order import Prices, live_range
 from rose.layer.pattern import THRESHOLD
+from rose.layer.profile import SPARSITIES, Profile, block_sizes, profile
 from rose.layer.settings import LayerSettings
-from rose.model.network.layers import ATTENTION_OUTPUTS, PrunableLayer, head_width, text_config
+from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network
 from rose.model.run.one_layer import Energies, is_left_dense, measure_layer
 from rose.model.walk.walk import BlockStatistics, statistics_of
@@ -162,6 +163,9 @@ class Study(Run):
         self._records: dict[str, list[rose.LayerRecord]] = {}
         self._condition: dict[str, float] = {}
         self._forecast: dict[str, dict[str, float]] = {}  # errors that `FORETOLD` should leave, by layer
+        self._profiles: dict[str, Profile] = {}
+        self.draws: dict[str, dict[str, list[float]]] = {}  # see `cache.Kept`
+        self.head_width: int | None = None  # of the model, in columns
         self._live_ranges: dict[str, float] = {}
         self._layers: dict[str, tuple[PrunableLayer, rose.InputStatistics, rose.InputStatistics | None]] = {}
         self._memory: OrderedDict[Any, Any] = OrderedDict()
@@ -183,7 +187,8 @@ class Study(Run):
     def measurements(self) -> cache.Kept:
         with self._lock:
             records = [record for records in self._records.values() for record in records]
-            return cache.Kept(records, dict(self._condition), dict(self._forecast))
+            numbers = dict(self._condition), dict(self._forecast), dict(self._profiles)
+            return cache.Kept(records, *numbers, self.draws, self.head_width)
 
     @property
     def is_example(self) -> bool:
@@ -228,6 +233,7 @@ class Study(Run):
             self.files, self.kept = replace(self.files, model=self.loaded.identity), None
             self._recall()
         self._place_statistics(self.loaded)
+        self.head_width = self.loaded.network.head_width
         self.layer_names = [layer.name for layer in self.loaded.network.select(self.setup.layers)]
         job.message = "Collecting the inputs of layers" if self.is_restored else "Measuring layers"
         for block, kept_block in self.calibration.iterate(self, self.loaded):
@@ -244,6 +250,7 @@ class Study(Run):
             for record in stored.records:
                 self._records.setdefault(record.layer, []).append(record)
             self._condition, self._forecast = dict(stored.condition), dict(stored.forecast)
+            self._profiles, self.draws, self.head_width = dict(stored.profiles), stored.draws, stored.head_width
             self.layer_names = list(self._records)
             self._version += 1
         return self.kept is not None
@@ -273,6 +280,9 @@ class Study(Run):
                     records = self._measure_layer(layer, statistics, held_out, job)
                     pairs, options = list(FORETOLD.values()), self.layer_options()
                     results = forecasts(layer.weight, statistics, pairs, **options)
+                    plan = rose.plan_order(layer.weight, statistics, **options)
+                    has_heads = layer.head_width is not None
+                    columns = profile(layer.weight, plan, block_sizes(self.head_width), has_heads=has_heads)
                     if id(statistics) not in conditions:  # layers that share an input share its Hessian
                         conditions[id(statistics)] = condition_number(statistics.hessian, self.setup.damping)
                 except rose.RoseError as problem:
@@ -286,6 +296,7 @@ class Study(Run):
                         self._live_ranges.pop(layer.name, None)
                         self._memory = OrderedDict((k, v) for k, v in self._memory.items() if layer.name not in k)
                     self._records[layer.name] = records
+                    self._profiles[layer.name] = columns
                     self._condition[layer.name] = conditions[id(statistics)]
                     errors = [float(f"{forecast.held_out:.6g}") for forecast in results]
                     self._forecast[layer.name] = dict(zip(FORETOLD, errors, strict=True))
@@ -368,7 +379,8 @@ class Study(Run):
         `gain` and `global_gain` are the shares of SparseGPT's error that two-level order and ROSE global save (above 0:
         better). `held_out_gain` and `held_out_global_gain` are the same on held-out inputs, and `forecast_gain` and
         `forecast_global_gain` their forecasts. `live_range` is the relative range without dead columns, NaN where a
-        layer has none. `is_undecided`: other text may decide otherwise, by `OrderPlan.interval`.
+        layer has none. `is_undecided`: other text may decide otherwise, by `OrderPlan.interval`. `gain_draw_1`
+        and so on: `held_out_gain` in further draws of text, where there are any.
         """
         return self._latest("overview", threshold, lambda: self._overview(threshold))
 
@@ -384,8 +396,7 @@ class Study(Run):
         with self._lock:  # a layer that was finished since `records` has no row; an empty table would take it for one
             wide["condition"] = pd.Series(self._condition, dtype=float).reindex(wide.index)
             forecast = pd.DataFrame.from_dict(self._forecast, orient="index").reindex(wide.index)
-        wide["is_columnar"] = wide["relative_range"] > threshold
-        wide["is_undecided"] = wide["range_low"].le(threshold) & wide["range_high"].ge(threshold)
+        wide = _decided(wide, threshold)
         for kind in ("error", "held_out"):
             wide[f"{kind}_rose"] = wide[f"{kind}_two_level"].where(wide["is_columnar"], wide[f"{kind}_sparsegpt"])
         kinds = {"forecast_": forecast.add_prefix("forecast_"), "": wide, "held_out_": wide}
@@ -394,6 +405,9 @@ class Study(Run):
                 if f"{kind}_{name}" in errors:
                     natural = errors[f"{kind}_sparsegpt"]
                     wide[f"{tokens}{which}gain"] = 1 - errors[f"{kind}_{name}"] / natural.where(natural > 0)
+        draws = pd.Series({name: self.draws.get(name, {}).get("two_level", []) for name in wide.index}, dtype=object)
+        for draw in range(max(map(len, draws), default=0)):
+            wide[f"gain_draw_{draw + 1}"] = [shares[draw] if len(shares) > draw else nan for shares in draws]
         dead = [name for name in wide.index[wide["dead_columns"] > 0] if self.has(name)]
         wide["live_range"] = pd.Series({name: self.live_range(name) for name in dead}, dtype=float)
         # Only over-fitting depends on the method: the longest has them all.
@@ -468,13 +482,41 @@ class Study(Run):
     def _plan(self, layer: str, sparsity: str | None = None) -> rose.OrderPlan:
         return rose.plan_order(self.weight(layer), self.statistics(layer), **self.layer_options(sparsity))
 
-    def heads(self, layer: str) -> int:
-        """Attention heads whose outputs are this layer's inputs, side by side; 0 where it is no output projection."""
-        if self.loaded is None or not layer.endswith(ATTENTION_OUTPUTS):
-            return 0
-        # Counted by their width: a smaller model has fewer heads in some decoder blocks, all as wide as before.
-        width, columns = head_width(text_config(self.loaded.model)), self.statistics(layer).columns
-        return columns // width if width and columns % width == 0 else 0
+    def profile(self, layer: str) -> Profile | None:
+        """The layer by its columns; None where nothing was measured, or by a former version."""
+        return self._profiles.get(layer)
+
+    def head_width_of(self, layer: str) -> int | None:
+        """Columns of an attention head whose outputs are this layer's inputs; None where it is no output projection."""
+        return self.head_width if self._records[layer][0].between_heads is not None else None
+
+    @property
+    def sizes(self) -> dict[int, float]:
+        """Block sizes whose relative ranges are known, in columns: the heads that a block holds."""
+        sizes = {size: size / self.head_width if self.head_width else 0.0 for size in block_sizes(self.head_width)}
+        own = self.setup.block_columns
+        return dict(sorted((sizes | {own: own / self.head_width if self.head_width else 0.0}).items()))
+
+    @property
+    def sparsities(self) -> list[str]:
+        return sorted({*(f"{sparsity:g}" for sparsity in SPARSITIES), self.setup.sparsity})
+
+    def what_if(self, threshold: float, sparsity: str, size: int) -> pd.DataFrame:
+        """`overview` with relative ranges, and what follows from them, at another sparsity and block size."""
+        own = self.setup.sparsity, self.setup.block_columns
+        if (sparsity, size) == own:
+            return self.overview(threshold)
+        return self._latest("what if", (threshold, sparsity, size), lambda: self._what_if(threshold, sparsity, size))
+
+    def _what_if(self, threshold: float, sparsity: str, size: int) -> pd.DataFrame:
+        table, sizes = self.overview(threshold), block_sizes(self.head_width)
+        if size not in sizes or float(sparsity) not in SPARSITIES:
+            return table.assign(relative_range=nan, range_low=nan, range_high=nan)
+        place = SPARSITIES.index(float(sparsity)), sizes.index(size)
+        profiles = [self._profiles.get(layer) for layer in table["layer"]]
+        ranges = [(nan,) * 3 if profile is None else profile.ranges[place].tolist() for profile in profiles]
+        columns = pd.DataFrame(ranges, columns=["relative_range", "range_low", "range_high"], index=table.index)
+        return _decided(table.assign(**columns), threshold)
 
     def prune(self, layer: str, *, method: str = "rose", **options: Any) -> rose.LayerResult:
         """Prunes one layer by one sweep or method on this study's statistics; remembered."""
@@ -504,6 +546,13 @@ class Study(Run):
             ):
                 self._memory.popitem(last=False)
         return value
+
+
+def _decided(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    return table.assign(
+        is_columnar=table["relative_range"] > threshold,
+        is_undecided=table["range_low"].le(threshold) & table["range_high"].ge(threshold),
+    )
 
 
 def error_on(inputs: rose.InputStatistics | None, weight: Tensor, pruned: Tensor) -> float:

@@ -54,7 +54,7 @@ FACTS: dict[str, Any] = {  # columns of the table of all layers, besides errors
 
 def draw() -> None:
     st.title("Check a checkpoint: is something wrong with it?")
-    components.edited_setup()
+    components.chosen_model()
     request, pruned, dense = _choose()
     run = None if request is None else shared.registry.get(CheckpointRun, shared.key_of(request))
     status = None if request is None or run is None else run.job.status
@@ -80,7 +80,7 @@ def draw() -> None:
 
 def _choose() -> tuple[CheckCopies | None, str, str]:
     """The requested check, if any, and the names of the checkpoint and of its dense model."""
-    setup, usual = session.setup(), f"{session.setup().model}, as on the start page"
+    setup, usual = session.setup(), f"{session.setup().model}, as in the dialog"
     left, middle, right = st.columns([2, 2, 0.8], vertical_alignment="bottom")
     dense = text_input("Dense model it was made from", "check_dense", usual, None, middle) or setup.model
     with left:

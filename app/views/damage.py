@@ -32,7 +32,6 @@ NO_RUN = "No pruned model is chosen: prune one on the Prune page and keep its ch
 
 def draw() -> None:
     st.title("Layer sensitivity: which layers does the loss depend on?")
-    components.edited_setup()
     components.require_weights()
     with st.expander("Measure your own", icon=":material/tune:", key="damage-form"):
         request, problem = _choose()

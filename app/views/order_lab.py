@@ -21,7 +21,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Study, str, DeltaGenerator], None]]] = 
 
 def draw() -> None:
     st.title("Order lab: can you do better than ROSE?")
-    study, layer, _ = sections.require_layer("Here you try pruning orders on a real layer", "order_lab")
+    study, layer, _ = sections.require_layer("Here you try pruning orders on a real layer")
     row = st.container(horizontal=True, vertical_alignment="center")
     with row:
         section = components.section(SECTIONS, "lab_section")

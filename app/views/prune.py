@@ -21,7 +21,6 @@ from rose.model.estimate import Cost
 
 def draw() -> None:
     st.title("Prune: what does the whole model lose?")
-    components.edited_setup()
     components.require_weights()
     setup, run = session.setup(), session.pruning()
     with st.expander(

@@ -31,7 +31,7 @@ PARTS = {"share": "Difference", "both": "Both maps"}
 
 def draw() -> None:
     st.title("Compare runs: how do they differ?")
-    components.edited_setup()
+    components.chosen_model()
     row = st.container(horizontal=True, vertical_alignment="center")
     sources = row.popover("Choose runs", icon=":material/folder_open:", key="runs-sources")
     with sources:

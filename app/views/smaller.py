@@ -27,7 +27,6 @@ ENOUGH = 3  # from this number of measured rows on, estimates are folded
 
 def draw() -> None:
     st.title("Make it smaller: what does each way give?")
-    components.edited_setup()
     components.require_weights()
     run: SmallerRun | None = session.run_in("smaller")
     _offer(run)
@@ -42,7 +41,7 @@ def draw() -> None:
 def _offer(run: SmallerRun | None) -> None:
     setup = session.setup()
     first, second, third = st.columns([3, 2, 1], vertical_alignment="bottom")
-    usual = f"{setup.model}, as on the start page"
+    usual = f"{setup.model}, as in the dialog"
     model = text_input("Your checkpoint: a folder, a .gguf file or a Hub id", "smaller_model", usual, None, first)
     if model:
         setup = setup.changed(model=model, dtype=format_of(model))

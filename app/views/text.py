@@ -28,7 +28,6 @@ MEANING = {
 
 def draw() -> None:
     st.title("Your text: what does pruning do to it?")
-    components.edited_setup()
     components.require_weights()
     run: TextReading | None = session.run_in("reading")
     with st.expander("Read a text of your own", icon=":material/edit:", key="text-form"):

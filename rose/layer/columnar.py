@@ -4,7 +4,7 @@
 The relative range is high if one block loses much more, or much less, than the others.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, log
 from typing import Any, Literal
@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from rose.layer.error import quadratic_form, ratio
+from rose.layer.loss import loss_per_column
 from rose.layer.methods import LayerResult, prune_layer
-from rose.layer.order import Order, OrderPlan, make_order, move_block, plan_order, visited_blocks
+from rose.layer.order import Order, make_order, move_block, plan_order, visited_blocks
 from rose.layer.pattern import Pattern
+from rose.layer.profile import Profile
 from rose.layer.settings import SharedSettings
 from rose.layer.statistics import InputStatistics
 
@@ -41,20 +43,21 @@ class Outlier:
     heads: tuple[int, ...] = ()
 
 
-def outlier(plan: OrderPlan, weight: Tensor, input_norm: Tensor, heads: int = 0) -> Outlier | None:
-    """The block that stands out; None for a single block, or if no block loses anything. `input_norm` is the root mean
-    square of each input, (in,); `heads` lie side by side in the columns, 0 for other inputs."""
-    loss = plan.loss_per_column.double().cpu()
+def outlier(profile: Profile, size: int, head_width: int | None = None) -> Outlier | None:
+    """The block that stands out among blocks of this size; None for a single block, or if no block loses anything.
+    Heads of `head_width` columns lie side by side; None for other inputs."""
+    widths = profile.widths(size)
+    loss = loss_per_column(profile.column_loss(size), widths).double()
     if len(loss) < 2 or loss.max() <= 0:
         return None
-    size = loss.clamp(min=loss.max() * NOTHING).log()  # of a block without any loss, too
-    above = size - size.quantile(0.5)
+    log_loss = loss.clamp(min=loss.max() * NOTHING).log()  # of a block without any loss, too
+    above = log_loss - log_loss.quantile(0.5)
     is_strong = bool(above.max() >= -above.min())
     ends = int(loss.argmax()), int(loss.argmin())
     block, other = ends if is_strong else ends[::-1]
     sign = 1.0 if is_strong else -1.0
-    by_weight = _against_others(weight.float().norm(dim=0), plan.block_width, block)
-    by_input = _against_others(input_norm, plan.block_width, block)
+    by_weight = _against_others(profile.weight_norm, widths, block)
+    by_input = _against_others(profile.input_norm, widths, block)
     # Logarithms, positive in the direction of the loss.
     weights, inputs = (sign * log(max(norm, NOTHING)) for norm in (by_weight, by_input))
     cause: Cause = "inputs" if inputs > LEADS * max(weights, 0.0) else "both"
@@ -70,29 +73,30 @@ def outlier(plan: OrderPlan, weight: Tensor, input_norm: Tensor, heads: int = 0)
         weight_norm=by_weight,
         input_norm=by_input,
         cause=cause,
-        heads=_heads_of(plan, block, sign, heads),
+        heads=_heads_of(profile.importance, widths, block, sign, head_width),
     )
 
 
-def _against_others(norm: Tensor, widths: tuple[int, ...], block: int) -> float:
+def _against_others(norm: Tensor, widths: Sequence[int], block: int) -> float:
     """Mean of a block over the median of the other blocks' means; 1 where all are 0."""
-    means = torch.stack([part.double().mean() for part in norm.cpu().split(list(widths))])
+    means = torch.stack([part.double().mean() for part in norm.split(list(widths))])
     rest = torch.cat([means[:block], means[block + 1 :]]).quantile(0.5)
     return float(means[block] / rest) if rest > 0 else inf if means[block] > 0 else 1.0
 
 
-def _heads_of(plan: OrderPlan, block: int, sign: float, heads: int) -> tuple[int, ...]:
+def _heads_of(
+    importance: Tensor, widths: Sequence[int], block: int, sign: float, head_width: int | None
+) -> tuple[int, ...]:
     """The block's heads whose importance deviates at least half as much as the furthest head's. Loss does not show
     this: a strong head loses little if a weak head in the same block gives up the weights."""
-    columns = plan.column_loss.numel()
-    if not heads or columns % heads:
+    if not head_width or len(importance) % head_width:
         return ()
-    score, widths = plan.importance.double().mean(0).cpu(), list(plan.block_width)
-    middle = max(NOTHING, float(torch.stack([part.mean() for part in score.split(widths)]).quantile(0.5)))
-    width, start = columns // heads, sum(widths[:block])
+    score = importance.double()
+    middle = max(NOTHING, float(torch.stack([part.mean() for part in score.split(list(widths))]).quantile(0.5)))
+    start = sum(widths[:block])
     end, far = start + widths[block], {}
-    for head in range(start // width, -(-end // width)):
-        inside = score[max(start, head * width) : min(end, (head + 1) * width)]
+    for head in range(start // head_width, -(-end // head_width)):
+        inside = score[max(start, head * head_width) : min(end, (head + 1) * head_width)]
         far[head] = sign * log(max(float(inside.mean()) / middle, NOTHING))
     return tuple(head for head, distance in far.items() if distance >= max(far.values()) / 2)
 

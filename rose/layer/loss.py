@@ -67,6 +67,11 @@ def block_sums(column_loss: Tensor, widths: Sequence[int]) -> Tensor:
     return torch.stack([block.sum() for block in column_loss.split(list(widths))])
 
 
+def loss_per_column(column_loss: Tensor, widths: Sequence[int]) -> Tensor:
+    """Block loss divided by the block's width, (blocks,): what blocks are compared by."""
+    return block_sums(column_loss, widths) / torch.tensor(widths, device=column_loss.device)
+
+
 def variance_between(column_loss: Tensor, width: int) -> float:
     """The share of the variance of column losses, (in,), that lies between heads of `width` neighbouring columns; 0
     where all columns lose alike."""

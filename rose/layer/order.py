@@ -8,7 +8,7 @@ block loss per column, both descending. `columns`, `blocks`, `global` and `dealt
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -137,20 +137,16 @@ class OrderPlan:
 
     @cached_property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval of `relative_range` over draws of text, by a jackknife over groups of windows (Efron 1979);
+        """The 95 % interval of `relative_range` over draws of text, by a jackknife over groups of windows;
         None where the statistics have no groups. W is the same in every draw, so diag(H) alone varies."""
         groups = self.inputs.by_group if self.inputs else None
         if groups is None:
             return None
-        total, tiny = groups.sum(0), torch.finfo(torch.float32).tiny
         ranges = []
-        for group in groups:  # left out
-            scale = ((total - group).clamp_min(0) / total.clamp_min(tiny)).sqrt()
+        for scale in left_out(groups):
             lost = loss.potential_loss(self.importance * scale, self.pattern, self.block_width).sum(0)
             ranges.append(loss.relative_range(loss.block_sums(lost, self.block_width), self.block_width))
-        count = len(ranges)
-        spread = float(np.std(ranges)) * (count - 1) ** 0.5
-        half = float(stdtrit(count - 1, 0.975)) * spread
+        half = float(half_width(ranges))
         return max(0.0, self.relative_range - half), min(1.0, self.relative_range + half)
 
     @property
@@ -177,7 +173,7 @@ class OrderPlan:
     @property
     def loss_per_column(self) -> Tensor:
         """Block loss divided by the block's width, (blocks,): what blocks are compared by."""
-        return self.block_loss / torch.tensor(self.block_width, device=self.block_loss.device)
+        return loss.loss_per_column(self.column_loss, self.block_width)
 
 
 def plan_order(
@@ -245,6 +241,18 @@ def plan_from_importance(
     )
 
 
+def left_out(groups: Tensor) -> Tensor:
+    """Factors of the importance of each column without one of the groups, (groups, in), from diag(H) by group."""
+    total = groups.sum(0)
+    return ((total - groups).clamp_min(0) / total.clamp_min(torch.finfo(torch.float32).tiny)).sqrt()
+
+
+def half_width(replicates: Sequence[Any]) -> Any:
+    """Half of the 95 % interval by a jackknife over groups, from the number without each (Efron 1979)."""
+    count = len(replicates)
+    return stdtrit(count - 1, 0.975) * np.std(replicates, axis=0) * (count - 1) ** 0.5
+
+
 def live_range(plan: OrderPlan) -> float:
     """The relative range over live columns. Blocks of dead columns (H_jj = 0) are left out: they lose nothing, and make
     a layer look columnar."""
@@ -288,25 +296,34 @@ def natural(plan: OrderPlan, ascending: bool) -> Tensor:
 
 def two_level(plan: OrderPlan, ascending: bool) -> Order:
     """ROSE: columns within each block by column loss, then blocks by block loss per column."""
-    return _sort_blocks(plan, columns_only(plan, ascending), ascending)
+    return sort_two_level(plan.column_loss, plan.block_width, plan.pattern.of or 1, ascending)
+
+
+def sort_two_level(column_loss: Tensor, widths: Sequence[int], unit: int = 1, ascending: bool = False) -> Order:
+    """Two-level order from column losses, (in,), alone; groups of `unit` columns stay whole."""
+    columns = _within_blocks(column_loss, widths, unit, ascending)
+    return _sort_blocks(columns, loss.loss_per_column(column_loss, widths), widths, ascending)
 
 
 def columns_only(plan: OrderPlan, ascending: bool) -> Tensor:
     """Columns within each block by column loss; blocks stay."""
-    starts, losses = loss.block_starts(plan.block_width), plan.column_loss.split(list(plan.block_width))
-    unit = plan.pattern.of or 1
-    return torch.cat([start + unit_rank(block, unit, ascending) for start, block in zip(starts, losses, strict=True)])
+    return _within_blocks(plan.column_loss, plan.block_width, plan.pattern.of or 1, ascending)
 
 
 def blocks_only(plan: OrderPlan, ascending: bool) -> Order:
     """Blocks by block loss per column; columns stay in natural order within each."""
-    return _sort_blocks(plan, natural(plan, ascending), ascending)
+    return _sort_blocks(natural(plan, ascending), plan.loss_per_column, plan.block_width, ascending)
 
 
-def _sort_blocks(plan: OrderPlan, columns: Tensor, ascending: bool) -> Order:
+def _within_blocks(column_loss: Tensor, widths: Sequence[int], unit: int, ascending: bool) -> Tensor:
+    starts, losses = loss.block_starts(widths), column_loss.split(list(widths))
+    return torch.cat([start + unit_rank(block, unit, ascending) for start, block in zip(starts, losses, strict=True)])
+
+
+def _sort_blocks(columns: Tensor, per_column: Tensor, widths: Sequence[int], ascending: bool) -> Order:
     """Blocks by block loss per column; `columns` lists the columns of each block, left to right."""
-    chosen, blocks = rank(plan.loss_per_column, ascending).tolist(), columns.split(list(plan.block_width))
-    return Order(torch.cat([blocks[b] for b in chosen]), tuple(plan.block_width[b] for b in chosen), "custom")
+    chosen, blocks = rank(per_column, ascending).tolist(), columns.split(list(widths))
+    return Order(torch.cat([blocks[b] for b in chosen]), tuple(widths[b] for b in chosen), "two_level")
 
 
 def global_order(plan: OrderPlan, ascending: bool) -> Tensor:
@@ -501,7 +518,7 @@ def move_block(plan: OrderPlan, order: str | Order | Tensor | Sequence[int], ste
     return make_order(plan, Order(torch.cat(columns), tuple(widths), "custom"))
 
 
-def blocks_of(widths: Sequence[int], columns: Tensor | Sequence[int]) -> np.ndarray:
+def blocks_of(widths: Sequence[int], columns: Tensor | np.ndarray | Sequence[int]) -> np.ndarray:
     """The block that holds each of these columns."""
     return np.searchsorted(np.cumsum(widths), torch.as_tensor(columns).cpu(), side="right")
 

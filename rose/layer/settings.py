@@ -123,7 +123,7 @@ BlockSize = Annotated[
     Annotated[Whole, Field(ge=1)] | str,
     BeforeValidator(as_block_size),
     setting(
-        "columns per block; 2heads: as many columns as two attention heads have",
+        "columns per block; 2heads: the columns of two attention heads",
         label="Block size, columns",
         unit="columns",
         metavar="COLUMNS",

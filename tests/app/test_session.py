@@ -13,44 +13,32 @@ from app import session
 from app.jobs import Job, Run
 from app.runs.pruning import PruneRequest, PruningRun
 from app.study.setup import Setup
-from tests.app.tiny_study import COLUMNAR, open_page, texts
-
-
-def test_url_holds_edits_after_a_study(placed, study):
-    app = open_page("views/start.py", study)
-    app.number_input(key="start_samples").set_value(5).run()
-    assert (app.query_params["samples"], app.query_params["draft_samples"]) == ("8", "5")
-    again = open_page("views/start.py", study, draft_samples="5")
-    assert again.number_input(key="start_samples").value == 5
-    assert again.session_state["setup"] == study.setup
-    again.number_input(key="start_samples").set_value(8).run()
-    assert "draft_samples" not in again.query_params
+from tests.app.tiny_study import COLUMNAR, START, open_page, texts
 
 
 def test_link_to_a_missing_layer_is_explained(placed, study):
     missing = "model.layers.99.self_attn.o_proj"
-    app = open_page("views/layers.py", study, layer=missing)
+    app = open_page(START, study, layer=missing)
     assert f"The link asks for the layer {missing}, which was not measured here" in texts(app)
     assert app.session_state["chosen_layer"] == COLUMNAR
-    app.sidebar.selectbox(key="layer_widget").set_value("model.layers.0.self_attn.q_proj").run()
+    app.selectbox(key="layer_widget").set_value("model.layers.0.self_attn.q_proj").run()
     assert missing not in texts(app)
 
 
 @pytest.mark.parametrize(("text", "value"), [("0.3", 0.3), ("7", 1.0), ("high", 0.5)])
 def test_threshold_of_a_link_is_clamped(text, value):
-    app = open_page("views/start.py", threshold=text)
+    app = open_page(START, threshold=text)
     assert app.session_state["chosen_threshold"] == value
 
 
 def test_link_parameters_have_a_fixed_order(monkeypatch):
     query: dict[str, str] = {}
     setup = Setup(model="a", samples=3, seed=2, sparsity="2:4", block_size=16)
-    state = {"setup": setup, "draft": setup.changed(dtype="bfloat16", damping=0.1), "chosen_layer": "b"}
+    state = {"setup": setup, "chosen_layer": "b"}
     streamlit = SimpleNamespace(query_params=query, session_state=State(state | {"chosen_threshold": 0.3}))
     monkeypatch.setattr(session, "st", streamlit)
     session.publish()
-    first_names = ["model", "samples", "seed", "sparsity", "block_size"]
-    assert list(query) == [*first_names, "layer", "threshold", "draft_dtype", "draft_damping"]
+    assert list(query) == ["model", "samples", "seed", "sparsity", "block_size", "layer", "threshold"]
 
 
 class State(dict):
@@ -60,16 +48,18 @@ class State(dict):
     __setattr__ = dict.__setitem__  # type: ignore[assignment]
 
 
-def test_unused_edits_can_be_applied_without_measuring():
-    app = open_page("views/start.py", draft_samples="6", draft_sparsity="0.6")
-    app.switch_page("views/prune.py").run()
-    assert "Edited on the start page, and not in use yet: Samples 6, Sparsity 0.6." in texts(app)
-    app.button(key="use-draft").click().run()
-    assert "not in use yet" not in texts(app)
-    assert app.session_state.setup == Setup(samples=6, sparsity="0.6")
-    assert "The layers of **smollm2-135m** are not measured with the chosen set-up." in texts(app)
-    app.switch_page("views/start.py").run()
-    app.button(key="recent-0").click().run()  # the example is still there
+def test_a_model_is_chosen_without_measuring():
+    app = open_page("views/prune.py")
+    assert "**SmolLM2-135M**, Python's reference, 16 × 512 tokens, seed 0" in texts(app)
+    app.button(key="change-model").click().run()
+    app.number_input(key="measure_samples").set_value(6).run()
+    app.button(key="only-choose").click().run()
+    assert app.session_state.setup == Setup(samples=6)
+    assert "6 × 512 tokens" in texts(app)
+    assert not [box for box in app.number_input if box.key == "measure_samples"], "the dialog is closed"
+    app.switch_page("views/explore.py").run()
+    assert "The layers of SmolLM2-135M are not measured" in texts(app)
+    app.pills(key="study_chosen").set_value(Setup()).run()
     assert app.session_state.setup == Setup()
 
 
@@ -88,7 +78,7 @@ def test_sessions_of_one_browser_share_its_name(monkeypatch):
 
 
 def test_link_omits_the_default_layer(placed, study):
-    app = open_page("views/layers.py", **study.setup.to_texts())
+    app = open_page(START, **study.setup.to_texts())
     assert app.session_state["chosen_layer"] == COLUMNAR
     assert "layer" not in app.query_params
 

@@ -29,7 +29,7 @@ NAN = float("nan")
         *((words.duration(seconds), text) for seconds, text in {
             96: "96 s", 300: "5 min", 7200: "2.0 h", 348.2 * 3600: "15 days",
         }.items()),
-        (words.short_layer("model.layers.18.self_attn.o_proj"), "18 · self_attn.o_proj"),
+        (words.short_layer("model.layers.18.self_attn.o_proj"), "18 · o_proj"),
         (words.short_layer("transformer.h.0.attn.c_proj"), "0 · attn.c_proj"),
         (words.short_layer("lm_head"), "lm_head"),
         (words.unused("Wanda", {"Wanda", "Wanda, run 2"}), "Wanda, run 3"),

@@ -21,7 +21,7 @@ from app.study.study import Calibration, LoadedModel, Study
 from rose.model.settings import TuneSettings
 
 MAIN = str(Path(session.__file__).parent / "main.py")
-START = "views/start.py"
+START = "views/explore.py"
 COLUMNAR = "model.layers.1.self_attn.o_proj"  # its last block of inputs is six times as strong as the others
 WIDTH, BLOCK = 64, 16
 AnyRun = TypeVar("AnyRun", bound=Run | Study)

@@ -1,135 +1,94 @@
 """Makes the files that come with the app, each beside the module that reads it.
 
-    python -m tests.benchmarks.example_study study           # the finished study: a minute or two
-    python -m tests.benchmarks.example_study first           # the first pictures of a starting server, from the study
+    python -m tests.benchmarks.example_study studies --models qwen-0.5b.gguf qwen-1.5b.gguf   # the finished studies
     python -m tests.benchmarks.example_study whole_models    # numbers of docs/results that the lessons show
 
-The study has every number, the statistics of the most columnar layers, and the heads that can be rotated: about 6 MB.
-Make it again whenever a study's measurements have changed; `tests/app/study/test_example.py` compares it with a fresh
-measurement.
+A study has every number and every layer's profile, at most 5 MB; the packaged model's (a few minutes) also has the
+statistics of its most columnar layers. Make the studies again whenever their measurements have changed;
+`tests/app/study/test_example.py` compares the first with a fresh measurement.
 """
 
-import gzip
-import html
-import json
 import platform
-import re
 import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import pandas as pd
 import torch
 import transformers
-from playwright.sync_api import Page
-from plotly.offline import get_plotlyjs
 
 import rose
-from app import first
-from app.figures import maps, palette, weights
-from app.figures.style import untitled
-from app.jobs import run_to_end
-from app.lab import your_order
 from app.lessons import example
 from app.study import cache
-from app.study.setup import Setup
+from app.study.setup import MEASURED, Setup
 from app.study.study import Calibration, LoadedModel, Study
-from app.words import short_layer
 from rose.layer.pattern import THRESHOLD
-from rose.model.walk.heads import value_heads
+from rose.layer.settings import LayerSettings
+from rose.model.network.layers import PrunableLayer
+from rose.model.run.one_layer import Energies, measure_layer
 from tests.benchmarks.common import arguments
-from tests.browser.conftest import chromium
 
 ROOT = Path(__file__).parents[2]
-LAYERS = 3  # whose statistics go along: 0.7 MB for each of the two streams of a layer with 576 inputs
-WIDTHS = {"layers": (492, 376), "layer": (884,), "order_lab": (376,)}  # pixels of a page's figures on a screen of 1280
-# Larger than it is shown, as texts are wider than in the page's font; the names of a legend would take the most room.
-DRAW = """([figure, width]) => {
-  const [wide, high] = [width, figure.layout.height].map(side => 1.2 * side);
-  const layout = {...figure.layout, width: wide, height: high, showlegend: false};
-  return Plotly.toImage({...figure, layout}, {format: "svg", width: wide, height: high});
-}"""
+LAYERS = 1  # whose statistics go along: 0.7 MB for each of the two streams of a layer with 576 inputs
+DRAWS = 3  # of text, of models with fewer parameters than `SMALL`
+SMALL = 1e9
 WIDEST = 1024  # input channels of such a layer
 
 
-def load() -> LoadedModel:
-    return LoadedModel(*rose.load_model(Setup().model, dtype=Setup().dtype), threading.Lock())
+def make_studies(models: list[str]) -> list[Path]:
+    """Measures the studies afresh, whatever is on disk; of the second and third, `models` are the GGUF files."""
+    named = zip(cache.FINISHED.items(), [None, *models], strict=False)
+    return [make_study(setup, path, model or setup.model) for (setup, path), model in named]
 
 
-def make_study() -> Path:
-    """Measures the study afresh, whatever is on disk. Raises RoseError if the measurement fails."""
-    study = Study(Setup(), load, Calibration(), cache.Files(None, None), recall=False)
-    run_to_end(study.job, lambda: f"{len(study.records())} measurements")
-    assert study.loaded is not None
-    table = study.overview(THRESHOLD)
-    narrow = table[table["columns"] <= WIDEST].sort_values("relative_range", ascending=False, kind="stable")
-    layers = narrow["layer"].head(LAYERS)
+def make_study(setup: Setup, path: Path, model: str) -> Path:
+    """Every number and the profile of each layer; of the packaged model, statistics of the most columnar layers too."""
+    loaded = LoadedModel(*rose.load_model(model, dtype=setup.dtype), threading.Lock())
+    study, wanted = Study(setup, lambda: loaded, Calibration(), cache.Files(None, None), recall=False), set[str]()
+    study.loaded, study.head_width = loaded, loaded.network.head_width
+    is_small = sum(weight.numel() for weight in loaded.model.parameters()) < SMALL
+    for seed in range(DRAWS if is_small else 1):
+        tokens, held_out = setup.changed(seed=seed).draw(loaded.tokenizer, print)
+        for block in rose.visit_blocks(loaded.model, tokens, held_out=held_out):
+            study.job.watch("terminal")
+            if seed == 0:
+                study._measure(block, block, study.job)
+                wanted |= set(_most_columnar(study)) if setup == Setup() else set()
+                study._layers = {name: kept for name, kept in study._layers.items() if name in wanted}
+            else:
+                for layer in block.layers:
+                    saved = _saved(study, layer, block.calibration[layer.name], block.held_out[layer.name])
+                    for name, share in saved.items():
+                        study.draws.setdefault(layer.name, {}).setdefault(name, []).append(share)
+            print(f"{path.stem}, seed {seed}, decoder block {block.block_index}", flush=True)
+    layers = _most_columnar(study) if setup == Setup() else []
     kept = replace(
         study.measurements,
         calibration={name: study.statistics(name) for name in layers},
-        held_out={name: held_out for name in layers if (held_out := study.held_out_statistics(name)) is not None},
-        heads={heads.output.name: heads.layout for heads in value_heads(study.loaded.network)},
+        held_out={name: others for name in layers if (others := study.held_out_statistics(name)) is not None},
         text=cache.text_digest(),
         made_with=f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}",
     )
-    cache.write(cache.EXAMPLE, kept)
-    return cache.EXAMPLE
+    path.parent.mkdir(exist_ok=True)
+    cache.write(path, kept)
+    return path
 
 
-def make_first() -> Path:
-    """Draws what the pages open on for the example."""
-    study = Study(Setup(), load, Calibration())
-    assert study.restore()
-    study.loaded = load()
-    study._place_statistics(study.loaded)
-    table, saved = study.overview(0.5), study.kept
-    assert saved is not None
-    layers = sorted(saved.calibration, key=table.set_index("layer")["relative_range"].__getitem__, reverse=True)
-    titles = {page: _title(f"{page or 'start'}.py") for page in first.PAGES}
-    content: dict[str, Any] = {"layer": layers[0], "titles": titles}
-    for theme in palette.INKS:
-        look: dict[str, Any] = {"theme": theme, "marked_layer": layers[0]}
-        content[theme] = {
-            "layers": [maps.model_map(table, layers=study.layer_names, **look), maps.gain_scatter(table, **look)]
-        }
-        for layer in layers:
-            plan, norm = study.plan(layer), study.statistics(layer).mean_square.sqrt()
-            options: dict[str, Any] = {"layer": short_layer(layer), "theme": theme}
-            strips = weights.layer_strips(study.weight(layer), plan, norm, heads=study.heads(layer), **options)
-            content[theme] |= {
-                f"layer {layer}": [strips],
-                f"order_lab {layer}": [your_order.opening(study, layer, theme)],
-            }
-        with chromium() as browser:
-            page = browser.new_page()
-            page.add_script_tag(content=get_plotlyjs())
-            content[theme] = {
-                name: [
-                    _packed(drawing, page, width)
-                    for drawing, width in zip(drawings, WIDTHS[name.partition(" ")[0]], strict=True)
-                ]
-                for name, drawings in content[theme].items()
-            }
-    first.FILE.write_bytes(gzip.compress(json.dumps(content).encode(), 9, mtime=0))
-    return first.FILE
+def _most_columnar(study: Study) -> list[str]:
+    table = study.overview(THRESHOLD).query(f"columns <= {WIDEST}")
+    return list(table.sort_values("relative_range", ascending=False, kind="stable")["layer"].head(LAYERS))
 
 
-def _title(file: str) -> str:
-    """As the page itself says it."""
-    title = re.search(r'st\.title\("(.*)"\)', (ROOT / "app/views" / file).read_text(encoding="utf-8"))
-    assert title is not None
-    return title[1]
-
-
-def _packed(drawing: Any, page: Page, width: int) -> dict[str, Any]:
-    """The drawing as SVG, this many pixels wide, and the words around it."""
-    meta = drawing.figure.layout.meta
-    texts = {part: html.escape(re.sub("<.*?>", "", meta[part])) for part in ("finding", "what")}
-    address = page.evaluate(DRAW, [json.loads(untitled(drawing.figure).to_json()), width])
-    return texts | {"alt": html.escape(drawing.alt), "svg": unquote(address.partition(",")[2])}
+def _saved(study: Study, layer: PrunableLayer, inputs: rose.InputStatistics, others: rose.InputStatistics) -> dict:
+    """Shares of SparseGPT's held-out error that the other methods save in another draw."""
+    options, energies = study.layer_options(), Energies(layer.weight)
+    errors: dict[str, Any] = {
+        name: measure_layer(layer, inputs, others, LayerSettings.of(**options, **how), energies).held_out_error
+        for name, how in MEASURED.items()
+    }
+    return {name: round(1 - error / errors["sparsegpt"], 5) for name, error in errors.items() if name != "sparsegpt"}
 
 
 def copied_numbers() -> pd.DataFrame:
@@ -163,12 +122,12 @@ def make_whole_models() -> Path:
     return example.DATA
 
 
-MAKERS = {"study": make_study, "first": make_first, "whole_models": make_whole_models}
-
-
 def main() -> None:
-    for name in arguments(__doc__, "files").files or MAKERS:
-        path = MAKERS[name]()
+    options = arguments(__doc__, "files", models=[""])
+    torch.set_num_threads(1)
+    names = options.files or ["studies", "whole_models"]
+    paths = make_studies([model for model in options.models if model]) if "studies" in names else []
+    for path in [*paths, *([make_whole_models()] if "whole_models" in names else [])]:
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB", flush=True)
 
 

@@ -123,7 +123,7 @@ def visitors() -> list[Visitor]:
 
 @pytest.fixture
 def open_page(server: str, browser: Browser, visitors: list[Visitor]) -> Iterator[OpenPage]:
-    """`open_page("layers", query, scheme="dark")`: a settled page in its own session; `first`: without a history."""
+    """`open_page("prune", query, scheme="dark")`: a settled page in its own session; `first`: without a history."""
     here: list[Visitor] = []
 
     def opener(path: str = "", query: str = "", scheme: str = "light", *, first: bool = False) -> Page:
@@ -163,11 +163,13 @@ def settle(page: Page) -> None:
 
 
 def measure(page: Page) -> None:
-    """Presses the start page's button and waits for the links to the results; while the page redraws, there are two."""
-    page.get_by_role("button", name="Measure layers").click(timeout=PATIENCE)
-    expect(page.get_by_role("link", name=re.compile("^Explore the ")).first).to_be_visible()
+    """Opens the dialog on Explore, presses its button, and waits until all layers are measured."""
+    page.get_by_role("button", name="Measure a model").click()
+    page.get_by_role("dialog").get_by_role("button", name=re.compile("its layers$")).click()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(page.locator(".st-key-explore-map .main-svg").first).to_be_visible()
+    expect(page.locator('[class*="st-key-head-run-"]')).to_have_count(0)
     settle(page)
-    expect(page.get_by_role("link", name="See all layers")).to_be_visible()
 
 
 def section(page: Page, name: str) -> None:
@@ -180,13 +182,13 @@ def section(page: Page, name: str) -> None:
 
 
 def chosen_layer(page: Page) -> Locator:
-    """The select box in the sidebar."""
-    return page.get_by_test_id("stSidebar").get_by_role("combobox", name=re.compile("Layer"))
+    """The select box on Explore."""
+    return page.get_by_test_id("stMain").get_by_role("combobox", name="Layer", exact=True)
 
 
 def choose(page: Page, label: str, typed: str) -> None:
     """Chooses in a select box by keyboard, as anybody without a mouse would."""
-    box = page.get_by_test_id("stMain").get_by_role("combobox", name=re.compile(label))
+    box = page.get_by_role("combobox", name=re.compile(label))
     box.click()
     box.fill(typed)
     box.press("Enter")

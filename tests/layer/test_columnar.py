@@ -5,12 +5,14 @@ import torch
 
 import rose
 from rose.layer.columnar import Outlier, outlier
-from rose.layer.order import plan_from_importance
+from rose.layer.profile import Profile, profile
 
 ROWS, BLOCK, BLOCKS = 32, 16, 5
 
 
-def found(block: int, *, weights: float = 1.0, inputs: float = 1.0, heads: int = 0, columns: int = BLOCK) -> Outlier:
+def found(
+    block: int, *, weights: float = 1.0, inputs: float = 1.0, head: int | None = None, columns: int = BLOCK
+) -> Outlier:
     """Of a layer in which the weights and inputs of this block's first columns are so many times as large."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(ROWS, BLOCK * BLOCKS, generator=generator)
@@ -21,7 +23,7 @@ def found(block: int, *, weights: float = 1.0, inputs: float = 1.0, heads: int =
     statistics = rose.InputStatistics(BLOCK * BLOCKS)
     statistics.update(samples)
     plan = rose.plan_order(weight, statistics, sparsity=0.7, block_size=BLOCK)
-    made = outlier(plan, weight, statistics.mean_square.sqrt(), heads)
+    made = outlier(profile(weight, plan, ()), BLOCK, head)
     assert made.ratio == pytest.approx(float(plan.loss_per_column[made.block] / plan.loss_per_column[made.other]))
     assert plan.relative_range == pytest.approx(1 - (1 / made.ratio if made.is_strong else made.ratio))
     return made
@@ -56,22 +58,24 @@ def test_a_flat_layer_has_no_cause():
 
 
 def test_only_outlying_heads_are_named():
-    assert found(2, inputs=0.2, heads=5).heads == (2,)  # as wide as blocks
-    assert found(2, inputs=0.2, heads=10).heads == (4, 5)
-    assert found(2, inputs=0.1, heads=10, columns=8).heads == (4,)
-    assert found(2, inputs=0.2, heads=7).heads == ()  # which do not divide the columns
+    assert found(2, inputs=0.2, head=16).heads == (2,)  # as wide as blocks
+    assert found(2, inputs=0.2, head=8).heads == (4, 5)
+    assert found(2, inputs=0.1, head=8, columns=8).heads == (4,)
+    assert found(2, inputs=0.2, head=11).heads == ()  # which does not divide the columns
     assert found(2, inputs=0.2).heads == ()
 
 
 @pytest.mark.parametrize(("second", "heads"), [(2.0, (0,)), (4.0, (0, 1))])
 def test_heads_less_than_half_as_far_out_are_not_named(second, heads):
-    score = torch.ones(3, 20)  # five blocks of two heads each
-    score[:, :2], score[:, 2:4] = 8.0, second
-    made = outlier(plan_from_importance(score, sparsity=1.0, block_size=4), score, torch.ones(20), heads=10)
+    score = torch.ones(20)  # five blocks of two heads each
+    score[:2], score[2:4] = 8.0, second
+    made = outlier(Profile(score, torch.ones(20), score, score.unsqueeze(0), (4,), torch.empty(0)), 4, 2)
     assert (made.block, made.heads) == (0, heads)
 
 
 def test_equal_blocks_have_no_outlier():
-    weight, hessian = torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), torch.eye(8)
-    assert outlier(rose.plan_order(weight, hessian, block_size=8), weight, torch.ones(8)) is None
-    assert outlier(rose.plan_order(weight, hessian, sparsity=0.0, block_size=4), weight, torch.ones(8)) is None
+    weight, statistics = torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), rose.InputStatistics(8)
+    statistics.update(torch.ones(2, 3, 8))
+    for options in ({"block_size": 8}, {"sparsity": 0.0, "block_size": 4}):
+        plan = rose.plan_order(weight, statistics, **options)
+        assert outlier(profile(weight, plan, ()), plan.block_size) is None

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 import rose
+from app.figures.explore import Columns
 from app.figures.palette import INKS
 from app.figures.style import Drawing
+from rose.layer.profile import profile
 from rose.layer.split import split_error
 from tests.app.figures.test_contract import figure_functions, hold
 
@@ -57,7 +59,8 @@ def lab() -> SimpleNamespace:
     plan = rose.plan_order(weight, statistics, sparsity=0.5, block_size=BLOCK)
     energy = float(((weight @ statistics.hessian) * weight).sum())
     masks = {order: split_error(weight, statistics, result).mask for order, result in results.items()}
-    made = {"plan": plan, "results": results, "masks": masks, "energy": energy}
+    columns = Columns(profile(weight, plan, (8, 16), has_heads=True), BLOCK, 8, 0.5, plan.relative_range)
+    made = {"plan": plan, "results": results, "masks": masks, "energy": energy, "columns": columns}
     return SimpleNamespace(weight=weight, statistics=statistics, **made)
 
 

@@ -16,7 +16,20 @@ import torch
 
 import app.figures
 import rose
-from app.figures import drift, losses, maps, methods, orders, palette, sensitivity, shapes, sweeps, trust, weights
+from app.figures import (
+    drift,
+    explore,
+    losses,
+    maps,
+    methods,
+    orders,
+    palette,
+    sensitivity,
+    shapes,
+    sweeps,
+    trust,
+    weights,
+)
 from app.figures.style import Drawing
 from app.lab.basis import BASES
 from rose.layer.pattern import Pattern
@@ -65,6 +78,7 @@ HEADS = pd.DataFrame(
     columns=["block_index", "head", "group", "layer", "cost"],
 )
 CHANNELS = pd.DataFrame({"channel": [2, 0, 1], "alone": [0.01, 0.02, 0.3], "together": [0.01, 0.04, 1.0]})
+TWICE = pd.Series({"held_out_sparsegpt": 0.2, "held_out_rose": 0.18, "is_columnar": True})
 FORECASTS = pd.DataFrame(
     [("natural", "block", 0.2, 0.21), ("global", "block", 0.1, 0.12), ("global", "layer", 0.1, 0.11)],
     columns=["order", "budget", "forecast", "measured"],
@@ -79,14 +93,12 @@ LARGE: dict[str, Callable[..., Drawing]] = {  # figures of one layer
     "prepruning_mask": lambda x: weights.prepruning_mask(x.plan, marked_block=2),
     "column_loss_map": lambda x: losses.column_loss_map(x.plan, marked_block=2),
     "block_loss_bars": lambda x: losses.block_loss_bars(x.plan, marked_block=2),
-    "order_picture": lambda x: losses.order_picture(x.plan, "two_level", marked_block=2, marked_column=33),
-    "order_picture_mixed": lambda x: losses.order_picture(x.plan, "hessian", marked_column=33),
 }
 FIGURES: dict[str, Callable[..., Drawing]] = LARGE | {  # of the layer `lab`, and what no other test here draws
     "model_map_condition": lambda x: maps.model_map(x.layers, "condition", marked_layer=NAME),
-    "layer_strips": lambda x: weights.layer_strips(
-        x.weight, x.plan, x.statistics.mean_square.sqrt(), heads=4, marked_block=2
-    ),
+    "strips": lambda x: explore.strips(x.columns),
+    "joined_blocks": lambda x: explore.joined_blocks(x.columns, x.columns.profile.order(x.columns.size)),
+    "errors_twice": lambda x: explore.errors_twice(TWICE, draws=[0.1, 0.05, 0.12]),
     "channel_curve": lambda x: sensitivity.channel_curve(CHANNELS, 2, block=0),
     "method_errors": lambda x: methods.method_errors(x.records),
     "basis_errors": lambda x: orders.basis_errors(IN_BASES, BASES, "gathered"),

@@ -28,18 +28,23 @@ def expert_table() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["layer", "block_index", "projection", "relative_range"])
 
 
-def test_map_rings_columnar_layers_and_leaves_the_rest_blank(layers):
-    drawing = maps.model_map(layers, layers=ALL, marked_layer="model.layers.2.mlp.down_proj")
+def test_map_has_the_accent_above_the_threshold_and_rings_what_is_undecided(layers):
+    table = layers.assign(range_low=layers["relative_range"] - 0.02, range_high=layers["relative_range"] + 0.02)
+    table.loc[table["layer"] == "model.layers.1.self_attn.o_proj", "range_low"] = 0.45
+    drawing = maps.model_map(table, layers=ALL, marked_layer="model.layers.2.mlp.down_proj")
     (box,) = drawing.figure.layout.shapes
-    assert (box.x0, box.x1, box.y0, box.y1, box.line.color) == (1.5, 2.5, 1.5, 2.5, palette.MARK)
-    assert title(drawing) == "Two of twelve layers are columnar"
+    assert (box.x0, box.x1, box.y0, box.y1, box.line.color) == (1.5, 2.5, 1.5, 2.5, palette.INKS["light"].text)
+    assert title(drawing) == "Two of twelve layers are columnar, one undecided"
+    scale = drawing.figure.data[0].colorscale
+    assert [place for place, _ in scale] == [0, 0.5, 0.5, 1]
+    assert scale[2][1] != scale[1][1]
     assert "not yet (3 of 15)" in below(drawing)
     heat, marks, rings = drawing.figure.data
     assert heat.z.shape == (3, 5)
     assert np.isnan(heat.z[:, 4]).all()
     assert heat.z[1, 3] == pytest.approx(0.9)
     assert list(marks.customdata[:2]) == ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.o_proj"]
-    assert cells(rings) == [(1, "self_attn.o_proj"), (3, "self_attn.o_proj")]
+    assert cells(rings) == [(1, "self_attn.o_proj")]
     zero = maps.model_map(layers.assign(relative_range=0.0))
     assert title(zero) == "Relative range is 0 in all twelve layers"
     none = maps.model_map(layers.assign(gain=np.nan), "gain")  # no value, and none to come
@@ -50,21 +55,20 @@ def test_experts_share_a_row_by_their_largest_value_and_a_colour():
     table = expert_table().assign(gain=0.1, dead_columns=3)
     names = [*table["layer"], "model.layers.2.mlp.experts.1.gate_proj"]
     drawing = maps.model_map(table, layers=names, marked_layer="model.layers.0.mlp.experts.1.gate_proj")
-    heat, marks, rings, crosses = drawing.figure.data
+    heat, marks, crosses = drawing.figure.data
     assert list(heat.y) == ["self_attn.o_proj", "mlp.experts.*.gate_proj"]
     assert heat.z[1, :2].tolist() == pytest.approx([0.9, 0.85])
     largest = {f"model.layers.{block}.mlp.experts.{expert}.gate_proj" for block, expert in ((0, 2), (1, 1))}
     assert largest <= set(marks.customdata)
     assert len(marks.customdata) == len(crosses.x) == 4
-    assert cells(rings) == [(b, "mlp.experts.*.gate_proj") for b in (0, 1)]
-    assert "of experts the largest" in below(drawing)
+    assert "of experts the largest" in below(maps.model_map(table.assign(gain=0.1), "gain"))
     assert "not yet (1 of 9)" in below(drawing)
-    assert "; ◆: massive" in below(maps.model_map(table.assign(massive=["channel 3"] + [""] * (len(table) - 1))))
+    assert "; ◆ massive" in below(maps.model_map(table.assign(massive=["channel 3"] + [""] * (len(table) - 1))))
     (frame,) = [shape for shape in drawing.figure.layout.shapes if shape.type == "rect"]
     assert (frame.x0, frame.y0, frame.y1) == (-0.5, 0.5, 1.5)
     assert len(drawing.data["relative_range"]) == 8  # the download has every expert
     drawn = maps.gain_scatter(table).figure.data
-    assert [trace.name for trace in drawn] == ["self_attn.o_proj", "mlp.experts.*.gate_proj", "dead columns"]
+    assert [trace.name for trace in drawn] == ["not columnar", "columnar"]
     many = pd.concat([table.iloc[1:2]] * (shapes.SVG_MARKS + 1), ignore_index=True)
     assert {trace.type for trace in maps.gain_scatter(many).figure.data} == {"scattergl"}
 
@@ -83,8 +87,8 @@ def test_experts_one_by_one_have_an_axis():
 @pytest.mark.parametrize(
     ("x", "y", "says"),
     [
-        ("relative_range", "gain", "Two-level order saves {} in two columnar layers, 0\u202f% in the others"),
-        ("forecast_gain", "held_out_gain", "Two-level order gains on eight of twelve layers"),
+        ("relative_range", "gain", "ROSE's order saves {} there, 0\u202f% elsewhere"),
+        ("forecast_gain", "held_out_gain", "ROSE's order gains on eight of twelve layers"),
         ("forecast_global_gain", "held_out_global_gain", "ROSE global gains on eight of twelve layers"),
     ],
 )
@@ -101,13 +105,19 @@ def test_scatter_shows_gain_against_its_predictor(layers, x, y, says):
     ranked = rank_correlation(table[x], table[y])
     assert ranked is not None
     assert f" and error saved: {ranked}." in drawing.caption
-    notes = [note.text for note in drawing.figure.layout.annotations]
-    best = table.loc[table[y.removeprefix("held_out_")].idxmax()]  # chosen on calibration tokens
-    label = f"{short_layer(best['layer'])}: {percent(best[y], 0)}"
-    assert notes == [label]
-    who = "ROSE global" if "global" in y else "two-level order"
-    assert drawing.figure.layout.yaxis.title.text == f"error saved by {who}"
-    assert f"error that {who} saves" in below(drawing)
+    assert f"Of SparseGPT's {'held-out' if 'held' in y else 'calibration'} error" in below(drawing)
+    chosen = table["layer"].iloc[4]
+    marked = maps.gain_scatter(table, x, marked_layer=chosen).figure
+    assert [note.text for note in marked.layout.annotations] == [short_layer(chosen)]
+    assert list(marked.data[-1].y) == pytest.approx([100 * table[y].iloc[4]])
+
+
+def test_saving_has_its_range_over_draws(layers):
+    table = layers.assign(held_out_gain=0.1, gain_draw_1=0.05, gain_draw_2=0.2)
+    drawing = maps.gain_scatter(table)
+    assert title(drawing) == "ROSE's order saves 10\u202f% (5 to 20\u202f%) there, 10\u202f% elsewhere"
+    assert "in brackets: three draws of text" in below(drawing)
+    assert "one draw of text" in below(maps.gain_scatter(layers.assign(held_out_gain=0.1)))
 
 
 def test_each_metric_has_its_own_scale_and_name(layers):
@@ -115,9 +125,9 @@ def test_each_metric_has_its_own_scale_and_name(layers):
     heat = drawing.figure.data[0]
     assert heat.zmin == -heat.zmax
     assert np.nanmax(heat.z) == pytest.approx(100 * (1 - 0.10 / 0.11))
-    assert title(drawing) == "Two-level order gains on two of twelve layers, loses on none"
+    assert title(drawing) == "ROSE's order gains on two of twelve layers, loses on none"
     same = title(maps.model_map(layers.assign(gain=0.0), "gain"))
-    assert same == "Two-level order has SparseGPT's error on all twelve layers"
+    assert same == "ROSE's order has SparseGPT's error on all twelve layers"
     heat = maps.model_map(layers, "condition").figure.data[0]
     assert heat.z[0].tolist() == [1, 2, 3, 4]
     assert list(heat.colorbar.ticktext) == ["10.0", "100", "1 000", "10 000"]

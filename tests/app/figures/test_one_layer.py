@@ -8,11 +8,13 @@ import pytest
 import torch
 
 import rose
-from app.figures import losses, methods, orders, palette, sweeps, trust, weights
+from app.figures import explore, losses, methods, orders, palette, sweeps, trust, weights
+from app.figures.style import Drawing
 from app.words import percent
 from rose.layer.checks import CurvePoint, ErrorMeasures
 from rose.layer.error import quadratic_form
 from rose.layer.forecast import price_columns
+from rose.layer.profile import profile
 from rose.layer.trace import SweepTrace
 from tests.app.figures.test_contract import below, title
 from tests.refusals import refused
@@ -89,23 +91,72 @@ def test_block_bars_compare_losses_per_column_and_draw_the_threshold(lab):
     assert title(losses.block_loss_bars(replace(lab.plan, threshold=1.0))).startswith("Not columnar")
 
 
-def test_order_picture_follows_a_column(lab):
-    drawing = losses.order_picture(lab.plan, "two_level", marked_column=35)
+def drawn(drawing: Drawing) -> list[list[float]]:
+    """The heights of the bars of each strip."""
+    return [list(trace.y) for trace in drawing.figure.data]
+
+
+def test_strips_have_the_columns_of_the_plan_in_either_order(lab):
+    drawing = explore.strips(lab.columns, layer="1 · o_proj")
+    expected = [lab.weight.norm(dim=0), (lab.plan.hessian_diagonal / lab.statistics.tokens).sqrt()]
+    expected += [lab.plan.importance.mean(0), lab.plan.column_loss]
+    for bars, values in zip(drawn(drawing), expected, strict=True):
+        assert bars == pytest.approx(values.tolist(), rel=1e-5)
+    assert title(drawing) == f"1 · o_proj is columnar: {lab.plan.relative_range:.2f}"
+    assert below(drawing).endswith("what block 0 loses a column: its weights are large</span>")
     order = rose.make_order(lab.plan, "two_level")
-    step = int(order.inverse[35])
-    assert list(drawing.figure.data[-1].x) == [35, step]
-    assert title(drawing).startswith("Two-level: pruning starts in block 2, with column")
-    assert drawing.data["step"].tolist() == order.inverse.tolist()
-    names = [note.text for note in drawing.figure.layout.annotations[:6]]
-    assert names == ["0", "1", "2", *map(str, lab.plan.loss_per_column.argsort(descending=True).tolist())]
+    moved = explore.strips(lab.columns._replace(order=order))
+    for bars, values in zip(drawn(moved), expected, strict=True):
+        assert bars == pytest.approx(values[order.permutation].tolist(), rel=1e-5)
+    assert moved.data["block"].tolist()[:8] == [2] * 8
+    assert list(moved.figure.data[0].marker.color[:8]) == [0] * 8  # all of head 4
+    plain = lab.columns._replace(head_width=None, threshold=0.9)
+    assert title(explore.strips(plain)).startswith("The layer is not columnar: ")
+    assert set(explore.strips(plain).figure.data[0].marker.color) == {1}
 
 
-def test_wide_layers_show_ribbons_where_blocks_stay_whole():
-    plan = rose.plan_order(torch.rand(4, 1300), torch.eye(1300), sparsity=0.5, block_size=128)
-    assert {trace.fill for trace in losses.order_picture(plan, "blocks").figure.data} == {"toself"}
-    lines = losses.order_picture(plan, "random:1")
-    assert "a line for one column in 3" in below(lines)
-    assert sum(len(trace.x) // 3 for trace in lines.figure.data) <= losses.PICTURE_LINES
+def test_wide_layers_show_the_largest_of_neighbouring_columns():
+    weight, statistics = torch.rand(4, 1300), rose.InputStatistics(1300)
+    statistics.update(torch.rand(2, 8, 1300))
+    plan = rose.plan_order(weight, statistics, sparsity=0.5, block_size=128)
+    columns = explore.Columns(profile(weight, plan, ()), 128, None, 0.5, plan.relative_range)
+    drawing = explore.strips(columns)
+    assert len(drawing.figure.data[3].y) == 434
+    assert drawing.figure.data[3].y[0] == pytest.approx(float(plan.column_loss[:3].max()))
+    assert drawing.caption == "A bar is the largest of its columns."
+    assert len(drawing.data) == 1300
+    assert len(explore.joined_blocks(columns, None).figure.layout.annotations) == 2 * 10  # without the narrow last one
+
+
+def test_blocks_are_joined_to_where_they_go(lab):
+    order = lab.columns.profile.order(lab.columns.size)
+    drawing = explore.joined_blocks(lab.columns, order)
+    per_column = lab.plan.loss_per_column
+    visited = per_column.argsort(descending=True).tolist()
+    names = [note.text.removeprefix("block ") for note in drawing.figure.layout.annotations]
+    assert names == ["0", "1", "2", *map(str, visited)]
+    assert drawing.data["loss_per_column"].tolist() == pytest.approx(per_column.tolist())
+    assert drawing.data["step"].tolist() == [visited.index(block) for block in range(3)]
+    boxes = [shape for shape in drawing.figure.layout.shapes if shape.type == "rect"]
+    assert boxes[2].fillcolor == boxes[3].fillcolor == palette.ACCENT["light"][1], "the narrow, strong block goes first"
+    assert (boxes[3].x0, boxes[3].x1) == (0, 7)
+    stays = explore.joined_blocks(lab.columns._replace(threshold=0.9), None)
+    assert title(stays) == "ROSE keeps the order of a layer that is not columnar"
+
+
+def test_the_error_stands_twice_with_its_spread():
+    row = pd.Series({"held_out_sparsegpt": 0.2, "held_out_rose": 0.15, "is_columnar": True})
+    drawing = explore.errors_twice(row, draws=[0.25, 0.2, 0.31])
+    assert [bar.x[0] for bar in drawing.figure.data] == [0.2, 0.15]
+    assert [bar.text[0] for bar in drawing.figure.data] == ["0.200", "0.150, −25\u202f%"]
+    assert "20\u202f% to 31\u202f% in 3 draws" in below(drawing)
+    assert "One draw of text" in below(explore.errors_twice(row, draws=[0.25]))
+    row = pd.Series(
+        {"held_out_sparsegpt": float("nan"), "error_sparsegpt": 0.0, "error_rose": 0.0, "is_columnar": False}
+    )
+    drawing = explore.errors_twice(row)
+    assert title(drawing).endswith("on calibration text")
+    assert drawing.figure.data[1].text[0] == "0, the same"
 
 
 def test_error_curve_is_the_undamped_error_so_far(lab):

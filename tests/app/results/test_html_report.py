@@ -38,7 +38,7 @@ def test_one_run_with_its_findings_figures_settings_and_recipe(tmp_path, capsys)
     assert len(text.encode()) < html_report.LIMIT
     for sentence in (
         "SparseGPT at 0.7 takes perplexity from 20.0 to 30.0, 1.50 times the dense model's.",
-        "is 0.400 on average over six layers, highest in 2 · self_attn.o_proj (0.600).",
+        "is 0.400 on average over six layers, highest in 2 · o_proj (0.600).",
         "SparseGPT at 0.7 found one of six layers columnar (blocks of 32).",
         "After the last decoder block the drift of SparseGPT at 0.7 from the dense model is 0.300",
     ):

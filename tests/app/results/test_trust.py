@@ -1,4 +1,4 @@
-"""The section Trust of Layer and Layers repeats the checks of the engine and names failures."""
+"""The checks on Explore are those of the engine, and name failures."""
 
 import pandas as pd
 import pytest
@@ -14,7 +14,7 @@ from tests.app.study.test_checking import METHODS
 from tests.app.tiny_study import (
     BLOCK,
     COLUMNAR,
-    figures,
+    START,
     finish,
     latest,
     measured_study,
@@ -44,11 +44,11 @@ def start(app: AppTest) -> LayerChecks:
 
 
 def trust(study: Study) -> AppTest:
-    return open_page("views/layer.py", study, layer_more="true", more="Trust")
+    return open_page(START, study, section="Errors of the methods")
 
 
 def all_layers(study: Study) -> AppTest:
-    return open_page("views/layers.py", study, layers_trust="true")
+    return open_page(START, study, section="Data")
 
 
 def checks_of(app: AppTest) -> pd.DataFrame:
@@ -61,7 +61,7 @@ def test_run_shows_the_engine_s_result(study, findings):
     app.multiselect(key="check_methods").set_value(list(METHODS)).run()
     start(app).job.wait(240)
     app.run()
-    shown = app.table[0].value
+    shown = app.table[-1].value
     assert len(shown) == 4 + 3 * len(METHODS)
     for method, check in findings.checks():
         row = shown[(shown["Of"] == rose.METHODS[method].label) & (shown["Check"] == check.name)].iloc[0]
@@ -69,8 +69,7 @@ def test_run_shows_the_engine_s_result(study, findings):
         if check.name != "Measures agree":  # a rounding error has no digits to compare
             assert row["Found"].replace("\u202f", " ") == check.finding
         assert row["To pass"] == check.limit
-    assert len(figures(app)) == 3  # the layer's own picture, too
-    assert "times the calibration error" in titles(app)[2]
+    assert "times the calibration error" in titles(app)[-1]
 
 
 def test_all_layers_are_judged_by_the_chosen_methods(study):
@@ -93,9 +92,9 @@ def test_checks_show_where_inputs_become_infinite():
     failing = measured_study(samples=11, model=model, status="failed")
     app = all_layers(failing)
     shown = checks_of(app).set_index("Layer")
-    assert shown.loc["2 · self_attn.q_proj", "Finite inputs"] == "✗ fail"
-    assert "64 input columns saw NaN or infinity" in shown.loc["2 · self_attn.q_proj", "What did not pass"]
-    assert shown.loc["0 · self_attn.q_proj", "Finite inputs"] == "✓ pass"
+    assert shown.loc["2 · q_proj", "Finite inputs"] == "✗ fail"
+    assert "64 input columns saw NaN or infinity" in shown.loc["2 · q_proj", "What did not pass"]
+    assert shown.loc["0 · q_proj", "Finite inputs"] == "✓ pass"
     assert "The run stopped early" in texts(app)
 
 
@@ -106,11 +105,11 @@ def test_run_goes_on_while_other_pages_are_visited(study):
         run.job._watchers.clear()
         app.switch_page("views/learn.py").run()
         assert run.job._watchers
-        assert "Checks of 1 · self_attn.o_proj" in texts(app.sidebar)
+        assert "Checks of 1 · o_proj" in texts(app)
     run.job.wait(240)
     assert run.job.status == "done"
     app.run()
-    assert "Checks of" not in texts(app.sidebar)
+    assert "Checks of 1 ·" not in texts(app)
 
 
 def test_one_press_cancels_for_all_who_watch(study):

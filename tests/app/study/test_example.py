@@ -11,6 +11,7 @@ from app.runs import example
 from app.study import cache
 from app.study.setup import MEASURED, Setup
 from app.study.study import Calibration, LoadedModel, Study
+from rose.layer.profile import SPARSITIES, block_sizes
 from tests.app.tiny_study import finish
 
 FIRST = "model.layers.0.self_attn.o_proj"
@@ -21,7 +22,7 @@ SAME, SIMILAR = 2e-3, 0.3
 @pytest.fixture(scope="module")
 def kept() -> cache.Kept:
     example = cache.read_example(Setup())
-    assert example is not None, "make it by python -m tests.benchmarks.example_study study"
+    assert example is not None, "make it by python -m tests.benchmarks.example_study studies"
     return example
 
 
@@ -32,10 +33,21 @@ def record_of(kept: cache.Kept, layer: str, name: str) -> rose.LayerRecord:
 def test_example_holds_every_layer_and_is_small(kept):
     assert len(kept.records) == 210 * len(MEASURED)
     assert set(kept.condition) == {record.layer for record in kept.records}
-    assert cache.EXAMPLE.stat().st_size < 6.5e6
+    assert cache.FINISHED[Setup()].stat().st_size < 5e6
     best = max(kept.records, key=lambda record: record.relative_range)
     assert best.layer in kept.calibration
-    assert best.layer in kept.heads, "the basis of its heads can be changed before the model has run"
+    assert set(kept.profiles) == set(kept.condition) == set(kept.draws)
+    assert (kept.head_width, {len(shares) for of in kept.draws.values() for shares in of.values()}) == (64, {2})
+
+
+def test_ranges_of_the_example_s_grid_are_its_records(kept):
+    row, column = SPARSITIES.index(0.7), block_sizes(kept.head_width).index(128)
+    for record in kept.records:
+        if record.method == "sparsegpt":
+            ranges = kept.profiles[record.layer].ranges[row, column].tolist()
+            expected = record.relative_range, record.range_low, record.range_high
+            # Of wide layers some rows are looked at, and float16 has three digits.
+            assert ranges == pytest.approx(expected, abs=0.03), record.layer
 
 
 def test_example_errors_follow_from_its_statistics(kept, packaged):
@@ -69,7 +81,7 @@ def test_fresh_measurement_matches_the_example(kept, packaged):
 def test_other_setups_and_damaged_files_have_no_example(tmp_path):
     assert cache.read_example(Setup(seed=1)) is None
     damaged = tmp_path / "example.safetensors"
-    damaged.write_bytes(cache.EXAMPLE.read_bytes()[:-1])
+    damaged.write_bytes(cache.FINISHED[Setup()].read_bytes()[:-1])
     assert cache.read(damaged) is None
 
 

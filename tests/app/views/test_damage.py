@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import rose
-from app import shared
+from app import shared, words
 from app.runs.damage import DamageRun, layer_of, recipe_of
 from app.study.setup import Setup
 from rose.model.measure.damage import WHOLE, rank_correlation
@@ -38,7 +38,7 @@ def test_example_is_replaced_by_measurements(setup):
     damage_map, scatter = titles(app)
     table = run.table
     top = table.loc[table["damage"].idxmax()]
-    assert f"Sensitivity is highest in {int(top['block_index'])} · {top['projection']}" in damage_map
+    assert f"Sensitivity is highest in {words.short_layer(top['unit'])}:" in damage_map
     assert f"Rank correlation {rank_correlation(table)}" in scatter
     marks = [len(trace["customdata"]) for trace in json.loads(figures(app)[0])["data"] if trace["type"] == "scatter"]
     assert marks[0] == len(table) == 21

@@ -69,7 +69,7 @@ def test_saved_run_is_compared_with_a_server_run(server, tmp_path):
     assert "has the lower held-out error in all six layers; on average it is 20 % lower" in titles(app)[0]
     assert "comes from different windows of text" in texts(app)  # their seeds differ
     app.selectbox(key="runs_as").set_value("both").run()
-    assert "Both runs have the highest held-out error in 2 · self_attn.o_proj: 0.600 and 0.480" in titles(app)[0]
+    assert "Both runs have the highest held-out error in 2 · o_proj: 0.600 and 0.480" in titles(app)[0]
     app.segmented_control(key="runs_view").set_value("Numbers").run()
     assert app.table[0].value.set_index("").loc["Perplexity"].tolist() == ["30.0", "28.0"]
     assert app.table[0].value.set_index("").loc["Time, with any tuning"].tolist() == ["3 s", "3 s"]  # as on Prune
@@ -130,4 +130,4 @@ def test_runs_of_different_environments_are_not_ranked(server):
     app = chosen(open_page(PAGE), BASE, OURS, view="Map")
     assert "so they are neither ranked nor subtracted" in texts(app)
     assert app.selectbox(key="runs_as").options == ["Both maps"]
-    assert "The highest held-out error is in 2 · self_attn.o_proj of SparseGPT at 0.7, 0.600" in titles(app)[0]
+    assert "The highest held-out error is in 2 · o_proj of SparseGPT at 0.7, 0.600" in titles(app)[0]

@@ -1,4 +1,4 @@
-"""The page Start: defaults that run, estimates that match the engine, errors that say what to do, and results."""
+"""The dialog that measures a model: estimates that match the engine, errors that say what to do, and results."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,24 +15,26 @@ from app.study.setup import MEASURED, Setup
 from app.study.study import Study
 from rose.model.estimate import estimate_cost, estimate_memory, statistics_groups
 from rose.model.load.models import load_skeleton
-from tests.app.tiny_study import figures, open_page, texts
+from tests.app.tiny_study import START, figures, open_page, texts
 from tests.tiny import save_tiny_llama
-
-PAGE = "views/start.py"
-
 
 # All sessions share studies, tests must not.
 pytestmark = pytest.mark.usefixtures("empty_registry")
 
 
-def small(folder: Path, text_path: Path, **more: str) -> AppTest:
-    """The page with a set-up that runs in a second."""
+def dialog(folder: Path, text_path: Path, **more: str) -> AppTest:
+    """The dialog with a set-up that runs in a second."""
     query = {"model": str(folder), "calibration": str(text_path), "samples": "4", "length": "32", "held_out": "2"}
-    return open_page(PAGE, **(query | {"block_size": "16"} | more))
+    app = open_page(START, **(query | {"block_size": "16"} | more))
+    return app.button(key="measure-open").click().run()
 
 
-def button(app: AppTest) -> object:
-    return app.button(key="measure")
+def offers(app: AppTest, key: str = "measure") -> bool:
+    return key in [button.key for button in app.button]
+
+
+def measure(app: AppTest) -> AppTest:
+    return app.button(key="measure").click().run()
 
 
 def finish(app: AppTest) -> Study:
@@ -43,23 +45,18 @@ def finish(app: AppTest) -> Study:
     return study
 
 
-def test_page_opens_on_the_example():
-    app = open_page(PAGE)
+def test_app_opens_on_the_example_and_the_dialog_asks_before_work():
+    app = open_page(START)
     study = shared.find(Setup())
-    assert study.job.status == "kept"
-    assert study.loaded is None  # nothing was loaded for it
-    assert len(figures(app)) == 1
-    assert app.session_state["chosen_layer"] == study.overview(0.5).set_index("layer")["relative_range"].idxmax()
-    links = {link.proto.label: link.proto.page for link in app.main.get("page_link")}
-    assert "Explore the example" in links
-    assert links["Learn how pruning works"] == "learn"
-    assert "Sparsity 0.7, blocks of 128, 16 × 512 tokens of Python's reference." in texts(app)
-    assert button(app).disabled
-    assert "about" not in texts(app)  # nothing is estimated that nobody asked for
-    app.selectbox(key="start_layers").set_value("attention").run()
-    assert not button(app).disabled
-    assert app.session_state["setup"] == Setup()  # only the draft has changed
+    assert (study.job.status, study.loaded) == ("kept", None)  # nothing was loaded for it
+    assert len(figures(app)) >= 5
+    assert "learn" in [link.proto.page for link in app.main.get("page_link")]
+    app.button(key="measure-open").click().run()
+    assert app.button(key="measure").label == "Show its layers"
+    app.selectbox(key="measure_layers").set_value("attention").run()
+    assert app.button(key="measure").label == "Measure its layers"
     assert "**30 layers**, 10 240 tokens" in texts(app)
+    assert app.session_state["setup"] == Setup()  # nothing has changed yet
 
 
 def test_estimate_matches_the_engine(folder, text, monkeypatch):
@@ -73,7 +70,7 @@ def test_estimate_matches_the_engine(folder, text, monkeypatch):
     half = preflight.preflight(setup.changed(dtype="bfloat16"), skeleton)
     assert half.needed == cost.memory + cost.model_memory // 2
     assert estimate.available == 2**40
-    assert "**21 layers**, 192 tokens" in texts(small(folder, text))
+    assert "**21 layers**, 192 tokens" in texts(dialog(folder, text))
 
 
 def test_weights_can_stay_on_disk(folder, text):
@@ -86,93 +83,66 @@ def test_weights_can_stay_on_disk(folder, text):
     assert estimate.needed == estimate_memory(skeleton, samples=6, length=32, held_out=True).peak + 2 * statistics
     with pytest.raises(rose.RoseError, match="is no safetensors checkpoint"):
         preflight.preflight(chosen.changed(model="smollm2-135m"), skeleton)
-    app = small(folder, text)
-    app.toggle(key="start_stream").set_value(True).run()
+    app = dialog(folder, text)
+    app.toggle(key="measure_stream").set_value(True).run()
     assert "stay on disk" in texts(app)
-    button(app).click().run()
-    study = finish(app)
+    study = finish(measure(app))
     assert (study.setup.stream, study.job.status) == (True, "done")
     assert "rose prune --stream" in texts(open_page("views/prune.py", **study.setup.to_texts()))
 
 
 def test_too_little_memory_is_refused_before_the_run(folder, text, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1_000))
-    app = small(folder, text)
+    app = dialog(folder, text)
     assert "will not fit into memory" in texts(app)
     assert "bfloat16" in texts(app)
-    assert button(app).disabled
+    assert not offers(app)
 
 
-def test_sparsity_is_changed_and_restored_from_the_sidebar(folder, text):
-    app = small(folder, text)
+def test_studies_at_other_settings_share_inputs_and_stand_in_one_row(folder, text):
+    app = dialog(folder, text)
+    finish(measure(app))
     first = app.session_state["setup"]
-    button(app).click().run()
-    finish(app)
-    app.switch_page("views/layers.py").run()
-    app.sidebar.selectbox(key="sparsity_widget").set_value("0.5").run()
-    assert app.session_state["setup"] == first  # nothing is done before it is said what it takes
-    assert "Not measured at 0.5: 21 layers, about 1 s; their inputs are known." in texts(app.sidebar)
-    app.sidebar.button(key="measure-sparsity").click().run()
-    second = finish(app).setup
+    app.selectbox(key="what_sparsity").set_value("0.5").run()
+    app.button(key="measure-what-if").click().run()
+    assert app.selectbox(key="measure_sparsity").value == "0.5"
+    second = finish(measure(app)).setup
     assert (first.sparsity, second.sparsity) == ("0.7", "0.5")
     assert shared.find(first).calibration is shared.find(second).calibration
-    app.sidebar.selectbox(key="sparsity_widget").set_value("0.7").run()
-    assert app.session_state["setup"] == first  # known, so that it is shown at once
-    app.sidebar.selectbox(key="sparsity_widget").set_value("0.5").run()
-    assert app.session_state["setup"] == second
-    app.switch_page(PAGE).run()
-    assert app.selectbox(key="start_sparsity").value == "0.5"
-    app.button(key="recent-0").click().run()
+    studies = app.pills(key="study_chosen")
+    assert any(option.endswith("sparsity 0.5") for option in studies.options)
+    studies.set_value(first).run()
     assert app.session_state["setup"] == first
-    assert app.selectbox(key="start_sparsity").value == "0.7"
-    assert "sparsity 0.5" in app.button(key="recent-0").label
 
 
 def test_replaced_files_are_measured_again(tmp_path):
     model, text = save_tiny_llama(tmp_path / "model"), tmp_path / "text.txt"
     text.write_text("First one text. " * 50)
-    app = small(model, text)
-    button(app).click().run()
-    first = finish(app)
-    assert button(app).disabled
+    app = dialog(model, text)
+    first = finish(measure(app))
     save_tiny_llama(model, blocks=2)
     text.write_text("Then another one. " * 50)
-    app.run()
-    assert "The files of this model or text have changed since" in texts(app)
-    app.switch_page("views/layers.py").run()
-    assert "Its files have changed since" in texts(app.sidebar)  # on every page
-    app.switch_page(PAGE).run()
-    button(app).click().run()
-    second = finish(app)
+    app.switch_page("views/learn.py").run()
+    assert "The files of this model or text have changed since" in texts(app)  # on every page
+    app.switch_page(START).run()
+    app.button(key="measure-open").click().run()
+    second = finish(measure(app))
     assert (len(first.layer_names), len(second.layer_names)) == (21, 14)
     assert second.calibration is not first.calibration
     assert len(shared.skeleton(str(model)).model.layers) == 2
-    assert button(app).disabled
 
 
 def test_dtype_follows_the_stored_model(tmp_path, monkeypatch):
     model, tokenizer = rose.load_model(str(save_tiny_llama(tmp_path / "wide")), dtype="bfloat16")
     rose.save_model(model, tokenizer, tmp_path / "stored")
     monkeypatch.setenv("ROSE_COMPUTE", "bfloat16")
-    app = open_page(PAGE)
+    app = open_page(START)
+    app.button(key="measure-open").click().run()
     for name, expected in (("stored", "bfloat16"), ("wide", "float32"), ("stored", "bfloat16")):
-        box = app.selectbox(key="start_model")
+        box = app.selectbox(key="measure_model")
         box.options.append(str(tmp_path / name))  # as someone types it
         box.set_value(str(tmp_path / name)).run()
-        assert app.session_state["start_dtype"] == expected
-    app.selectbox(key="start_dtype").set_value("float32").run()
-    assert app.session_state["draft"].dtype == "float32"
-
-
-def test_edits_survive_a_visit_to_another_page(folder, text):
-    app = small(folder, text)
-    app.number_input(key="start_samples").set_value(5).run()
-    app.selectbox(key="start_sparsity").set_value("2:4").run()
-    app.switch_page("views/learn.py").run()
-    app.switch_page(PAGE).run()
-    assert app.number_input(key="start_samples").value == 5
-    assert app.session_state["setup"].sparsity == "2:4"
-    assert app.query_params["sparsity"] == "2:4"  # nothing was measured yet, so a link restores the edits
+        assert app.session_state["measure_dtype"] == expected
 
 
 @pytest.mark.parametrize(
@@ -189,20 +159,20 @@ def test_edits_survive_a_visit_to_another_page(folder, text):
     ],
 )
 def test_bad_setups_are_explained(folder, text, change, sentence, runs):
-    app = small(folder, text, **change)
-    messages = [element.value for element in (app.main.warning if runs else app.error)]
+    app = dialog(folder, text, **change)
+    messages = [element.value for element in (app.warning if runs else app.error)]
     assert any(sentence in message for message in messages), messages
-    assert button(app).disabled != runs
+    assert offers(app) == runs
 
 
 def test_retry_finds_a_new_model(tmp_path, text):
-    app = small(tmp_path / "late", text)
-    assert button(app).disabled
+    app = dialog(tmp_path / "late", text)
+    assert not offers(app)
     save_tiny_llama(tmp_path / "late")
     app.run()
-    assert button(app).disabled  # the answer is remembered, so that sliders do not ask the network again
+    assert not offers(app)  # the answer is remembered, so that sliders do not ask the network again
     next(button for button in app.button if button.label == "Try again").click().run()
-    assert not button(app).disabled
+    assert offers(app)
     assert "**21 layers**" in texts(app)
 
 
@@ -211,46 +181,29 @@ def test_retry_finds_a_new_model(tmp_path, text):
     [("attention", 3, "*.o_proj"), ("block", 7, "model.layers.1.*"), ("own", 6, "*.q_proj *.k_proj")],
 )
 def test_layer_choices_set_patterns(folder, text, choice, layers, expected):
-    app = small(folder, text)
-    app.selectbox(key="start_layers").set_value(choice).run()
+    app = dialog(folder, text)
+    app.selectbox(key="measure_layers").set_value(choice).run()
     if choice == "block":
-        app.number_input(key="start_block").set_value(1).run()
+        app.number_input(key="measure_block").set_value(1).run()
     if choice == "own":
-        app.text_input(key="start_own").set_value(expected).run()
-    assert app.session_state["setup"].layers_text == expected
-    assert layer_choice(expected.split())[0] == choice
+        app.text_input(key="measure_own").set_value(expected).run()
     words = {3: "Three", 6: "Six", 7: "Seven"}
     assert f"**{words[layers]} layers**" in texts(app)
+    assert layer_choice(expected.split())[0] == choice
+    app.button(key="only-choose").click().run()
+    assert app.session_state["setup"].layers_text == expected
 
 
-def test_cancelled_run_can_be_restarted(folder, text, monkeypatch):
-    app = small(folder, text, seed="5")
+def test_cancelled_run_can_be_restarted(folder, text):
+    app = dialog(folder, text, seed="5")
     loaded = shared.load(str(folder), "float32")
     with loaded.lock:  # the run waits for the model
-        button(app).click().run()
+        measure(app)
         study = shared.find(app.session_state["setup"])
         assert study.job.status == "running"
-        app.button(key="start-cancel").click().run()
+        app.button(key="head-0-cancel").click().run()
         study.job.wait(240)
     assert study.job.status == "cancelled"
     app.run()
-    assert any("Cancelled" in warning.value for warning in app.main.warning)
-    assert not button(app).disabled
-    button(app).click().run()
-    assert finish(app).job.status == "done"
-
-
-def test_cancelling_run_is_not_joined(folder, text):
-    app = small(folder, text, seed="6")
-    loaded = shared.load(str(folder), "float32")
-    with loaded.lock:  # both runs wait for the model
-        button(app).click().run()
-        first = shared.find(app.session_state["setup"])
-        app.number_input(key="start_seed").set_value(7).run()
-        button(app).click().run()
-        assert first.job.is_cancelled
-        app.button(key="recent-0").click().run()
-        assert app.session_state["setup"].seed == 6
-    study = finish(app)
-    assert study is not first
-    assert study.job.status == "done"
+    app.button(key="measure-open").click().run()
+    assert finish(measure(app)).job.status == "done"
