@@ -97,10 +97,11 @@ def _choices(study: Study) -> tuple[str, str, int]:
             ) or names[0]  # fmt: skip
         sparsities = {text: _share(text) for text in study.sparsities}
         with _labelled("Sparsity"):
-            sparsity = _what_if("what_sparsity", sparsities, setup.sparsity, width=104, kind=st.selectbox)
+            sparsity = _what_if("Sparsity", "what_sparsity", sparsities, setup.sparsity, width=104, kind=st.selectbox)
         sizes = {size: _heads(size, heads) for size, heads in study.sizes.items()}
         with _labelled("Block"):
-            size = _what_if("what_block", sizes, setup.block_columns, kind=st.segmented_control, required=True)
+            own = setup.block_columns
+            size = _what_if("Block size", "what_block", sizes, own, kind=st.segmented_control, required=True)
         with st.container(
             key="explore-layer", horizontal=True, vertical_alignment="center", horizontal_alignment="right"
         ):
@@ -108,13 +109,15 @@ def _choices(study: Study) -> tuple[str, str, int]:
     return metric, sparsity, size
 
 
-def _what_if(key: str, options: dict[Any, str], own: Any, *, kind: Callable[..., Any], **widget: Any) -> Any:
+def _what_if(
+    label: str, key: str, options: dict[Any, str], own: Any, *, kind: Callable[..., Any], **widget: Any
+) -> Any:
     """A choice that the link keeps where it is not the study's own."""
     linked = st.query_params.get(key)
     if st.session_state.get(key) not in options:
         st.session_state[key] = next((value for value in options if str(value) == linked), own)
     look: dict[str, Any] = {"label_visibility": "collapsed", "key": key}
-    kind(key, list(options), format_func=options.__getitem__, **look, **widget)
+    kind(label, list(options), format_func=options.__getitem__, **look, **widget)
     chosen = st.session_state[key]
     if chosen == own:
         st.query_params.pop(key, None)

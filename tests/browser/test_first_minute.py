@@ -26,8 +26,8 @@ def test_the_example_stands_on_the_first_screen_and_words_explain_themselves(ope
     page = open_page()
     expect_finding(page, "^Four of 210 layers are columnar")
     expect_finding(page, "^18 · o_proj is columnar", at=2)
-    for text in ("threshold", "SparseGPT", "ROSE prunes costly blocks first"):
-        expect(page.get_by_text(text).first).to_be_in_viewport()
+    for part in (".st-key-threshold-scale", ".st-key-layer-blocks", ".st-key-layer-errors-twice"):
+        expect(page.locator(part).last).to_be_in_viewport()
     word = page.locator(".figure-title dfn", has_text="columnar").first
     expect(word.get_by_role("tooltip")).to_be_hidden()
     word.focus()
