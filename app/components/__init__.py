@@ -25,7 +25,6 @@ from app.components.needs import (
     require_layer,
     require_study,
     require_weights,
-    study_status,
     wait_for,
     while_measured,
 )

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from app import session, shared, words
-from app.components.work import error, info, live, progress, warning
+from app.components.work import KEPT, ended, error, info, live, progress, warning
 from app.study.study import Study
 
 
@@ -19,6 +19,8 @@ def draw() -> None:
         session.keep_layer(study)
     if study is not None and study.job.status == "running":
         session.follow(study, f"grid_on: Measuring {words.plain(study.setup.model)}")
+    elif study is not None and not study.is_restored:
+        ended(study.job, KEPT)
     if study is not None and study.is_measured and shared.is_outdated(study):
         warning("The files of this model or text have changed since; measure the layers again.", ":material/update:")
     if state.link_problem:

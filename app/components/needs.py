@@ -7,7 +7,7 @@ from typing import Any
 import streamlit as st
 
 from app import session, shared, words
-from app.components.work import KEPT, UNASKED, ended, error, info, live, may_begin, progress, warning, while_running
+from app.components.work import UNASKED, ended, error, info, live, may_begin, progress, warning, while_running
 from app.jobs import Job
 from app.runs import example as packaged
 from app.study.preflight import asked_of_hub, collecting
@@ -147,10 +147,10 @@ def inputs_of(study: Study, layer: str) -> bool:
 
 
 def wait_for(study: Study, ready: Callable[[], bool]) -> None:
-    """Shows progress, and redraws the page once the run has ended or `ready()` holds, when it must not call this."""
+    """Redraws the page once the run, whose progress the header shows, has ended or `ready()` holds, when it must not
+    call this."""
 
     def poll() -> None:
-        study_status(study, "waiting")
         if ready():
             st.rerun()
 
@@ -171,11 +171,3 @@ def left_out(study: Study) -> None:
         error(f"{short_layer(layer)} could not be measured: {why}")
     if (rest := len(study.failed) - FAILED_NAMED) > 0:
         error(f"{sentence(count(rest, 'other layer'))} could not be measured either.")
-
-
-def study_status(study: Study, key: str) -> None:
-    """Progress of a study; a restored study shows progress only while it collects inputs."""
-    if study.job.status == "running":
-        progress(study, key)
-    elif not study.is_restored:
-        ended(study.job, KEPT)

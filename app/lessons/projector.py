@@ -19,7 +19,7 @@ FIGURE, CAPTION, LARGER = 480, 50, 1.2  # of the stage; of a figure for its capt
 ASIDE = '<style>:has(> [class*="st-key-lesson-projector-o"]) { position: absolute; width: 1px; }</style>'
 STYLE = """
 <style>
-[data-testid="stSidebar"], [data-testid="stHeader"], [data-testid="stExpandSidebarButton"] { display: none; }
+[data-testid="stHeader"] { display: none; }
 .stApp { zoom: var(--lesson-zoom, 1); }
 .stApp .st-key-lesson-text :is(p, li) { font-size: 1.05rem; }
 .stApp .st-key-lesson-written :is(p, li) { margin-bottom: 0.75rem; }

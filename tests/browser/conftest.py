@@ -20,7 +20,7 @@ from tests.tiny import save_tiny_llama
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PATIENCE = 20_000  # milliseconds: every wait ends with what it waits for, so a busy machine only takes longer
+PATIENCE = 60_000  # milliseconds: every wait ends with what it waits for, so a busy machine only takes longer
 expect.set_options(timeout=PATIENCE)
 OpenPage = Callable[..., Page]
 
@@ -202,7 +202,7 @@ def tiny_setup(folder: Path) -> dict[str, str]:
 
 def expect_finding(page: Page, says: str, at: int = 0) -> None:
     """Waits until the title above a figure, first figure first, matches, and the figure is drawn."""
-    expect(page.locator(".figure-title b").nth(at)).to_have_text(re.compile(says))
+    expect(page.locator(".figure-title b").nth(at)).to_have_text(re.compile(says), use_inner_text=True)
     expect(page.get_by_test_id("stPlotlyChart").nth(at).locator(".main-svg").first).to_be_visible()
 
 

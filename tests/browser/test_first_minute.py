@@ -17,8 +17,10 @@ SERIOUS = ("serious", "critical")
 def go(page: Page, name: str) -> None:
     """To another page, by the navigation on top."""
     if name in FURTHER:
-        page.get_by_text("More", exact=True).first.click()
-    page.get_by_role("link", name=name, exact=True).first.click()
+        page.get_by_test_id("stTopNavSection").click()
+        page.get_by_role("menuitem", name=name, exact=True).click()
+    else:
+        page.get_by_role("link", name=name, exact=True).first.click()
     settle(page)
 
 

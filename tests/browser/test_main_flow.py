@@ -31,6 +31,7 @@ def test_from_the_dialog_to_one_layer(open_page: OpenPage) -> None:
     measure(page)
     expect_finding(page, "^One of five layers is columnar")
     thumb = page.get_by_role("slider", name=re.compile("Columnar above"))
+    expect(thumb).to_have_count(1)
     thumb.press("End")
     expect_finding(page, "^None of five layers is columnar")
     thumb.press("Home")

@@ -28,7 +28,7 @@ def test_the_report_needs_no_network(browser: Browser, tmp_path: Path, width: in
         expect(figure.locator(".cartesianlayer .subplot").first).to_be_attached()
         box = figure.bounding_box() or {}
         assert box["width"] <= width
-        assert box["height"] > 150
+        assert box["height"] > 100
     expect(page.get_by_role("heading", name="has the lower held-out error in all six layers")).to_be_visible()
     expect(page.locator("noscript")).to_be_hidden()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
