@@ -20,7 +20,7 @@ from tests.tiny import save_tiny_llama
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PATIENCE = 60_000  # milliseconds: every wait ends with what it waits for, so a busy machine only takes longer
+PATIENCE = 120_000  # milliseconds: every wait ends with what it waits for, so a busy machine only takes longer
 expect.set_options(timeout=PATIENCE)
 OpenPage = Callable[..., Page]
 
