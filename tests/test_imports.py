@@ -67,8 +67,8 @@ def test_a_program_that_ends_during_work_prints_no_error(ended: Ended) -> None:
 
 
 ROOMS = [
-    *("words", "first", "jobs", "registry", "figures", "study", "runs", "shared", "session"),
-    *("components", "forms", "lab", "lessons", "results", "sidebar", "views"),
+    *("words", "glossary", "jobs", "registry", "figures", "study", "runs", "shared", "session"),
+    *("components", "forms", "lab", "lessons", "results", "views"),
 ]
 
 
