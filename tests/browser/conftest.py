@@ -191,6 +191,7 @@ def choose(page: Page, label: str, typed: str) -> None:
     box = page.get_by_role("combobox", name=re.compile(label))
     box.click()
     box.fill(typed)
+    expect(page.get_by_role("option").filter(has_text=typed).first).to_be_visible()  # Enter takes what is listed
     box.press("Enter")
 
 
