@@ -21,6 +21,13 @@ WHY = "The packaged model is not installed; run make model."
 pytestmark = pytest.mark.usefixtures("empty_registry")
 
 
+@pytest.fixture(autouse=True)
+def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages begin work by themselves however slow the machine is at the moment, by which they estimate its time."""
+    monkeypatch.setattr(needs, "UNASKED", 1e6)
+    monkeypatch.setattr(work, "UNASKED", 1e6)
+
+
 @pytest.fixture
 def missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "load", Mock(side_effect=rose.RoseError(WHY)))
