@@ -85,7 +85,8 @@ script = app_script()
 shown = AppTest.from_file(str(script), default_timeout=240).run()
 assert not shown.exception, shown.exception
 import app
-print(shown.selectbox(key="metric").label, Path(app.__file__).parent == script.parent, script.relative_to(sys.argv[1]).as_posix())
+label, place = shown.selectbox(key="metric").label, script.relative_to(sys.argv[1]).as_posix()
+print(label, Path(app.__file__).parent == script.parent, place)
 """
     command = [sys.executable, "-P", "-c", script, str(tmp_path)]
     environment = {"PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1"}
