@@ -120,7 +120,11 @@ def whole(options: Any) -> None:
     windows = load_tokens(options.judge, tokenizer, samples=options.windows, length=options.length, seed=0)
     places = [("all", heads) for heads in options.heads]
     places += [("output projections", heads) for heads in options.heads if heads * width != BLOCK_SIZE]
-    cases = [case for case in itertools.product(places, options.methods) if is_asked(*case[0], case[1], width)]
+    cases = [
+        (place, method)
+        for place, method in itertools.product(places, options.methods)
+        if is_asked(*place, method, width)
+    ]
     for seed, sparsity, ((where, heads), method) in itertools.product(options.seeds, options.sparsity, cases):
         if (name, seed, sparsity, where, heads, method) in rows:
             continue
