@@ -32,6 +32,7 @@ TERMS = {
     "block": "Block",
     "mask": "Mask",
 }
+_KEPT = re.compile(r"(\$\$.*?\$\$|\$[^$\n]+\$|`[^`]+`|\[[^\]]+\]\([^)]+\))", re.DOTALL)
 _WORDS = re.compile(rf"(?<![\w-])({'|'.join(TERMS)})(?![\w-])", re.IGNORECASE)
 
 
@@ -49,8 +50,17 @@ def _plain(text: str) -> str:
 
 def explained(text: str) -> str:
     """A text as HTML, in which the first of each known word has its definition."""
-    told = set[str]()
+    return _marked(escape(text), set())
 
+
+def marked(markdown: str) -> str:
+    """Markdown of our own, in which the first of each known word has its definition; formulas, code and links stay."""
+    told = set[str]()
+    parts = _KEPT.split(markdown)  # every other part is kept
+    return "".join(part if place % 2 else _marked(part, told) for place, part in enumerate(parts))
+
+
+def _marked(text: str, told: set[str]) -> str:
     def mark(match: re.Match[str]) -> str:
         word, entry = match[0], TERMS.get(match[0]) or TERMS[match[0].lower()]
         meaning = definitions().get(entry)
@@ -59,4 +69,4 @@ def explained(text: str) -> str:
         told.add(entry)
         return f'<dfn tabindex="0">{word}<span role="tooltip">{escape(meaning)}</span></dfn>'
 
-    return _WORDS.sub(mark, escape(text))
+    return _WORDS.sub(mark, text)

@@ -3,28 +3,25 @@
 Weights, columns, blocks and outputs are counted from 0, as on all pages; steps of a sweep from 1.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from plotly.colors import sample_colorscale
-from scipy.optimize import brentq
 
 from app.figures import palette
 from app.figures.palette import MARK, Style, Theme
 from app.figures.shapes import BARE, Chart, to_numpy
 from app.figures.style import FONT_SIZE, Drawing, some
 from app.words import number, percent, word
-from rose import LayerResult
 from rose.layer.pattern import THRESHOLD
 from rose.verdicts import Interval
 
 HEIGHT = 440  # pixels of a stage, without caption
 CLEAR = "rgba(0,0,0,0)"
+TUNED = ", tuned"  # ends the name of a method whose copy was tuned
 ORDERS = {"natural": "Natural (SparseGPT)", "two_level": "Two-level (ROSE)"}  # others have their usual names
-BUDGETS = {"block": Style(palette.BLUE, "equal shares"), "layer": Style(palette.GREEN, "one threshold", pattern="/")}
 
 
 def look_of(order: str) -> Style:
@@ -41,63 +38,42 @@ def signed(value: float, decimals: int = 2) -> str:
 
 
 def removal(
-    hessian: Sequence[Sequence[float]], weights: Mapping[str, Sequence[float]], costs: Mapping[str, float],
+    explained: Mapping[str, float], weights: Mapping[str, Sequence[float]], costs: Mapping[str, float],
     column: int, *, theme: Theme,
 ) -> Drawing:  # fmt: skip
-    """Three inputs as pairs of circles that overlap, the weights before and after a removal, and its cost.
+    """How much of an input the others explain, the weights before and after a removal, and its cost.
 
-    `hessian`: (3, 3); `weights`: "before" and "after", (3,) each; `costs`: by the way the other weights move.
+    `explained`: shares by each other input and by both; `weights`: "before" and "after", (3,) each; `costs`: by the way
+    the other weights move.
     """
-    titles = ["pairs of inputs; the common area is their overlap", "weights", "error"]
+    titles = [f"part of input {column} that other inputs explain", "weights", "error"]
     grid: dict[str, Any] = {"rows": 2, "cols": 2, "specs": [[{"colspan": 2}, None], [{}, {}]]}
-    grid |= {"row_heights": [0.44, 0.56], "column_widths": [0.6, 0.4], "vertical_spacing": 0.13}
+    grid |= {"row_heights": [0.38, 0.62], "column_widths": [0.6, 0.4], "vertical_spacing": 0.2}
     chart = Chart(height=HEIGHT, headroom=24, theme=theme, subplot_titles=titles, **grid)
-    _pairs(chart, hessian, column)
+    accent, grey = palette.ACCENT[theme][1], chart.ink.muted
+    shares = list(explained.values())
+    text = [percent(share, 0) for share in shares]
+    chart.bars(shares, list(explained), Style(grey, ""), "", orientation="h", text=text, row=1, col=1)
+    chart.x(row=1, col=1, range=[0, 1.08], tickvals=[0, 0.5, 1], ticktext=["0", "half", "all"])
+    chart.y(row=1, col=1, autorange="reversed", showgrid=False)
     names = [f"w<sub>{j}</sub>" for j in range(3)]
-    looks = {"before": Style(chart.ink.muted, "before"), "after": Style(palette.ORANGE, "after")}
     for name, values in weights.items():
-        chart.bars(names, values, looks[name], "", text=list(map(signed, values)), row=2, col=1)
-    helpers, colours = [name.replace(" ", "<br>") for name in costs], {"color": [chart.ink.muted, palette.ORANGE]}
+        look = Style(grey if name == "before" else accent, name)
+        chart.bars(names, values, look, "", text=list(map(signed, values)), row=2, col=1)
+    helpers, colours = [name.replace(" ", "<br>") for name in costs], {"color": [grey, accent]}
     behind = {"text": list(map(signed, costs.values())), "marker": colours, "row": 2, "col": 2}
-    chart.bars(helpers, list(costs.values()), Style(palette.ORANGE, "cost"), "", **behind)
+    chart.bars(helpers, list(costs.values()), Style(accent, "cost"), "", **behind)
     lowest, highest = min(map(min, weights.values())), max(map(max, weights.values()))
     chart.y(row=2, col=1, range=[min(0.0, lowest) * 1.2, max(2.2, highest * 1.15)])
     chart.y(row=2, col=2, range=[0, 1.2])
     left = costs["others help"] / costs["nobody helps"]
     finding = f"The others compensate for {percent(1 - left, 0)} of weight {column}'s loss"
-    subtitle = f"Grey: before, or without help; orange: after weight {column} is removed"
+    subtitle = f"Grey: before, or without help; red: after weight {column} is removed"
     table = pd.DataFrame({"weight": names} | dict(weights))
-    return chart.done(finding, subtitle, "Computed from H⁻¹; nothing is damped.", "Circles and two bar charts", table)
+    return chart.done(finding, subtitle, "", "Three bar charts", table)
 
 
-def _pairs(chart: Chart, hessian: Sequence[Sequence[float]], column: int) -> None:
-    """Circles of area 1, two by two, whose common area is the overlap; below them their entry of H."""
-    radius, at = 1 / math.sqrt(math.pi), {"row": 1, "col": 1}
-
-    def excess(distance: float, overlap: float) -> float:
-        """The common area of two circles whose centres are this far apart, minus `overlap`."""
-        wedge = 2 * radius**2 * math.acos(distance / 2 / radius)
-        return wedge - distance * math.sqrt(max(0.0, radius**2 - distance**2 / 4)) - overlap
-
-    for middle, pair in zip((0.0, 2.4, 4.8), ((0, 1), (1, 2), (0, 2)), strict=True):
-        overlap = hessian[pair[0]][pair[1]]
-        apart = brentq(excess, 0.0, 2 * radius, args=(overlap,)) / 2
-        for j, side in zip(pair, (-1, 1), strict=True):
-            colour, dash, fill = palette.BLUE, "solid", "rgba(9,115,178,0.18)"
-            if j == column:
-                colour, dash, fill = MARK, "dash", "rgba(240,51,138,0.12)"
-            centre = middle + side * apart
-            box = {"x0": centre - radius, "x1": centre + radius, "y0": -radius, "y1": radius, "fillcolor": fill}
-            chart.figure.add_shape(type="circle", **box, line={"color": colour, "width": 3, "dash": dash}, **at)
-            chart.note(f"<b>{j}</b>", x=centre + 0.35 * side, y=0, bgcolor=CLEAR, **at)
-        entry = f"H<sub>{pair[0]}{pair[1]}</sub> = {overlap:.1f}"
-        chart.note(entry, x=middle, y=-radius, yanchor="top", bgcolor=CLEAR, **at)
-    # The domain gives way to the scale: a range that gave way would stay when the window grows.
-    chart.x(range=[-1.15, 5.95], visible=False, constrain="domain", **at)
-    chart.y(range=[-1.1, 0.65], visible=False, scaleanchor="x", constrain="domain", **at)
-
-
-# Lessons 2, 5 and 6: a layer with all its numbers
+# Lessons 0, 2 and 6: a layer with all its numbers
 
 
 def number_matrix(
@@ -163,39 +139,29 @@ def _print(chart: Chart, x: float, y: float, text: str, colour: str) -> None:
 # Lesson 3
 
 
-def early_late(
-    results: Mapping[str, LayerResult], energy: float, shares: Sequence[float], *, answered: bool, theme: Theme
-) -> Drawing:
-    """The cost of every block without compensation, and once answered the error that remains, if block 2 moves.
-
-    `results`: traced sweeps, by its turn; `energy`: the denominator of errors; the compensated `shares` of its loss.
-    """
-    grid: dict[str, Any] = {"rows": 1, "cols": 2, "shared_yaxes": True, "horizontal_spacing": 0.04}
-    grid["subplot_titles"] = list(results)
-    chart = Chart(height=HEIGHT, headroom=24, legend=True, theme=theme, **grid)
-    chart.figure.update_annotations(font_size=FONT_SIZE + 1)
-    frames = []
-    alone, stays = Style("rgba(128,135,150,0.45)", "if nobody helped"), Style(palette.ORANGE, "what stays")
-    for col, (name, result) in enumerate(results.items(), 1):
-        assert result.trace is not None
-        blocks = [int(columns[0]) // 3 for columns in result.order.permutation.split(3)]
-        lost, error = (to_numpy(part) / energy for part in (result.trace.lost, result.trace.error))
-        x, at = [f"block<br>{number}" for number in blocks], {"row": 1, "col": col}
-        chart.bars(x, lost, alone, "", showlegend=col == 1, width=0.7, **at)
-        if answered:
-            chart.bars(x, error, stays, "", showlegend=col == 1, width=0.7, **at)
-            for place, top, left in zip(x, lost, error, strict=True):
-                chart.note(percent(1 - left / top, 0), x=place, y=top, yanchor="bottom", bgcolor=CLEAR, **at)
-        frames.append(pd.DataFrame({"turn": name, "block": blocks, "alone": lost, "stays": error}))
-    table = pd.concat(frames, ignore_index=True)
-    chart.figure.update_layout(barmode="overlay")
-    chart.y(range=[0, 1.25 * float(table["alone"].max())])
-    chart.y(title_text="relative error", row=1, col=1)
-    finding = "Block 2 would lose most, wherever it stands"
+def early_late(errors: Sequence[Mapping[str, float]], *, answered: bool, theme: Theme) -> Drawing:
+    """What the removal of four weights of each block costs: if nobody helps, and once answered as the block goes last
+    or first. `errors`: relative, by block and turn."""
+    chart, accent = Chart(y="relative error", height=HEIGHT, legend=True, theme=theme), palette.ACCENT[theme][1]
+    looks = {
+        "nobody helps": Style(chart.ink.muted, "if nobody helps"),
+        "last": Style(palette.faint(theme), "the block goes last"),
+        "first": Style(accent, "the block goes first"),
+    }
+    names = [f"block {block}" for block in range(len(errors))]
+    for turn, look in looks.items():
+        if answered or turn == "nobody helps":
+            values = [error[turn] for error in errors]
+            text = [percent(1 - e[turn] / e["nobody helps"], 0) if turn != "nobody helps" else "" for e in errors]
+            chart.bars(names, values, look, "", text=text)
+    table = pd.DataFrame(errors).assign(block=range(len(errors)))
+    chart.y(range=[0, 1.15 * float(table["nobody helps"].max())])
+    finding, last = "Block 2 would lose most", errors[-1]
     if answered:
-        finding = f"Block 2 is compensated by {percent(shares[0], 0)} first, by {percent(shares[1], 0)} last"
-    subtitle = "Blocks as they are pruned; error of the layer's output" + ("; share compensated" if answered else "")
-    return chart.done(finding, subtitle, "", "Two bar charts side by side", table)
+        first, late = (percent(1 - last[turn] / last["nobody helps"], 0) for turn in ("first", "last"))
+        finding = f"Block 2 is compensated by {first} if it goes first, by {late} if last"
+    subtitle = "Error of removing the same four weights of a block" + ("; part compensated" if answered else "")
+    return chart.done(finding, subtitle, "", "Grouped bars of errors by block and turn", table)
 
 
 # Lesson 4
@@ -223,6 +189,80 @@ def price_lines(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], step
         factor = lines["custom"][1][step] / lines["natural"][1][step - 1]
         finding = f"Price of column {step - 1} × {factor:.2f}, of column {step} ÷ {factor:.2f}"
     return chart.done(finding, subtitle, "", "Line chart of log prices over steps", table)
+
+
+# Lesson 5
+
+
+def heads(
+    losses: Mapping[str, tuple[np.ndarray, int]], head_width: int, ranges: np.ndarray, marked: int, layer: str,
+    *, theme: Theme,
+) -> Drawing:  # fmt: skip
+    """Column losses of one layer in blocks of two sizes, and below them which layers are columnar at every size.
+
+    `losses`: name of a size -> losses, (in,), and columns of a block. `ranges`: relative range and its interval, (block
+    sizes, layers, 3); `marked`: the layer in it.
+    """
+    sizes, accent = len(losses), palette.ACCENT[theme][1]
+    titles = [*(f"<b>Blocks of {name}</b>: {_says_range(*pair)}" for name, pair in losses.items())]
+    titles.append("<b>All output projections</b>: columnar, by heads a block")
+    grid: dict[str, Any] = {"rows": sizes + 1, "cols": 1, "subplot_titles": titles, "vertical_spacing": 0.13}
+    chart = Chart(height=HEIGHT, headroom=18, theme=theme, row_heights=[0.3] * sizes + [0.4], **grid)
+    for annotation in chart.figure.layout.annotations:
+        annotation.update(x=0, xanchor="left", font={"size": FONT_SIZE})
+    columns = len(next(iter(losses.values()))[0])
+    light, dark = palette.shades(theme)
+    shade = {"color": (np.arange(columns) // head_width % 2).astype(np.uint8), "line": {"width": 0}}
+    shade |= {"colorscale": [[0, light], [1, dark]], "cmin": 0, "cmax": 1}
+    top = max(float(values.max()) for values, _ in losses.values())
+    for row, (values, size) in enumerate(losses.values(), 1):
+        place = {"row": row, "col": 1}
+        bars = {"marker": shade, "width": 1, "showlegend": False}
+        chart.bars(np.arange(columns), values.astype(np.float32), Style(dark, ""), "", **bars, **place)
+        for start in range(0, columns, size):
+            end, mean = min(start + size, columns), float(values[start : start + size].mean())
+            line = {"type": "line", "x0": start - 0.5, "x1": end - 0.5, "line": {"color": accent, "width": 4}}
+            chart.figure.add_shape(**line, y0=mean, y1=mean, **place)
+        middles = np.arange(head_width / 2, columns, head_width)
+        names = [f"head {head}" if head == 0 else str(head) for head in range(len(middles))]
+        chart.x(tickvals=middles, ticktext=names, ticks="", range=[-0.5, columns - 0.5], showgrid=False, **place)
+        chart.y(range=[0, 1.02 * top], nticks=4, **place)
+    _columnar_cells(chart, ranges, marked, row=sizes + 1)
+    chart.figure.update_layout(bargap=0)
+    counts = [int((each[:, 0] > THRESHOLD).sum()) for each in ranges]
+    finding = f"With one head a block {counts[1]} of {ranges.shape[1]} are columnar, with four {counts[3]}"
+    table = pd.DataFrame({"column": range(columns)} | {name: values for name, (values, _) in losses.items()})
+    subtitle = f"Column loss of {layer}; red: mean of a block, or columnar; pale red: undecided"
+    return chart.done(finding, subtitle, "", "Two bar charts of column loss and a map", table)
+
+
+def _says_range(values: np.ndarray, size: int) -> str:
+    means = [float(values[start : start + size].mean()) for start in range(0, len(values), size)]
+    spread = 1 - min(means) / max(means)
+    return f"relative range {spread:.2f}, {'columnar' if spread > THRESHOLD else 'not columnar'}"
+
+
+def _columnar_cells(chart: Chart, ranges: np.ndarray, marked: int, row: int) -> None:
+    """A row of cells for each block size: red where columnar, pale red where undecided."""
+    accent, place = palette.ACCENT[chart.theme][1], {"row": row, "col": 1}
+    value, low, high = np.moveaxis(ranges, 2, 0)
+    undecided = (low <= THRESHOLD) & (high > THRESHOLD)
+    state = np.where(undecided, 1, np.where(value > THRESHOLD, 2, 0))
+    scale = [[0, palette.QUIET[chart.theme][0]], [0.5, palette.faint(chart.theme)], [1, accent]]
+    cells = {"z": state.astype(np.float32), "zmin": 0, "zmax": 2, "colorscale": scale, "xgap": 2, "ygap": 2}
+    chart.figure.add_heatmap(**cells, showscale=False, hoverinfo="skip", **place)
+    counts = [int((each > THRESHOLD).sum()) for each in value]
+    for size, count in enumerate(counts):
+        text = {"text": f"{count} of {len(value[0])}", "xanchor": "left", "showarrow": False}
+        chart.figure.add_annotation(x=len(value[0]) - 0.3, y=size, font={"color": chart.ink.muted}, **text, **place)
+    chart.figure.add_shape(
+        type="rect", x0=marked - 0.5, x1=marked + 0.5, y0=-0.5, y1=len(counts) - 0.5, **place,
+        line={"color": chart.ink.text, "width": 2},
+    )  # fmt: skip
+    bare = BARE | {"showline": False, "ticks": ""}
+    names = ["½", "1", "2", "4"]
+    chart.y(**bare, autorange="reversed", tickvals=list(range(len(names))), ticktext=names, **place)
+    chart.x(**bare, range=[-0.5, len(value[0]) + 2.5], dtick=10, title_text="decoder block", **place)
 
 
 # Lesson 7
@@ -257,81 +297,94 @@ def error_strip(random: Sequence[float], marked: Mapping[str, float], *, theme: 
 # Lesson 8
 
 
-def bars(
-    table: pd.DataFrame, finding: str, subtitle: str, caption: str = "", *, axis: str = "", equal: float | None = None,
-    theme: Theme,
-) -> Drawing:  # fmt: skip
-    """Bars with their numbers: name, group, value, and for a block its columns. Horizontal without an `axis`, else
-    grouped by budget or order. A broken line marks `equal` shares."""
-    across, blocks = not axis, "columns" in table
-    chart = Chart(y=axis, height=HEIGHT, legend=not across, theme=theme)
-    for group, rows in table.groupby("group", sort=False):
-        look = Style(palette.BLUE, "") if across else BUDGETS.get(str(group)) or look_of(str(group))
-        places = (rows["value"], rows["name"]) if across else (rows["name"], rows["value"])
-        text = "<b>" + rows["value"].map(str) + "</b><br>" + rows["columns"] if blocks else rows["value"].map(signed)
-        chart.bars(*places, look, "", text=text, **({"orientation": "h"} if across else {}))
-    if across:
-        chart.x(range=[0, 1.12 * float(table["value"].max())])
-        chart.y(autorange="reversed", showgrid=False)
-    else:
-        chart.x(tickangle=0)
-        chart.y(top=1.25 * float(table["value"].max()))
-    if equal is not None:  # a shape, as names and numbers do not share an axis
-        chart.figure.add_hline(y=equal, line=chart.dashed, name=f"equal shares: {equal} each", showlegend=True)
+def two_parts(layers: Mapping[str, pd.DataFrame], finding: str, *, answered: bool, theme: Theme) -> Drawing:
+    """Errors of sweeps in a small layer and in real ones, side by side; once answered in their two parts.
+
+    The tables have a row a sweep: order, budget, error and mask (parts of SparseGPT's error), held_out or NaN.
+    """
+    grid: dict[str, Any] = {"rows": 1, "cols": len(layers), "shared_yaxes": True, "horizontal_spacing": 0.06}
+    chart = Chart(height=HEIGHT, headroom=24, theme=theme, subplot_titles=list(layers), **grid)
+    for col, table in enumerate(layers.values(), 1):
+        looks = [sweep_style(*pair) for pair in zip(table["order"], table["budget"], strict=True)]
+        names, colours = [look.label for look in looks], [look.colour for look in looks]
+        place, how = {"row": 1, "col": col}, {"orientation": "h", "width": 0.66}
+        whole, mask = table["error"], table["mask"]
+        parts = [(mask, 1.0), ((whole - mask).clip(lower=0), 0.4)] if answered else [(whole, 1.0)]
+        for values, opacity in parts:
+            look = {"color": colours if answered else chart.ink.muted, "opacity": opacity}
+            chart.bars(values, names, Style(chart.ink.text, ""), "", marker=look, **how, **place)
+        for name, value in zip(names, whole, strict=True):
+            chart.note(f"{value:.2f}", x=value, y=name, xanchor="left", xshift=4, bgcolor=CLEAR, **place)
+        chart.x(range=[0, 1.2], tickvals=[0, 0.5, 1], **place)
+        chart.y(autorange="reversed", showgrid=False, **place)
+    chart.figure.update_layout(barmode="stack")
+    subtitle = "Error, SparseGPT = 1" + ("; dark: the mask's part, pale: the sequence's" if answered else "")
+    table = pd.concat(layers, names=["layer"]).reset_index("layer")
+    return chart.done(finding, subtitle, "", "Stacked bars of errors by order", table)
+
+
+def sweep_style(order: str, budget: str) -> Style:
+    """The look of a sweep, and its name with what it does."""
+    look = palette.order_style(order)
+    label = {"natural": "SparseGPT", "two_level": "ROSE", "global": "ROSE global"}.get(order, look.label)
+    if budget == "layer" and order != "global":
+        label = f"{look.label},<br>one threshold"
+    return look._replace(label=label)
+
+
+def bars(values: Mapping[str, float], finding: str, subtitle: str, caption: str = "", *, theme: Theme) -> Drawing:
+    """Horizontal bars with their numbers, in the colours of orders and methods, by name."""
+    chart, looks = Chart(height=HEIGHT, theme=theme), [named_style(name) for name in values]
+    names, numbers = [look.label for look in looks], list(values.values())
+    where = {"orientation": "h", "marker": {"color": [look.colour for look in looks]}, "width": 0.66}
+    chart.bars(numbers, names, Style(chart.ink.text, ""), "", text=list(map(number, numbers)), **where)
+    chart.x(range=[0, 1.15 * max(numbers)])
+    chart.y(autorange="reversed", showgrid=False)
+    table = pd.DataFrame({"name": names, "value": numbers})
     return chart.done(finding, subtitle, caption, f"Bar chart: {subtitle}", table)
 
 
-# Lessons 9 and 11
+def named_style(name: str) -> Style:
+    """The look of a sweep named "order/budget", or of a method."""
+    order, _, budget = name.partition("/")
+    return sweep_style(order.partition(":")[0], budget) if budget else palette.method_style(name)
+
+
+# Lesson 9
 
 
 def columnar_map(layers: pd.DataFrame, conditions: str, *, theme: Theme) -> Drawing:
     """Every layer of a model as a cell, the columnar ones filled: block_index, projection, is_columnar."""
     chart = Chart(x="decoder block", height=HEIGHT, theme=theme)
     grid = layers.pivot_table(index="projection", columns="block_index", values="is_columnar", sort=False)
-    look = {"colorscale": [[0, chart.ink.blank], [1, palette.ORANGE]], "zmin": 0, "zmax": 1, "xgap": 2, "ygap": 2}
+    scale = [[0, palette.QUIET[theme][0]], [1, palette.ACCENT[theme][1]]]
+    look = {"colorscale": scale, "zmin": 0, "zmax": 1, "xgap": 2, "ygap": 2}
     cells = {"z": grid.to_numpy(np.float32), "x": grid.columns, "y": grid.index.str.rpartition(".").get_level_values(2)}
     chart.figure.add_heatmap(**cells, **look, showscale=False, hoverinfo="skip")
     chart.x(**BARE, dtick=5)
     chart.y(**BARE, autorange="reversed", ticks="")
     finding = f"{word(int(layers['is_columnar'].sum())).capitalize()} of {len(layers)} layers are columnar"
-    subtitle = "SmolLM2-135M; orange: columnar; o_proj: attention output"
+    subtitle = "SmolLM2-135M; red: columnar; o_proj: attention output"
     caption = f"The study that the app opens with: {conditions}; inputs of the dense model."
     return chart.done(finding, subtitle, caption, "Map of layers", layers)
 
 
 def ratio_lines(ratios: Mapping[str, Interval], subtitle: str, finding: str, caption: str, *, theme: Theme) -> Drawing:
-    """Ratios with their 95 % intervals, one above the other; 1 is marked."""
+    """Ratios with their 95 % intervals by method, "rose, tuned" where it was tuned; 1 is marked."""
     chart = Chart(x="times SparseGPT's perplexity (logarithmic)", height=HEIGHT, theme=theme)
     columns = ["method", "ratio", "low", "high"]
-    table = pd.DataFrame([(name, r.value, r.low, r.high) for name, r in ratios.items()], columns=columns)
+    pairs = [(palette.method_style(name.removesuffix(TUNED)), name, ratio) for name, ratio in ratios.items()]
+    rows = [(look.label + TUNED * name.endswith(TUNED), r.value, r.low, r.high) for look, name, r in pairs]
+    table = pd.DataFrame(rows, columns=columns)
     ends = {"array": table["high"] - table["ratio"], "arrayminus": table["ratio"] - table["low"]}
     bars = {"type": "data", "symmetric": False, "thickness": 2.5, "width": 8} | ends
     text = [f"<b>{ratio:.2f}</b>" for ratio in table["ratio"]]
     marks = {"error_x": bars, "mode": "markers+text", "textposition": "top right", "text": text}
-    look = Style(palette.ORANGE, "", symbol="square")
-    chart.points(table["ratio"], table["method"], look, "%{y}<br>%{x:.3f}", size=11, showlegend=False, **marks)
+    marks["marker"] = {"color": [look.colour for look, *_ in pairs], "symbol": "square"}
+    hover = "%{y}<br>%{x:.3f}"
+    chart.points(table["ratio"], table["method"], Style(chart.ink.text, ""), hover, size=11, showlegend=False, **marks)
     chart.figure.add_vline(x=1, line=chart.dashed)
     span = np.log10([0.97 * table["low"].min(), 1.07 * max(1.0, table["high"].max())])  # room for a number
     chart.x(type="log", tickvals=[0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2], zeroline=False, range=span)
     chart.y(autorange="reversed", range=[len(table) - 0.5, -0.6], showgrid=False)
     return chart.done(finding, subtitle, caption, "Ratios with intervals", table)
-
-
-# Lesson 10
-
-
-def importance_bars(
-    importance: Sequence[float], relative_range: float, top: float, head: int, basis: str, *, theme: Theme
-) -> Drawing:
-    """Importance of every column in a basis, with lines between heads of `head` columns; the axis ends at `top`."""
-    chart = Chart(x="column of W<sub>o</sub>; lines part heads", y="importance", height=HEIGHT, theme=theme)
-    place = np.arange(len(importance))
-    chart.bars(place, importance, Style(palette.BLUE, "importance"), "column %{x}")
-    for edge in range(head, len(importance), head):
-        chart.figure.add_vline(x=edge - 0.5, line={"color": chart.ink.muted, "width": 1})
-    chart.y(top=top)
-    kind = "columnar" if relative_range > THRESHOLD else "not columnar"
-    finding = f"Basis {basis.lower()}: relative range {number(relative_range)}, {kind}"
-    subtitle = f"A generated attention layer with {len(importance)} columns in {len(importance) // head} heads"
-    table = pd.DataFrame({"column": place, "importance": importance})
-    return chart.done(finding, subtitle, "", "Bar chart of importance", table)

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 import rose
-from app.lab.basis import BASES
 from app.study import cache
 from app.study.setup import Setup
 from rose import verdicts
-from rose.layer.basis import HeadLayout, find_rotations, rotate_columns
-from rose.layer.error import quadratic_form, relative_error
+from rose.layer.error import quadratic_form
 from rose.layer.forecast import price_columns
-from rose.layer.pattern import Pattern
+from rose.layer.pattern import SPARSITY as USUAL
+from rose.layer.profile import HEADS, SPARSITIES, Profile
+from rose.layer.split import split_error
 from rose.verdicts import Interval
 
 SPARSITY, BLOCK_SIZE, DAMPING = 1 / 3, 3, 0.0  # no damping: the formulas hold to the last digit
@@ -87,6 +87,41 @@ def prices(order: str | Sequence[int] = "natural") -> list[float]:
     return price_columns(plan(), chosen).price.tolist()
 
 
+def magnitude(zeros: int) -> tuple[Tensor, float]:
+    """The mask of so many smallest weights, True = removed, (out, in), and the error that removing them makes."""
+    weight = torch.tensor(WEIGHT)
+    mask = torch.zeros_like(weight, dtype=torch.bool)
+    mask.view(-1)[weight.abs().flatten().argsort(stable=True)[:zeros]] = True
+    return mask, quadratic_form(weight * mask, hessian()) / energy()
+
+
+def compensated(block: int) -> dict[str, float]:
+    """The relative error of removing the weights of a block that pre-pruning chooses: if nothing else changes, and at
+    best if the block goes last, when its own kept weights alone can change, or first, when all columns can."""
+    H, W, mask = hessian().double(), torch.tensor(WEIGHT).double(), plan().potential_loss > 0
+    columns = range(BLOCK_SIZE * block, BLOCK_SIZE * (block + 1))
+    errors = {}
+    for turn, helpers in (("nobody helps", ()), ("last", columns), ("first", NATURAL)):
+        errors[turn] = 0.0
+        for weights, removed in zip(W, mask, strict=True):
+            gone = [column for column in columns if removed[column]]
+            free = [column for column in helpers if column not in gone]
+            # The least of δHδᵀ with δ fixed on the removed weights: the Schur complement of the free columns.
+            left = H[gone][:, gone]
+            if free:
+                left = left - H[gone][:, free] @ torch.linalg.solve(H[free][:, free], H[free][:, gone])
+            errors[turn] += float(weights[gone] @ left @ weights[gone]) / energy()
+    return errors
+
+
+def split(order: str, budget: str) -> tuple[float, float]:
+    """The error of a sweep and the mask's part of it, as parts of SparseGPT's error; "random": the mean of `RANDOM`."""
+    weight, base = torch.tensor(WEIGHT), prune("natural").relative_error
+    names = RANDOM if order == "random" else (order,)
+    parts = [split_error(weight, hessian(), prune(name, budget)) for name in names]
+    return float(np.mean([part.error for part in parts])) / base, float(np.mean([part.mask for part in parts])) / base
+
+
 # Three inputs and one output
 
 
@@ -100,6 +135,7 @@ class Removal:
     after: Tensor  # (3,)
     alone: float  # cost if no other weight changes, w² H_jj
     cost: float  # w² / [H⁻¹]_jj
+    explained: dict[str, float]  # of the input's variance, by each other input and by both
 
 
 def remove_one(alike: float, column: int) -> Removal:
@@ -111,84 +147,9 @@ def remove_one(alike: float, column: int) -> Removal:
     after[column] = 0
     square = float(before[column] ** 2)
     alone, cost = square * float(matrix[column, column]), square / float(inverse[column, column])
-    return Removal(matrix, inverse, before, after, alone, cost)
-
-
-# A generated value and output projection without softmax, in several bases: what a rotation of its heads changes
-
-WIDTH, HEADS, HEAD_SIZE, ZEROS = 96, 6, 16, 0.7  # of the stream; heads as wide as a block; sparsity
-TOKENS = 512  # of calibration; equally many are held out
-SHARED = 0.6  # part of an input channel's variance that it has in common with others
-LAYOUT = HeadLayout(HEAD_SIZE, tuple(range(HEADS)))
-STEEPEST = 0.35  # decay rate of the singular values of the last head
-METHODS = ("sparsegpt", "rose")
-
-
-@dataclass(frozen=True)
-class Turned:
-    """The layer in one basis."""
-
-    importance: list[float]  # of its columns, (in,)
-    relative_range: float
-    moved: float  # ‖y' − y‖ / ‖y‖, y being the dense output in the given basis
-    errors: dict[str, float]  # held out, by method
-    fitted: dict[str, float]  # on calibration tokens, by method
-
-
-@lru_cache(maxsize=1)
-def turned() -> dict[str, Turned]:
-    """The layer in every basis of `BASES`."""
-    values, output, tokens = _generate()
-    dense = tokens @ values.T @ output.T
-    hessian = _statistics(tokens[:TOKENS] @ values.T).hessian
-    layers = {}
-    for name in BASES:
-        turned_values, turned_output = values, output
-        if name != "given":
-            rotations = find_rotations(output, hessian, LAYOUT, name, pattern=Pattern(ZEROS), block_size=HEAD_SIZE)
-            turned_output = rotate_columns(output, LAYOUT, rotations).float()
-            turned_values = rotate_columns(values.T, LAYOUT, rotations).float().T  # RᵀW_v
-        read = tokens @ turned_values.T
-        statistics, held_out = _statistics(read[:TOKENS]), _statistics(read[TOKENS:])
-        options: dict[str, Any] = {"sparsity": ZEROS, "block_size": HEAD_SIZE}
-        pruned = {name: rose.prune_layer(turned_output, statistics, method=name, **options) for name in METHODS}
-        fitted = {method: result.relative_error for method, result in pruned.items()}
-        errors = {name: relative_error(turned_output, pruned[name].weight, held_out.hessian) for name in METHODS}
-        plan = rose.plan_order(turned_output, statistics, **options)
-        moved = float((read @ turned_output.T - dense).norm() / dense.norm())
-        layers[name] = Turned(plan.importance.sum(0).tolist(), plan.relative_range, moved, errors, fitted)
-    return layers
-
-
-def errors_in_bases() -> pd.DataFrame:
-    """One row per basis and method: basis, method, held_out_error, relative_error."""
-    layers = turned().items()
-    rows = [(basis, name, layer.errors[name], layer.fitted[name]) for basis, layer in layers for name in METHODS]
-    return pd.DataFrame(rows, columns=["basis", "method", "held_out_error", "relative_error"])
-
-
-def _generate() -> tuple[Tensor, Tensor, Tensor]:
-    """W_v, (columns, width), W_o, (width, columns), and tokens, calibration first; channels share common sources."""
-    generator = torch.Generator().manual_seed(0)
-    columns, sources = HEADS * HEAD_SIZE, WIDTH // 4
-    heads = []
-    for head in range(HEADS):  # equal norms; later heads decay faster; each is rotated at random
-        sizes = torch.exp(-STEEPEST * head / (HEADS - 1) * torch.arange(HEAD_SIZE))
-        sizes *= HEAD_SIZE**0.5 / sizes.norm()
-        mixing = torch.linalg.qr(torch.randn(HEAD_SIZE, HEAD_SIZE, generator=generator)).Q
-        heads.append(mixing @ (sizes[:, None] * torch.randn(HEAD_SIZE, WIDTH, generator=generator)) / WIDTH**0.5)
-    values = torch.cat(heads)
-    output = torch.randn(WIDTH, columns, generator=generator)
-    common = torch.randn(2 * TOKENS, sources, generator=generator)
-    mixing = torch.randn(sources, WIDTH, generator=generator) * (SHARED / sources) ** 0.5
-    noise = torch.randn(2 * TOKENS, WIDTH, generator=generator)
-    return values, output, common @ mixing + noise * (1 - SHARED) ** 0.5
-
-
-def _statistics(inputs: Tensor) -> rose.InputStatistics:
-    statistics = rose.InputStatistics(inputs.shape[1])
-    statistics.update(inputs)
-    return statistics
+    explained = {f"input {k}": float(matrix[column, k] ** 2) for k in range(3) if k != column}
+    explained["both"] = 1 - 1 / float(inverse[column, column])
+    return Removal(matrix, inverse, before, after, alone, cost, explained)
 
 
 # Measurements of whole models
@@ -220,12 +181,42 @@ def mean_of(file: str, name: str) -> float:
 @lru_cache(maxsize=1)
 def example_layers() -> pd.DataFrame:
     """The finished study that the app opens with: a row a layer with is_columnar, and held-out errors by method."""
-    example = cache.read_example(Setup())
-    assert example is not None, "the example comes with the app"
-    table = pd.DataFrame([vars(record) for record in example.records])
+    table = pd.DataFrame([vars(record) for record in _study().records])
     errors = table.pivot_table(index="layer", columns="method", values="held_out_error", sort=False)
     facts = table.drop_duplicates("layer").set_index("layer")[["block_index", "projection", "is_columnar"]]
     return facts.join(errors).reset_index()
+
+
+def _study() -> cache.Kept:
+    study = cache.read_example(Setup())
+    assert study is not None, "the example comes with the app"
+    return study
+
+
+def output_profile(block: int) -> tuple[str, Profile]:
+    """An output projection of the example by its columns, and its name."""
+    name = f"model.layers.{block}.self_attn.o_proj"
+    return name, _study().profiles[name]
+
+
+def head_width() -> int:
+    """Columns of an attention head of the example's model."""
+    width = _study().head_width
+    assert width
+    return width
+
+
+def part_of(sweep: str, part: str) -> float:
+    """The mean error of a sweep, or its mask's part, over output projections, as a part of SparseGPT's error."""
+    return mean_of("splits.csv", f"{sweep.replace('random/', 'random:0/')} {part}")
+
+
+@lru_cache(maxsize=1)
+def ranges_by_heads() -> np.ndarray:
+    """Relative range of every output projection of the example and its interval, (4 block sizes, 30 layers, 3)."""
+    at, blocks = SPARSITIES.index(USUAL), example_layers()["block_index"].max() + 1
+    profiles = [output_profile(block)[1] for block in range(blocks)]
+    return np.stack([profile.ranges[at, : len(HEADS)].numpy() for profile in profiles], axis=1)
 
 
 def saved_by_rose() -> float:

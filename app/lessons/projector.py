@@ -22,14 +22,14 @@ STYLE = """
 [data-testid="stHeader"] { display: none; }
 .stApp { zoom: var(--lesson-zoom, 1); }
 .stApp .st-key-lesson-text :is(p, li) { font-size: 1.05rem; }
-.stApp .st-key-lesson-written :is(p, li) { margin-bottom: 0.75rem; }
+.stApp .st-key-lesson-written :is(p, li) { margin-bottom: 0.5rem; }
 [data-testid="stMain"]::before { display: none; }
 :has(> :is(.st-key-lesson-text, .st-key-lesson-stage)) {
   --tall: max(600px, 100vh / var(--lesson-zoom, 1) - 76px);
   flex-basis: var(--tall) !important; height: var(--tall) !important;
 }
 .stMainBlockContainer { padding: 0.6rem 1.5rem 0 !important; max-width: none; }
-:has(> .st-key-lesson-head), :has(> .stHtml .product), .st-key-lesson-stage [class*="-downloads"] { display: none; }
+:has(> .stHtml .product), .st-key-lesson-stage [class*="-downloads"] { display: none; }
 </style>
 """
 

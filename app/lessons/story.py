@@ -1,14 +1,15 @@
-"""The eleven lessons: stage and controls of each; `story.md.jinja` has the texts. The engine computes every number.
+"""Ten lessons, from 0 to 9: stage and controls of each; `story.md.jinja` has the texts. The engine computes every
+number.
 
 A lesson has a text on the left, a stage on the right, controls, and a question for the class. Each answers the question
 with which the one before ends. Columns and blocks are counted from 0, as on all pages; the paper counts from 1.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,16 +17,19 @@ from jinja2 import Environment, StrictUndefined
 
 from app.figures import lessons as figures
 from app.figures.lessons import signed
-from app.figures.orders import basis_errors
 from app.figures.style import Drawing
-from app.lab.basis import BASES
 from app.lessons import example
 from app.study.setup import Setup
-from app.words import apart, number, percent, word
+from app.words import number, percent, short_layer, word
 from rose.layer.methods.rose_admm import ITERATIONS
+from rose.layer.profile import block_sizes
 
 Values = Mapping[str, Any]
-LAST_BLOCK_FIRST = (6, 7, 8, 0, 1, 2, 3, 4, 5)
+SWAPS = (0, 1, 5, 6)  # of column j and the one before; 0: none. Of others the prices hardly change.
+HEADS_LAYER = 2  # the decoder block of lesson 5, whose output projection is columnar with one head a block
+SIZES = {"half": "½ and 1", "one": "1 and 2", "two": "2 and 4"}  # heads a block, of the two pictures
+HEAD_COUNTS = ("half a head", "one head", "two heads", "four heads")
+SWEEPS = ("natural/block", "two_level/block", "random/block", "natural/layer", "global/layer", "pivot/layer")
 JINJA = Environment(
     undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     variable_start_string="<<", variable_end_string=">>", block_start_string="<%", block_end_string="%>",
@@ -55,7 +59,12 @@ class Choice:
     key: str
     label: str
     options: Mapping[str, str]
-    follows_answer: bool = False  # shown once the question is answered
+    shown: Literal["always", "before", "after"] = "always"  # the question is answered
+    default: str = ""
+
+    @property
+    def first(self) -> str:
+        return self.default or next(iter(self.options))
 
 
 @dataclass(frozen=True)
@@ -87,12 +96,22 @@ class Lesson:
     proof: tuple[str, str] | None = None  # name of a button, and the Markdown behind it
 
 
+def what_pruning_is(values: Values, answered: bool) -> Screen:
+    zeros = values["zeros"]
+    mask, error = example.magnitude(zeros)
+    finding = f"{zeros} of {mask.numel()} weights are zero, and {percent(error)} of the output is lost"
+    subtitle = "Weights of a small layer; grey and struck: set to zero, smallest first"
+    stage = partial(figures.number_matrix, example.WEIGHT, finding, subtitle, removed=mask)
+    return Screen("What pruning is", TEXT.what_pruning_is(), stage)
+
+
 def one_weight(values: Values, answered: bool) -> Screen:
     removal = example.remove_one(values["alike"], values["removed"])
     weights = {"before": removal.before.tolist(), "after": removal.after.tolist()}
     costs = {"nobody helps": removal.alone, "others help": removal.cost}
-    stage = partial(figures.removal, removal.hessian.tolist(), weights, costs, values["removed"])
-    return Screen("One weight goes, others make up for it", TEXT.one_weight(values["removed"], removal), stage)
+    stage = partial(figures.removal, removal.explained, weights, costs, values["removed"])
+    text = TEXT.one_weight(values["removed"], removal, values["alike"])
+    return Screen("One weight goes, others make up for it", text, stage)
 
 
 def column_by_column(values: Values, answered: bool) -> Screen:
@@ -112,158 +131,118 @@ def column_by_column(values: Values, answered: bool) -> Screen:
 
 
 def early_and_late(values: Values, answered: bool) -> Screen:
-    orders = {"Block 2 goes first": LAST_BLOCK_FIRST, "Block 2 goes last": example.NATURAL}
-    results = {name: example.prune(order) for name, order in orders.items()}
-    traces = [result.trace for result in results.values() if result.trace is not None]
-    shares = [float(trace.compensated[place] / trace.lost[place]) for trace, place in zip(traces, (0, 2), strict=True)]
-    text = TEXT.early_and_late(answered, shares, [result.relative_error for result in results.values()])
-    stage = partial(figures.early_late, results, example.energy(), shares, answered=answered)
-    return Screen("Early and late", text, stage)
+    errors = [example.compensated(block) for block in range(3)]
+    stage = partial(figures.early_late, errors, answered=answered)
+    return Screen("Early and late", TEXT.early_and_late(answered), stage)
 
 
 def the_law(values: Values, answered: bool) -> Screen:
-    orders: dict[str, Sequence[int]] = {"natural": example.NATURAL}
-    orders |= {name.partition(":")[0]: example.order(name) for name in ("random:0", "pivot")}
+    lines = {"natural": example.NATURAL}
+    lines |= {name.partition(":")[0]: example.order(name) for name in ("random:0", "pivot")}
+    before, swapped, changed = example.prune("natural"), "", 0
     if step := values["trade"]:
-        orders["custom"] = [*example.NATURAL[: step - 1], step, step - 1, *example.NATURAL[step + 1 :]]
-    lines = {name: (columns, example.prices(columns)) for name, columns in orders.items()}
-    text = TEXT.the_law(float(np.prod(lines["natural"][1])))
-    return Screen("The law: an order deals prices out", text, partial(figures.price_lines, lines, step))
+        natural = example.NATURAL
+        lines["custom"] = (*natural[: step - 1], step, step - 1, *natural[step + 1 :])
+        after = example.prune(lines["custom"])
+        changed = int((after.mask & ~before.mask).sum())
+        swapped = f"{number(before.relative_error)} to {number(after.relative_error)}"
+    prices = {name: (columns, example.prices(columns)) for name, columns in lines.items()}
+    text = TEXT.the_law(float(np.prod(prices["natural"][1])), step, swapped, changed)
+    return Screen("The law of prices", text, partial(figures.price_lines, prices, step))
 
 
-def columnar(values: Values, answered: bool) -> Screen:
-    plan, shown = example.plan(), values["losses"]
-    losses, columns, scores = plan.loss_per_column.tolist(), plan.column_loss.tolist(), plan.importance
-    high, low = (losses.index(extreme) for extreme in (max(losses), min(losses)))
-    lost = [f"{loss:.1f}/{width}" for loss, width in zip(plan.block_loss, plan.block_width, strict=True)]
-    findings = {
-        "importance": f"Importance runs from {float(scores.min()):.1f} to {float(scores.max()):.1f}",
-        "pre-pruning": f"{int((plan.potential_loss > 0).sum())} of {scores.numel()} weights would go",
-        "losses": f"Block {high} would lose most: {losses[high]:.2f} per column",
-    }
-    subtitle, marks = "Importance S, three blocks of three columns", dict[str, Any]()
-    if shown != "importance":
-        subtitle, marks["removed"] = f"{subtitle}; struck: would be removed", plan.potential_loss > 0
-    if shown == "losses":
-        marks |= {"below": {"column loss": columns, "block mean": losses}, "marked": high}
-    stage = partial(figures.number_matrix, scores, findings[shown], subtitle, **marks)
-    return Screen("Columnar: one block loses much more", TEXT.columnar(plan, columns, lost[high], lost[low]), stage)
+def heads(values: Values, answered: bool) -> Screen:
+    first = list(SIZES).index(values["heads"])
+    name, profile = example.output_profile(HEADS_LAYER)
+    sizes = block_sizes(example.head_width())
+    shown = {
+        HEAD_COUNTS[at]: (profile.column_loss(sizes[at]).numpy(), sizes[at]) for at in (first, first + 1)
+    }  # fmt: skip
+    more = example.mean_of("heads.csv", "64") - 1
+    text = TEXT.heads(answered, len(profile.weight_norm) // example.head_width(), example.head_width(), more)
+    stage = partial(
+        figures.heads, shown, example.head_width(), example.ranges_by_heads(), HEADS_LAYER,
+        f"{short_layer(name)}, SmolLM2-135M, 70\u202f%",
+    )  # fmt: skip
+    return Screen("Heads make a layer columnar", text, stage)
 
 
 def the_order(values: Values, answered: bool) -> Screen:
     plan = example.plan()
-    columns = plan.permutation.tolist() if answered else list(example.NATURAL)
+    ordered = plan.permutation.tolist()
+    columns = ordered if answered else list(example.NATURAL)
     losses = [float(plan.loss_per_column[column // 3]) for column in columns[::3]]
-    natural, ordered = (example.prune(order).relative_error for order in ("natural", "two_level"))
-    listed = ", ".join(map(str, columns))
-    claim, finding, below = "Which block goes first?", "Which first?", {}
+    errors = {name: example.prune(name.partition("/")[0]).relative_error for name in SWEEPS[:2]}
+    natural, two_level = errors.values()
+    listed = ", ".join(map(str, ordered))
+    text = TEXT.the_order(answered, plan, listed, losses)
+    claim = "The block that loses most goes first" if answered else "Which block goes first?"
+    if answered and values["outcome"] == "errors":
+        finding = (
+            f"ROSE's order leaves {number(two_level)} of {number(natural)}, {percent(1 - two_level / natural, 0)} less"
+        )
+        stage = partial(figures.bars, errors, finding, "Error of the 4 × 9 layer, a third of its weights removed")
+        return Screen(claim, text, stage)
+    marks: dict[str, Any] = {"columns": columns}
+    shown, subtitle = values["losses"], "Importance S, three blocks of three columns"
+    finding = f"Importance runs from {float(plan.importance.min()):.1f} to {float(plan.importance.max()):.1f}"
+    if answered or shown != "importance":
+        marks["removed"] = (plan.potential_loss > 0)[:, columns]
+        finding, subtitle = "Pre-pruning would remove 12 of 36 weights", f"{subtitle}; struck: would be removed"
+    if answered or shown == "losses":
+        marks["below"] = {"column loss": plan.column_loss[columns].tolist(), "block mean": losses}
+        finding = f"Block 2 would lose most: {max(losses):.2f} a column"
     if answered:
-        claim, finding = "ROSE's order: the block that loses most first", f"Pruned in the order {listed}"
-        below = {"column loss": plan.column_loss[columns].tolist(), "block mean": losses}
-    marks: dict[str, Any] = {"removed": (plan.potential_loss > 0)[:, columns], "columns": columns, "below": below}
-    subtitle = "Importance S, columns as they are pruned; struck: pre-pruning's guess"
-    stage = partial(figures.number_matrix, plan.importance[:, columns], finding, subtitle, **marks)
-    return Screen(claim, TEXT.the_order(answered, listed, losses, natural, ordered), stage)
+        finding, subtitle = f"Pruned in the order {listed}", "Importance S, columns as they are pruned"
+    return Screen(claim, text, partial(figures.number_matrix, plan.importance[:, columns], finding, subtitle, **marks))
 
 
 def your_turn(values: Values, answered: bool) -> Screen:
     return Screen("Your turn: beat ROSE", TEXT.your_turn())
 
 
-def the_budget(values: Values, answered: bool) -> Screen:
-    orders = {name: (name,) for name in ("natural", "two_level", "random", "pivot", "global")}
-    errors = {
-        (order, budget): float(np.mean([example.prune(name, budget).relative_error for name in names]))
-        for budget in figures.BUDGETS
-        for order, names in (orders | {"random": example.RANDOM}).items()
-    }
-    ratio = {pair: error / errors["natural", "block"] for pair, error in errors.items()}
-    labels = {order: figures.look_of(order).label.replace(" (", "<br>(") for order in orders}
-    rows = [(labels[order], budget, value) for (order, budget), value in ratio.items()]
-    table = pd.DataFrame(rows, columns=["name", "group", "value"])
-    finding = f"Equal shares: random orders leave {ratio['random', 'block']:.2f} of the error"
-    if answered:
-        finding = f"One threshold leaves {ratio['natural', 'layer']:.2f} of the error"
-    shown, subtitle = table.iloc[: None if answered else len(orders)], "The 4 × 9 layer, a third of its weights removed"
-    stage = partial(figures.bars, shown, finding, subtitle, axis="error, SparseGPT = 1")
-    if answered and values["budget_view"] == "shares":
-        finding = "Under one threshold columns 6, 7 and 8 keep most weights"
-        subtitle = "Bold: weights that a block gives up, of 12; below: its columns"
-        stage = partial(figures.bars, shares_by_block(), finding, subtitle, axis="weights removed", equal=4)
-    columns = ", ".join(map(str, example.order("global")))
-    outputs = [example.mean_of("orders-outputs.csv", f"global/{budget}") for budget in ("block", "layer")]
-    return Screen("The budget decides", TEXT.the_budget(answered, ratio, columns, outputs), stage)
+def mask_and_sequence(values: Values, answered: bool) -> Screen:
+    rows = [(*name.split("/"), *example.split(*name.split("/"))) for name in SWEEPS]
+    toy = pd.DataFrame(rows, columns=["order", "budget", "error", "mask"])
+    real = toy.assign(**{part: [example.part_of(name, part) for name in SWEEPS] for part in ("error", "mask")})
+    finding = "ROSE's order repairs more; mixing and one threshold choose better zeros"
+    if not answered:
+        finding = "Orders leave less of SparseGPT's error, and one threshold least"
+    layers = {"this 4 × 9 layer": toy, "15 output projections": real}
+    stage = partial(figures.two_parts, layers, finding, answered=answered)
+    return Screen("The mask and the sequence", TEXT.mask_and_sequence(answered, toy, real), stage)
 
 
-def shares_by_block() -> pd.DataFrame:
-    """How many weights each block gives up under one threshold: name of its turn, order, value, columns."""
-    rows = []
-    for order in ("natural", "two_level", "global"):
-        result = example.prune(order, "layer")
-        for turn, block in zip(("pruned first", "second", "last"), result.order.permutation.split(3), strict=True):
-            columns = " ".join(map(str, block.tolist()))
-            rows.append((turn, order, int(result.mask[:, block].sum()), columns))
-    return pd.DataFrame(rows, columns=["name", "group", "value", "columns"])
-
-
-def in_whole_models(values: Values, answered: bool) -> Screen:
+def whole_models(values: Values, answered: bool) -> Screen:
     layers, ratio = example.example_layers(), example.perplexity_ratio
-    ratios = {
-        "ROSE": ratio("rose"),
-        "ROSE ADMM": ratio("rose_admm"),
-        "SparseGPT, tuned": ratio("sparsegpt", tuned=True),
-        "ROSE, tuned": ratio("rose", tuned=True),
-        "ROSE ADMM, tuned": ratio("rose_admm", tuned=True),
-    }
-    saved, columnar_layers = example.saved_by_rose(), int(layers["is_columnar"].sum())
-    wikitext = int((example.measured()["file"] == "layers-70.csv").sum()), 1 - example.mean_of("layers-70.csv", "rose")
-    conditions = Setup().conditions
-    text = TEXT.in_whole_models(answered, len(layers), columnar_layers, conditions, saved, wikitext, ITERATIONS, ratios)
+    columnar_layers, conditions = int(layers["is_columnar"].sum()), Setup().conditions
+    ratios = {name: ratio(name) for name in ("rose", "rose_admm")}
+    ratios |= {f"{name}, tuned": ratio(name, tuned=True) for name in ("sparsegpt", "rose", "rose_admm")}
+    saved = example.saved_by_rose()
+    text = TEXT.whole_models(answered, len(layers), columnar_layers, saved, ITERATIONS, ratios)
     if not answered:
         return Screen("Does it help a whole model?", text, partial(figures.columnar_map, layers, conditions))
-    subtitle = "SmolLM2-135M at 70 % zeros, towards dense outputs; 95 % intervals"
-    finding = f"No clear difference: {ratios['ROSE'].value:.2f} times SparseGPT's perplexity"
+    claim = "What ROSE is for"
+    if values["whole"] == "layers":
+        names = ("natural/block", "two_level/block", "random:0/block", "global/layer", "rose_admm")
+        errors = {name: example.mean_of("orders-outputs.csv", name) for name in names}
+        caption = "From docs/results/orders-outputs.csv: means over 30 layers and three draws of calibration text."
+        subtitle = "Held-out error of 30 output projections at 70\u202f% zeros; SparseGPT = 1"
+        stage = partial(figures.bars, errors, "Revising the mask helps more than any order", subtitle, caption)
+        return Screen(claim, text, stage)
+    subtitle = "SmolLM2-135M at 70\u202f% zeros, towards dense outputs; 95\u202f% intervals"
+    finding = f"No clear difference: {ratios['rose'].value:.2f} times SparseGPT's perplexity"
     caption = "docs/results/headline.csv: three draws of 16 × 512 tokens of WikiText-2 to calibrate, 24 × 512 to judge."
-    stage = partial(figures.ratio_lines, ratios, subtitle, finding, caption)
-    return Screen("In a whole model: no clear difference", text, stage)
-
-
-def make_columnar(values: Values, answered: bool) -> Screen:
-    layers, chosen = example.turned(), values["basis"]
-    texts = apart(*(layers[name].errors["sparsegpt"] for name in ("given", "learned")))
-    importance, relative_range = layers[chosen].importance, layers[chosen].relative_range
-    top = max(max(layer.importance) for layer in layers.values())
-    stage = partial(figures.importance_bars, importance, relative_range, top, example.HEAD_SIZE, BASES[chosen])
-    if answered and values["basis_view"] == "errors":
-        stage = partial(basis_errors, example.errors_in_bases(), BASES, chosen)
-    outputs = example.mean_of("rotation.csv", "learned")
-    return Screen("A layer can be made columnar", TEXT.make_columnar(answered, layers, texts, outputs), stage)
-
-
-def what_for(values: Values, answered: bool) -> Screen:
-    names = {
-        "natural/block": "SparseGPT",
-        "rose": "ROSE, where columnar",
-        "two_level/block": "Two-level order everywhere",
-        "random:0/block": "Random order",
-        "global/layer": "ROSE global",
-        "rose_admm": "ROSE ADMM, no order",
-    }
-    errors = [(label, "error", example.mean_of("orders-outputs.csv", name)) for name, label in names.items()]
-    table = pd.DataFrame(errors, columns=["name", "group", "value"])
-    rose, admm = (example.perplexity_ratio(method) for method in ("rose", "rose_admm"))
-    subtitle = "Held-out error of 30 output projections at 70 % zeros; SparseGPT = 1"
-    caption = "From docs/results/orders-outputs.csv: means over 30 layers and three draws of calibration text."
-    stage = partial(figures.bars, table, "Revising the mask helps more than any order", subtitle, caption)
-    return Screen("So what is ROSE for?", TEXT.what_for(example.saved_by_rose(), rose, admm), stage)
+    return Screen(claim, text, partial(figures.ratio_lines, ratios, subtitle, finding, caption))
 
 
 LESSONS = (
+    Lesson("What pruning is", what_pruning_is, (Slider("zeros", "Weights set to zero", (0, 6, 12, 18, 24, 30), 12),)),
     Lesson(
         "One weight goes",
         one_weight,
         (
-            Slider("alike", "Overlap H₀₁", tuple(k / 10 for k in range(10)), 0.6),
+            Slider("alike", "Overlap H₀₁", tuple(k / 10 for k in range(10)), 0.8),
             Slider("removed", "Remove weight", (0, 1, 2), 0),
         ),
         proof=("Where does the formula come from?", TEXT.derivation()),
@@ -282,45 +261,47 @@ LESSONS = (
         question=Question("How much is compensated if block 2 goes last?", ("most", "half", "hardly any"), 2),
     ),
     Lesson(
-        "The law",
+        "The law of prices",
         the_law,
-        (Slider("trade", "Swap two neighbours", tuple(range(9)), 0, lambda k: f"{k - 1} and {k}" if k else "none"),),
+        (Slider("trade", "Swap columns", SWAPS, 0, lambda k: f"{k - 1} and {k}" if k else "none"),),
         proof=("Why is that so?", TEXT.proof_of_the_law()),
     ),
     Lesson(
-        "Columnar",
-        columnar,
-        (Choice("losses", "Shown", {"importance": "Importance", "pre-pruning": "Pre-pruning", "losses": "Losses"}),),
+        "Heads",
+        heads,
+        (Choice("heads", "Heads a block", SIZES, default="one"),),
+        Question(
+            "With one head a block, is SparseGPT's error smaller or larger than with two?", ("smaller", "larger"), 1
+        ),
     ),
     Lesson(
         "ROSE's order",
         the_order,
-        question=Question(
-            "Which block should go first?", ("block 1, which loses least", "block 2, which loses most"), 1
+        (
+            Choice(
+                "losses",
+                "Shown",
+                {"importance": "Importance", "pre-pruning": "Pre-pruning", "losses": "Losses"},
+                shown="before",
+            ),
+            Choice("outcome", "Shown", {"order": "The order", "errors": "The error"}, shown="after"),
         ),
+        Question("Which block should go first?", ("block 1, which loses least", "block 2, which loses most"), 1),
     ),
     Lesson("Your turn", your_turn),
     Lesson(
-        "The budget",
-        the_budget,
-        (Choice("budget_view", "Shown", {"errors": "Errors", "shares": "What blocks give up"}, follows_answer=True),),
-        Question("What does one threshold leave of natural order's error?", ("nearly all", "half", "a fifth"), 2),
+        "Mask and sequence",
+        mask_and_sequence,
+        question=Question(
+            "ROSE moves blocks, and columns inside blocks. Which part gets smaller?",
+            ("mostly the mask's", "mostly the sequence's", "both alike"),
+            1,
+        ),
     ),
     Lesson(
         "Whole models",
-        in_whole_models,
-        question=Question(
-            "By how much does ROSE lower perplexity?", ("a fifth", "a twentieth", "less than a hundredth"), 2
-        ),
+        whole_models,
+        (Choice("whole", "Shown", {"models": "Whole models", "layers": "Single layers"}, shown="after"),),
+        Question("By how much does ROSE lower perplexity?", ("a fifth", "a twentieth", "less than a hundredth"), 2),
     ),
-    Lesson(
-        "Make a layer columnar",
-        make_columnar,
-        (
-            Slider("basis", "Basis of the heads", tuple(BASES), "given", BASES.__getitem__),
-            Choice("basis_view", "Shown", {"errors": "Errors", "columns": "Columns"}, follows_answer=True),
-        ),
-        Question("In the learned basis, what is SparseGPT's error?", ("higher", "the same", "lower"), 2),
-    ),
-    Lesson("What is ROSE for?", what_for),
 )

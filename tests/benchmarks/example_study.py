@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import transformers
@@ -105,16 +106,37 @@ def copied_numbers() -> pd.DataFrame:
     columnar = pd.read_csv(results / "layers-70.csv").query(f"relative_range > {THRESHOLD}")
     columnar = columnar.pivot(index="layer", columns="method", values="held_out_error")
     columnar = columnar.div(columnar["sparsegpt"], axis=0)[["rose"]].melt(var_name="method")
-    rotated = pd.read_csv(results / "rotation.csv").query("model == 'smollm2-135m' and method == 'sparsegpt'")
-    rotated = rotated.pivot(index="layer", columns="basis", values="error")
-    bases = pd.Series({"learned": (rotated["learned"] / rotated["as given"]).mean()}).rename_axis("method")
+    parts_of_errors = _parts_of_errors(pd.read_csv(results / "splits.csv"))
+    by_heads = _by_heads(pd.read_csv(results / "heads.csv", dtype={"sparsity": str}))
     parts = [
         headline.assign(file="headline.csv"),
         errors.assign(file="orders-outputs.csv"),
         columnar.assign(file="layers-70.csv", tuned=False, seed=0),
-        bases.reset_index(name="value").assign(file="rotation.csv", tuned=False, seed=0),
+        parts_of_errors.assign(file="splits.csv", tuned=False, seed=0),
+        by_heads.assign(file="heads.csv", tuned=False),
     ]
     return pd.concat(parts)[["file", "method", "tuned", "seed", "value"]].round(4).reset_index(drop=True)
+
+
+def _parts_of_errors(rows: pd.DataFrame) -> pd.DataFrame:
+    """Means over output projections, as parts of SparseGPT's error: method is "SWEEP PART"."""
+    rows = rows[(rows["model"] == "smollm2-135m") & rows["layer"].str.endswith("o_proj")]
+    base = rows[rows["sweep"] == "natural/block"].set_index("layer")
+    columns = {"error": "error", "mask": "mask_error", "held out": "held_out_error"}
+    means = []
+    for part, column in columns.items():
+        against = rows["layer"].map(base["held_out_error" if part == "held out" else "error"])
+        mean = (rows[column] / against).groupby(rows["sweep"], sort=False).mean()
+        means.append(mean.rename(lambda sweep, part=part: f"{sweep} {part}"))
+    return pd.concat(means).rename_axis("method").reset_index(name="value")
+
+
+def _by_heads(rows: pd.DataFrame) -> pd.DataFrame:
+    """SparseGPT's held-out error by block size, relative to blocks of 128, geometric means over output projections."""
+    rows = rows[(rows["model"] == "smollm2-135m") & (rows["sparsity"] == "0.7") & (rows["sweep"] == "natural/block")]
+    wide = rows.pivot(index=["seed", "layer"], columns="block_size", values="held_out_error")
+    means = np.exp(np.log(wide.div(wide[128], axis=0)).groupby("seed").mean())
+    return means.melt(var_name="method", ignore_index=False).reset_index().astype({"method": str})
 
 
 def make_whole_models() -> Path:

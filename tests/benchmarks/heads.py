@@ -121,11 +121,11 @@ def whole(options: Any) -> None:
     places = [("all", heads) for heads in options.heads]
     places += [("output projections", heads) for heads in options.heads if heads * width != BLOCK_SIZE]
     cases = [
-        (place, method)
-        for place, method in itertools.product(places, options.methods)
-        if is_asked(*place, method, width)
+        (where, heads, method)
+        for (where, heads), method in itertools.product(places, options.methods)
+        if is_asked(where, heads, method, width)
     ]
-    for seed, sparsity, ((where, heads), method) in itertools.product(options.seeds, options.sparsity, cases):
+    for seed, sparsity, (where, heads, method) in itertools.product(options.seeds, options.sparsity, cases):
         if (name, seed, sparsity, where, heads, method) in rows:
             continue
         tokens = load_tokens(options.text, tokenizer, samples=options.samples, length=options.length, seed=seed)
