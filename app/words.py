@@ -128,3 +128,16 @@ def model_name(model: str) -> str:
 def unused(name: str, used: Container[str]) -> str:
     names = itertools.chain([name], (f"{name}, run {again}" for again in itertools.count(2)))
     return next(free for free in names if free not in used)
+
+
+def share(sparsity: str) -> str:
+    """A sparsity as a part of all weights, or N:M."""
+    return sparsity if ":" in sparsity else percent(float(sparsity), 0)
+
+
+def heads(columns: int, heads: float) -> str:
+    """A block size by the heads that a block holds, or, where a model has no head width, in columns."""
+    if not heads:
+        return str(columns)
+    number = {0.5: "½", 1.5: "1½"}.get(heads, f"{heads:g}")
+    return f"{number} head{'s' * (heads > 1)}"

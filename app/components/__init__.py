@@ -1,7 +1,17 @@
 """Pieces that several pages draw: figures, choices, work in progress, and what a page needs before it can draw."""
 
 # ruff: noqa: F401  pages name all of them `components.…`
-from app.components.choices import URL, choose, keep_choice, pick_layer, section, select_layer
+from app.components.choices import (
+    URL,
+    choose,
+    choose_layer,
+    keep_choice,
+    labelled,
+    own_or_other,
+    pick_layer,
+    section,
+    select_layer,
+)
 from app.components.figure import (
     SHARE,
     continued,
@@ -22,7 +32,6 @@ from app.components.needs import (
     left_out,
     measure_button,
     offer_inputs,
-    require_layer,
     require_study,
     require_weights,
     wait_for,

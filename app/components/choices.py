@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
-from app import session, words
+from app import glossary, session, words
+from app.study.study import Study
 
 URL: Final = "query-params"  # a widget bound to it keeps its choice in the URL
 
@@ -84,3 +86,43 @@ def _name_of(target: Any, offered: Mapping[str, Any]) -> str | None:
     """The name of the same object, or of an equal tuple."""
     same = (name for name, value in offered.items() if value is target or (type(value) is tuple and value == target))
     return next(same, None)
+
+
+def own_or_other(
+    label: str, key: str, options: dict[Any, str], own: Any, *, kind: Callable[..., Any], **widget: Any
+) -> Any:
+    """A choice that the link keeps where it is not the study's own."""
+    linked = st.query_params.get(key)
+    if st.session_state.get(key) not in options:
+        st.session_state[key] = next((value for value in options if str(value) == linked), own)
+    look: dict[str, Any] = {"label_visibility": "collapsed", "key": key}
+    kind(label, list(options), format_func=options.__getitem__, **look, **widget)
+    chosen = st.session_state[key]
+    if chosen == own:
+        st.query_params.pop(key, None)
+    elif linked != str(chosen):
+        st.query_params[key] = str(chosen)
+    return chosen
+
+
+def labelled(word: str) -> DeltaGenerator:
+    """A place for a widget, behind a word that explains itself."""
+    place = st.container(horizontal=True, vertical_alignment="center", gap="small", width="content")
+    place.html(f'<span class="choice">{glossary.explained(word)}</span>', width="content")
+    return place
+
+
+def choose_layer(study: Study) -> None:
+    """The chosen layer by name, and its neighbours by the keys J and K."""
+    names, layer = study.layer_names, session.layer() or study.layer_names[0]
+    for key, icon, by, shortcut in (("previous", "back", -1, "J"), ("next", "forward", 1, "K")):
+        step = names[(names.index(layer) + by) % len(names)]
+        st.button(
+            "", icon=f":material/arrow_{icon}:", key=f"layer-{key}", type="tertiary", shortcut=shortcut,
+            help=f"The {key} layer", on_click=session.choose_layer, args=(step,),
+        )  # fmt: skip
+    st.session_state.layer_widget = layer
+    st.selectbox(
+        "Layer", names, key="layer_widget", format_func=words.short_layer, label_visibility="collapsed", width=170,
+        on_change=lambda: session.choose_layer(st.session_state.layer_widget),
+    )  # fmt: skip

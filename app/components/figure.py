@@ -19,7 +19,7 @@ from rose.recipe import Recipe
 from rose.rows import csv_text, json_rows
 from rose.spec import Spec
 
-REDRAW, STEP_BY_KEY = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("theme.js", "steps.js"))
+REDRAW = Path(__file__).with_name("theme.js").read_text(encoding="utf-8")
 _redraw = st.components.v2.component("redraw_in_another_theme", js=REDRAW, isolate_styles=False)
 SHARE = "%.1f\u202f%%"  # of a column of a table, in per cent
 MODEBAR = {"displaylogo": False, "modeBarButtons": [["toImage"]]}
@@ -95,8 +95,7 @@ def show(
 
 def downloads(drawing: Drawing, key: str) -> None:
     """The figure and its data as files, which work without a network; the figure's own button saves a PNG."""
-    table, script = drawing.data, STEP_BY_KEY if drawing.figure.frames else None
-    page = drawing.figure.to_html(include_plotlyjs=True, config=SVG, auto_play=False, post_script=script)
+    table, page = drawing.data, drawing.figure.to_html(include_plotlyjs=True, config=SVG)
     files = {
         "Table, CSV": ("csv", csv_text(table)),
         "Table, JSON": ("json", json.dumps(json_rows(table), indent=1)),

@@ -112,21 +112,6 @@ def offer_inputs(setup: Setup, key: str) -> None:
     st.button(label, icon=":material/input:", key=key, on_click=session.start)
 
 
-def require_layer(purpose: str, meanwhile: Callable[[Study, str], None] | None = None) -> tuple[Study, str]:
-    """The current study and the chosen layer with its inputs; else the page ends with a sentence that says what is
-    missing. `meanwhile` draws what a measured layer's numbers tell while its inputs are still collected."""
-    study = require_study(purpose)
-    layer = session.keep_layer(study)
-    assert layer is not None  # a study has layers
-    if study.has(layer):
-        return study, layer
-    if meanwhile and any(record.layer == layer for record in study.measurements.records):
-        meanwhile(study, layer)
-    if inputs_of(study, layer):
-        st.rerun()
-    st.stop()
-
-
 def inputs_of(study: Study, layer: str) -> bool:
     """Whether a layer's weights and inputs are here; else says what is missing, and collects them where that is
     quick."""

@@ -36,7 +36,7 @@ class Drawing:
     data: pd.DataFrame  # behind the figure, for download; where it is shrunk, the first heading says so
 
     def __post_init__(self) -> None:
-        for part in (*self.figure.data, self.figure.layout, *self.figure.frames):
+        for part in (*self.figure.data, self.figure.layout):
             for name, value in part.to_plotly_json().items():
                 if name not in ("meta", "template") and (shown := _without_foreign_tags(value)) is not value:
                     part[name] = shown

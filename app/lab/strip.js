@@ -1,157 +1,138 @@
-// The columns of a layer as they will be visited, and the share of its weights that each block gives up: both are
-// dragged. A click chooses a block, a drag over columns chooses these, a drag of what is chosen moves it. Arrow keys move
-// what is chosen and change the share of its block, Tab alone leaves.
-const TALL = 118, GAP = 26, LOW = 84;
+// The columns of a layer as they will be visited. Each block is a handle below its columns: it is dragged to another
+// place, where it snaps between two blocks. Arrow keys move the chosen block, Page Up and Page Down choose another one.
+const LEFT = 64, TOP = 26, TALL = 148, HANDLE = 30, FONT = "14px 'Source Sans', sans-serif";
 
 export default function ({data, parentElement, setTriggerValue}) {
-  const canvas = parentElement.querySelector("canvas");
-  const state = (canvas.state ??= {chosen: null});
-  const seen = JSON.stringify([data.columns, data.shares, data.layer]);
-  if (state.seen !== seen || state.ink !== data.ink.text) {
-    const kept = state.layer === data.layer ? state.chosen : null;
-    Object.assign(state, {seen, layer: data.layer, ink: data.ink.text, chosen: kept, columns: [...data.columns],
-      shares: [...data.shares], prices: [...data.prices], colours: [...data.colours]});
+  const canvas = parentElement.querySelector("canvas"), state = (canvas.state ??= {chosen: 0});
+  const seen = JSON.stringify([data.layer, data.size, data.names, data.widths, data.values]);
+  if (state.seen !== seen) {
+    if (state.layer !== data.layer || state.size !== data.size) state.chosen = 0;
+    Object.assign(state, {seen, layer: data.layer, size: data.size, order: data.widths.map((_, place) => place)});
+    state.chosen = Math.min(state.chosen, data.widths.length - 1);
   }
-  const count = data.columns.length, unit = data.unit;
-  const starts = [0];
-  for (const width of data.widths) starts.push(starts.at(-1) + width);
-  const blockOf = (column) => Math.max(0, Math.min(data.widths.length - 1, starts.findIndex((s) => s > column) - 1));
-  const most = (block) => data.widths[block] / count;
+  const first = [0];
+  for (const width of data.widths) first.push(first.at(-1) + width);
+  const count = first.at(-1), sorted = [...data.values].sort((a, b) => a - b);
+  // A column far above all others is cut off, with a mark, or the others could not be compared.
+  const usual = sorted[Math.floor(0.995 * (count - 1))], largest = sorted[count - 1];
+  const low = data.zero ? 0 : sorted[0], high = largest - low > 1.8 * (usual - low) && usual > low ? low + 1.2 * (usual - low) : largest;
+  const rough = (high - low || 1) / 3, power = 10 ** Math.floor(Math.log10(rough));
+  const tick = power * [1, 2, 5, 10].find((step) => step * power >= rough);
 
-  const draw = (caret = null) => {
-    const box = canvas.getBoundingClientRect(), ratio = devicePixelRatio || 1;
+  const layout = () => {  // [block, left, width], in pixels, as it stands now
+    const wide = canvas.getBoundingClientRect().width - LEFT;
+    let at = 0;
+    return state.order.map((block) => {
+      const part = [block, LEFT + at * wide / count, data.widths[block] * wide / count];
+      at += data.widths[block];
+      return part;
+    });
+  };
+  const handle = (c, block, left, wide, isChosen) => {
+    const y = TOP + TALL + 5;
+    c.beginPath();
+    c.roundRect(left + 1, y, Math.max(2, wide - 2), HANDLE, 6);
+    c.fillStyle = isChosen ? data.ink.tint : data.ink.box;
+    c.fill();
+    c.strokeStyle = isChosen ? data.ink.mark : data.ink.grid;
+    c.lineWidth = isChosen ? 2 : 1;
+    c.stroke();
+    const name = data.names[block].find((text) => text && c.measureText(text).width < wide - 8);
+    c.fillStyle = data.ink.text;
+    c.textAlign = "center";
+    if (name) c.fillText(name, left + wide / 2, y + 20);
+  };
+  const draw = () => {
+    const box = canvas.getBoundingClientRect(), ratio = devicePixelRatio || 1, c = canvas.getContext("2d");
     canvas.width = box.width * ratio;
     canvas.height = box.height * ratio;
-    const c = canvas.getContext("2d"), step = box.width / count;
     c.scale(ratio, ratio);
-    c.font = "14px 'Source Sans', sans-serif";
-    const low = Math.min(...state.prices), high = Math.max(...state.prices) || 1;
-    state.prices.forEach((price, at) => {
-      const tall = 8 + (TALL - 8) * (price - low) / (high - low || 1);
-      c.fillStyle = state.colours[at];
-      c.fillRect(at * step, TALL - tall, Math.max(step, 0.6), tall);
-    });
-    if (state.chosen) {
-      c.strokeStyle = data.ink.mark;
-      c.lineWidth = 3;
-      c.strokeRect(state.chosen[0] * step, 1.5, (state.chosen[1] - state.chosen[0]) * step, TALL - 1.5);
+    c.font = FONT;
+    const height = (value) => TOP + TALL - TALL * Math.min(1, Math.max(0, (value - low) / (high - low || 1)));
+    c.fillStyle = data.ink.muted;
+    c.textAlign = "left";
+    c.fillText(data.axis, 0, 14);
+    c.textAlign = "right";
+    for (let value = Math.ceil(low / tick) * tick; value <= high + 1e-9; value += tick) {
+      const y = Math.round(height(value)) + 0.5, digits = Math.max(0, -Math.floor(Math.log10(tick)));
+      c.fillStyle = data.ink.muted;
+      c.fillText(value.toFixed(digits), LEFT - 8, y + 5);
+      c.fillStyle = data.ink.grid;
+      c.fillRect(LEFT, y, box.width - LEFT, 1);
     }
-    if (caret !== null) {
+    for (const [block, left, wide] of layout()) {
+      const step = wide / data.widths[block];
+      for (let k = 0; k < data.widths[block]; k++) {
+        const column = first[block] + k, y = height(data.values[column]);
+        c.fillStyle = data.marked[column] ? data.ink.accent : data.ink.quiet;
+        c.fillRect(left + k * step, y, Math.max(step - 0.15, 0.6), TOP + TALL - y);
+        if (data.values[column] > high) c.fillRect(left + k * step - 2, TOP - 5, 5, 3);
+      }
+    }
+    layout().forEach(([block, left, wide], place) => handle(c, block, left, wide, place === state.chosen));
+    c.fillStyle = data.ink.muted;
+    c.textAlign = "left";
+    c.fillText("pruned first", LEFT, TOP + TALL + HANDLE + 24);
+    c.textAlign = "right";
+    c.fillText("last", box.width - 1, TOP + TALL + HANDLE + 24);
+    if (state.drag?.moved) {
+      const parts = layout(), [block, , wide] = parts[state.chosen];
+      const x = state.drag.gap < parts.length ? parts[state.drag.gap][1] : box.width;
       c.fillStyle = data.ink.mark;
-      c.fillRect(caret * step - 2, 0, 4, TALL + 8);
-    }
-    const foot = TALL + GAP + LOW;
-    c.lineWidth = 1;
-    data.widths.forEach((width, block) => {
-      const left = starts[block] * step, wide = width * step;
-      c.strokeStyle = data.ink.text;
-      c.strokeRect(left + 0.5, TALL + 0.5, wide, 6);
-      c.fillStyle = data.ink.text;
-      if (wide > 50) c.fillText(data.names[block], left + 4, TALL + GAP - 5);
-      const part = state.shares[block] / most(block), tall = LOW * part;
-      c.fillStyle = data.ink.bar;
-      c.globalAlpha = 0.75;
-      c.fillRect(left + 3, foot - tall, wide - 6, tall);
+      c.fillRect(Math.min(x, box.width - 2) - 2, TOP, 4, TALL + HANDLE + 8);
+      c.globalAlpha = 0.85;
+      handle(c, block, state.drag.x - wide / 2, wide, true);
       c.globalAlpha = 1;
-      c.fillStyle = data.ink.text;
-      if (wide > 46) c.fillText(`${(100 * part).toFixed(0)} %`, left + 8, foot - 6);
-    });
-    c.strokeStyle = data.ink.text;
-    c.setLineDash([5, 4]);
-    c.beginPath();
-    c.moveTo(0, foot - LOW * data.ratio);
-    c.lineTo(box.width, foot - LOW * data.ratio);
-    c.stroke();
-    c.setLineDash([]);
+    }
   };
 
-  const sendLater = (name, value) => {
+  const move = (to) => {  // the chosen block goes before the block that now stands at place `to`
+    const from = state.chosen, place = to > from ? to - 1 : to;
+    if (place === from) return draw();
+    state.order.splice(place, 0, ...state.order.splice(from, 1));
+    state.chosen = place;
+    draw();
     clearTimeout(state.timer);
-    state.timer = setTimeout(() => setTriggerValue(name, value), 250);
+    state.timer = setTimeout(() => setTriggerValue("moved", [...state.order]), 120);
   };
-  const move = (to, later) => {  // what is chosen goes before the column now at `to`
-    const [first, end] = state.chosen;
-    const gap = Math.round(to / unit) * unit;
-    if (gap >= first && gap <= end) return draw();
-    for (const name of ["columns", "prices", "colours"]) {
-      const taken = state[name].splice(first, end - first);
-      state[name].splice(gap > first ? gap - (end - first) : gap, 0, ...taken);
-    }
-    const at = gap > first ? gap - (end - first) : gap;
-    state.chosen = [at, at + end - first];
-    draw();
-    (later ? sendLater : setTriggerValue)("moved", [...state.columns]);
-  };
-  const give = (block, share) => {  // and the others together keep the sparsity
-    const limited = Math.max(0, Math.min(most(block), share)), others = state.shares.map((_, b) => b !== block);
-    const sum = (keep) => state.shares.reduce((total, s, b) => total + (keep(b) ? s : 0), 0);
-    let wanted = data.ratio - limited;
-    const room = data.widths.reduce((total, _, b) => total + (others[b] ? most(b) : 0), 0);
-    if (wanted < 0 || wanted > room) wanted = Math.max(0, Math.min(room, wanted));
-    state.shares[block] = data.ratio - wanted;
-    for (let round = 0; round < 20; round++) {
-      const off = wanted - sum((b) => others[b]);
-      if (Math.abs(off) < 1e-9) break;
-      const free = state.shares.map((s, b) => others[b] ? (off > 0 ? most(b) - s : s) : 0);
-      const total = free.reduce((a, b) => a + b, 0) || 1;
-      state.shares = state.shares.map((s, b) => s + off * free[b] / total);
-    }
-    draw();
-  };
-
-  const place = (event) => {
-    const box = canvas.getBoundingClientRect();
-    return {column: Math.max(0, Math.min(count, (event.clientX - box.left) / box.width * count)), y: event.clientY - box.top};
-  };
+  const at = (event) => event.clientX - canvas.getBoundingClientRect().left;
   canvas.onpointerdown = (event) => {
-    const {column, y} = place(event), at = Math.min(count - 1, Math.floor(column));
+    const x = at(event), place = layout().findIndex(([, left, wide]) => x >= left && x < left + wide);
+    if (place < 0) return;
     canvas.setPointerCapture(event.pointerId);
-    const inside = state.chosen && at >= state.chosen[0] && at < state.chosen[1];
-    state.drag = y > TALL + 8 ? (data.own ? {kind: "share", block: blockOf(at)} : null)
-      : {kind: inside ? "move" : "choose", from: at, moved: false};
+    state.chosen = place;
+    state.drag = {from: x, x, gap: place, moved: false};
+    draw();
   };
   canvas.onpointermove = (event) => {
-    const drag = state.drag, {column, y} = place(event);
-    if (!drag) return;
-    if (drag.kind === "share") return give(drag.block, most(drag.block) * (TALL + GAP + LOW - y) / LOW);
-    drag.moved ||= Math.abs(column - drag.from) > count / 200;
-    if (!drag.moved) return;
-    if (drag.kind === "move") return draw(Math.round(column / unit) * unit);
-    const ends = [drag.from, column].sort((a, b) => a - b);
-    state.chosen = [Math.floor(ends[0] / unit) * unit, Math.min(count, Math.ceil(ends[1] / unit) * unit)];
+    if (!state.drag) return;
+    const x = at(event), parts = layout();
+    state.drag.x = x;
+    state.drag.moved ||= Math.abs(x - state.drag.from) > 6;
+    state.drag.gap = parts.filter(([, left, wide]) => left + wide / 2 < x).length;
     draw();
   };
-  canvas.onpointerup = (event) => {
-    const drag = state.drag, {column} = place(event);
+  canvas.onpointerup = canvas.onpointercancel = (event) => {
+    const drag = state.drag;
     state.drag = null;
-    if (!drag) return;
-    if (drag.kind === "share") return setTriggerValue("shared", [...state.shares]);
-    if (drag.moved && drag.kind === "move") return move(column, false);
-    if (!drag.moved) state.chosen = [starts[blockOf(drag.from)], starts[blockOf(drag.from) + 1]];
-    draw();
+    if (drag?.moved && event.type === "pointerup") move(drag.gap);
+    else draw();
   };
   canvas.onkeydown = (event) => {
-    state.chosen ??= [0, starts[1]];
-    const [first, end] = state.chosen, block = blockOf(first), by = event.shiftKey ? data.widths[block] : unit;
-    const ways = {ArrowLeft: () => move(Math.max(0, first - by), true), ArrowRight: () => move(Math.min(count, end + by), true),
-      Home: () => move(0, true), End: () => move(count, true)};
-    for (const [key, up] of [["ArrowUp", 1], ["ArrowDown", -1]]) ways[key] = () => {
-      if (!data.own) return;
-      give(block, state.shares[block] + up * 0.02 * most(block));
-      sendLater("shared", [...state.shares]);
-    };
-    for (const [key, other] of [["PageDown", block + 1], ["PageUp", block - 1]]) ways[key] = () => {
-      const next = Math.max(0, Math.min(data.widths.length - 1, other));
-      state.chosen = [starts[next], starts[next + 1]];
+    const last = state.order.length, chosen = state.chosen;
+    const choose = (place) => {
+      state.chosen = Math.max(0, Math.min(last - 1, place));
       draw();
     };
+    const ways = {ArrowLeft: () => move(Math.max(0, chosen - 1)), ArrowRight: () => move(Math.min(last, chosen + 2)),
+      Home: () => move(0), End: () => move(last), PageUp: () => choose(chosen - 1), PageDown: () => choose(chosen + 1)};
     if (!ways[event.key]) return;
     ways[event.key]();
     event.preventDefault();
     event.stopPropagation();
   };
   canvas.setAttribute("aria-label", data.says);
-  const watcher = new ResizeObserver(() => draw());
+  const watcher = new ResizeObserver(draw);
   watcher.observe(canvas);
   draw();
   return () => watcher.disconnect();

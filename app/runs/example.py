@@ -165,13 +165,6 @@ def diffusion() -> DiffusionRun:
     return _finished(run)
 
 
-@cache
-def race() -> tuple[str, dict[str, pd.DataFrame]]:
-    """A layer of the study that comes with the app, and states of all solvers in natural order, as `Watched.table`."""
-    part = parts()["race"]
-    return part["layer"], {name: pd.DataFrame(states) for name, states in part["solvers"].items()}
-
-
 def head_costs() -> pd.DataFrame:
     """As `app.study.structures.Structures.head_costs`."""
     return pd.DataFrame(parts()["heads"])

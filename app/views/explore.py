@@ -6,10 +6,9 @@ from typing import Any
 
 import pandas as pd
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 
 import rose
-from app import components, glossary, session, words
+from app import components, session, words
 from app.components import SHARE, URL, look
 from app.figures import explore as figures
 from app.figures import losses, maps, methods, palette, weights
@@ -90,58 +89,27 @@ def _choices(study: Study) -> tuple[str, str, int]:
     table, setup = study.overview(session.threshold()), study.setup
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key="explore-choices"):
         names = mapped(table)
-        with _labelled("Map"):
+        with components.labelled("Map"):
             metric = st.selectbox(
                 "Map of", names, format_func=lambda name: maps.metric(name).label, key="metric", bind=URL, width=190,
                 label_visibility="collapsed",
             ) or names[0]  # fmt: skip
-        sparsities = {text: _share(text) for text in study.sparsities}
-        with _labelled("Sparsity"):
-            sparsity = _what_if("Sparsity", "what_sparsity", sparsities, setup.sparsity, width=104, kind=st.selectbox)
-        sizes = {size: _heads(size, heads) for size, heads in study.sizes.items()}
-        with _labelled("Block"):
+        sparsities = {text: words.share(text) for text in study.sparsities}
+        with components.labelled("Sparsity"):
+            sparsity = components.own_or_other(
+                "Sparsity", "what_sparsity", sparsities, setup.sparsity, width=104, kind=st.selectbox
+            )
+        sizes = {size: words.heads(size, heads) for size, heads in study.sizes.items()}
+        with components.labelled("Block"):
             own = setup.block_columns
-            size = _what_if("Block size", "what_block", sizes, own, kind=st.segmented_control, required=True)
+            size = components.own_or_other(
+                "Block size", "what_block", sizes, own, kind=st.segmented_control, required=True
+            )
         with st.container(
             key="explore-layer", horizontal=True, vertical_alignment="center", horizontal_alignment="right"
         ):
-            _choose_layer(study)
+            components.choose_layer(study)
     return metric, sparsity, size
-
-
-def _what_if(
-    label: str, key: str, options: dict[Any, str], own: Any, *, kind: Callable[..., Any], **widget: Any
-) -> Any:
-    """A choice that the link keeps where it is not the study's own."""
-    linked = st.query_params.get(key)
-    if st.session_state.get(key) not in options:
-        st.session_state[key] = next((value for value in options if str(value) == linked), own)
-    look: dict[str, Any] = {"label_visibility": "collapsed", "key": key}
-    kind(label, list(options), format_func=options.__getitem__, **look, **widget)
-    chosen = st.session_state[key]
-    if chosen == own:
-        st.query_params.pop(key, None)
-    elif linked != str(chosen):
-        st.query_params[key] = str(chosen)
-    return chosen
-
-
-def _labelled(word: str) -> DeltaGenerator:
-    """A place for a widget, behind a word that explains itself."""
-    place = st.container(horizontal=True, vertical_alignment="center", gap="small", width="content")
-    place.html(f'<span class="choice">{glossary.explained(word)}</span>', width="content")
-    return place
-
-
-def _share(sparsity: str) -> str:
-    return sparsity if ":" in sparsity else words.percent(float(sparsity), 0)
-
-
-def _heads(size: int, heads: float) -> str:
-    if not heads:
-        return str(size)
-    number = {0.5: "½", 1.5: "1½"}.get(heads, f"{heads:g}")
-    return f"{number} head{'s' * (heads > 1)}"
 
 
 # The map
@@ -168,7 +136,7 @@ def _map(study: Study, table: pd.DataFrame, metric: str, *, at: tuple[str, int])
     if metric == "relative_range":
         choose_threshold()
     own = study.setup.sparsity, study.setup.block_columns
-    measured = f", errors measured at {_share(own[0])} and {_heads(own[1], study.sizes[own[1]])} a block"
+    measured = f", errors measured at {words.share(own[0])} and {words.heads(own[1], study.sizes[own[1]])} a block"
     try:
         scatter = maps.gain_scatter(
             table, metric if metric in maps.FORETELL else "relative_range", measured_at=measured if at != own else "",
@@ -179,7 +147,7 @@ def _map(study: Study, table: pd.DataFrame, metric: str, *, at: tuple[str, int])
         components.info(problem)
     if at != own:
         other = study.setup.changed(sparsity=at[0], block_size=at[1])
-        label = f"Measure errors at {_share(at[0])}, {_heads(at[1], study.sizes[at[1]])}"
+        label = f"Measure errors at {words.share(at[0])}, {words.heads(at[1], study.sizes[at[1]])}"
         st.button(
             label, icon=":material/play_arrow:", key="measure-what-if", on_click=session.ask_for_model, args=(other,)
         )
@@ -247,7 +215,7 @@ def _layer(study: Study, layer: str, table: pd.DataFrame, *, at: tuple[str, int]
     order, columns_as = profile.order(size, group), st.session_state.get("columns_as")
     is_known = at[0] == own[0] and (size in profile.sizes)
     shown = Columns(profile, size, study.head_width_of(layer), session.threshold(), float(row["relative_range"]))
-    losses_of = "" if is_known else f"at {_share(own[0])} with blocks of {profile.sizes[0]}, as measured"
+    losses_of = "" if is_known else f"at {words.share(own[0])} with blocks of {profile.sizes[0]}, as measured"
     moved = shown._replace(order=order if columns_as == AS_ROSE else None)
     components.show(figures.strips(moved, losses_of=losses_of, **look(layer)), "layer-strips", beside=_columns_as)
     reordered = order if shown.is_columnar else None
@@ -261,22 +229,6 @@ def _layer(study: Study, layer: str, table: pd.DataFrame, *, at: tuple[str, int]
 
 def _columns_as() -> None:
     components.section([AS_IT_IS, AS_ROSE], "columns_as", "Columns")
-
-
-def _choose_layer(study: Study) -> None:
-    """The chosen layer by name, and its neighbours by the keys J and K."""
-    names, layer = study.layer_names, session.layer() or study.layer_names[0]
-    for key, icon, by, shortcut in (("previous", "back", -1, "J"), ("next", "forward", 1, "K")):
-        step = names[(names.index(layer) + by) % len(names)]
-        st.button(
-            "", icon=f":material/arrow_{icon}:", key=f"layer-{key}", type="tertiary", shortcut=shortcut,
-            help=f"The {key} layer", on_click=session.choose_layer, args=(step,),
-        )  # fmt: skip
-    st.session_state.layer_widget = layer
-    st.selectbox(
-        "Layer", names, key="layer_widget", format_func=words.short_layer, label_visibility="collapsed", width=170,
-        on_change=lambda: session.choose_layer(st.session_state.layer_widget),
-    )  # fmt: skip
 
 
 # Sections

@@ -1,40 +1,44 @@
-"""Order lab: can you do better? What the order of pruning and its budget do to one layer's error."""
+"""Order lab: what the order of pruning changes in one layer's error."""
 
 from collections.abc import Callable
 
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 
 import rose
-from app import components, session
-from app.lab import basis, race_of_solvers, sections, your_order
-from app.study.study import Study
+from app import components, glossary, session, words
+from app.lab import inside, your_order
+from app.lab.sweeps import Bench
 
-SECTIONS: dict[str, tuple[str, Callable[[Study, str, DeltaGenerator], None]]] = {
+SECTIONS: dict[str, tuple[str, Callable[[Bench], None]]] = {
     "own": ("Your order", your_order.draw),
-    "prices": ("Prices", sections.prices),
-    "sweep": ("Inside a sweep", sections.inside_sweep),
-    "budget": ("Mask and sequence", sections.mask_and_sequence),
-    "basis": ("Basis", basis.draw),
+    "sweep": ("Inside a sweep", inside.draw),
 }
 
 
 def draw() -> None:
-    st.title("Order lab: can you do better than ROSE?")
-    study, layer, _ = sections.require_layer("Here you try pruning orders on a real layer")
-    row = st.container(horizontal=True, vertical_alignment="center")
-    with row:
+    study = components.require_study("Here you try pruning orders on a real layer")
+    layer = session.keep_layer(study)
+    assert layer is not None  # a study has layers
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", key="lab-choices"):
         section = components.section(SECTIONS, "lab_section")
+        model = words.plain(words.model_name(study.setup.model))
+        st.html(f'<span class="choice">{model}</span>', width="content")
+        components.choose_layer(study)
+        sizes = {size: words.heads(size, heads) for size, heads in study.sizes.items()}
+        with components.labelled("Block"):
+            size = components.own_or_other(
+                "Block size", "lab_block", sizes, study.setup.block_columns, kind=st.selectbox, width=110
+            )
+        says = f"sparsity {words.share(study.setup.sparsity)}, errors as parts of SparseGPT's"
+        st.html(f'<span class="choice">{glossary.explained(says)}</span>', width="content")
     if section != "own" and "own" in st.query_params:
         del st.query_params["own"]
+    if not components.inputs_of(study, layer):
+        return
     try:
-        SECTIONS[section][1](study, layer, row)
+        SECTIONS[section][1](Bench(study, layer, size, session.threshold()))
     except rose.RoseError as problem:
         components.error(problem)
-    if not session.setup().stream:  # or the page Prune is shut
-        race = {"prune_view": race_of_solvers.TITLE}
-        label = "Race the solvers behind the methods on this layer"
-        st.page_link("views/prune.py", label=label, icon=":material/sprint:", query_params=race)
 
 
 draw()

@@ -10,7 +10,6 @@ from app import components, session, shared, words
 from app.components.work import follow
 from app.forms.prune_choices import choose
 from app.forms.widgets import attempt, start_button
-from app.lab import race_of_solvers
 from app.results import prune_results as results
 from app.runs import example
 from app.runs.kept_copies import RESERVE, free_space
@@ -38,12 +37,12 @@ def draw() -> None:
         st.info("Results appear here as soon as the dense model has been evaluated.")
         return
     models = shown.models
-    sections = results.sections(shown, models) | {race_of_solvers.TITLE: lambda *_: race_of_solvers.draw(run)}
+    sections = results.sections(shown, models)
     with st.container(horizontal=True, vertical_alignment="center"):
         view = components.section(list(sections), "prune_view", "Results")
         label, icon = "Rounded, slimmed or pruned: what pays?", ":material/compare_arrows:"
         st.page_link("views/smaller.py", label=label, icon=icon, width="content")
-    if shown is not run and view != race_of_solvers.TITLE:
+    if shown is not run:
         components.example("pruned copies")
     sections[view](shown, models)
     if shown is run:

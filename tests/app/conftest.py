@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
+from weakref import WeakSet
 
 import pytest
 from streamlit.components.v2 import manifest_scanner
@@ -15,6 +16,7 @@ from streamlit.testing.v1 import AppTest
 import rose
 from app import shared
 from app.components import work
+from app.jobs import Job
 from app.registry import Registry
 from app.study.setup import Setup
 from app.study.study import LoadedModel, Study
@@ -41,6 +43,23 @@ def pages_show_no_exception() -> Iterator[None]:
 
     with mock.patch.object(AppTest, "_run", checked):
         yield
+
+
+@pytest.fixture(autouse=True)
+def jobs_end() -> Iterator[None]:
+    """A test's jobs end with it: one that still loads a model would change torch's default dtype for the next test."""
+    started: WeakSet[Job] = WeakSet()  # of finished work nothing may stay
+    start = Job.start
+
+    def remembered(job: Job) -> Job:
+        started.add(job)
+        return start(job)
+
+    with mock.patch.object(Job, "start", remembered):
+        yield
+    for job in list(started):
+        job.stop()
+        job.wait(60)
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ from app import jobs, session, shared
 from app.components import needs
 from app.jobs import Run
 from app.lab import your_order
+from app.lab.sweeps import Bench
 from app.registry import Registry, held
 from app.runs.pruning import PruneRequest, PruningRun
 from app.study import cache
@@ -51,6 +52,10 @@ CONFIG = LlamaConfig(
 PROGRESS = rose.Progress("calibrate", 0, 1, None, None, 0, 1, 0.0, 0.0, None)
 visit_blocks = rose.visit_blocks
 SIZE = sum(weight.nbytes for weight in LlamaForCausalLM(CONFIG).parameters())
+
+
+def bench_of(study: Study) -> Bench:
+    return Bench(study, LAYER, study.setup.block_columns, 0.5)
 
 
 class State(dict):
@@ -281,9 +286,10 @@ class Sessions(RuleBasedStateMachine):
         tab = self.act(at)
         study = session.study()
         if study is not None and study.has(LAYER):
-            columns = your_order.own_state(study, LAYER, study.plan(LAYER)).columns
-            your_order.change(columns=(columns[-1], *columns[:-1]))
-            tab.orders[tab.setup] = (columns[-1], *columns[:-1])
+            own = your_order.own_state(bench_of(study))
+            columns = (own.columns[-1], *own.columns[:-1])
+            your_order.keep(own.to(columns=columns))
+            tab.orders[tab.setup] = columns
 
     # What happens.
 
@@ -345,7 +351,7 @@ class Sessions(RuleBasedStateMachine):
             self.act(at)
             study = session.study()
             if tab.setup in tab.orders and study is not None and study.has(LAYER):
-                drawn = your_order.own_state(study, LAYER, study.plan(LAYER))
+                drawn = your_order.own_state(bench_of(study))
                 assert drawn.columns == tab.orders[tab.setup]
 
     @invariant()

@@ -19,7 +19,6 @@ import torch
 
 import rose
 from app.jobs import Run, run_to_end
-from app.lab.race_of_solvers import watched
 from app.runs.checked import CheckpointRun
 from app.runs.copies import CopyRun
 from app.runs.damage import DamageRun
@@ -30,15 +29,13 @@ from app.runs.pruning import PruningRun
 from app.runs.reading import SAMPLE, TextReading
 from app.runs.slimming import Slimming, SmallerRun
 from app.study.cache import Files
-from app.study.setup import Setup
 from app.study.structures import Structures
-from app.study.study import Calibration, InputsRun, LoadedModel, Study
+from app.study.study import Calibration, LoadedModel, Study
 from rose.diffusion.loading import load_diffusion
 from rose.diffusion.trajectory import Trajectory
 from rose.environment import says_versions
 from rose.files import write_atomically
 from rose.layer.pattern import METHOD
-from rose.layer.solvers import SOLVERS
 from rose.rows import finite, json_rows
 
 BROKEN = ("model.layers.18.mlp.up_proj", 7, 16)  # the group of the checked copy that keeps three weights
@@ -110,15 +107,6 @@ def make_heads(load: Any) -> dict[str, Any]:
     return {"heads": heads.round(9).to_dict("list"), "channels": channels.round(9).to_dict("list")}
 
 
-def make_race(load: Any) -> dict[str, Any]:
-    study = Study(Setup(), load, Calibration())
-    assert study.restore()
-    layer = study.most_columnar() or ""
-    follow(InputsRun(study, layer))
-    solvers = {name: json_rows(watched(study, layer, name, "natural").table) for name in SOLVERS}
-    return {"race": {"layer": layer, "solvers": solvers}}
-
-
 def make_smaller(load: Any) -> dict[str, Any]:
     run = SmallerRun(SMALLER, load)
     follow(run)
@@ -171,7 +159,6 @@ MAKERS = {
     "slimming": make_slimming,
     "damage": make_damage,
     "heads": make_heads,
-    "race": make_race,
     "smaller": make_smaller,
     "check": make_check,
     "diffusion": make_diffusion,

@@ -69,6 +69,7 @@ def test_each_visit_and_choice_is_undone_by_one_press_of_back(open_page: OpenPag
     go(page, "Explore")
     choose(page, "Map of", "Condition number of H")
     expect_finding(page, "^Condition number of H is highest in ")
+    expect(page).to_have_url(re.compile("metric=Condition"))  # written after the picture
     settle(page)
     shown = page.url
     go(page, "Order lab")

@@ -1,4 +1,4 @@
-"""The order lab in a browser, on a columnar layer of the packaged model: columns and shares are dragged."""
+"""The order lab in a browser, on a columnar layer of the packaged model: blocks are dragged."""
 
 import re
 from urllib.parse import urlencode, urlparse
@@ -16,44 +16,45 @@ def lab(open_page: OpenPage, measured: str, **query: str) -> tuple[Page, Locator
     return page, strip
 
 
-def drag(page: Page, strip: Locator, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """From one place to another, in parts of the strip's width and pixels from its top."""
+def place(strip: Locator, across: float) -> tuple[float, float]:
+    """A point on the handles, at this part of the strip's columns."""
     box = strip.bounding_box()
     assert box is not None
-    (x, y), (to_x, to_y) = ((box["x"] + across * box["width"], box["y"] + down) for across, down in (start, end))
-    page.mouse.move(x, y)
+    return box["x"] + 64 + across * (box["width"] - 64), box["y"] + 194
+
+
+def drag(page: Page, strip: Locator, start: float, end: float) -> None:
+    page.mouse.move(*place(strip, start))
     page.mouse.down()
-    page.mouse.move(to_x, to_y, steps=6)
+    page.mouse.move(*place(strip, end), steps=6)
     page.mouse.up()
 
 
-def error(page: Page) -> str:
-    """One's own error, at the end of its line."""
-    return page.locator(".annotation-text").filter(has_text="Yours").text_content() or ""
+def says(page: Page) -> str:
+    """What one's own bar is called."""
+    return page.locator(".annotation-text").filter(has_text="Yours").last.text_content() or ""
 
 
-def test_columns_and_shares_are_dragged_and_a_link_restores_the_order(open_page: OpenPage, measured: str) -> None:
+def test_a_dragged_block_snaps_and_a_link_restores_the_order(open_page: OpenPage, measured: str) -> None:
     page, strip = lab(open_page, measured)
-    natural = error(page)
-    drag(page, strip, (0.95, 60), (0.95, 60))  # a click chooses the last block
-    drag(page, strip, (0.95, 60), (0.0, 60))
-    expect(page).to_have_url(re.compile(r"own=512-575%2C0-511"))
+    assert "natural order" in says(page)
+    drag(page, strip, 0.95, 0.02)  # the narrow last block goes first, though it is let go beside the edge
+    moved = r"own=512-575%2F0-127%2F128-255%2F256-383%2F384-511"
+    expect(page).to_have_url(re.compile(moved))
     settle(page)
-    moved = error(page)
-    assert moved != natural
+    assert "block 4 first" in says(page)
     link = urlparse(page.url).query
-    drag(page, strip, (0.3, 180), (0.3, 220))
-    expect(page.get_by_role("combobox", name="Shares of blocks")).to_have_value("Your own")
+    drag(page, strip, 0.05, 0.06)  # a click moves nothing
     settle(page)
-    assert error(page) != moved
+    expect(page).to_have_url(re.compile(moved))
     page.get_by_role("button", name="Undo").click()
     settle(page)
-    assert error(page) == moved
-    assert error(lab(open_page, link)[0]) == moved
+    assert "natural order" in says(page)
+    assert "block 4 first" in says(lab(open_page, link)[0])
 
 
-def test_columns_move_by_keyboard(open_page: OpenPage, measured: str) -> None:
+def test_blocks_move_by_keyboard(open_page: OpenPage, measured: str) -> None:
     page, strip = lab(open_page, measured)
     strip.focus()
     page.keyboard.press("End")  # the first block goes last
-    expect(page).to_have_url(re.compile(r"own=128-575%2C0-127"))
+    expect(page).to_have_url(re.compile("own=128-255%2F256-383%2F384-511%2F512-575%2F0-127"))

@@ -22,16 +22,13 @@ from app.figures import (
     losses,
     maps,
     methods,
-    orders,
     palette,
     sensitivity,
     shapes,
-    sweeps,
     trust,
     weights,
 )
 from app.figures.style import Drawing
-from app.lab.basis import BASES
 from rose.layer.pattern import Pattern
 from rose.rows import json_rows
 
@@ -60,14 +57,6 @@ DAMAGES = pd.DataFrame(
 )
 BLOCK_DAMAGES = DAMAGES[::2].assign(unit=["model.layers.0", "model.layers.1", "model.layers.2"], projection="")
 EXCERPT = trust.MaskExcerpt(np.tile([True, True, False, False], (3, 2)) & (np.eye(3, 8) < 1), 9, 64, 2, 4, [(9, 64)])
-IN_BASES = pd.DataFrame(
-    [
-        (b, m, e, 1.2 * e)
-        for b, e in zip(BASES, (0.12, 0.1, 0.08, 0.07), strict=True)
-        for m in ("sparsegpt", "rose_admm")
-    ],
-    columns=["basis", "method", "relative_error", "held_out_error"],
-)
 ERRORS = {"mask_error": 0.2, "error": 0.1, "possible_error": 0.05, "error_of_rose": 0.08}
 COSTS = pd.Series(ERRORS | {f"held_out_{name}": 1.2 * error for name, error in ERRORS.items()} | {"recovered": 0.67})
 TUNED = pd.DataFrame(
@@ -101,12 +90,6 @@ FIGURES: dict[str, Callable[..., Drawing]] = LARGE | {  # of the layer `lab`, an
     "errors_twice": lambda x: explore.errors_twice(TWICE, draws=[0.1, 0.05, 0.12]),
     "channel_curve": lambda x: sensitivity.channel_curve(CHANNELS, 2, block=0),
     "method_errors": lambda x: methods.method_errors(x.records),
-    "basis_errors": lambda x: orders.basis_errors(IN_BASES, BASES, "gathered"),
-    "basis_errors_as_given": lambda x: orders.basis_errors(IN_BASES.assign(held_out_error=np.nan), BASES),
-    "mask_changes": lambda x: sweeps.mask_changes(
-        x.weight.numpy() > 0, x.weight.numpy() > 0.1, solver="ADMM", step="iteration 2", since="its last step"
-    ),
-    "forecast_scatter": lambda x: orders.forecast_scatter(FORECASTS),
     "tensor_map": lambda x: weights.tensor_map(np.eye(4, dtype=np.float32), (2, 2), name="w"),
     "histogram": lambda x: weights.histogram(np.array([1, 2, 1]), np.linspace(-1, 1, 4)),
     "norms": lambda x: weights.norms({"row": np.arange(1, 5), "column": np.arange(1, 9)}),

@@ -13,7 +13,6 @@ from app.figures.style import Drawing
 from app.words import percent
 from rose.layer.checks import CurvePoint, ErrorMeasures
 from rose.layer.error import quadratic_form
-from rose.layer.forecast import price_columns
 from rose.layer.profile import profile
 from rose.layer.trace import SweepTrace
 from tests.app.figures.test_contract import below, title
@@ -191,9 +190,9 @@ def test_sweeps_have_the_name_of_a_method_only_where_order_and_budget_are_its_ow
 
 
 def test_mask_and_sequence_are_the_parts_of_each_error(lab):
-    rows = [(order, "block", result.relative_error, lab.masks[order]) for order, result in lab.results.items()]
-    table = pd.DataFrame(rows, columns=["order", "budget", "relative_error", "mask_error"])
-    table = table.assign(held_out_error=[0.4, 0.3, 0.5])
+    rows = [(order, result.relative_error, lab.masks[order]) for order, result in lab.results.items()]
+    table = pd.DataFrame(rows, columns=["order", "relative_error", "mask_error"])
+    table = table.assign(label=table["order"], says="equal shares", held_out_error=[0.4, 0.3, 0.5])
     drawing = orders.mask_and_sequence(table)
     mask, sequence, ring = drawing.figure.data
     base = lab.results["natural"].relative_error
@@ -201,18 +200,20 @@ def test_mask_and_sequence_are_the_parts_of_each_error(lab):
     assert mask.x + sequence.x == pytest.approx(whole.to_numpy())
     assert mask.x[0] == pytest.approx(lab.masks["natural"] / base)
     assert list(ring.x) == pytest.approx([1, 0.75, 1.25])
-    assert percent(sequence.x[0], 0) in title(drawing)
+    numbers = [note.text for note in drawing.figure.layout.annotations if note.xanchor == "left"]
+    assert numbers == ["<b>1.00</b>", "<b>0.75</b>", "<b>1.25</b>"]
     refused("choose a sparsity above 0", orders.mask_and_sequence, table.assign(relative_error=0.0))
 
 
 def test_random_orders_are_one_bar():
-    rows = [("natural", "block", 0.2, 0.1), ("random", "block", 0.1, 0.08), ("random", "block", 0.2, 0.06)]
-    table = pd.DataFrame(rows, columns=["order", "budget", "relative_error", "mask_error"]).assign(
-        held_out_error=np.nan
-    )
-    mask, sequence = orders.mask_and_sequence(table).figure.data
+    rows = [("natural", 0.2, 0.1), ("random", 0.1, 0.08), ("random", 0.2, 0.06)]
+    table = pd.DataFrame(rows, columns=["order", "relative_error", "mask_error"])
+    table = table.assign(label=table["order"].str.title(), says="equal shares", held_out_error=np.nan)
+    drawing = orders.mask_and_sequence(table)
+    mask, sequence = drawing.figure.data
     assert list(mask.x) == pytest.approx([0.5, 0.35])
     assert list(sequence.x) == pytest.approx([0.5, 0.4])
+    assert drawing.caption.startswith("Saved in the mask and in the sequence: Random 0.15 and 0.10.")
 
 
 def test_position_curve_compares_last_with_first():
@@ -237,80 +238,31 @@ def test_order_bars_compare_with_natural_order():
 
 def test_titles_name_the_best_on_calibration_tokens_with_its_held_out_error():
     errors = pd.DataFrame({"relative_error": [0.2, 0.1, 0.15], "held_out_error": [0.2, 0.18, 0.1]})
-    bases = errors.assign(basis=["given", "gathered", "learned"], method="sparsegpt")
-    drawing = orders.basis_errors(bases, {"given": "As given", "gathered": "Gathered", "learned": "Learned"})
-    less = "10\u202f% less held-out error than"
-    assert title(drawing) == f"SparseGPT, gathered, chosen by calibration error: {less} as given"
-    swept = errors.assign(order=["natural", "global", "pivot"], budget="block")
-    drawing = orders.forecast_scatter(swept.set_axis(["forecast", "measured", "order", "budget"], axis=1))
-    assert title(drawing) == f"The forecast chooses global order, equal shares: {less} SparseGPT"
-    assert "One of three sweeps has less held-out error than the forecast's choice." in drawing.caption
     records = errors.assign(method=["sparsegpt", "rose", "rose_global"], layer="model.layers.0.mlp.up_proj")
     drawing = methods.method_errors(records, column="held_out_error")
     assert title(drawing) == "ROSE has 10\u202f% less error than SparseGPT"
     assert drawing.caption == "The title's method has the lowest calibration error."
-    state = {"step": "a", "is_complete": True, "work": 1.0}
-    ways = {name: (name, errors[at : at + 1].assign(**state)) for at, name in enumerate(("sweep", "refit", "admm"))}
-    assert "refit has 10\u202f% less error than sweep" in title(sweeps.solver_race(ways, 1.0, held_out=True))
 
 
-def test_price_lines_have_one_mean_and_mark_a_block(lab):
-    lines = {name: price_columns(lab.plan, name) for name in ("natural", "pivot")}
-    drawing = orders.price_lines(lines, widths=lab.plan.block_width, marked_block=2)
-    for name, of_order in lines.items():
-        assert drawing.data[name].tolist() == pytest.approx(of_order.price.log().tolist())
-        assert drawing.data[name].mean() == pytest.approx(lines["natural"].level)
-    natural, dots, pivot, others, level, alone = drawing.figure.data
-    assert natural.y.mean() == pytest.approx(lines["natural"].level, abs=0.05)  # a running mean of two columns
-    assert list(dots.x) == list(range(33, 41))
-    assert sorted(others.x) == sorted((lines["pivot"].order.inverse[32:] + 1).tolist())
-    assert level.y[0] == pytest.approx(lines["pivot"].level)
-    assert alone.y[0] == pytest.approx(float(lines["pivot"].alone.log().mean()))
-    assert pivot.y[-1] > pivot.y[0], "independent columns come last, and are dear"
-    refused("at least one", orders.price_lines, {})
-
-
-def test_film_marks_pruned_cells_and_their_error(lab):
+def test_a_sweep_shows_pruned_cells_and_their_error(lab):
     results = [lab.results["two_level"], replace(lab.results["natural"], budget="layer")]
-    frames = sweeps.sweep_film(results, lab.energy).figure.frames
-    z, veil = frames[1].data[0].z, frames[1].data[1].z
-    assert (z[:, :8] == 0).sum() == 96, "the narrow strong block comes first and gives up half of its 192 weights"
-    assert (z[:, 8:] > 0).all()
-    assert veil.tolist() == [[2] * 8 + [0] * 32]
-    for result, line in zip(results, frames[3].data[-2:], strict=True):
+    first, veil, *_ = sweeps.sweep_state(results, 1, lab.energy).figure.data
+    assert (first.z[:, :8] == 0).sum() == 96, "the narrow strong block comes first and gives up half of its 192 weights"
+    assert (first.z[:, 8:] > 0).all()
+    assert veil.z.tolist() == [[2] * 8 + [0] * 32]
+    for result, line in zip(results, sweeps.sweep_state(results, 3, lab.energy).figure.data[-2:], strict=True):
         assert line.y[-1] == pytest.approx(result.relative_error, rel=1e-3)
     assert (line.name, line.marker.symbol[-5:]) == ("Natural, one threshold", "-open")
-    figure = sweeps.sweep_film([lab.results["natural"]], lab.energy).figure
-    assert [frame.name for frame in figure.frames] == ["0", "1", "2", "3"]
-    assert all(frame.data[0].z.dtype == np.uint8 for frame in figure.frames)
-    # Plotly merges by number from frame to frame, so what one frame leaves out stays as it was in another.
-    assert len({(len(frame.data), len(frame.layout.annotations)) for frame in figure.frames}) == 1
-    assert (figure.frames[3].data[0].z == 0).sum() == 480
-    assert (figure.frames[0].data[0].z == 0).sum() == 0, "a small weight is not a pruned one"
+    ends = [sweeps.sweep_state([lab.results["natural"]], step, lab.energy).figure.data[0].z for step in (0, 3)]
+    assert [(end == 0).sum() for end in ends] == [0, 480], "a small weight is not a pruned one"
 
 
-def test_film_of_many_blocks_stays_small(lab):
+def test_a_sweep_of_a_large_layer_stays_small(lab):
     stages = torch.rand(87, 300, 344)
     trace = SweepTrace(stages, torch.ones(86), torch.ones(86), torch.full((86,), 2.0), torch.zeros(86))
     order = rose.Order(torch.arange(344), (4,) * 86, "natural")
     result = replace(lab.results["natural"], trace=trace, order=order, weight=stages[-1])
-    drawing = sweeps.sweep_film([result, result], 100.0)
-    assert len(drawing.figure.frames) == 33
-    assert len(drawing.figure.to_json()) < 2_000_000
-    assert drawing.caption.endswith("33 of 87 steps are kept.")
-
-
-def test_solvers_are_compared_at_their_last_complete_state():
-    steps = pd.DataFrame({"step": ["a", "b"], "is_complete": True, "relative_error": [0.3, 0.2]})
-    ways = {
-        "sweep": ("One sweep", steps[:1].assign(work=1.0)),
-        "admm": ("ADMM", steps.assign(work=[10.0, 27.0])),
-        "stages": ("Five stages", steps.assign(work=[30.0, 49.5], relative_error=0.4)),
-    }
-    ended, reached = (sweeps.solver_race(ways, work, held_out=False) for work in (49.5, 27.0))
-    assert title(ended) == title(reached) == "After 27 products ADMM has 33\u202f% less error than one sweep"
-    ways["stages"][1].loc[0, ["is_complete", "relative_error"]] = False, 0.003  # has removed few weights yet
-    assert title(sweeps.solver_race(ways, 35.0, held_out=False)) == title(ended)
+    assert len(sweeps.sweep_state([result, result], 40, 100.0).figure.to_json()) < 500_000
 
 
 def test_held_out_curve_compares_both_errors():

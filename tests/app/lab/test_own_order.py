@@ -1,13 +1,28 @@
-"""User orders and shares: parsed, refused, and restored by undo."""
+"""User orders and shares: moved, parsed, refused, and restored by undo."""
 
 import re
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 import rose
-from app.lab.your_order import OwnOrder, leading, read_columns, read_shares, sorted_by, write_columns, write_shares
+from app.lab.own_order import (
+    OwnOrder,
+    read_columns,
+    read_order,
+    read_shares,
+    write_columns,
+    write_order,
+    write_shares,
+)
+
+NAMES = {"natural": "natural", "pivot": "pivot"}
+
+
+@pytest.fixture(scope="module")
+def plan() -> rose.OrderPlan:
+    torch.manual_seed(0)
+    return rose.plan_order(torch.rand(4, 10), torch.eye(10), sparsity=0.5, block_size=4)
 
 
 def test_columns_round_trip():
@@ -42,20 +57,53 @@ def test_bad_orders_and_shares_are_refused(read, text, says):
         read(text, *((4,) if read is read_columns else ((2, 2), 0.5)))
 
 
-def test_the_fourth_curve_is_chosen_by_calibration_error():
-    errors = ((0.9, 0.9), (0.9, 0.9), (0.9, 0.9), (0.5, 0.1), (0.4, 0.3), (0.6, 0.2))  # calibration, held out
-    every = [SimpleNamespace(result=SimpleNamespace(relative_error=a), error=b) for a, b in errors]
-    assert leading(every) == (*every[:3], every[4])
+def test_a_moved_block_keeps_its_columns_its_width_and_its_share(plan):
+    own = OwnOrder.natural(plan)
+    assert own.widths == (4, 4, 2)
+    moved = own.to(budget=(0.1, 0.3, 0.1)).moved([2, 0, 1])
+    assert (moved.columns, moved.widths, moved.budget) == ((8, 9, *range(8)), (2, 4, 4), (0.1, 0.1, 0.3))
+    order = moved.order(plan)
+    assert (order.permutation.tolist(), order.widths) == ([8, 9, *range(8)], (2, 4, 4))
+    assert moved.moved([1, 2, 0]).is_natural
+    assert moved.sorted(plan, "natural").budget == "block", "the shares were those of other blocks"
 
 
-def test_undo_restores_order_and_shares():
-    plan = rose.plan_order(torch.rand(4, 6), torch.eye(6), sparsity=0.5, block_size=4)
-    first = OwnOrder(tuple(range(6)))
-    moved = first.to(columns=(4, 5, 0, 1, 2, 3))
-    shared = moved.to(budget=(0.3, 0.2))
-    assert shared.to(budget=(0.3, 0.2)) is shared
+@pytest.mark.parametrize(
+    ("places", "says"),
+    [
+        ([0, 1, 2], "natural order"),
+        ([2, 0, 1], "block 2 first"),
+        ([1, 2, 0], "block 0 last"),
+        ([0, 2, 1], "block 1 last"),
+        ([2, 1, 0], "blocks moved"),
+    ],
+)
+def test_an_order_says_what_was_moved(plan, places, says):
+    assert OwnOrder.natural(plan).moved(places).says(plan, NAMES) == says
+
+
+def test_an_order_says_its_rule(plan):
+    own = OwnOrder.natural(plan).sorted(plan, "pivot")
+    assert own.columns == tuple(rose.make_order(plan, "pivot").permutation.tolist())
+    assert own.says(plan, NAMES) == ("natural order" if own.is_natural else "pivot order")
+    mixed = OwnOrder((0, 4, *range(1, 4), *range(5, 10)), (4, 4, 2), rule="")
+    assert mixed.says(plan, NAMES) == "mixed by hand"
+
+
+def test_a_link_restores_columns_and_widths(plan):
+    own = OwnOrder.natural(plan).moved([2, 0, 1])
+    assert write_order(own) == "8-9/0-3/4-7"
+    again = read_order(write_order(own), plan)
+    assert (again.columns, again.widths) == (own.columns, own.widths)
+    assert read_order("8-9,0-7", plan).widths == (4, 4, 2), "a link without blocks cuts them anew"
+    with pytest.raises(rose.RoseError, match="missing"):
+        read_order("8-9/0-3", plan)
+
+
+def test_undo_restores_order_and_shares(plan):
+    first = OwnOrder.natural(plan)
+    moved = first.moved([2, 0, 1])
+    shared = moved.to(budget=(0.1, 0.2, 0.2))
+    assert shared.to(budget=(0.1, 0.2, 0.2)) == shared
     assert shared.undone().columns == moved.columns
     assert shared.undone().undone().undone() == first
-    order = moved.order(plan)
-    assert (order.permutation.tolist(), order.widths) == ([4, 5, 0, 1, 2, 3], (4, 2))
-    assert sorted_by(plan, "pivot") == tuple(rose.make_order(plan, "pivot").permutation.tolist())

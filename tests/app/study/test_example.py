@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 import rose
-from app.runs import example
 from app.study import cache
 from app.study.setup import MEASURED, Setup
 from app.study.study import Calibration, LoadedModel, Study
@@ -59,12 +58,6 @@ def test_example_errors_follow_from_its_statistics(kept, packaged):
         computed = (result.relative_error, result.plan.relative_range, result.plan.column_variation)
         stored = (record.relative_error, record.relative_range, record.column_variation)
         assert stored == pytest.approx(computed, rel=SAME)
-
-
-def test_example_race_of_solvers_begins_at_the_error_of_sparsegpt(kept):
-    layer, tables = example.race()
-    error = record_of(kept, layer, "sparsegpt").held_out_error
-    assert tables["sweep"]["held_out_error"].tolist() == pytest.approx([error], rel=SAME)
 
 
 def test_fresh_measurement_matches_the_example(kept, packaged):

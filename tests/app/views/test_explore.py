@@ -285,7 +285,10 @@ def test_results_are_shown_during_the_run(study, monkeypatch):
 
 @pytest.mark.parametrize("setup", session_studies(), ids=lambda setup: setup.model)
 def test_finished_studies_open_without_a_model(setup, empty_registry, monkeypatch):
-    monkeypatch.setattr(shared, "load", lambda *_names, **_options: pytest.fail("no model is needed"))
+    def nowhere(*_names, **_options):
+        raise rose.RoseError("The model is not here.")
+
+    monkeypatch.setattr(shared, "load", nowhere)
     app = open_page(START, **setup.to_texts())
     study = shared.find(setup)
     assert (study.job.status, study.loaded) == ("kept", None)
