@@ -10,31 +10,31 @@ import streamlit as st
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 HERE = Path(__file__).parent
-PAGES = {
-    "": [
-        st.Page("views/explore.py", title="Explore", default=True),
-        st.Page("views/learn.py", title="Learn"),
-        st.Page("views/order_lab.py", title="Order lab"),
-        st.Page("views/prune.py", title="Prune"),
-        st.Page("views/smaller.py", title="Make it smaller"),
-        st.Page("views/check.py", title="Check"),
-        st.Page("views/glossary.py", title="Glossary"),
-    ],
-    "More": [
-        st.Page("views/structures.py", title="Heads and channels"),
-        st.Page("views/runs.py", title="Compare runs"),
-        st.Page("views/damage.py", title="Layer sensitivity"),
-        st.Page("views/text.py", title="Your text"),
-        st.Page("views/diffusion.py", title="Diffusion"),
-    ],
+PAGES = [
+    st.Page("views/explore.py", title="Explore", default=True),
+    st.Page("views/learn.py", title="Learn"),
+    st.Page("views/order_lab.py", title="Order lab"),
+    st.Page("views/prune.py", title="Prune"),
+    st.Page("views/smaller.py", title="Make it smaller"),
+    st.Page("views/check.py", title="Check"),
+    st.Page("views/glossary.py", title="Glossary"),
+]
+MOVED = {  # pages of earlier versions: where their links lead, and to which section
+    "layers": ("explore", {}),
+    "layer": ("explore", {}),
+    "diffusion": ("explore", {}),
+    "runs": ("prune", {"prune_section": "Compare runs"}),
+    "damage": ("prune", {"prune_section": "Layer sensitivity"}),
+    "text": ("prune", {"prune_section": "Your text"}),
+    "structures": ("smaller", {"smaller_section": "Heads and channels"}),
 }
 
 
 def moved(path: str) -> st.Page:
-    """A page of earlier versions, whose links lead to Explore."""
+    view, section = MOVED[path]
 
     def page() -> None:
-        st.switch_page("views/explore.py", query_params=st.query_params.to_dict())
+        st.switch_page(f"views/{view}.py", query_params={**st.query_params.to_dict(), **section})
 
     page.__name__ = path
     return st.Page(page, url_path=path, title=path, visibility="hidden")
@@ -69,5 +69,5 @@ st.set_page_config(page_title="ROSE Explorer", page_icon=HERE / "icon.svg", layo
 st.logo(HERE / "logo.svg", size="large")
 st.html(HERE / "page.css")
 st.html(f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>", unsafe_allow_javascript=True)
-page = st.navigation({**PAGES, "Moved": [moved("layers"), moved("layer")]}, position="top")
+page = st.navigation([*PAGES, *map(moved, MOVED)], position="top")
 draw(page.run)

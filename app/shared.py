@@ -20,12 +20,10 @@ from app.jobs import current, holding, is_busy, return_memory, when_any_ends
 from app.registry import Registry
 from app.runs.checked import CheckpointRun, setup_of
 from app.runs.damage import DamageRun
-from app.runs.diffusion import DenseModel
 from app.runs.pruning import PruningRun
 from app.study import cache as disk
 from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study
-from rose.diffusion.loading import load_diffusion
 from rose.files import expand
 from rose.model.load.models import is_hub_id, load_skeleton, parse_dtype
 from rose.recipe.steps import CheckCopies, Damage
@@ -217,9 +215,3 @@ def set_imports_apart() -> None:
     """
     gc.collect()
     gc.freeze()
-
-
-@st.cache_resource(show_spinner=False)
-def dense_diffusion() -> DenseModel:
-    """The packaged diffusion model and the pictures it has drawn, for all sessions; needs diffusers."""
-    return DenseModel(load_diffusion())

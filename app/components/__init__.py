@@ -26,8 +26,8 @@ from app.components.figure import (
 )
 from app.components.needs import (
     EXPLORE,
-    chosen_model,
     example,
+    head,
     inputs_of,
     left_out,
     measure_button,

@@ -1,12 +1,14 @@
 """The needs of a page: a measured study, a layer, the model's weights. A page without them says how to get them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from html import escape
 from typing import Any
 
 import streamlit as st
 
 from app import session, shared, words
+from app.components.choices import section
 from app.components.work import UNASKED, ended, error, info, live, may_begin, progress, warning, while_running
 from app.jobs import Job
 from app.runs import example as packaged
@@ -40,17 +42,23 @@ def measure_button(label: str = "Measure a model", key: str = "measure-open", **
     st.button(label, icon=":material/add:", key=key, on_click=session.ask_for_model, **look)
 
 
-def chosen_model() -> None:
-    """The model and the text that a page works with, and the button that changes them."""
-    setup = session.setup()
-    with st.container(horizontal=True, vertical_alignment="center", gap="small", key="chosen-model"):
-        text = f"**{words.plain(words.model_name(setup.model))}**, {words.plain(words.text_name(setup.calibration))}"
-        st.markdown(f"{text}, {setup.samples} × {setup.length} tokens, seed {setup.seed}", width="content")
+def head(sections: Mapping[str, tuple[str, Any]] | None = None, key: str = "") -> str:
+    """The first row of a page: its sections, the model and text that it works with, and the button that changes them.
+
+    Returns the chosen section.
+    """
+    setup, chosen = session.setup(), ""
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", key="page-head"):
+        if sections:
+            chosen = section(sections, key)
+        text = f"{words.model_name(setup.model)}, {words.text_name(setup.calibration)}"
+        says = f"{text}, {setup.samples} × {setup.length} tokens, seed {setup.seed}"
+        st.html(f'<span class="choice">{escape(says)}</span>', width="content")
         st.button("Change", key="change-model", type="tertiary", icon=":material/tune:", on_click=session.ask_for_model)
+    return chosen
 
 
 def require_weights() -> None:
-    chosen_model()
     if session.setup().stream:
         st.info(
             "The weights of this model stay on disk, and this page needs all of them in memory. A terminal can prune "

@@ -9,12 +9,10 @@ import rose
 from app import session, words
 from app.forms.prune_choices import AS_STORED
 from app.runs.checked import setup_of
-from app.runs.diffusion import recipe as diffusion_recipe
 from app.study.setup import CHOSEN, Setup
 from rose.layer.pattern import GROUP
 from rose.recipe import Recipe
 from rose.recipe.steps import Analyze, CheckCopies, Damage, Prune, Slim, Smaller
-from rose.recipe.tools import DiffusePrune
 from rose.spec import Spec
 
 
@@ -25,7 +23,8 @@ class Form(NamedTuple):
     title: str
     key: str  # before the keys of its widgets
     values: Callable[[Any], dict[str, Any]]  # of its widgets, for a recipe
-    offered: tuple[str, ...]  # fields of a recipe that the page offers, besides the start page's
+    offered: tuple[str, ...]  # fields of a recipe that the page offers, besides the dialog's
+    section: tuple[tuple[str, str], ...] = ()  # of the page: keys of choices, and what is chosen
 
 
 def _prune(step: Prune) -> dict[str, Any]:
@@ -44,23 +43,24 @@ def _check(step: CheckCopies) -> dict[str, Any]:
     return {"on": measured, "dense": "", "path": step.pruned[0], "stream": step.stream}
 
 
-def _diffusion(step: DiffusePrune) -> dict[str, Any]:
-    return step.pick(("method", "sparsity")) | {"weights": step.step_weights, "noise": max(0, step.seed - 1)}
-
-
-SLIM, DIFFUSION = ("method", "ratio", "allocation"), ("method", "sparsity", "step_weights", "seed")
+SLIM = ("method", "ratio", "allocation")
 CORRECTION = ("target", "target_damping", "true_sequential")
 FORMS: dict[type[Spec], Form] = {
     Prune: Form("prune", "Prune", "prune", _prune, ("method", "bits", "group", "threshold", *CORRECTION)),
-    Slim: Form("structures", "Heads and channels", "slim", lambda step: step.pick(SLIM), SLIM),
-    Damage: Form("damage", "Layer sensitivity", "damage", _damage, ("units", "method", "restore", "threshold")),
+    Slim: Form(
+        *("smaller", "Make it smaller", "slim", lambda step: step.pick(SLIM), SLIM),
+        (("smaller_section", "parts"), ("structures_view", "A smaller copy")),
+    ),
+    Damage: Form(
+        *("prune", "Prune", "damage", _damage, ("units", "method", "restore", "threshold")),
+        (("prune_section", "sensitivity"),),
+    ),
     CheckCopies: Form("check", "Check a checkpoint", "check", _check, ("dense", "pruned")),
     Smaller: Form(
         *("smaller", "Make it smaller", "smaller"),
         lambda step: {"model": "", "second": step.second or "", "minutes": step.minutes},
         ("second", "minutes"),
     ),
-    DiffusePrune: Form("diffusion", "Diffusion", "diffusion", _diffusion, DIFFUSION),
 }
 
 
@@ -87,24 +87,19 @@ def fill(name: str, step: Spec) -> tuple[str, Form | None]:
     if form is None:
         session.ask_for_model(Setup.of(step))
         return f"The form has the settings of {name}. Measure the layers next.", None
-    offered = set(form.offered)
-    if not isinstance(step, DiffusePrune):  # whose model is another
-        session.choose_setup(setup_of(step) if isinstance(step, CheckCopies) else Setup.of(step))
-        offered |= set(CHOSEN)
+    session.choose_setup(setup_of(step) if isinstance(step, CheckCopies) else Setup.of(step))
     st.session_state.update({f"{form.key}_{name}": value for name, value in form.values(step).items()})
-    if isinstance(step, Slim):
-        st.session_state.structures_view = "A smaller copy"
+    st.session_state.update(form.section)
     if "threshold" in form.offered:
         st.session_state.chosen_threshold = step.pick(("threshold",))["threshold"]
-    missing = _missing(step, offered)
+    missing = _missing(step, {*form.offered, *CHOSEN})
     without = f" without {words.listing(missing)}, which it does not offer" if missing else ""
     return f"The page {form.title} has the settings of {name}{without}.", form
 
 
 def _missing(step: Spec, offered: set[str]) -> list[str]:
     """Changed fields of a recipe that its page does not offer."""
-    usual = diffusion_recipe() if isinstance(step, DiffusePrune) else step.model_construct()
+    usual = step.model_construct()
     fields = [name for name, field in step.fields().items() if field.extra["changes"] and name not in offered]
     missing = [name for name in fields if getattr(step, name) != getattr(usual, name)]
-    missing += ["seed"] if getattr(step, "seed", 1) == 0 and isinstance(step, DiffusePrune) else []
     return missing + (["the further checkpoints"] if len(getattr(step, "pruned", ())) > 1 else [])

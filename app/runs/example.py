@@ -3,7 +3,6 @@
 `python -m tests.benchmarks.example_runs [PARTS]` makes example.json.gz anew: numbers and texts, no weights.
 """
 
-import base64
 import gzip
 import json
 import math
@@ -23,13 +22,10 @@ from app.runs import slimming as slims
 from app.runs.checked import CheckpointRun, request_of
 from app.runs.copies import as_before, dense_record
 from app.runs.damage import DamageRun
-from app.runs.diffusion import PICTURES, DiffusionRun
-from app.runs.diffusion import recipe as diffusion_recipe
 from app.runs.pruning import PROMPT, PruneRequest, PruningRun
 from app.runs.reading import SAMPLE, TextReading
 from app.runs.slimming import Slimming, SmallerRun, Speedup
 from app.study.setup import Setup
-from rose.diffusion.trajectory import Trajectory
 from rose.layer.pattern import METHOD
 from rose.model.check.result import CheckpointCheck
 from rose.model.measure.perplexity import EncodedText, Reading
@@ -146,22 +142,6 @@ def check(*, with_tokens: bool = True) -> CheckpointRun:
     for layer, excerpt in part["excerpts"].items():
         broken = [tuple(place) for place in excerpt["broken"]]
         run.excerpts[layer] = MaskExcerpt(**excerpt | {"removed": np.array(excerpt["removed"]), "broken": broken})
-    return _finished(run)
-
-
-@cache
-def diffusion() -> DiffusionRun:
-    """The packaged diffusion model, pruned; pictures in 256 greys from −1 to 1."""
-    part = parts()["diffusion"]
-    record = rose.RunReport.from_json(json.dumps(part["copy"]["record"]), "The example")
-    run = DiffusionRun(diffusion_recipe(method=record.summary["method"]), _no_model)
-    shape = (-1, PICTURES, 1, 28, 28)  # steps, pictures, channels, height, width
-    for name in ("dense", "pruned"):
-        greys = torch.frombuffer(bytearray(base64.b64decode(part[name])), dtype=torch.uint8).reshape(shape)
-        states = greys / 127.5 - 1
-        setattr(run, name, Trajectory(states[:-1], tuple(part["times"]), states[-1]))
-    run.drift = torch.tensor(part["drift"])
-    run.report = record
     return _finished(run)
 
 

@@ -15,11 +15,12 @@ from app.components.work import follow
 from app.figures import trust as figures
 from app.forms import study_form
 from app.forms.widgets import linked, pruned_model, start_button, text_input
-from app.results import html_report, look_inside, naming
+from app.results import html_report, naming
 from app.results.downloads import csv_button, file_button, menu
 from app.results.pairs import DRIFT_SCALE
 from app.runs import checked, example
 from app.runs.checked import CheckpointRun
+from app.sections import look_inside
 from app.study.setup import weights_size
 from rose.files import expand
 from rose.model.check.costs import ERROR_OF
@@ -53,8 +54,7 @@ FACTS: dict[str, Any] = {  # columns of the table of all layers, besides errors
 
 
 def draw() -> None:
-    st.title("Check a checkpoint: is something wrong with it?")
-    components.chosen_model()
+    components.head()
     request, pruned, dense = _choose()
     run = None if request is None else shared.registry.get(CheckpointRun, shared.key_of(request))
     status = None if request is None or run is None else run.job.status
@@ -228,7 +228,7 @@ def _one(run: CheckpointRun, check: CheckpointCheck) -> None:
 def _further(run: CheckpointRun, check: CheckpointCheck) -> None:
     """Files, and other pages about this checkpoint."""
     folder = run.request.pruned[0]
-    shown = {"runs": [naming.label(checked.record_of(run))]}
+    shown = {"prune_section": "Compare runs", "runs": [naming.label(checked.record_of(run))]}
     with st.container(horizontal=True, vertical_alignment="center"):
         with menu("check-downloads"):
             csv_button("Layers, CSV", check.layers, "check.csv", "check-csv")
@@ -236,13 +236,14 @@ def _further(run: CheckpointRun, check: CheckpointCheck) -> None:
             html = partial(lambda: html_report.to_html(html_report.check_report(run)))
             file_button("Report, HTML", html, "check.html", key="check-report", mime="text/html")
         if run.request not in example.CHECKS.values():  # which Compare runs does not offer
-            st.page_link("views/runs.py", label="Compare it", query_params=shown, icon=":material/compare:")
+            st.page_link("views/prune.py", label="Compare it", query_params=shown, icon=":material/compare:")
         if Path(expand(folder), "config.json").is_file() and run.setup.model == session.setup().model:
-            text, restore = {"text_path": folder}, {"damage_how": "Restore alone", "damage_path": folder}
+            text = {"prune_section": "Your text", "text_path": folder}
+            restore = {"prune_section": "Layer sensitivity", "damage_how": "Restore alone", "damage_path": folder}
             icon = ":material/chrome_reader_mode:"
-            st.page_link("views/text.py", label="Read a text with it", query_params=text, icon=icon)
+            st.page_link("views/prune.py", label="Read a text with it", query_params=text, icon=icon)
             label, icon = "Restore each layer alone", ":material/healing:"
-            st.page_link("views/damage.py", label=label, query_params=restore, icon=icon)
+            st.page_link("views/prune.py", label=label, query_params=restore, icon=icon)
 
 
 draw()

@@ -4,7 +4,6 @@ It works on the packaged model with few tokens, takes about half an hour on two 
 app/runs/example.json.gz.
 """
 
-import base64
 import gzip
 import json
 import sys
@@ -22,8 +21,6 @@ from app.jobs import Run, run_to_end
 from app.runs.checked import CheckpointRun
 from app.runs.copies import CopyRun
 from app.runs.damage import DamageRun
-from app.runs.diffusion import DenseModel, DiffusionRun
-from app.runs.diffusion import recipe as diffusion_recipe
 from app.runs.example import CHECKS, DAMAGE, FILE, PROMPT, REQUEST, SETUP, SLIM, SMALLER, parts
 from app.runs.pruning import PruningRun
 from app.runs.reading import SAMPLE, TextReading
@@ -31,8 +28,6 @@ from app.runs.slimming import Slimming, SmallerRun
 from app.study.cache import Files
 from app.study.structures import Structures
 from app.study.study import Calibration, LoadedModel, Study
-from rose.diffusion.loading import load_diffusion
-from rose.diffusion.trajectory import Trajectory
 from rose.environment import says_versions
 from rose.files import write_atomically
 from rose.layer.pattern import METHOD
@@ -136,24 +131,6 @@ def checked(run: CheckpointRun) -> dict[str, Any]:
     return part | {"cautions": run.cautions, "seconds": run.seconds, "excerpts": excerpts}
 
 
-def make_diffusion(_load: Any) -> dict[str, Any]:
-    run = DiffusionRun(diffusion_recipe(), lambda: DenseModel(load_diffusion()))
-    follow(run)
-    assert run.dense is not None
-    assert run.pruned is not None
-    assert run.report is not None
-    assert run.drift is not None
-    copy = {"record": json.loads(run.report.to_json()), "called": ""}
-    part = {"times": run.dense.times, "drift": rounded(run.drift), "copy": copy}
-    return {"diffusion": part | {"dense": greys(run.dense), "pruned": greys(run.pruned)}}
-
-
-def greys(trajectory: Trajectory) -> str:
-    """x after each step as a byte a pixel, from −1 to 1."""
-    steps = torch.cat([trajectory.states, trajectory.pictures[None]])
-    return base64.b64encode((127.5 * (steps.clamp(-1, 1) + 1)).round().byte().numpy().tobytes()).decode()
-
-
 MAKERS = {
     "pruning": make_pruning,
     "slimming": make_slimming,
@@ -161,7 +138,6 @@ MAKERS = {
     "heads": make_heads,
     "smaller": make_smaller,
     "check": make_check,
-    "diffusion": make_diffusion,
 }
 
 

@@ -102,7 +102,6 @@ FIGURES: dict[str, Callable[..., Drawing]] = LARGE | {  # of the layer `lab`, an
     "damage_bars_error": lambda x: sensitivity.damage_bars(BLOCK_DAMAGES, "held_out_error"),
     "damage_scatter": lambda x: sensitivity.damage_scatter(DAMAGES, marked=DAMAGES["unit"][2]),
     "tuning_curve": lambda x: methods.tuning_curve(TUNED, 40, dense=0.7),
-    "drift_curve": lambda x: drift.drift_curve([0, 0.1, 0.3], [999, 499], method="rose", marked=1),
 }
 
 

@@ -4,12 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import rose
-from app.figures import drift, maps, methods, palette, sensitivity, trust
-from rose.diffusion.steps import STEP_WEIGHTS
+from app.figures import methods, palette, sensitivity, trust
 from rose.model.check.verdicts import Verdict
 from rose.verdicts import Result
-from tests.app.figures.test_contract import BLOCK_DAMAGES, DAMAGES, HEADS, below, title
+from tests.app.figures.test_contract import DAMAGES, below, title
 from tests.app.figures.test_maps import cells
 
 
@@ -104,50 +102,3 @@ def test_experts_are_one_series_of_units():
     drawn = sensitivity.damage_scatter(DAMAGES.assign(projection=kinds)).figure
     assert [trace.name for trace in drawn.data] == ["mlp"]
     assert not drawn.layout.showlegend
-
-
-def test_decoder_blocks_that_were_not_measured_stay_empty():
-    drawing = sensitivity.head_map(HEADS.replace({"block_index": {0: 0, 1: 5, 2: 18}}), marked_block=5)
-    (heat,), axis = drawing.figure.data, drawing.figure.layout.xaxis
-    assert list(heat.x) == list(range(19))
-    assert np.flatnonzero(~np.isnan(heat.z).any(0)).tolist() == [0, 5, 18]
-    assert axis.dtick == 2
-    many = pd.concat([DAMAGES[:1].assign(block_index=block, unit=f"model.layers.{block}.up") for block in range(30)])
-    assert sensitivity.damage_map(many).figure.layout.xaxis.dtick == 10  # more numbers would stand upright
-
-
-def test_pictures_are_drawn_in_rows_with_a_gap():
-    pixels = np.zeros((2, 4, 4), np.float32)
-    drawing = drift.pictures({"Dense": pixels, "Wanda": pixels + 0.5}, ["a", "b"], 4, drift=0.25)
-    (sheet,) = drawing.figure.data
-    assert sheet.z.shape == (10, 10)
-    assert np.isnan(sheet.z[4:6]).all()
-    assert (sheet.z[6:, :4] == 0.5).all()
-    assert "25" in title(drawing)
-    axis = drawing.figure.layout.xaxis
-    assert (axis.ticktext, axis.ticklabeloverflow, min(axis.autotickangles)) == (("a", "b"), "allow", -45)
-
-
-@pytest.mark.parametrize(
-    ("draw", "problem"),
-    [
-        (lambda _, records: methods.layer_map(records, "wanda"), "No error has been measured yet"),
-        (lambda _, records: methods.method_errors(records.head(0)), "No error"),
-        (lambda *_: sensitivity.damage_scatter(BLOCK_DAMAGES), "takes five units that each cost the model something"),
-        (lambda layers, _: maps.model_map(layers.drop(columns="condition"), "condition"), "no condition number of H"),
-        (lambda layers, _: maps.gain_scatter(layers.head(0)), "measure more layers"),
-        (lambda *_: methods.over_seeds_bars(over_seeds({"rose": [20, 30]}), "0.5"), r"No run at sparsity 0\.5"),
-    ],
-)
-def test_figures_without_data_are_refused(draw, problem, layers, records):
-    with pytest.raises(rose.RoseError, match=problem):
-        draw(layers, records)
-
-
-def test_step_weights_that_favour_one_step_show_its_diagonal():
-    assert set(drift.WEIGHTINGS) == set(STEP_WEIGHTS)
-    diagonals = np.array([[1.0, 3.0], [3.0, 1.0]], np.float32)
-    drawing = drift.step_weighting({"uniform": (1, 1), "linear": (3, 1)}, diagonals, "linear")
-    assert list(drawing.data["diagonal_uniform"]) == [4, 4]
-    assert list(drawing.data["diagonal_linear"]) == [6, 10]
-    assert "25" in title(drawing)  # 6 and 10 against their mean 8

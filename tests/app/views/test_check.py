@@ -135,10 +135,14 @@ def test_check_with_tokens_measures_compensation(setup, pruned_folder):
     assert finished.number("perplexity_after") == run.check.summary["perplexity_after"]
     assert finished.setup.windows == f"{setup.held_out} × {setup.length} of held out"
     protos = (link.proto for link in app.get("page_link"))
-    links = {proto.page.rpartition("/")[2]: dict(parse_qsl(proto.query_string)) for proto in protos}
-    assert links["text"]["text_path"] == links["damage"]["damage_path"] == str(pruned_folder)
-    compared = open_page("views/runs.py", **links["runs"]).multiselect(key="runs").value
-    assert compared == [links["runs"]["runs"]]
+    links = {proto.label: dict(parse_qsl(proto.query_string)) for proto in protos}
+    assert (
+        links["Read a text with it"]["text_path"]
+        == links["Restore each layer alone"]["damage_path"]
+        == str(pruned_folder)
+    )
+    compared = open_page("views/prune.py", **links["Compare it"]).multiselect(key="runs").value
+    assert compared == [links["Compare it"]["runs"]]
     assert "(checked)" in compared[0]
 
 

@@ -273,7 +273,7 @@ def test_results_are_shown_during_the_run(study, monkeypatch):
         assert len(app.main.dataframe[0].value) == 7
         assert "blank: not yet (14 of 21)" in titles(app)[0]
         # On every page, or the run would be stopped as if nobody were there.
-        for page in (app, open_page("views/diffusion.py", running)):
+        for page in (app, open_page("views/prune.py", running)):
             assert page.button(key="head-0-cancel")
     finally:
         go_on.set()

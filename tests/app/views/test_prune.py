@@ -128,7 +128,7 @@ def test_run_shows_results_of_chosen_settings(setup, tmp_path):
     app.session_state["prune-take"] = True  # opens the part with files
     app.run().selectbox(key="prune_take_of").set_value(names[2]).run()
     links = {link.proto.label: dict(parse_qsl(link.proto.query_string)) for link in app.get("page_link")}
-    reading = open_page("views/text.py", **links["Read a text with it"])
+    reading = open_page("views/prune.py", **links["Read a text with it"])
     assert reading.multiselect(key="text_models").value == [names[2]]
     app = view(app, "Layers")
     assert json.loads(figures(app)[0])["data"][0]["type"] == "heatmap"

@@ -30,8 +30,6 @@ PARTS = {"share": "Difference", "both": "Both maps"}
 
 
 def draw() -> None:
-    st.title("Compare runs: how do they differ?")
-    components.chosen_model()
     row = st.container(horizontal=True, vertical_alignment="center")
     sources = row.popover("Choose runs", icon=":material/folder_open:", key="runs-sources")
     with sources:
@@ -224,6 +222,3 @@ def _seeds(table: pd.DataFrame) -> None:
     means = comparison.over_seeds(table, ("perplexity", "mean_held_out_error", "seconds"))
     shown = means.drop(columns="seconds_spread")
     st.dataframe(shown, hide_index=True, alt="Means and spread by method and sparsity")
-
-
-draw()

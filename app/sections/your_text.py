@@ -27,8 +27,6 @@ MEANING = {
 
 
 def draw() -> None:
-    st.title("Your text: what does pruning do to it?")
-    components.require_weights()
     run: TextReading | None = session.run_in("reading")
     with st.expander("Read a text of your own", icon=":material/edit:", key="text-form"):
         text, checkpoints = _ask()
@@ -188,6 +186,3 @@ def _next(run: TextReading, encoded: EncodedText, readings: Readings, number: in
         height="content",
         alt="The ten likeliest tokens of every model, with their probabilities",
     )
-
-
-draw()

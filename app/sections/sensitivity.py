@@ -31,8 +31,6 @@ NO_RUN = "No pruned model is chosen: prune one on the Prune page and keep its ch
 
 
 def draw() -> None:
-    st.title("Layer sensitivity: which layers does the loss depend on?")
-    components.require_weights()
     with st.expander("Measure your own", icon=":material/tune:", key="damage-form"):
         request, problem = _choose()
         run = None if request is None else shared.registry.get(DamageRun, shared.key_of(request))
@@ -182,6 +180,3 @@ def _exact(run: DamageRun, table: pd.DataFrame) -> None:
             report = run.report
             content = lambda: {"summary": finite(report.summary), "units": json_rows(report.units)}  # noqa: E731
             file_button("JSON", lambda: json.dumps(content(), indent=1), "damage.json", key="damage-json")
-
-
-draw()

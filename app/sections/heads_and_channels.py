@@ -11,11 +11,11 @@ from app import components, session, shared, words
 from app.components.work import follow
 from app.figures import sensitivity as figures
 from app.forms.widgets import attempt, linked, spec_number, start_button
-from app.results import prune_results
 from app.results.downloads import checkpoint_button, csv_button, file_button, menu
 from app.runs import example
 from app.runs.pruning import PROMPT
 from app.runs.slimming import Slimming, estimate, recipe_of
+from app.sections import copy_results
 from app.study.setup import weights_size
 from app.study.structures import Structures
 from rose.recipe.steps import Slim
@@ -28,13 +28,8 @@ HEAD_MAP, CHANNEL_CURVE, COPY = "Heads", "Channels", "A smaller copy"
 
 
 def draw() -> None:
-    st.title("Heads and channels: which can go?")
-    components.require_weights()
     views = {HEAD_MAP: _heads, CHANNEL_CURVE: _channels, COPY: _slim}
-    with st.container(horizontal=True, vertical_alignment="center"):
-        view = components.section(list(views), "structures_view", "What is shown")
-        label, icon = "Rounded, slimmed or pruned: what pays?", ":material/compare_arrows:"
-        st.page_link("views/smaller.py", label=label, icon=icon, width="content")
+    view = components.section(list(views), "structures_view", "What is shown")
     try:
         views[view]()
     except rose.RoseError as problem:
@@ -168,7 +163,7 @@ def _slim() -> None:
         _outcome(example.slimming())
         return
     _outcome(run)
-    prune_results.tune(run, lambda: shared.skeleton(setup.model))
+    copy_results.tune(run, lambda: shared.skeleton(setup.model))
 
 
 def _outcome(run: Slimming) -> None:
@@ -209,6 +204,3 @@ def _outcome(run: Slimming) -> None:
         csv_button("Parts, CSV", with_cautions(latest.layers), "layers.csv", "slim-layers")
         if (place := run.kept(latest)) is not None:
             checkpoint_button(place)
-
-
-draw()

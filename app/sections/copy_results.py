@@ -134,9 +134,11 @@ def _take_away(run: PruningRun, models: list[RunReport]) -> None:
             return
         setup, labels = run.setup.to_texts(), naming.labelled(list(reversed(shared.registry.all(RunReport).values())))
         label = next((text for text, other in labels.items() if other is copy), "")
+        reading = {"prune_section": "Your text", "text_models": [copy.name]}
+        compared = {"prune_section": "Compare runs", **({"runs": [label]} if label else {})}
         pages: dict[str, tuple[str, str, dict[str, Any]]] = {
-            "Read a text with it": ("views/text.py", ":material/chrome_reader_mode:", {"text_models": [copy.name]}),
-            "Compare it": ("views/runs.py", ":material/compare:", {"runs": [label]} if label else {}),
+            "Read a text with it": ("views/prune.py", ":material/chrome_reader_mode:", reading),
+            "Compare it": ("views/prune.py", ":material/compare:", compared),
             "Check it": ("views/check.py", ":material/fact_check:", {"check_path": str(place)}),
         }
         with st.container(horizontal=True):

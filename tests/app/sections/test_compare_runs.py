@@ -13,7 +13,7 @@ from app.runs import example
 from tests.app.results.made_reports import made_report, saved
 from tests.app.tiny_study import figures, open_page, place, texts, titles
 
-PAGE = "views/runs.py"
+PAGE, HERE = "views/prune.py", {"prune_section": "Compare runs"}
 BASE, OURS = "tiny · SparseGPT · 0.7 · six layers", "tiny · ROSE · 0.7 · six layers"
 CSV = """method,sparsity,seed,perplexity,dense_perplexity,mean_held_out_error,seconds
 rose,0.7,0,20,10,0.1,5
@@ -38,11 +38,11 @@ def chosen(app: AppTest, *labels: str, view: str = "") -> AppTest:
 
 
 def test_page_opens_on_the_example(server):
-    app = open_page(PAGE)
+    app = open_page(PAGE, **HERE)
     assert re.search("ROSE ADMM at 0.7 has the lowest perplexity, .* has 267, the dense model 35.7", texts(app))
     assert len(figures(app)) == 1
     assert app.segmented_control(key="runs_view").options == ["Map", "Numbers", "Drift"]
-    drift = open_page(PAGE, runs_view="Drift")
+    drift = open_page(PAGE, **HERE, runs_view="Drift")
     drift.session_state["runs-origins"] = True
     assert re.search("^Decoder block .* adds most", titles(drift.run())[1])
     assert len(app.multiselect(key="runs").value) == 3
@@ -55,7 +55,7 @@ def test_unreadable_folder_is_skipped_with_a_warning(server, tmp_path):
     saved(tmp_path / "whole", made_report("rose", 0.8, seed=1))
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "report.json").write_text("{")
-    app = open_page(PAGE, runs_path=str(tmp_path))
+    app = open_page(PAGE, **HERE, runs_path=str(tmp_path))
     assert app.multiselect(key="runs").options == [OURS, BASE]
     assert "Left out" in app.main.warning[0].value
     assert not app.error
@@ -63,7 +63,7 @@ def test_unreadable_folder_is_skipped_with_a_warning(server, tmp_path):
 
 def test_saved_run_is_compared_with_a_server_run(server, tmp_path):
     server(made_report())
-    app = open_page(PAGE, runs_path=str(saved(tmp_path / "by_hand", made_report("rose", 0.8, seed=1))))
+    app = open_page(PAGE, **HERE, runs_path=str(saved(tmp_path / "by_hand", made_report("rose", 0.8, seed=1))))
     assert app.multiselect(key="runs").value == [BASE, OURS]
     assert app.multiselect(key="runs").proto.max_selections == MOST
     assert "has the lower held-out error in all six layers; on average it is 20 % lower" in titles(app)[0]
@@ -79,14 +79,20 @@ def test_saved_run_is_compared_with_a_server_run(server, tmp_path):
 def test_default_runs_are_comparable(server):
     others = [made_report("wanda", blocks=2), made_report("magnitude", sparsity="0.5"), made_report("dsnot", width=16)]
     server(made_report("rose", 0.8), made_report(), *others)
-    app = open_page(PAGE)
+    app = open_page(PAGE, **HERE)
     assert len(app.multiselect(key="runs").options) == 5
     assert app.multiselect(key="runs").value == [BASE, OURS]
 
 
 def test_link_to_missing_runs_shows_others(server):
     server(made_report(), made_report("rose", 0.8))
-    app = open_page(PAGE, runs="gone · ROSE · 0.7 · six layers", runs_measure="nothing", runs_view="Maps")
+    app = open_page(
+        PAGE,
+        **HERE,
+        runs="gone · ROSE · 0.7 · six layers",
+        runs_measure="nothing",
+        runs_view="Maps",
+    )
     assert app.multiselect(key="runs").value == [BASE, OURS]
     assert app.selectbox(key="runs_measure").value == "held_out_error"
     assert len(figures(app)) == 1
@@ -94,7 +100,7 @@ def test_link_to_missing_runs_shows_others(server):
 
 def test_methods_of_a_study_are_listed_as_runs(study, server):
     place(study)
-    app = open_page(PAGE, study)
+    app = open_page(PAGE, study, **HERE)
     names = [f"tiny · {name} (study) · 0.7 · 21 layers" for name in ("SparseGPT", "ROSE", "ROSE global")]
     chosen(app, *names)
     lower = int((study.overview(0.5)["held_out_rose"] < study.overview(0.5)["held_out_sparsegpt"]).sum())
@@ -105,7 +111,7 @@ def test_methods_of_a_study_are_listed_as_runs(study, server):
 
 def test_choice_follows_its_run_after_renaming(server):
     server(made_report(perplexity_after=30.0), made_report(perplexity_after=40.0))
-    app = chosen(open_page(PAGE, runs_view="Numbers"), f"{BASE}, run 2", BASE)
+    app = chosen(open_page(PAGE, **HERE, runs_view="Numbers"), f"{BASE}, run 2", BASE)
     before = app.table[0].value
     server(made_report(perplexity_after=70.0))
     app.run()
@@ -116,7 +122,7 @@ def test_choice_follows_its_run_after_renaming(server):
 def test_file_of_seeds_is_drawn(server, tmp_path):
     file = tmp_path / "rows.csv"
     file.write_text(CSV)
-    app = open_page(PAGE, runs_path=str(file), runs_view="Over seeds")
+    app = open_page(PAGE, **HERE, runs_path=str(file), runs_view="Over seeds")
     assert "ROSE has the lowest mean perplexity" in titles(app)[0]
     app.segmented_control(key="seeds_sparsity").set_value("2:4").run()
     assert "15.0" in titles(app)[0]
@@ -127,7 +133,7 @@ def test_file_of_seeds_is_drawn(server, tmp_path):
 
 def test_runs_of_different_environments_are_not_ranked(server):
     server(made_report(environment="AMD, 1 thread"), made_report("rose", 0.8, environment="ARM, 1 thread"))
-    app = chosen(open_page(PAGE), BASE, OURS, view="Map")
+    app = chosen(open_page(PAGE, **HERE), BASE, OURS, view="Map")
     assert "so they are neither ranked nor subtracted" in texts(app)
     assert app.selectbox(key="runs_as").options == ["Both maps"]
     assert "The highest held-out error is in 2 · o_proj of SparseGPT at 0.7, 0.600" in titles(app)[0]

@@ -20,7 +20,8 @@ from rose.structured.problem import set_cost
 from tests.app.tiny_study import ended, figures, measured_study, open_page, place, run_in, texts, tiny_model
 from tests.tiny import byte_tokenizer
 
-PAGE, COPY = "views/structures.py", "A smaller copy"
+PAGE, COPY = "views/smaller.py", "A smaller copy"
+PARTS = {"smaller_section": "Heads and channels"}
 
 
 def test_costs_match_the_engine(study):
@@ -50,7 +51,7 @@ def test_channel_order_is_read_once(study, monkeypatch):
 
 @pytest.mark.parametrize("view", ["Heads", "Channels", COPY])
 def test_page_opens_on_the_example(view):
-    app = open_page(PAGE, structures_view=view)
+    app = open_page(PAGE, **PARTS, structures_view=view)
     assert "Example:" in texts(app)
     assert len(figures(app)) == (view != COPY)
     if view == COPY:
@@ -62,7 +63,7 @@ def test_page_opens_on_the_example(view):
 @pytest.mark.parametrize("view", ["Heads", "Channels"])
 def test_costs_are_computed_on_request(study, view):
     study = measured_study(samples=9 if view == "Heads" else 10)
-    app = open_page(PAGE, study, structures_view=view)
+    app = open_page(PAGE, study, **PARTS, structures_view=view)
     assert "Example:" in texts(app)
     app.button(key="structures-begin").click().run()
     assert "Example:" not in texts(app)
@@ -77,7 +78,7 @@ def test_nothing_is_computed_unasked(study, status, monkeypatch):
     monkeypatch.setattr(type(unmeasured), "is_restored", True, raising=False)
     monkeypatch.setattr(Job, "start", lambda _job: pytest.fail("The page has started work."))
     for view in ("Heads", "Channels", COPY):
-        app = open_page(PAGE, unmeasured, structures_view=view)
+        app = open_page(PAGE, unmeasured, **PARTS, structures_view=view)
         assert "Example:" in texts(app)
         assert "waiting-cancel" not in [button.key for button in app.main.button]
     assert unmeasured.job.status == status
@@ -93,7 +94,7 @@ def test_button_makes_a_smaller_copy(monkeypatch, study):
     monkeypatch.setattr("app.runs.copies.plain_english", lambda *_: english)
     monkeypatch.setattr(shared, "skeleton", lambda _name: model)
     monkeypatch.setattr(shared, "load", lambda *_: LoadedModel(model, byte_tokenizer(), threading.Lock()))
-    app = open_page(PAGE, study, structures_view=COPY, slim_ratio="0.3", slim_prompt="Hello")
+    app = open_page(PAGE, study, **PARTS, structures_view=COPY, slim_ratio="0.3", slim_prompt="Hello")
     app.button(key="slim-start").click().run()
     run: Slimming = ended(run_in(app, "slimming"))
     _, slim = run.models

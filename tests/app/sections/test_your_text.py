@@ -15,7 +15,7 @@ from app.study.setup import Setup
 from app.words import word
 from tests.app.tiny_study import ended, open_on, run_in, texts
 
-PAGE = "views/text.py"
+PAGE = "views/prune.py"
 WRITTEN = "<b>A rose</b> is a rose."
 
 
@@ -25,7 +25,7 @@ def no_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def opened(folder: Path, **query: str) -> AppTest:
-    return open_on(Setup(model=str(folder)), PAGE, **query)
+    return open_on(Setup(model=str(folder)), PAGE, prune_section="Your text", **query)
 
 
 def read(app: AppTest, status: str = "done") -> TextReading:

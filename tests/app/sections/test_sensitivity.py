@@ -14,7 +14,7 @@ from app.study.setup import Setup
 from rose.model.measure.damage import WHOLE, rank_correlation
 from tests.app.tiny_study import ended, figures, finish, latest, open_on, texts, titles
 
-PAGE = "views/damage.py"
+PAGE, HERE = "views/prune.py", {"prune_section": "Layer sensitivity"}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def run_of(setup: Setup, **chosen: str) -> DamageRun:
 
 @pytest.mark.usefixtures("empty_registry")
 def test_example_is_replaced_by_measurements(setup):
-    app = open_on(setup, PAGE, damage_units="Layers")
+    app = open_on(setup, PAGE, **HERE, damage_units="Layers")
     assert "Example: each layer pruned alone by SparseGPT at 0.7" in texts(app)
     assert len(figures(app)) == 2
     assert "of memory." in texts(app)
@@ -42,7 +42,7 @@ def test_example_is_replaced_by_measurements(setup):
     assert f"Rank correlation {rank_correlation(table)}" in scatter
     marks = [len(trace["customdata"]) for trace in json.loads(figures(app)[0])["data"] if trace["type"] == "scatter"]
     assert marks[0] == len(table) == 21
-    assert "Example" not in texts(open_on(setup, PAGE, damage_units="Layers"))  # another session finds it
+    assert "Example" not in texts(open_on(setup, PAGE, **HERE, damage_units="Layers"))  # another session finds it
     for damage, has_share in ((0.03, True), (0.01, False)):  # chance may have made the second
         run.records = (*run.records[:-1], replace(run.records[-1], damage=damage, standard_error=0.01))
         shown = texts(app.run())
@@ -64,7 +64,7 @@ def test_cancelled_run_resumes(setup):
     finish(run, "cancelled")
     assert [record.unit for record in run.records] == ["model.layers.0", "model.layers.1"]
     shared.registry.put(DamageRun, shared.key_of(request), run)
-    app = open_on(setup, PAGE)
+    app = open_on(setup, PAGE, **HERE)
     assert "Cancelled after two units; what is measured is kept." in app.warning[0].value
     bars = json.loads(figures(app)[0])
     assert bars["layout"]["xaxis"]["range"] == [-0.6, 2.6]  # room for the third, still to come
@@ -80,7 +80,7 @@ def test_restoring_units_gives_dense_weights_back(setup, tmp_path):
     tokens, held_out = setup.draw(tokenizer)
     report = rose.prune_model(model, tokens, sparsity=0.5, block_size=16, held_out=held_out)
     rose.save_model(model, tokenizer, tmp_path / "pruned", report=report)
-    app = open_on(setup, PAGE, damage_how="Restore alone")
+    app = open_on(setup, PAGE, **HERE, damage_how="Restore alone")
     assert app.button(key="damage-start").disabled
     assert "prune one on the Prune page and keep its checkpoint" in texts(app)
     app.text_input(key="damage_path").set_value(str(tmp_path / "pruned")).run()
@@ -98,13 +98,13 @@ def test_restoring_units_gives_dense_weights_back(setup, tmp_path):
 def test_only_rose_uses_the_chosen_threshold(setup):
     asked = {}
     for method in ("rose", "sparsegpt"):
-        app = open_on(setup, PAGE, threshold="0.1", damage_method=rose.METHODS[method].label)
+        app = open_on(setup, PAGE, **HERE, threshold="0.1", damage_method=rose.METHODS[method].label)
         app.button(key="damage-start").click().run()
         run = latest(DamageRun)
         run.job.wait(240)
         asked[method] = run.request
     assert {method: request.threshold for method, request in asked.items()} == {"rose": 0.1, "sparsegpt": 0.5}
-    assert r"Only layers named \*.o_proj are changed" in texts(open_on(setup, PAGE, layers="*.o_proj"))
+    assert r"Only layers named \*.o_proj are changed" in texts(open_on(setup, PAGE, **HERE, layers="*.o_proj"))
 
 
 def test_block_maps_to_its_layer_of_the_chosen_projection():
