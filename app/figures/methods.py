@@ -1,8 +1,7 @@
 """Methods against each other, in single layers and in whole models: errors, perplexity, accuracy, and tuning."""
 
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +10,9 @@ import pandas as pd
 
 from app.figures import maps, palette
 from app.figures.palette import Style, Theme
-from app.figures.shapes import Chart, whole_step
-from app.figures.style import BASELINE, CHOOSING, ERROR, LOG, LOG_ABOVE, PERCENT, Drawing, spread
-from app.words import apart, count, duration, listing, number, percent, short_layer, whole
+from app.figures.shapes import BARE, Chart, whole_step
+from app.figures.style import BASELINE, CHOOSING, ERROR, LOG_ABOVE, PERCENT, Drawing, spread
+from app.words import apart, count, duration, listing, number, percent, share, short_layer, times, whole
 from rose import RoseError, verdicts
 from rose.model.measure.comparison import over_seeds, results_at
 from rose.verdicts import Result
@@ -137,36 +136,94 @@ def _draw_seeds(chart: Chart, result: Result, mean: str) -> None:
 
 
 def perplexity_bars(
-    results: Sequence[Result], *, dense: float | None = None, height: int = 420, theme: Theme = "light"
-) -> Drawing:
-    """Perplexity of each pruned model, with a line for the dense one; the title says what `rose.verdicts` does."""
+    results: Sequence[Result], *, dense: float | None = None, elsewhere: Mapping[str, float] | None = None,
+    theme: Theme = "light",
+) -> Drawing:  # fmt: skip
+    """Perplexity of each pruned model by sparsity, with a line for the dense one; beside it how many times the dense
+    model's it is `elsewhere`, on another text, by name of the run, and the time. The title says what `rose.verdicts`
+    does. A bar far beyond all others is cut off, with its number.
+    """
     runs = [result for result in results if not math.isnan(result.value)]
     if not runs:
         raise RoseError("No perplexity has been measured yet; prune a model and evaluate it.")
-    chart, looks = Chart(y="perplexity", height=height, theme=theme), [palette.method_style(run.method) for run in runs]
-    values, labels = np.array([run.value for run in runs]), [run.name for run in runs]
-    drawn = np.append(values[np.isfinite(values)], [] if dense is None else [dense])
-    *texts, dense_text = apart(*values, math.nan if dense is None else dense)
+    rows = _placed(runs)
+    others = pd.Series(elsewhere or {}, dtype=float)
+    table = rows.assign(other=[others.get(name, math.nan) for name in rows["run"]])
+    limit = _limit([*table["perplexity"], *([] if dense is None else [dense])])
+    chart = Chart(plot=26 * (len(rows) + rows["amount"].nunique()) + 12, headroom=18, theme=theme)
+    chart.margins = {"l": 120, "r": 150, "b": 30}
+    looks = [palette.method_style(run.method) for run in runs]
+    *texts, dense_text = apart(*rows["perplexity"], math.nan if dense is None else dense)
+    shown = np.minimum(rows["perplexity"], 1.15 * limit)
+    texts = [f"{text} →" if value > limit else text for text, value in zip(texts, rows["perplexity"], strict=True)]
     pattern = {"shape": [look.pattern for look in looks], "solidity": 0.35}
-    options = {"text": texts, "marker": {"color": [look.colour for look in looks], "pattern": pattern}}
-    heights, hover = np.where(np.isfinite(values), values, np.nan), "%{x}<br>perplexity %{text}"
-    chart.bars(labels, heights, Style(palette.TEAL, "perplexity"), hover, **options)
-    lines = [re.sub(r" (?=(\S+ )?at )|(?<=,) ", "<br>", label) for label in labels]  # narrow on a phone, too
-    chart.x(tickvals=labels, ticktext=lines, tickangle=0)
-    note = "Perplexity of each pruned model, lower is better"
-    note += "; an infinite perplexity has no bar" if np.isinf(values).any() else ""
-    largest = float(drawn.max()) if len(drawn) else 1.0
-    chart.y(range=[0, largest * 1.12])
-    if spread(drawn) > LOG_ABOVE:
-        note += "; log scale"
-        low = float(drawn[drawn > 0].min())
-        chart.y(**LOG, range=[np.log10(low) - 0.3, np.log10(largest) + 0.15])
-    table = pd.DataFrame({"run": labels, "method": [run.method for run in runs], "perplexity": values})
+    options: dict[str, Any] = {"marker": {"color": [look.colour for look in looks], "pattern": pattern}, "width": 0.8}
+    options |= {"orientation": "h", "text": texts, "customdata": rows["run"]}
+    chart.bars(shown, rows["y"], Style(palette.TEAL, "perplexity"), "%{customdata}<br>perplexity %{text}", **options)
+    _beside_bars(chart, table, looks)
+    bare: dict[str, Any] = BARE | {"showticklabels": False, "ticks": "", "showline": False, "automargin": False}
+    chart.y(range=[rows["y"].max() + 0.7, -1.2], **bare)
+    chart.x(range=[0, 1.3 * limit], **bare)
+    note = "Perplexity, lower is better"
     if dense is not None:
-        chart.figure.add_hline(y=dense, line=chart.dashed)
-        note += f"; dashed: dense, {dense_text}"
+        chart.figure.add_vline(x=dense, line=chart.dashed)
+        below = {"y": 0, "yref": "paper", "yanchor": "top", "showarrow": False}
+        chart.figure.add_annotation(x=dense, text=f"<b>dense {dense_text}</b>", **below)
         table["dense_perplexity"] = dense
-    return chart.done(verdicts.says_ranking(verdicts.rank(runs)), note, "", "Bar chart of perplexity", table)
+    note += "; on other text as a multiple of the dense model's" if len(others) else ""
+    finding = verdicts.says_ranking(verdicts.rank(runs))
+    return chart.done(finding, note, "", "Bar chart of perplexity", table.drop(columns="y"))
+
+
+def _placed(runs: Sequence[Result]) -> pd.DataFrame:
+    """A row a run with its place from above: a heading for each amount, and below it its runs."""
+    amounts, rows = list(dict.fromkeys(run.amount for run in runs)), list[dict[str, Any]]()
+    for run in runs:
+        among = [other.name for other in runs if other.amount == run.amount]
+        before = sum(run_before.amount in amounts[: amounts.index(run.amount)] for run_before in runs)
+        y = before + among.index(run.name) + amounts.index(run.amount) * (1 if len(amounts) > 1 else 0)
+        rows.append({"run": run.name, "method": run.method, "amount": run.amount, "perplexity": run.value})
+        rows[-1] |= {"seconds": run.seconds, "y": y}
+    return pd.DataFrame(rows)
+
+
+def _limit(values: Sequence[float]) -> float:
+    """The largest value that does not dwarf those below it."""
+    finite = sorted(value for value in values if math.isfinite(value)) or [1.0]
+    while len(finite) > 1 and finite[-1] > LOG_ABOVE * finite[-2]:
+        finite.pop()
+    return finite[-1] or 1.0
+
+
+def _beside_bars(chart: Chart, table: pd.DataFrame, looks: Sequence[Style]) -> None:
+    """Names on the left in their colours, headings, and two columns of numbers on the right."""
+    plain: dict[str, Any] = {"showarrow": False, "xref": "paper"}
+    right = {"x": 1, "xanchor": "right"} | plain
+    columns = [("other text", "other", 70, times), ("took", "seconds", 140, duration)]
+    columns = [column for column in columns if table[column[1]].notna().any()]
+    for heading, _, shift, _ in columns:
+        text = f'<span style="color:{chart.ink.muted}">{heading}</span>'
+        chart.figure.add_annotation(text=text, y=1, yref="paper", yanchor="bottom", xshift=shift, **right)
+    for row, look in zip(table.to_dict("records"), looks, strict=True):
+        name = row["run"].replace(f" at {row['amount']}", "")
+        text = f'<span style="color:{look.colour}"><b>{name}</b></span>'
+        chart.figure.add_annotation(text=text, x=0, xanchor="right", xshift=-8, y=row["y"], **plain)
+        for _, column, shift, says in columns:
+            if not math.isnan(row[column]):
+                chart.figure.add_annotation(text=says(row[column]), y=row["y"], xshift=shift, **right)
+    for amount, rows in table.groupby("amount", sort=False):
+        if amount:
+            heading = f"<b>{_heading(str(amount))}</b>"
+            chart.figure.add_annotation(
+                text=heading, x=0, xanchor="right", xshift=-8, y=rows["y"].min() - 0.95, **plain
+            )
+
+
+def _heading(amount: str) -> str:
+    """ "0.7, 4 bits" as "70 % zero, 4 bits"."""
+    sparsity, *rest = amount.split(", ")
+    is_ratio = sparsity.replace(".", "", 1).isdecimal()
+    return ", ".join([f"{share(sparsity)} zero" if is_ratio else sparsity, *rest])
 
 
 def accuracy_bars(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:

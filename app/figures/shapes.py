@@ -163,6 +163,7 @@ class Chart:
         look, hover = Style(MARK, "", symbol="square"), f"%{{customdata}}<br>{unit} %{{text}}"
         self.points(rows["block_index"], rows["projection"], look, hover, size=16, **behind)
         order = {"categoryorder": "array", "categoryarray": projections, "range": [len(projections) - 0.5, -0.5]}
+        order |= {"tickvals": projections, "ticktext": [words.short_projection(name) for name in projections]}
         self.x(count=len(blocks), range=[blocks[0] - 0.5, blocks[-1] + 0.5], **BARE, showline=False, ticks="", **place)
         self.y(**order, showgrid=False, showline=False, ticks="", **place)
 

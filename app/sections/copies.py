@@ -34,12 +34,9 @@ def draw() -> None:
     if shown.dense is None:
         st.info("Results appear here as soon as the dense model has been evaluated.")
         return
-    models = shown.models
-    sections = results.sections(shown, models)
-    view = components.section(list(sections), "prune_view", "Results")
     if shown is not run:
         components.example("pruned copies")
-    sections[view](shown, models)
+    results.what_you_get(shown, shown.models)
     if shown is run:
         results.tune(run, lambda: shared.skeleton(run.setup.model))
 

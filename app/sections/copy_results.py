@@ -1,7 +1,8 @@
 """Copies on screen: numbers, layers, texts, downloads and tuning."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from html import escape
 from typing import Any
 
 import streamlit as st
@@ -9,38 +10,31 @@ from torch import nn
 
 from app import components, session, shared, words
 from app.components.work import follow
+from app.figures import maps, palette
 from app.figures import methods as figures
+from app.figures.style import BASELINE
+from app.figures.tokens import coloured_text, scale_end
 from app.forms.widgets import attempt, linked, start_button
 from app.results import naming, pairs
 from app.results.downloads import checkpoint_button, csv_button, file_button, large_button, menu, report_button
-from app.results.pairs import accuracy_table, layer_table, model_table
+from app.results.pairs import accuracy_table, model_table
 from app.runs import example
 from app.runs.copies import MINUTES, CopyRun, Tuning, file_name, results_in_run
 from app.runs.kept_copies import FileRun, forms
 from app.runs.pruning import HELD_OUT, PruningRun
+from app.runs.reading import DENSE, TextReading, losses
 from rose import RoseError, RunReport
-from rose.layer.pattern import METHOD
+from rose.layer.pattern import parse_sparsity
 from rose.model.estimate import tuning_memory
 from rose.model.load.tokens import tuning_draw
 from rose.model.network.network import Network
-from rose.rows import ERRORS, csv_text, with_cautions
+from rose.rows import csv_text, with_cautions
 
 MOST_MINUTES = 24 * 60.0
 MEANING = "Trains kept weights, all layers together, towards the dense model's next tokens; {} stays."  # of tuning
-TABLE, LAYERS, TEXTS, TASKS = "What you get", "Layers", "Texts", "Zero-shot"
-FIGURE = 280  # pixels: cautions and table begin above the fold
-Section = Callable[[PruningRun, list[RunReport]], None]
-
-
-def sections(run: PruningRun, models: list[RunReport]) -> dict[str, Section]:
-    """The parts of the results that have content."""
-    parts: dict[str, tuple[Section, Any]] = {
-        TABLE: (what_you_get, True),
-        LAYERS: (layers, len(layer_table(models[1:]))),
-        TEXTS: (texts, run.request.prompt.strip()),
-        TASKS: (accuracies, len(accuracy_table(models))),
-    }
-    return {name: draw for name, (draw, has_data) in parts.items() if has_data}
+WRITTEN = 150  # characters of a continuation
+# The error whose map shows where a copy is better than another: the first that both have.
+BETTER_IN = ("held_out_target_error", "target_error", "held_out_error", "relative_error")
 
 
 def of_another_setup(run: PruningRun) -> None:
@@ -57,31 +51,112 @@ def of_another_setup(run: PruningRun) -> None:
 
 
 def what_you_get(run: PruningRun, models: list[RunReport]) -> None:
-    """A row for each copy with its perplexities, cautions, and the verdict on every pair."""
+    """The copies as bars and what they write; where one is better, and a text that it has read. Below, all numbers."""
     dense, *copies = models
-    if len(copies) > 1:
-        results = results_in_run(copies)
-        drawing = figures.perplexity_bars(results, dense=dense.perplexity, height=FIGURE, theme=session.theme())
-        components.show(drawing, "perplexity")
-    components.table(_rows(models), "The results of each copy, the dense model first", key="prune-table")
-    request = run.request
-    text = "held-out calibration text" if request.evaluate == HELD_OUT else request.evaluate
-    st.caption(
-        f"Perplexity: {request.windows} × {request.window_length} tokens of {words.plain(text)}; elsewhere: plain "
-        f"English. Errors: mean over {words.count(len(copies[0].layers) if copies else 0, 'layer')}, held out, each on "
-        "its own inputs. Zeros make no file smaller."
-    )
-    if any(map(pairs.rounding_part, copies)):
-        st.caption(f"{pairs.PART}: its share of the error that rounding and pruning add, on calibration tokens.")
-    if ratios := pairs.verdict_table(results_in_run(copies)):
-        components.table(ratios, "Every pair", key="prune-pairs")
-        st.caption("95\u202f% intervals, paired over windows, one calibration draw; ≈ no clear difference, = same.")
-    if (study := session.study()) is not None and study.is_measured:
-        for line in pairs.differences(study, study.overview(session.threshold()), run):
-            st.caption(words.plain(line))
+    if not copies:
+        _numbers(run, models)
+        return
+    left, right = st.columns([1.13, 1], gap="medium")
+    with left:
+        results, elsewhere = results_in_run(copies), {copy.name: _times(dense, copy) for copy in copies}
+        elsewhere = {name: ratio for name, ratio in elsewhere.items() if ratio is not None}
+        look: dict[str, Any] = {"dense": dense.perplexity, "elsewhere": elsewhere, "theme": session.theme()}
+        components.show(figures.perplexity_bars(results, **look), "perplexity")
+        _written(run, models)
+    best = _best(copies)
+    with right:
+        _where_better(copies, best)
+        _read(run, best)
+    if len(answered := accuracy_table(models)):
+        components.show(figures.accuracy_bars(answered, theme=session.theme()), "accuracies")
+    _numbers(run, models)
     components.cautions(pairs.cautions_of(copies))
-    if copies:
-        _take_away(run, models)
+    _take_away(run, models)
+
+
+def _times(dense: RunReport, copy: RunReport) -> float | None:
+    """Perplexity on the second text as a multiple of the dense model's."""
+    values = [model.number("perplexity_second") for model in (copy, dense)]
+    return None if None in values else values[0] / values[1]  # type: ignore[operator]
+
+
+def _best(copies: list[RunReport]) -> RunReport:
+    """The lowest perplexity at the highest sparsity, where copies differ most."""
+    most = max(copies, key=lambda copy: parse_sparsity(copy.summary["sparsity"]).ratio).summary["sparsity"]
+    return min((copy for copy in copies if copy.summary["sparsity"] == most), key=lambda copy: copy.perplexity)
+
+
+def _written(run: PruningRun, models: list[RunReport]) -> None:
+    if not run.request.prompt.strip():
+        return
+    rows = []
+    for model in models:
+        colour = palette.method_style(model.method).colour if model is not models[0] else "inherit"
+        text = " ".join(model.summary.get("continuation", "").split()) or "(nothing: the text ended)"
+        text = text if len(text) <= WRITTEN else f"{text[:WRITTEN].rstrip()} …"
+        rows.append(f'<tr><th style="color:{colour}">{escape(model.name)}</th><td>{escape(text)}</td></tr>')
+    title = f"What they write after “{escape(run.request.prompt)}”"
+    st.html(f'<div class="written"><b>{title}</b><table>{"".join(rows)}</table></div>')
+
+
+def _where_better(copies: list[RunReport], best: RunReport) -> None:
+    """A map of the layers: the best copy against SparseGPT, or another copy of the same sparsity."""
+    alike = [copy for copy in copies if copy.summary["sparsity"] == best.summary["sparsity"] and copy is not best]
+    usual = [copy for copy in alike if copy.method == BASELINE] or alike
+    both = pairs.pair(usual[0], best) if usual else None
+    measure = None if both is None or both.problem or both.apart else _first(both.measures)
+    theme, layer = session.theme(), session.layer()
+    try:
+        if both is not None and measure is not None:
+            names = (usual[0].name, best.name)
+            drawing = maps.run_difference(both.rows(measure), names, pairs.MEASURES[measure], theme=theme)
+        else:
+            column = "held_out_error" if best.by_layer["held_out_error"].notna().any() else "relative_error"
+            rows = best.by_layer.assign(method=best.method)
+            drawing = figures.layer_map(rows, best.method, column=column, marked_layer=layer, theme=theme)
+    except RoseError as problem:
+        components.info(problem)
+        return
+    components.show(drawing, "where-better", captioned=False)
+
+
+def _first(measures: Mapping[str, str]) -> str | None:
+    return next((name for name in BETTER_IN if name in measures), None)
+
+
+def _read(run: PruningRun, best: RunReport) -> None:
+    """A text with what the best copy expects less than the dense model, where that copy has read one."""
+    reading: TextReading | None = example.reading() if run is example.pruning() else session.run_in("reading")
+    if reading is None or reading.encoded is None or best.name not in reading.readings:
+        return
+    gap = losses(reading.encoded, reading.readings[best.name]) - losses(reading.encoded, reading.readings[DENSE])
+    end, theme = scale_end(gap), session.theme()
+    says = "A colour: that token costs it more than it costs the dense model, purple: less. In nats on hover."
+    title = f"A text, read: what {escape(best.name)} expects less than the dense model"
+    st.html(f'<div class="figure-title"><b>{title}</b><span>{says}</span></div>')
+    st.html(coloured_text(reading.encoded.pieces, gap, end=end, theme=theme))
+
+
+def _numbers(run: PruningRun, models: list[RunReport]) -> None:
+    """All totals of the copies, and the verdict on every pair."""
+    copies = models[1:]
+    with st.expander("All numbers, and which differences are clear", icon=":material/table:", key="prune-numbers"):
+        components.table(_rows(models), "The results of each copy, the dense model first", key="prune-table")
+        request = run.request
+        text = "held-out calibration text" if request.evaluate == HELD_OUT else request.evaluate
+        layers = words.count(len(copies[0].layers) if copies else 0, "layer")
+        st.caption(
+            f"Perplexity: {request.windows} × {request.window_length} tokens of {words.plain(text)}; elsewhere: plain "
+            f"English. Errors: mean over {layers}, held out, each on its own inputs. Zeros make no file smaller."
+        )
+        if any(map(pairs.rounding_part, copies)):
+            st.caption(f"{pairs.PART}: its share of the error that rounding and pruning add, on calibration tokens.")
+        if ratios := pairs.verdict_table(results_in_run(copies)):
+            components.table(ratios, "Every pair", key="prune-pairs")
+            st.caption("95\u202f% intervals, paired over windows, one calibration draw; ≈ no clear difference, = same.")
+        if (study := session.study()) is not None and study.is_measured:
+            for line in pairs.differences(study, study.overview(session.threshold()), run):
+                st.caption(words.plain(line))
 
 
 def _rows(models: list[RunReport]) -> list[dict[str, str]]:
@@ -195,43 +270,6 @@ def _file(file: FileRun, key: str) -> None:
     large_button(f"{words.plain(name)}, {words.size(stored)}", file.open, name, stored, **look)
     remarks = [*file.remarks, f"It lies in {file.place} until later work needs the room."]
     st.caption(" ".join(map(words.plain, remarks)))
-
-
-def layers(run: PruningRun, models: list[RunReport]) -> None:
-    table = layer_table(models[1:])
-    measured = [name for name in pairs.MEASURES if name in ERRORS and table[name].notna().any()]
-    labels = {name: words.sentence(pairs.MEASURES[name]) for name in measured}
-    copies = {copy.name: copy for copy in models[1:] if not copy.is_tuned}
-    usual = next((name for name, copy in copies.items() if copy.method == METHOD), next(iter(copies)))
-    left, right = st.columns(2)
-    name = left.selectbox("Copy", list(copies), list(copies).index(usual), **linked("prune_map_copy"))
-    column = right.selectbox("Of", measured, format_func=labels.__getitem__, **linked("prune_map_of"))
-    copy = copies[name]
-    rows = table[(table["asked"] == copy.summary["sparsity"]) & (table["target"] == copy.target)]
-    try:
-        drawing = figures.layer_map(
-            rows, copy.method, column=column, marked_layer=session.layer(), theme=session.theme()
-        )
-    except RoseError as problem:
-        components.info(problem)
-        return
-    components.show(drawing, "layer-errors")
-    if copy.method == "rose":
-        changed = words.count(int(copy.summary["columnar_layers"]), "columnar layer")
-        st.caption(f"ROSE changes the order of {changed}. The other layers differ only by their inputs.")
-
-
-def texts(run: PruningRun, models: list[RunReport]) -> None:
-    st.markdown("Continued by the most likely next token:")
-    st.code(run.request.prompt, language=None, wrap_lines=True)
-    for model in models:
-        components.continued(
-            f"**{words.plain(model.name)}**, perplexity {words.number(model.perplexity)}", model.summary
-        )
-
-
-def accuracies(run: PruningRun, models: list[RunReport]) -> None:
-    components.show(figures.accuracy_bars(accuracy_table(models), theme=session.theme()), "accuracies")
 
 
 def tune(run: CopyRun, model: Callable[[], nn.Module]) -> None:

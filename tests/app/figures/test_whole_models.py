@@ -1,5 +1,7 @@
 """Numbers in the figures of whole models: maps of layers, methods, sensitivity, drift, what is saved, and verdicts."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from app.figures import methods, palette, sensitivity, trust
 from rose.model.check.verdicts import Verdict
 from rose.verdicts import Result
-from tests.app.figures.test_contract import DAMAGES, below, title
+from tests.app.figures.test_contract import DAMAGES, title
 from tests.app.figures.test_maps import cells
 
 
@@ -57,20 +59,28 @@ def test_layer_map_shows_what_a_method_saves_in_every_layer(records):
     assert title(alone).startswith("Held-out error of SparseGPT is highest in 3 · ")
 
 
-def test_perplexity_has_a_log_axis_only_where_it_must():
+def test_one_perplexity_does_not_flatten_the_others():
     def perplexities(**values: float) -> list[Result]:
-        return [Result(name, name.lower(), value) for name, value in values.items()]
+        return [Result(name, name.lower(), value, amount="0.5") for name, value in values.items()]
 
-    drawing = methods.perplexity_bars(perplexities(SparseGPT=32.2, ROSE=31.0), dense=20.7)
+    drawing = methods.perplexity_bars(perplexities(SparseGPT=32.2, ROSE=31.0), dense=20.7, elsewhere={"ROSE": 2.5})
     assert title(drawing) == "ROSE has the lowest perplexity, 31.0; the difference may be chance"
-    assert drawing.figure.layout.yaxis.range[0] == 0
-    assert drawing.figure.layout.shapes[0].y0 == 20.7
+    assert list(drawing.figure.data[0].x) == [32.2, 31.0]
+    assert drawing.figure.layout.shapes[0].x0 == 20.7
+    assert {"× 2.5", "other text"} <= {re.sub("<.*?>", "", note.text) for note in drawing.figure.layout.annotations}
     drawing = methods.perplexity_bars(perplexities(SparseGPT=32.2, Magnitude=5e4, Wanda=np.inf), dense=20.7)
-    assert drawing.figure.layout.yaxis.type == "log"
-    assert "log scale" in below(drawing)
-    assert drawing.figure.data[0].text[2] == "∞"
-    assert "an infinite perplexity has no bar" in below(drawing)
-    assert "no bar" not in below(methods.perplexity_bars(perplexities(SparseGPT=32.2, Magnitude=5e4)))
+    assert drawing.figure.data[0].x.max() == pytest.approx(1.15 * 32.2)
+    assert [text.endswith("→") for text in drawing.figure.data[0].text] == [False, True, True]
+
+
+def test_runs_stand_below_their_sparsity():
+    runs = [
+        Result(f"{name} at {amount}", "rose", 9.0, amount=amount) for amount in ("0.5, 4 bits", "2:4") for name in "AB"
+    ]
+    drawing = methods.perplexity_bars(runs)
+    assert list(drawing.figure.data[0].y) == [0, 1, 3, 4]
+    texts = [re.sub("<.*?>", "", note.text) for note in drawing.figure.layout.annotations]
+    assert texts == ["A", "B", "A", "B", "50\u202f% zero, 4 bits", "2:4"]
 
 
 def test_accuracies_are_ranked_over_the_tasks_that_all_models_answered():

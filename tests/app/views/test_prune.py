@@ -5,6 +5,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
+from html import escape
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -56,9 +57,8 @@ def halt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Events]]:
     go_on.set()
 
 
-def view(app: AppTest, name: str) -> AppTest:
-    app.segmented_control(key="prune_view").set_value(name).run()
-    return app
+def html(app: AppTest) -> str:
+    return "\n".join(element.proto.body for element in app.get("html"))
 
 
 def copies_of(app: AppTest) -> pd.DataFrame:
@@ -73,7 +73,8 @@ def test_page_opens_on_the_example(setup, monkeypatch):
     assert copies_of(app)["elsewhere"].str.contains("×").sum() == 6  # a second text beside every perplexity
     app.session_state["prune-take"], app.session_state["prune_take_of"] = True, "gone"
     assert "This is the example: prune your own." in texts(app.run())
-    assert len(figures(view(app, "Layers"))) == 1
+    assert [name in title for title, name in zip(titles(app), ("lowest perplexity", "lower held-out"), strict=True)]
+    assert "A text, read: what ROSE ADMM at 0.7 expects less" in html(app)
 
 
 def test_url_restores_a_run(setup):
@@ -130,12 +131,9 @@ def test_run_shows_results_of_chosen_settings(setup, tmp_path):
     links = {link.proto.label: dict(parse_qsl(link.proto.query_string)) for link in app.get("page_link")}
     reading = open_page("views/prune.py", **links["Read a text with it"])
     assert reading.multiselect(key="text_models").value == [names[2]]
-    app = view(app, "Layers")
-    assert json.loads(figures(app)[0])["data"][0]["type"] == "heatmap"
-    assert app.selectbox(key="prune_map_copy").options == names
-    assert "ROSE changes the order of" in texts(app.selectbox(key="prune_map_copy").set_value(names[1]).run())
-    app = view(app, "Texts")
-    assert {model.summary["continuation"] for model in run.copies} <= {block.value for block in app.code}
+    assert json.loads(figures(app)[1])["data"][0]["type"] == "heatmap"
+    for model in run.copies:
+        assert escape(" ".join(model.summary["continuation"].split())[:20]) in html(app)
     assert all(rose.load_model(str(run.kept(model))) for model in run.copies)
 
 
@@ -235,7 +233,6 @@ def test_pruned_copy_is_tuned(setup, text, monkeypatch):
     assert "weights are zero, as before." in texts(app)
     assert any("Held-out perplexity is" in title for title in titles(app))
     assert [copy.name for copy in run.copies if run.kept(copy)] == ["SparseGPT at 0.7", tuned]
-    assert view(app, "Layers").selectbox(key="prune_map_copy").options == ["SparseGPT at 0.7"]
     run.tuning.job.abandoned, run.checkpoints = True, {}
     for caption in ("No page had been open", "There was too little room to keep its checkpoint."):
         assert caption in texts(app.run())
