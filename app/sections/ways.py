@@ -1,14 +1,15 @@
 """Make it smaller: what does each way give?"""
 
-import math
+from collections.abc import Sequence
 from functools import partial
+from html import escape
 
 import pandas as pd
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 
 from app import components, session, shared, words
 from app.components.work import follow
+from app.figures import smaller as figures
 from app.forms.study_form import format_of
 from app.forms.widgets import attempt, linked, spec_number, start_button, text_input
 from app.results.downloads import checkpoint_button, csv_button, menu
@@ -19,10 +20,9 @@ from rose.rows import records_table
 from rose.smaller import Row
 from rose.smaller.table import ENDED, FILES, runtimes, says_llama
 from rose.smaller.ways import AS_IS
-from rose.verdicts.smaller import HALF, ZEROS, Recommendation, recommend, says_stored
+from rose.verdicts.smaller import HALF, SAME_QUALITY, ZEROS, Recommendation, recommend, says_stored
 
 FIELDS = Smaller.fields()
-ENOUGH = 3  # from this number of measured rows on, estimates are folded
 
 
 def draw() -> None:
@@ -62,20 +62,30 @@ def _offer(run: SmallerRun | None) -> None:
 
 def _results(run: SmallerRun) -> None:
     advice, spec = recommend(run.rows), run.request
-    for note in filter(None, (ZEROS, says_stored(run.rows[0]), says_llama(run.rows))):
-        st.caption(words.plain(note))
-    for index, (place, answer) in enumerate(zip(st.columns(len(advice) or 1), advice, strict=False)):
-        is_named = answer.key in [earlier.key for earlier in advice[:index] if earlier.key]
-        _advise(place.container(border=True, height="stretch"), answer, is_named=is_named)
-    measured = [row for row in run.rows if row.is_measured]
-    components.table([_cells(row) for row in measured], "Ways that were measured", key="smaller-table")
-    st.caption(
-        f"Perplexity: {spec.held_out} × {spec.length} tokens of held-out calibration text; elsewhere: "
-        f"{words.plain(spec.second or 'plain English')}. Speed: in torch, times the dense model's; – where shapes stay "
-        "the same."
-    )
+    left, right = st.columns([1.1, 1], gap="medium")
+    with left:
+        components.show(figures.size_and_quality(run.rows, theme=session.theme()), "smaller-sizes")
+    with right:
+        _advise(advice)
+        measured = [row for row in run.rows if row.is_measured]
+        components.table([_cells(row) for row in measured], "Ways that were measured", key="smaller-table")
+        with st.container(horizontal=True):
+            for key, name in {answer.key: answer.name for answer in advice if answer.key}.items():
+                if (folder := run.kept(key)) is not None:
+                    st.markdown(f"Take {words.plain(name)} home:", width="content")
+                    checkpoint_button(folder, key=f"smaller-{key}", type="primary")
+            with menu("smaller-downloads"):
+                csv_button("Table, CSV", records_table(run.rows, Row), "smaller.csv", "smaller-csv")
+        notes = [ZEROS, says_stored(run.rows[0]), says_llama(run.rows)]
+        notes += [
+            f"Your text: {spec.held_out} × {spec.length} tokens of held-out calibration text; other text: "
+            f"{spec.second or 'plain English'}.",
+            _says_speed(measured),
+        ]
+        st.caption(words.plain(" ".join(filter(None, notes))))
+        components.cautions(run.left_out)
     title = f"All {len(run.rows)} ways, estimates among them, and files that round nothing further"
-    with st.expander(title, expanded=len(measured) < ENOUGH, icon=":material/table:"):
+    with st.expander(title, icon=":material/table:"):
         st.dataframe(pd.DataFrame(map(_facts, run.rows)), hide_index=True, key="smaller-ways", alt="All ways")
     programs = runtimes()
     programs = programs[~programs["here"].str.contains(ENDED)]
@@ -84,33 +94,35 @@ def _results(run: SmallerRun) -> None:
     with st.expander(title, icon=":material/speed:"):
         order = ("name", "here", "gain", "uses", "hardware", "needs", "state", "source", "checked")
         st.dataframe(programs, hide_index=True, column_order=order, key="smaller-runtimes", alt="Programs for zeros")
-    components.cautions(run.left_out)
-    with menu("smaller-downloads"):
-        csv_button("Table, CSV", records_table(run.rows, Row), "smaller.csv", "smaller-csv")
-        for key in dict.fromkeys(answer.key for answer in advice):
-            if key and (folder := run.kept(key)) is not None:
-                checkpoint_button(folder, key=f"smaller-{key}")
 
 
-def _advise(place: DeltaGenerator, answer: Recommendation, *, is_named: bool) -> None:
-    """A goal, the way that reaches it, and why, unless another goal names the same way."""
-    goal, nothing = words.sentence(answer.goal), "Nothing pays here" if answer.is_complete else "Not known yet"
-    why = answer.text.removeprefix(f"{goal}: ").removeprefix(f"{answer.name}, ").removeprefix("nothing pays here; ")
-    goal += " of 16 bits" if answer.goal == HALF else ""
-    place.markdown(f"{goal}: **{words.plain(answer.name or nothing)}**")
-    place.caption("The same copy." if is_named else words.plain(words.sentence(why)))
+def _advise(advice: Sequence[Recommendation]) -> None:
+    """The answer in one line, and below it why."""
+    named = {answer.goal: words.plain(answer.name) for answer in advice if answer.key}
+    title = "No way that was measured pays here"
+    if same := named.get(SAME_QUALITY):
+        half = named.get(HALF)
+        title = f"Take {same}" + (f", or {half} if half of the bytes must go" if half and half != same else "")
+    elif half := named.get(HALF):
+        title = f"{half} halves the bytes of 16 bits"
+    st.html(f'<div class="figure-title"><b>{escape(title)}</b></div>')
+    st.caption(words.plain(" ".join(answer.text for answer in advice)))
+
+
+def _says_speed(rows: Sequence[Row]) -> str:
+    """Copies of other shapes are faster or slower in torch, which rounds and prunes without a gain."""
+    gains = [f"{row.name} × {words.number(row.prefill_gain)}" for row in rows if row.prefill_gain]
+    rest = "Other ways keep the model's shapes, and so its speed" if gains else "These ways keep the model's speed"
+    return f"{rest} in torch." if not gains else f"Reading speed in torch: {words.listing(gains)}. {rest}."
 
 
 def _cells(row: Row) -> dict[str, str]:
-    gains = [f"× {words.number(gain)}" if gain else "–" for gain in (row.prefill_gain, row.decoding_gain)]
-    texts = {"Perplexity": (row.perplexity, row.times), "elsewhere": (row.second_perplexity, row.second_times)}
     return {
         "Way": "the same weights" if row.key == AS_IS else row.name,
-        **{name: f"{words.number(value or math.nan)}, {words.times(of or 1.0)}" for name, (value, of) in texts.items()},
-        "Reading speed": gains[0],
-        "writing": gains[1],
-        "Smallest file": f"{words.size(row.bytes)} {row.smallest}",
-        "Minutes": _minutes(row),
+        "File": f"{words.size(row.bytes)} {row.smallest}",
+        "Your text": figures.says(row.times),
+        "Other text": figures.says(row.second_times),
+        "Makes in": "–" if row.minutes < 0.01 else f"{_minutes(row)} min",
     }
 
 
