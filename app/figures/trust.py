@@ -119,7 +119,8 @@ def verdict_map(
 
     The table has columns layer, block_index, projection, verdict (of `LOOKS`), reason and is_wrong.
     """
-    present = [look for name, look in LOOKS.items() if name in set(table["verdict"])]
+    wrong = set(table.loc[table["is_wrong"].astype(bool), "verdict"])
+    present = [_quiet(look, wrong, theme) for name, look in LOOKS.items() if name in set(table["verdict"])]
     rank = {look.label: place for place, look in enumerate(present)}
     why = table["reason"].map(lambda reason: [html.escape(line) for line in textwrap.wrap(reason, HOVER_LINE)])
     text = ["<br>".join([verdict, *lines]) for verdict, lines in zip(table["verdict"], why, strict=True)]
@@ -147,6 +148,13 @@ def verdict_map(
     note = f"Verdict on every layer{which}; a mark where something is wrong, or to be reviewed"
     alt = f"Map of verdicts by decoder block and projection: {'; '.join(counts)}"
     return chart.done(finding, note, "", alt, table[["layer", "verdict", "reason"]])
+
+
+def _quiet(look: Style, wrong: set[str], theme: Theme) -> Style:
+    """The accent where something is wrong; what is as expected is nearly the page, the rest grey."""
+    quiet, grey = palette.QUIET[theme]
+    usual = quiet if look.label in (str(Verdict.NO_FAULT), STATUSES["pass"]) else grey
+    return look._replace(colour=palette.ACCENT[theme][1] if look.label in wrong else usual)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Check a checkpoint: is something wrong with a pruned copy of a dense model, whoever made it?"""
 
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from app.runs.checked import CheckpointRun
 from app.sections import look_inside
 from app.study.setup import weights_size
 from rose.files import expand
+from rose.layer.registry import label_of
 from rose.model.check.costs import ERROR_OF
 from rose.model.check.findings import lines as check_lines
 from rose.model.check.findings import method_of
@@ -34,7 +36,7 @@ from rose.recipe.steps import CheckCopies
 
 OTHER = "Another checkpoint"
 ON = {"tokens": "Weights and errors", "weights": "Weights alone"}
-EVERY, ONE, DRIFT, INSIDE = "All layers", "One layer", "Drift", "Look inside"
+LAYERS, NUMBERS, DRIFT, INSIDE = "Layer by layer", "All numbers", "Drift", "Look inside"
 BOXES = {  # what the headline stands in, by its status; green only over what was measured
     WRONG: (components.error, ":material/error:"),
     WORSE: (components.warning, ":material/warning:"),
@@ -65,7 +67,7 @@ def draw() -> None:
         run = example.check(with_tokens=st.session_state.check_on == "tokens")
     check = None if run is None else run.check
     drift = [DRIFT] if check is not None and check.summary["drift"] else []
-    view = components.section([EVERY, ONE, *drift, INSIDE], "check_view", "What is shown")
+    view = components.section([LAYERS, NUMBERS, *drift, INSIDE], "check_view", "What is shown")
     if not pruned:
         with place:
             broken = ("one group broken by hand in a copy at 2:4",)
@@ -152,19 +154,27 @@ def _results(run: CheckpointRun, check: CheckpointCheck, view: str) -> None:
         components.show(html_report.check_drift(run, session.theme()), "check-drift")
         st.caption(DRIFT_SCALE)
     else:
-        (_every if view == EVERY else _one)(run, check)
+        (_layers if view == LAYERS else _numbers)(run, check)
     _further(run, check)
 
 
-def _every(run: CheckpointRun, check: CheckpointCheck) -> None:
-    if checked.differs(check):
-        drawing = html_report.check_map(check, marked_layer=_layer(check.layers), theme=session.theme())
-        pick = partial(components.pick_layer, choose=_show_layer)
-        components.show(drawing, "check-map", on_select=pick)
-    verdicts = check_lines(check, words.short_layer)
-    st.markdown("\n".join(f"- **{words.plain(about)}**: {words.plain(text)}" for about, text in verdicts))
-    with st.expander("Zeros, masks and errors over all layers", icon=":material/more_horiz:", key="check-more"):
-        st.markdown("\n".join(f"- {words.plain(sentence)}" for sentence in checked.facts(run)))
+def _layers(run: CheckpointRun, check: CheckpointCheck) -> None:
+    """The verdict on every layer, and beside it the evidence for one."""
+    left, right = st.columns([1, 1.13], gap="medium")
+    layer, theme = _layer(check.layers), session.theme()
+    with left:
+        if checked.differs(check):
+            drawing = html_report.check_map(check, marked_layer=layer, theme=theme)
+            pick = partial(components.pick_layer, choose=_show_layer)
+            components.show(drawing, "check-map", on_select=pick)
+        verdicts = check_lines(check, words.short_layer)
+        st.markdown("\n".join(f"- **{words.plain(about)}**: {words.plain(text)}" for about, text in verdicts))
+    with right:
+        _evidence(run, check, layer)
+
+
+def _numbers(run: CheckpointRun, check: CheckpointCheck) -> None:
+    st.markdown("\n".join(f"- {words.plain(sentence)}" for sentence in checked.facts(run)))
     table = _ranked(check.layers)
     errors = {"held_out_error": "Held-out error", "error": "Error, calibration", "mask_error": "Mask alone"}
     errors |= {"possible_error": "Mask, refitted"}
@@ -206,23 +216,41 @@ def _layer(layers: pd.DataFrame) -> str:
 
 
 def _show_layer(layer: str) -> None:
-    st.session_state.check_layer, st.session_state.check_view = layer, ONE
+    st.session_state.check_layer = layer
 
 
-def _one(run: CheckpointRun, check: CheckpointCheck) -> None:
+def _evidence(run: CheckpointRun, check: CheckpointCheck, layer: str) -> None:
+    """Why a layer has its verdict: the broken group, its error among others, and what was compared."""
     names = list(_ranked(check.layers)["layer"])
     if st.session_state.get("check_layer") not in names:
-        st.session_state.check_layer = _layer(check.layers)
+        st.session_state.check_layer = layer
     layer = st.selectbox("Layer, the worst first", names, format_func=words.short_layer, **linked("check_layer"))
-    row = check.layers.set_index("layer").loc[layer]
+    row, look = check.layers.set_index("layer").loc[layer], components.look(layer)
     st.markdown(f"**{words.sentence(row['verdict'])}.** {words.plain(row['reason'])}")
-    look = components.look(layer)
-    if layer in run.excerpts:
-        components.show(figures.broken_pattern(run.excerpts[layer], **look), "check-mask")
     if pd.notna(row.get("error")):
         components.show(figures.compensation_bars(row, **look), "check-bars")
     elif run.request.calibration is not None:
         st.caption("No error was measured: the layer is untouched, broken, behind a broken one, or of an expert.")
+    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(says)}</td></tr>" for name, says in _compared(row).items())
+    st.html(f'<div class="written"><b>What was compared</b><table>{rows}</table></div>')
+    if layer in run.excerpts:
+        components.show(figures.broken_pattern(run.excerpts[layer], **look), "check-mask")
+
+
+def _compared(row: pd.Series) -> dict[str, str]:
+    """What was compared in a layer, and the result."""
+    pattern = says_pattern(row["pattern"])
+    zeros = f"{words.percent(row['sparsity'])}{f', {pattern}' if pattern else ''}"
+    if broken := int(row.get("broken_groups") or 0):
+        zeros += f", broken in {words.count(broken, 'group')}"
+    told = {"zeros": zeros}
+    if pd.notna(row.get("agreement")) and row.get("nearest_method"):
+        told["mask"] = f"{label_of(row['nearest_method'])}'s in {words.percent(row['agreement'], 0)} of the choices"
+    moved = f"{words.percent(row['moved'], 0)} of them moved, by {words.percent(row['change'])} of their norm"
+    told["kept weights"] = moved if row["moved"] > 0 else "as in the dense model"
+    if pd.notna(row.get("recovered")):
+        told["compensation"] = f"{words.percent(row['recovered'], 0)} of what a least-squares refit would recover"
+    return told
 
 
 def _further(run: CheckpointRun, check: CheckpointCheck) -> None:

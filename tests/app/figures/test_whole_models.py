@@ -40,11 +40,15 @@ def test_every_verdict_has_a_colour_on_the_map_and_a_place_in_the_legend(declare
     table = table.set_axis(["verdict", "is_wrong"], axis=1).assign(projection="up_proj", reason="Why")
     table = table.assign(block_index=table.index, layer="model.layers." + table.index.astype(str) + ".up_proj")
     heat, _, *drawn = trust.verdict_map(table, "All", theme=theme).figure.data
+    shown = [trace for trace in drawn if trace.showlegend is not False]
+    assert [trace.name for trace in shown] == [f"{verdict} 2, 1 of them marked" for verdict in declared]
     colours = [heat.colorscale[2 * int(z)][1] for z in heat.z[0]]  # each flat step has a lower and an upper edge
-    assert colours[::2] == colours[1::2]
-    assert len(set(colours)) == len(declared)
-    legend = {trace.marker.color: trace.name for trace in drawn if trace.showlegend is not False}
-    assert [legend[colour] for colour in colours[::2]] == [f"{verdict} 2, 1 of them marked" for verdict in declared]
+    assert colours[::2] == colours[1::2] == [trace.marker.color for trace in shown]
+    assert set(colours) == {palette.ACCENT[theme][1]}, "in each of them something is wrong"
+    symbols = [trace.marker.symbol for trace in shown]
+    assert len(set(symbols)) >= len(declared) - 1
+    calm, *_ = trust.verdict_map(table.assign(is_wrong=False), "None", theme=theme).figure.data
+    assert {colour for _, colour in calm.colorscale} == set(palette.QUIET[theme])
     with pytest.raises(KeyError):
         trust.verdict_map(table.replace(declared[0], "unheard of"), "All")
 

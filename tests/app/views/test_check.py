@@ -67,6 +67,7 @@ def test_wrong_layers_are_listed_first(setup, planted):
     finding = "Three of 21 layers are wrong: numbers broken (one), part broken (one), pattern broken (one)."
     assert app.error[0].value == f"{finding} Errors and perplexity were not measured."
     first, part, second, rest = (line for line in texts(app).splitlines() if line.startswith("- **"))
+    assert app.selectbox(key="check_layer").value == LOST  # the worst
     assert first.startswith("- **1 · q_proj, numbers broken**: 1 of 4 096 weights are NaN or infinite.")
     assert part.startswith("- **2 · q_proj, part broken**: ")
     assert second.startswith("- **0 · up_proj, pattern broken**: 1 of 2 048 groups keep more than 2 of 4 weights;")
@@ -74,6 +75,15 @@ def test_wrong_layers_are_listed_first(setup, planted):
     assert "Wrong layers lie in decoder blocks 0, 1 and 2" in titles(app)[0]
     for look in ("numbers broken 1", "part broken 1", "pattern broken 1", "mask without compensation 18"):
         assert f'"name":"{look}"' in figures(app)[0]  # in the legend
+    app.selectbox(key="check_layer").set_value(BROKEN).run()
+    title = titles(app)[-1]
+    assert f"Row {ROW} keeps three of columns {COLUMN} to {COLUMN + 3}, where 2:4 allows two" in title
+    excerpt = run.excerpts[BROKEN]
+    survives = rose.load_model(str(planted), finite=False)[0].get_submodule(BROKEN).weight != 0
+    part = survives[excerpt.first_row :, excerpt.first_column :][:24, :64]
+    assert (excerpt.removed == ~part.numpy()).all()
+    assert excerpt.broken == [(ROW, COLUMN)]
+    app.segmented_control(key="check_view").set_value("All numbers").run()
     shown = app.main.dataframe[0].value
     assert list(shown["verdict"][:4]) == [
         "numbers broken",
@@ -81,17 +91,7 @@ def test_wrong_layers_are_listed_first(setup, planted):
         "pattern broken",
         "mask without compensation",
     ]
-    app.segmented_control(key="check_view").set_value("One layer").run()
-    assert app.selectbox(key="check_layer").value == LOST  # the worst
-    app.selectbox(key="check_layer").set_value(BROKEN).run()
-    (title,) = titles(app)
-    assert f"Row {ROW} keeps three of columns {COLUMN} to {COLUMN + 3}, where 2:4 allows two" in title
-    excerpt = run.excerpts[BROKEN]
-    survives = rose.load_model(str(planted), finite=False)[0].get_submodule(BROKEN).weight != 0
-    part = survives[excerpt.first_row :, excerpt.first_column :][:24, :64]
-    assert (excerpt.removed == ~part.numpy()).all()
-    assert excerpt.broken == [(ROW, COLUMN)]
-    again = opened(setup, planted, check_on="Weights alone", check_view="One layer")  # a link, for somebody else
+    again = opened(setup, planted, check_on="Weights alone")  # a link, for somebody else
     assert finding in again.error[0].value
 
 
@@ -110,7 +110,7 @@ def test_typed_path_replaces_the_kept_copy(setup, planted, monkeypatch):
 
 
 def test_check_with_tokens_measures_compensation(setup, pruned_folder):
-    app = opened(setup, pruned_folder, check_view="One layer")
+    app = opened(setup, pruned_folder)
     assert re.search(r"held out through both models: about \d+ s, ", texts(app))
     run = pressed(app)
     layers = run.check.layers.set_index("layer")
@@ -118,10 +118,10 @@ def test_check_with_tokens_measures_compensation(setup, pruned_folder):
     app.selectbox(key="check_layer").set_value(layer).run()
     row = layers.loc[layer]
     assert "When it was made, on 2 × 32 other tokens: perplexity from 20.0 to 24.0" in texts(app)
-    (title,) = titles(app)
+    title = titles(app)[1]
     told = f"error {words.number(row['error'])} against {words.number(row['mask_error'])}"
     assert f"worse than its mask without compensation: {told}" in title
-    bars = json.loads(figures(app)[0])["data"][0]
+    bars = json.loads(figures(app)[1])["data"][0]
     methods = [name for name in row.index if name.startswith("error_of_")]
     names = ["mask_error", "error", "possible_error", *methods]
     assert bars["name"] == "held-out tokens"
@@ -154,8 +154,9 @@ def test_equal_verdicts_are_a_sentence_without_a_map(setup, folder, tmp_path):
     assert "- **not pruned, all 21 layers**: All weights are those of the dense model." in texts(app)
     assert [app.success, app.error, app.warning] == [[], [], []]  # no green tick over what was not measured
     assert app.info[0].value.endswith("by the weights alone. Errors and perplexity were not measured.")
-    assert set(app.main.dataframe[0].value["pattern"]) == {"no pattern"}
     assert not figures(app)
+    app.segmented_control(key="check_view").set_value("All numbers").run()
+    assert set(app.main.dataframe[0].value["pattern"]) == {"no pattern"}
     assert "<figure " not in html_report.to_html(html_report.check_report(run))
     assert "Read a text with it" in [link.proto.label for link in app.get("page_link")]
     run.request = run.request.changed(pruned=("owner/model",))  # a Hub id
@@ -182,8 +183,10 @@ def test_page_opens_on_a_finished_check():
         "One of 210 layers is wrong: pattern broken. The copy's perplexity on 8 × 256 held"
     )
     assert "The wrong layer is 18 · " in titles(app)[0]
-    app.segmented_control(key="check_view").set_value("One layer").run()
-    assert "where 2:4 allows two" in titles(app)[0]
+    assert "where 2:4 allows two" in titles(app)[2]
+    compared = next(part.proto.body for part in app.get("html") if "What was compared" in part.proto.body)
+    assert "2:4, broken in one group" in compared
+    assert "66 % of what a least-squares refit would recover" in compared.replace("\u202f", " ")
     by_weights = open_page(PAGE, check_on="Weights alone").error[0].value
     assert "not measured" in by_weights
     assert "held-out tokens" not in by_weights
