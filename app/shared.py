@@ -30,7 +30,7 @@ from rose.recipe.steps import CheckCopies, Damage
 
 IDLE = 600.0  # seconds without a page before memory is freed
 SHARE = 0.5  # of this machine's memory, which the registry may fill
-ASKED_ON_START = "; the page Start has a button that asks the Hub for it"
+ASKED_ON_START = "; the dialog Measure a model has a button that asks the Hub for it"
 Key = tuple[str | None, ...]
 
 registry = Registry(SHARE * psutil.virtual_memory().total)

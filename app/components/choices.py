@@ -89,16 +89,16 @@ def _name_of(target: Any, offered: Mapping[str, Any]) -> str | None:
 
 
 def own_or_other(
-    label: str, key: str, options: dict[Any, str], own: Any, *, kind: Callable[..., Any], **widget: Any
+    label: str, key: str, options: dict[Any, str], of_study: Any, *, kind: Callable[..., Any], **widget: Any
 ) -> Any:
     """A choice that the link keeps where it is not the study's own."""
     linked = st.query_params.get(key)
     if st.session_state.get(key) not in options:
-        st.session_state[key] = next((value for value in options if str(value) == linked), own)
+        st.session_state[key] = next((value for value in options if str(value) == linked), of_study)
     look: dict[str, Any] = {"label_visibility": "collapsed", "key": key}
     kind(label, list(options), format_func=options.__getitem__, **look, **widget)
     chosen = st.session_state[key]
-    if chosen == own:
+    if chosen == of_study:
         st.query_params.pop(key, None)
     elif linked != str(chosen):
         st.query_params[key] = str(chosen)

@@ -52,8 +52,8 @@ def head(sections: Mapping[str, tuple[str, Any]] | None = None, key: str = "") -
         if sections:
             chosen = section(sections, key)
         text = f"{words.model_name(setup.model)}, {words.text_name(setup.calibration)}"
-        says = f"{text}, {setup.samples} × {setup.length} tokens, seed {setup.seed}"
-        st.html(f'<span class="choice">{escape(says)}</span>', width="content")
+        line = f"{text}, {setup.samples} × {setup.length} tokens, seed {setup.seed}"
+        st.html(f'<span class="choice">{escape(line)}</span>', width="content")
         st.button("Change", key="change-model", type="tertiary", icon=":material/tune:", on_click=session.ask_for_model)
     return chosen
 

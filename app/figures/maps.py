@@ -215,7 +215,7 @@ def _grid(rows: pd.DataFrame, places: Sequence[tuple[int | None, str]]) -> pd.Da
     seen = list(dict.fromkeys(rows["projection"]))
     in_blocks = [(block, projection) for block, projection in places if block is not None]
     if not in_blocks and not seen:
-        raise RoseError("No layer has been measured yet; measure layers on the start page.")
+        raise RoseError("No layer has been measured yet; measure layers on Explore.")
     # A block may be named by more than a number, and then the rest of the name is longer.
     projections = [next((p for p in seen if f".{name}".endswith("." + p)), name) for _, name in in_blocks]
     return layer_grid(rows, projections, [block for block, _ in in_blocks])

@@ -147,8 +147,8 @@ def perplexity_bars(
     if not runs:
         raise RoseError("No perplexity has been measured yet; prune a model and evaluate it.")
     rows = _placed(runs)
-    others = pd.Series(elsewhere or {}, dtype=float)
-    table = rows.assign(other=[others.get(name, math.nan) for name in rows["run"]])
+    ratios = pd.Series(elsewhere or {}, dtype=float)
+    table = rows.assign(other=[ratios.get(name, math.nan) for name in rows["run"]])
     limit = _limit([*table["perplexity"], *([] if dense is None else [dense])])
     chart = Chart(plot=26 * (len(rows) + rows["amount"].nunique()) + 12, headroom=18, theme=theme)
     chart.margins = {"l": 120, "r": 150, "b": 30}
@@ -170,7 +170,7 @@ def perplexity_bars(
         below = {"y": 0, "yref": "paper", "yanchor": "top", "showarrow": False}
         chart.figure.add_annotation(x=dense, text=f"<b>dense {dense_text}</b>", **below)
         table["dense_perplexity"] = dense
-    note += "; on other text as a multiple of the dense model's" if len(others) else ""
+    note += "; on other text as a multiple of the dense model's" if len(ratios) else ""
     finding = verdicts.says_ranking(verdicts.rank(runs))
     return chart.done(finding, note, "", "Bar chart of perplexity", table.drop(columns="y"))
 

@@ -231,17 +231,17 @@ def _stacked(chart: Chart, table: pd.DataFrame) -> None:
         )  # fmt: skip
     for label, says, colour in zip(table["label"], table["says"], colours, strict=True):
         small = f'<span style="color:{chart.ink.muted};font-size:12px">{says}</span>'
-        named = f'<span style="color:{colour}"><b>{label}</b></span><br>{small}'
+        heading = f'<span style="color:{colour}"><b>{label}</b></span><br>{small}'
         place = {"x": 0, "y": label, "xanchor": "right", "xshift": -10, "showarrow": False, "align": "right"}
-        chart.figure.add_annotation(text=named, **place)
+        chart.figure.add_annotation(text=heading, **place)
 
 
 def _saved(table: pd.DataFrame) -> str:
     """What each order saves in the two parts, against SparseGPT."""
     parts = table[["mask_part", "sequence_part"]]
     saved = (parts.iloc[0] - parts.iloc[1:]).round(2) + 0.0  # no negative zero
-    told = [f"{table['label'][row]} {mask:.2f} and {sequence:.2f}" for row, mask, sequence in saved.itertuples()]
-    return f"Saved in the mask and in the sequence: {', '.join(told)}.".replace("-", "−")
+    saved_in = [f"{table['label'][row]} {mask:.2f} and {sequence:.2f}" for row, mask, sequence in saved.itertuples()]
+    return f"Saved in the mask and in the sequence: {', '.join(saved_in)}.".replace("-", "−")
 
 
 def paper_drawings(paper: PaperFigures) -> list[Drawing]:

@@ -1,4 +1,4 @@
-"""The Prune page's choices: what is pruned, how it is evaluated, and what is kept."""
+"""The choices of Prune: what is pruned, how it is evaluated, and what is kept."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ FIELDS = Prune.fields()
 def choose(setup: Setup) -> PruneRequest:
     threshold = session.threshold()
     if threshold != THRESHOLD:  # then ROSE prunes differently
-        st.caption(f"Columnar: a relative range above **{threshold:g}**, as chosen on the page Layers.")
+        st.caption(f"Columnar: a relative range above **{threshold:g}**, as chosen on Explore.")
     methods_place, sparsities_place, layers_place = st.columns([4, 1, 1])
     methods = methods_place.multiselect(
         "Methods",

@@ -84,10 +84,10 @@ class OwnOrder:
         if len(blocks) < len(visited):
             return "mixed by hand"
         for block in sorted(blocks):
-            others = [other for other in blocks if other != block]
-            if others == sorted(others):
+            rest = [other for other in blocks if other != block]
+            if rest == sorted(rest):
                 place = blocks.index(block)
-                turns = {len(others): "last", 0: "first", 1: "second"}
+                turns = {len(rest): "last", 0: "first", 1: "second"}
                 return f"block {block} {turns.get(place, f'as number {place + 1}')}"
         return "blocks moved"
 
@@ -99,15 +99,15 @@ def read_order(text: str, plan: rose.OrderPlan) -> OwnOrder:
     widths = tuple(len(_columns(part)) for part in parts)
     if len(parts) == 1:
         widths = block_widths(len(columns), plan.block_size)
-    own = OwnOrder(columns, widths, rule="")
-    own.order(plan)
-    return own
+    draft = OwnOrder(columns, widths, rule="")
+    draft.order(plan)
+    return draft
 
 
-def write_order(own: OwnOrder) -> str:
+def write_order(draft: OwnOrder) -> str:
     """The text that `read_order` reads."""
-    ends = accumulate(own.widths)
-    return "/".join(write_columns(own.columns[e - w : e]) for e, w in zip(ends, own.widths, strict=True))
+    ends = accumulate(draft.widths)
+    return "/".join(write_columns(draft.columns[e - w : e]) for e, w in zip(ends, draft.widths, strict=True))
 
 
 def read_columns(text: str, columns: int) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from app.lab.sweeps import BASELINE, Bench, PlannedSweep, SweepResult, outcomes
 from rose.layer.columnar import outlier
 from rose.layer.forecast import best_shares
 from rose.layer.order import blocks_of, visited_blocks
+from rose.layer.registry import order_names
 
 STRIP = st.components.v2.component(
     "own_order",
@@ -51,6 +52,11 @@ SHARES = {
     OWN: ("your own", "as written under More"),
 }
 HEIGHTS = {"loss": "Column loss", "price": "Log price"}
+
+
+def _rules() -> list[str]:
+    """Names of orders, those of plugins last."""
+    return [*RULES, *(name for name in order_names() if name not in RULES)]
 
 
 def label(order: str) -> str:
@@ -106,13 +112,13 @@ def _draw(bench: Bench) -> None:
         components.cautions(bench.study.cautions(bench.layer))
 
 
-def planned(bench: Bench, own: PlannedSweep) -> list[tuple[str, PlannedSweep]]:
+def planned(bench: Bench, mine: PlannedSweep) -> list[tuple[str, PlannedSweep]]:
     """The orders that stand beside one's own, which comes last, each with the name of its order."""
     whole = "block" if bench.plan.pattern.is_grouped else "layer"  # every N:M group gives up the same number
     seeds = [("random", f"random:{seed}", "block") for seed in range(SEEDS)]
     pairs = [("natural", *BASELINE), ("two_level", "two_level", "block"), *seeds]
     pairs += [(name, name, whole) for name in ("global", "pivot")]
-    return [*((name, PlannedSweep(order, budget)) for name, order, budget in pairs), ("custom", own)]
+    return [*((name, PlannedSweep(order, budget)) for name, order, budget in pairs), ("custom", mine)]
 
 
 def curves(bench: Bench, sweeps: list[tuple[str, PlannedSweep]], results: list[SweepResult]) -> Drawing:
@@ -134,7 +140,7 @@ def parts(bench: Bench, draft: OwnOrder, sweeps: list[tuple[str, PlannedSweep]],
         "random": ("Random", "columns mixed"),
         "global": ("ROSE global", "costliest first"),
         "pivot": ("Pivot", "by price"),
-        "custom": ("Yours", draft.says(bench.plan, {name: label(name).lower() for name in RULES})),
+        "custom": ("Yours", draft.says(bench.plan, {name: label(name).lower() for name in _rules()})),
     }
     rows = [
         {
@@ -209,9 +215,9 @@ def _controls(bench: Bench, draft: OwnOrder, mine: SweepResult) -> None:
     is_grouped = bench.plan.pattern.is_grouped
     with st.container(horizontal=True, vertical_alignment="center", gap="xsmall", key="lab-controls"):
         with components.labelled("Sort by"):
-            rule = st.session_state.lab_own_rule = draft.rule if draft.rule in RULES else None
+            rule = st.session_state.lab_own_rule = draft.rule or None
             st.selectbox(
-                "Sort by", list(RULES), placeholder="a rule", key="lab_own_rule", format_func=label, width=118,
+                "Sort by", _rules(), placeholder="a rule", key="lab_own_rule", format_func=label, width=118,
                 label_visibility="collapsed", on_change=lambda: _sort(bench, draft),
             )  # fmt: skip
         chosen = _chosen_shares(draft)
@@ -227,9 +233,9 @@ def _controls(bench: Bench, draft: OwnOrder, mine: SweepResult) -> None:
         st.button("Undo", icon=":material/undo:", key="lab-own-undo", **undo)
         with st.popover("More", help="Paste, upload or download an order, or begin again"):
             _more(bench, draft, mine)
-    said = [f"{label(rule)}: {RULES[rule]}"] if rule else []
-    said += [] if is_grouped else [f"{words.sentence(SHARES[chosen][0])}: {SHARES[chosen][1]}"]
-    st.caption(". ".join([*said, ""]).strip())
+    sentences = [f"{label(rule)}: {RULES[rule]}"] if rule in RULES else []
+    sentences += [] if is_grouped else [f"{words.sentence(SHARES[chosen][0])}: {SHARES[chosen][1]}"]
+    st.caption(". ".join([*sentences, ""]).strip())
     if problem := st.session_state.pop("lab_own_problem", ""):
         components.error(problem)
 

@@ -29,7 +29,7 @@ def recipe_of(
     Raises RoseError for impossible values.
     """
     if setup.held_out < 1:
-        raise rose.RoseError("Loss is measured on held-out samples; ask for some on the start page.")
+        raise rose.RoseError("Loss is measured on held-out samples; ask for some under Change.")
     how: dict[str, Any] = {"restore": restore}
     if not restore:
         how = setup.pick(("sparsity", "block_size", "damping")) | {"method": method, "threshold": threshold}

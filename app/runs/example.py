@@ -34,7 +34,7 @@ from rose.rows import DamageRecord
 from rose.smaller import Row
 from rose.verdicts import Interval
 
-SETUP = Setup(samples=8, length=256, held_out=8)  # a quarter of the start page's tokens; one held-out text for all
+SETUP = Setup(samples=8, length=256, held_out=8)  # a quarter of a study's tokens; one held-out text for all
 FILE = Path(__file__).with_name("example.json.gz")
 REQUEST = PruneRequest(
     ("sparsegpt", "rose", METHOD), ("0.5", "0.7"), window_length=SETUP.length, prompt=PROMPT, keep="all"

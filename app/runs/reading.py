@@ -72,7 +72,7 @@ class TextReading(Run):
         if not torch.equal(encode_text(tokenizer, self.text).tokens, encoded.tokens):
             raise rose.RoseError(
                 f"{name} splits this text into other tokens than {self.setup.model}. Choose a checkpoint "
-                f"pruned from {self.setup.model}, or choose the dense model of {name} on the start page."
+                f"pruned from {self.setup.model}, or choose the dense model of {name} in the dialog Measure a model."
             )
         return _read(name, model, encoded)
 

@@ -131,9 +131,9 @@ def _read(run: PruningRun, best: RunReport) -> None:
         return
     gap = losses(reading.encoded, reading.readings[best.name]) - losses(reading.encoded, reading.readings[DENSE])
     end, theme = scale_end(gap), session.theme()
-    says = "A colour: that token costs it more than it costs the dense model, purple: less. In nats on hover."
+    text = "A colour: that token costs it more than it costs the dense model, purple: less. In nats on hover."
     title = f"A text, read: what {escape(best.name)} expects less than the dense model"
-    st.html(f'<div class="figure-title"><b>{title}</b><span>{says}</span></div>')
+    st.html(f'<div class="figure-title"><b>{title}</b><span>{text}</span></div>')
     st.html(coloured_text(reading.encoded.pieces, gap, end=end, theme=theme))
 
 

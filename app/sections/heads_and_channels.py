@@ -49,7 +49,7 @@ def _structures(kind: str) -> Structures | None:
             raise rose.RoseError(f"The configuration of this model keeps all {noun}; see the other view.")
         if not structures.blocks(kind):
             missing = words.short_layer(structures.missing[0])
-            raise rose.RoseError(f"{missing} was not measured; measure all layers on the page Start.")
+            raise rose.RoseError(f"{missing} was not measured; measure all layers on Explore.")
         return structures
     if study is not None and study.job.status == "running":  # its progress is beside the page
         components.while_running(study.job, lambda: None)

@@ -27,7 +27,7 @@ MEANING = {
     "prune": "One unit is pruned, everything else stays dense: its sensitivity is the rise of the loss.",
     "restore": "The model is pruned, one unit gets its dense weights back: its sensitivity is the fall of the loss.",
 }
-NO_RUN = "No pruned model is chosen: prune one on the Prune page and keep its checkpoint, or give the folder of one."
+NO_RUN = "No pruned model is chosen: prune one under What you get and keep its checkpoint, or give the folder of one."
 
 
 def draw() -> None:
@@ -67,7 +67,7 @@ def _choose() -> tuple[Damage | None, str]:
         units = components.choose("Unit", UNITS, "damage_units")
     with right:
         if how == "restore":
-            help = "A checkpoint that `rose prune` or the Prune page has written, of the model chosen on Start."
+            help = "A checkpoint that `rose prune` or this page has written, of the chosen model."
             path = ("Folder of a pruned model", "pruned/")
             chosen["restore"] = pruned_model(setup.model, "damage", "Pruned model", "Another folder", path, help)
         else:

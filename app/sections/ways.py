@@ -98,12 +98,12 @@ def _results(run: SmallerRun) -> None:
 
 def _advise(advice: Sequence[Recommendation]) -> None:
     """The answer in one line, and below it why."""
-    named = {answer.goal: words.plain(answer.name) for answer in advice if answer.key}
+    advised = {answer.goal: words.plain(answer.name) for answer in advice if answer.key}
     title = "No way that was measured pays here"
-    if same := named.get(SAME_QUALITY):
-        half = named.get(HALF)
+    if same := advised.get(SAME_QUALITY):
+        half = advised.get(HALF)
         title = f"Take {same}" + (f", or {half} if half of the bytes must go" if half and half != same else "")
-    elif half := named.get(HALF):
+    elif half := advised.get(HALF):
         title = f"{half} halves the bytes of 16 bits"
     st.html(f'<div class="figure-title"><b>{escape(title)}</b></div>')
     st.caption(words.plain(" ".join(answer.text for answer in advice)))

@@ -1,4 +1,4 @@
-"""The choices of the start page: the model, its layers, and how a study measures them."""
+"""The choices of the dialog: the model, its layers, and how a study measures them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FORETOLD = {"sparsegpt": ("natural", "block"), "two_level": ("two_level", "block
 NUMBERS = ("samples", "length", "seed", "held_out", "block_size", "damping")
 TOKENS = ("calibration", "samples", "length", "seed", "held_out")
 INPUTS = ("model", "dtype", *TOKENS, "layers")  # fields that inputs of layers depend on
-CHOSEN = (*INPUTS, "sparsity", "block_size", "damping", "stream")  # that the start page offers and a link carries
+CHOSEN = (*INPUTS, "sparsity", "block_size", "damping", "stream")  # that the dialog offers and a link carries
 LARGEST = 2**53 - 1  # that a browser takes for a whole number
 
 
@@ -41,7 +41,7 @@ def patterns_of(layers: Any) -> Any:
 
 
 class Setup(Analyze):
-    """A user's choices on the start page: the recipe `Analyze`, in the number formats of a study."""
+    """A user's choices in the dialog: the recipe `Analyze`, in the number formats of a study."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     compute: Compute = "float32"

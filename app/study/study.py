@@ -494,8 +494,8 @@ class Study(Run):
     def sizes(self) -> dict[int, float]:
         """Block sizes whose relative ranges are known, in columns: the heads that a block holds."""
         sizes = {size: size / self.head_width if self.head_width else 0.0 for size in block_sizes(self.head_width)}
-        own = self.setup.block_columns
-        return dict(sorted((sizes | {own: own / self.head_width if self.head_width else 0.0}).items()))
+        of_study = self.setup.block_columns
+        return dict(sorted((sizes | {of_study: of_study / self.head_width if self.head_width else 0.0}).items()))
 
     @property
     def sparsities(self) -> list[str]:
@@ -503,8 +503,8 @@ class Study(Run):
 
     def what_if(self, threshold: float, sparsity: str, size: int) -> pd.DataFrame:
         """`overview` with relative ranges, and what follows from them, at another sparsity and block size."""
-        own = self.setup.sparsity, self.setup.block_columns
-        if (sparsity, size) == own:
+        of_study = self.setup.sparsity, self.setup.block_columns
+        if (sparsity, size) == of_study:
             return self.overview(threshold)
         return self._latest("what if", (threshold, sparsity, size), lambda: self._what_if(threshold, sparsity, size))
 

@@ -231,7 +231,7 @@ def _evidence(run: CheckpointRun, check: CheckpointCheck, layer: str) -> None:
         components.show(figures.compensation_bars(row, **look), "check-bars")
     elif run.request.calibration is not None:
         st.caption("No error was measured: the layer is untouched, broken, behind a broken one, or of an expert.")
-    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(says)}</td></tr>" for name, says in _compared(row).items())
+    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in _compared(row).items())
     st.html(f'<div class="written"><b>What was compared</b><table>{rows}</table></div>')
     if layer in run.excerpts:
         components.show(figures.broken_pattern(run.excerpts[layer], **look), "check-mask")
@@ -243,14 +243,14 @@ def _compared(row: pd.Series) -> dict[str, str]:
     zeros = f"{words.percent(row['sparsity'])}{f', {pattern}' if pattern else ''}"
     if broken := int(row.get("broken_groups") or 0):
         zeros += f", broken in {words.count(broken, 'group')}"
-    told = {"zeros": zeros}
+    results = {"zeros": zeros}
     if pd.notna(row.get("agreement")) and row.get("nearest_method"):
-        told["mask"] = f"{label_of(row['nearest_method'])}'s in {words.percent(row['agreement'], 0)} of the choices"
+        results["mask"] = f"{label_of(row['nearest_method'])}'s in {words.percent(row['agreement'], 0)} of the choices"
     moved = f"{words.percent(row['moved'], 0)} of them moved, by {words.percent(row['change'])} of their norm"
-    told["kept weights"] = moved if row["moved"] > 0 else "as in the dense model"
+    results["kept weights"] = moved if row["moved"] > 0 else "as in the dense model"
     if pd.notna(row.get("recovered")):
-        told["compensation"] = f"{words.percent(row['recovered'], 0)} of what a least-squares refit would recover"
-    return told
+        results["compensation"] = f"{words.percent(row['recovered'], 0)} of what a least-squares refit would recover"
+    return results
 
 
 def _further(run: CheckpointRun, check: CheckpointCheck) -> None:

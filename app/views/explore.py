@@ -101,9 +101,9 @@ def _choices(study: Study) -> tuple[str, str, int]:
             )
         sizes = {size: words.heads(size, heads) for size, heads in study.sizes.items()}
         with components.labelled("Block"):
-            own = setup.block_columns
+            of_study = setup.block_columns
             size = components.own_or_other(
-                "Block size", "what_block", sizes, own, kind=st.segmented_control, required=True
+                "Block size", "what_block", sizes, of_study, kind=st.segmented_control, required=True
             )
         with st.container(
             key="explore-layer", horizontal=True, vertical_alignment="center", horizontal_alignment="right"
@@ -135,17 +135,18 @@ def _map(study: Study, table: pd.DataFrame, metric: str, *, at: tuple[str, int])
     components.show(drawing, "explore-map", on_select=components.pick_layer, captioned=False)
     if metric == "relative_range":
         choose_threshold()
-    own = study.setup.sparsity, study.setup.block_columns
-    measured = f", errors measured at {words.share(own[0])} and {words.heads(own[1], study.sizes[own[1]])} a block"
+    of_study = study.setup.sparsity, study.setup.block_columns
+    heads = words.heads(of_study[1], study.sizes[of_study[1]])
+    measured = f", errors measured at {words.share(of_study[0])} and {heads} a block" if at != of_study else ""
     try:
         scatter = maps.gain_scatter(
-            table, metric if metric in maps.FORETELL else "relative_range", measured_at=measured if at != own else "",
+            table, metric if metric in maps.FORETELL else "relative_range", measured_at=measured,
             **options,
         )  # fmt: skip
         components.show(scatter, "explore-scatter", on_select=components.pick_layer, captioned=False)
     except rose.RoseError as problem:
         components.info(problem)
-    if at != own:
+    if at != of_study:
         other = study.setup.changed(sparsity=at[0], block_size=at[1])
         label = f"Measure errors at {words.share(at[0])}, {words.heads(at[1], study.sizes[at[1]])}"
         st.button(
@@ -210,12 +211,12 @@ def _layer(study: Study, layer: str, table: pd.DataFrame, *, at: tuple[str, int]
     if row is None or profile is None:
         components.inputs_of(study, layer)
         return
-    size, own = at[1], (study.setup.sparsity, study.setup.block_columns)
+    size, of_study = at[1], (study.setup.sparsity, study.setup.block_columns)
     group = parse_sparsity(study.setup.sparsity).of or 1
     order, columns_as = profile.order(size, group), st.session_state.get("columns_as")
-    is_known = at[0] == own[0] and (size in profile.sizes)
+    is_known = at[0] == of_study[0] and (size in profile.sizes)
     shown = Columns(profile, size, study.head_width_of(layer), session.threshold(), float(row["relative_range"]))
-    losses_of = "" if is_known else f"at {words.share(own[0])} with blocks of {profile.sizes[0]}, as measured"
+    losses_of = "" if is_known else f"at {words.share(of_study[0])} with blocks of {profile.sizes[0]}, as measured"
     moved = shown._replace(order=order if columns_as == AS_ROSE else None)
     components.show(figures.strips(moved, losses_of=losses_of, **look(layer)), "layer-strips", beside=_columns_as)
     reordered = order if shown.is_columnar else None

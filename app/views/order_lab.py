@@ -29,8 +29,8 @@ def draw() -> None:
             size = components.own_or_other(
                 "Block size", "lab_block", sizes, study.setup.block_columns, kind=st.selectbox, width=110
             )
-        says = f"sparsity {words.share(study.setup.sparsity)}, errors as parts of SparseGPT's"
-        st.html(f'<span class="choice">{glossary.explained(says)}</span>', width="content")
+        text = f"sparsity {words.share(study.setup.sparsity)}, errors as parts of SparseGPT's"
+        st.html(f'<span class="choice">{glossary.explained(text)}</span>', width="content")
     if section != "own" and "own" in st.query_params:
         del st.query_params["own"]
     if not components.inputs_of(study, layer):

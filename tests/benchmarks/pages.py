@@ -1,7 +1,7 @@
 """Pages of the app, timed and counted: `python -m tests.benchmarks.pages [--root CHECKOUT] [--output pages.csv]`.
 
 For each page, opened from the finished example: seconds from a cold server to the first drawn figure (`cold`), from a
-click in the sidebar to the settled page (`click`; both medians of rounds), the server's processor seconds for a click
+click on a link to the settled page (`click`; both medians of rounds), the server's processor seconds for a click
 (`processor`), and controls, words and figures in its main part. `--root` serves another checkout, for a comparison in
 one run; its pages may differ. `--large` opens pages on a study of 224 layers of a 7B model, made of the example's
 numbers, without weights.
@@ -31,7 +31,7 @@ from tests.benchmarks.common import arguments
 
 ROOT = Path(__file__).parents[2]
 PORT = 8791
-COLD = ["", "layers", "layer", "order_lab"]  # "" is Start
+COLD = ["", "order_lab"]  # "" is Explore
 PATIENCE = 120_000  # milliseconds
 SETTLED = '[data-testid="stApp"][data-test-script-state="notRunning"]'
 COUNTS = """() => {
@@ -81,11 +81,11 @@ def drawn(page: Page) -> None:
 
 
 def pages_of(browser: Browser, address: str) -> list[str]:
-    """Addresses of the pages, as the sidebar lists them."""
+    """Addresses of the pages, as the navigation lists them."""
     page = browser.new_page(viewport={"width": 1280, "height": 800})
     page.goto(address)
     drawn(page)
-    links = page.locator('[data-testid="stSidebarNavLink"]')
+    links = page.locator('[data-testid="stTopNavLink"]')
     paths = [_path(str(link.get_attribute("href"))) for link in links.all()]
     page.close()
     return paths
@@ -97,15 +97,15 @@ def cold(browser: Browser, root: Path, path: str, cache: Path) -> float:
         page = browser.new_page(viewport={"width": 1280, "height": 800})
         began = time.perf_counter()
         page.goto(f"{address}/{path}")
-        page.locator(".js-plotly-plot .main-svg, img.first").first.wait_for(timeout=PATIENCE)
+        page.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=PATIENCE)
         took = time.perf_counter() - began
         page.close()
     return took
 
 
 def click(page: Page, path: str, server: psutil.Process) -> tuple[float, float]:
-    """Seconds from a click in the sidebar to the settled page, and processor seconds of the server."""
-    links = page.locator('[data-testid="stSidebarNavLink"]').all()
+    """Seconds from a click in the navigation to the settled page, and processor seconds of the server."""
+    links = page.locator('[data-testid="stTopNavLink"]').all()
     (link,) = [link for link in links if _path(str(link.get_attribute("href"))) == path]
     began, used = time.perf_counter(), sum(server.cpu_times()[:2])
     link.click()
@@ -142,9 +142,7 @@ def _path(address: str) -> str:
 
 
 def main() -> None:
-    options = arguments(
-        __doc__, root=str(ROOT), output="pages.csv", rounds=3, cold=["", "layers", "layer", "order_lab"], large=False
-    )
+    options = arguments(__doc__, root=str(ROOT), output="pages.csv", rounds=3, cold=COLD, large=False)
     root, cache, rows, link = Path(options.root).resolve(), Path(options.output).with_suffix(".cache").resolve(), [], ""
     if options.large:
         link = large_study(cache / "7b", cache)
@@ -165,7 +163,7 @@ def main() -> None:
         for path in paths:
             (first, _), *rest = times[path]
             seconds, processor = (statistics.median(part) for part in zip(*rest, strict=True))
-            row = {"page": path or "start", "first": first, "click": seconds, "processor": processor, **counts[path]}
+            row = {"page": path or "explore", "first": first, "click": seconds, "processor": processor, **counts[path]}
             if path in options.cold and not link:
                 row["cold"] = statistics.median(cold(browser, root, path, cache) for _ in range(options.rounds))
             rows.append(row)

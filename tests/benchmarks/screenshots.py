@@ -1,7 +1,7 @@
 """Pictures for the README: python -m tests.benchmarks.screenshots [FOLDER [NAME ...]].
 
-Pages as they open, on finished examples, in light and dark, at 1280 × 800; of most pages the first figure alone. Names
-are those of the files: layers, prune, check, pareto, slim, depth, damage, your_own_order, ...
+Pages as they open, on finished examples, in light and dark, at 1280 × 800. Names are those of the files: explore,
+prune, check, pareto, slim, your_own_order, ...
 """
 
 import sys
@@ -23,26 +23,14 @@ from rose import verdicts
 from rose.verdicts import Result
 from tests.benchmarks import bits, structured, tuning
 from tests.benchmarks.methods import costs_and_worths
-from tests.browser.conftest import COLUMNAR_LAYER, ROOT, SETUP, chromium, measure, serve, settle
+from tests.browser.conftest import COLUMNAR_LAYER, ROOT, SETUP, choose, chromium, measure, serve, settle
 
-# Pages, with whether all of what is in sight belongs to the picture; else it is the first figure with its title.
-PAGES = dict.fromkeys(("start", "learn", "layers", "order_lab", "prune", "smaller", "damage", "text"), True)
-PAGES |= dict.fromkeys(("layer", "structures", "check", "diffusion", "depth"), False)
-ADDRESSES = {"start": "", "depth": "runs?runs_view=Drift"}  # where they differ from the page's name
+PAGES = ("explore", "learn", "order_lab", "prune", "smaller", "check")
+ADDRESSES = {"explore": ""}  # where they differ from the page's name
 PATIENCE = 900_000  # milliseconds, for a layer's inputs on a busy machine
 RESULTS = ROOT / "docs/results"
 THEMES: tuple[Theme, ...] = ("light", "dark")
 RENDERING = 1500  # milliseconds, for what plotly draws after the script has ended
-
-
-def crop(page: Page, path: Path) -> None:
-    """A picture of the page's first figure with its title."""
-    boxes = [page.locator(part).first.bounding_box() for part in (".figure-title", ".stPlotlyChart")]
-    (title, figure) = [box for box in boxes if box is not None]
-    page.add_style_tag(content="[class*='-downloads'] { visibility: hidden; }")
-    height = figure["y"] + figure["height"] - title["y"]
-    page.screenshot(path=path, clip={"x": figure["x"], "y": title["y"], "width": figure["width"], "height": height})
-    print(path, flush=True)
 
 
 def shoot(page: Page, address: str, name: str, path: Path) -> None:
@@ -51,11 +39,8 @@ def shoot(page: Page, address: str, name: str, path: Path) -> None:
     expect(page.get_by_role("button", name="Cancel")).to_have_count(0)  # a layer's inputs are collected first
     settle(page)
     page.wait_for_timeout(RENDERING)
-    if PAGES[name]:
-        page.screenshot(path=path)
-        print(path, flush=True)
-    else:
-        crop(page, path)
+    page.screenshot(path=path)
+    print(path, flush=True)
 
 
 def plugin(folder: Path) -> Path:
@@ -69,16 +54,17 @@ def plugin(folder: Path) -> Path:
 
 def shoot_plugin(browser: Browser, folder: Path, pictures: Path) -> None:
     """The order lab with the order of that notebook."""
-    orders = {"lab_section": "Mask and sequence", "lab_matrix_orders": ["Natural", "Two-level", "Snake"]}
-    words = urlencode(SETUP | {"layer": COLUMNAR_LAYER} | orders, doseq=True)
+    words = urlencode(SETUP | {"layer": COLUMNAR_LAYER})
     with serve(folder / "log.txt", ROSE_PLUGINS=str(plugin(folder))) as address:
         page = browser.new_page(viewport={"width": 1280, "height": 800})
         page.goto(f"{address}/?{words}")
         measure(page)
         page.goto(f"{address}/order_lab?{words}")
         settle(page)
+        choose(page, "Sort by", "Snake")
+        settle(page)
         page.wait_for_timeout(RENDERING)
-        crop(page, pictures / "your_own_order.png")
+        page.screenshot(path=pictures / "your_own_order.png")
 
 
 def time_and_perplexity(results: Sequence[Result], *, dense: float, time: str, theme: Theme) -> Drawing:
@@ -148,7 +134,7 @@ def main() -> None:
         sys.exit(f"No picture is named {', '.join(sorted(unknown))}.")
     expect.set_options(timeout=PATIENCE)
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
-        if asked & PAGES.keys():
+        if asked & {*PAGES}:
             with serve(Path(folder, "log.txt"), ROSE_CACHE=f"{folder}/cache") as address:
                 for scheme in THEMES:
                     page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 800})

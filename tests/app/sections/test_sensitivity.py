@@ -82,7 +82,7 @@ def test_restoring_units_gives_dense_weights_back(setup, tmp_path):
     rose.save_model(model, tokenizer, tmp_path / "pruned", report=report)
     app = open_on(setup, PAGE, **HERE, damage_how="Restore alone")
     assert app.button(key="damage-start").disabled
-    assert "prune one on the Prune page and keep its checkpoint" in texts(app)
+    assert "prune one under What you get and keep its checkpoint" in texts(app)
     app.text_input(key="damage_path").set_value(str(tmp_path / "pruned")).run()
     app.button(key="damage-start").click().run()
     run = run_of(setup, restore=str(tmp_path / "pruned"))

@@ -1,4 +1,4 @@
-"""The recipe that a page offers fills that page again, dropped on the start page, and is what the page runs."""
+"""The recipe that a page offers fills that page again, dropped into the dialog, and is what the page runs."""
 
 from pathlib import Path
 from typing import Any
