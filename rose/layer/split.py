@@ -20,7 +20,7 @@ from rose.layer.result import LayerResult
 from rose.layer.statistics import InputStatistics, as_statistics
 from rose.layer.target import InputGap, OutputGap, target_error
 
-# After 40 steps the mask's part is at most 1.0002 of the exact one in layers of two models (docs/lab-notes/orders.md).
+# After 40 steps the mask's part is at most 1.0001 of that after 400 in layers of two models (docs/lab-notes/orders.md).
 STEPS = 40
 Gap = InputGap | OutputGap
 

@@ -49,6 +49,7 @@ from rose.verdicts.smaller import MUCH_WORSE, recommend
 Follow = Callable[[float, str], Any]  # told the share that is done, and what is being done; may raise to stop
 PROMPT, NEW_TOKENS = 128, 16
 SHORTEST = 0.01  # minutes
+FIRST = (AS_IS, "bits-8", "bits-4")  # measured whatever the minutes: every recommendation compares with them
 TURNS = (5, 15)  # of each model, fewest and most
 TIMING = 8.0  # seconds for turns
 SUMMARY = "summary.json"
@@ -107,7 +108,8 @@ class Bench:
         end = time.monotonic() + seconds
         while way := self.best_next(end - time.monotonic()):
             try:
-                yield self.measure(way, partial(follow, way.name), end - time.monotonic())
+                left = math.inf if way.key in FIRST else end - time.monotonic()
+                yield self.measure(way, partial(follow, way.name), left)
             except (RoseError, TimeoutError) as problem:
                 self.left_out.append(says_left_out([way], problem))
                 if isinstance(problem, TimeoutError):  # its estimate stays
@@ -117,11 +119,14 @@ class Bench:
                 self.know([])
 
     def best_next(self, seconds: float) -> Way | None:
-        """The most promising way that is not measured and fits into the time, the model as it is first; else None."""
-        open_rows = [row for row in self.rows if not row.is_measured]
-        for row in sorted(open_rows, key=self._promise, reverse=True):
+        """The next of `FIRST`, whatever the time, or the most promising way that fits into it; None if none does."""
+        open_rows = {row.key: row for row in self.rows if not row.is_measured}
+        for key in FIRST:
+            if key in open_rows:
+                return self.way(key)
+        for row in sorted(open_rows.values(), key=self._promise, reverse=True):
             way = self.way(row.key)
-            if row.key == AS_IS or 60 * row.minutes - self._spared(way) + self.judging <= seconds:
+            if 60 * row.minutes - self._spared(way) + self.judging <= seconds:
                 return way
         return None
 
@@ -131,8 +136,6 @@ class Bench:
 
     def _promise(self, row: Row) -> float:
         """The saving of a row over its loss, both as logarithms; below 0 if it loses too much."""
-        if row.key == AS_IS:
-            return math.inf
         times = row.times or math.inf
         saved = math.log(self.rows[0].bytes / row.bytes) + math.log(row.prefill_gain or 1.0)
         return saved / (0.02 + math.log(times)) if times < MUCH_WORSE else -times

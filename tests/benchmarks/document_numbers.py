@@ -316,15 +316,6 @@ def orders_by_price() -> str:
     return table(["order / budget", *head], lines)
 
 
-def pivot_against_global() -> str:
-    """Ratios of the pivot order's error to that of global order, both with layer budget."""
-    each = []
-    for model, rows in priced().groupby("model", sort=False):
-        logs = np.log(rows[["pivot/layer", "global/layer"]]).groupby(rows["layer"]).mean()  # of draws
-        each.append(f"{verdicts.paired_ratio(logs['pivot/layer'], logs['global/layer'])} in {MODELS[str(model)]}")
-    return " and ".join(each)
-
-
 def _rank_correlations(rows: pd.DataFrame, pair: str) -> list[float]:
     """Spearman's correlation over layers of the held-out gain with what is known before a sweep: means of draws."""
     table = pd.DataFrame({
@@ -544,29 +535,90 @@ def whole_models() -> str:
     return table(["model, target", *WHOLE.values()], lines)
 
 
-def bits_by_price() -> str:
-    """How far Σ d says the error of rounding to 3 bits."""
-    rows = read("prices-law.csv")
-    orders = [name.removeprefix("sum ") for name in rows if name.startswith("sum ")]
-    rho = [
-        rows.loc[at, [f"sum {one}" for one in orders]]
-        .astype(float)
-        .rank()
-        .reset_index(drop=True)
-        .corr(rows.loc[at, [f"{kind} {one}" for one in orders]].astype(float).rank().reset_index(drop=True))
-        for kind in ("bits", "held out")
-        for at in rows.index
-    ]
-    half = len(rho) // 2
-    ratios = rows[["held out pivot", "held out min_pivot"]].div(rows["held out natural"], axis=0)
-    pivot, least = (
-        listing([f"{values[model]:.2f}" for model in MODELS])
-        for _, values in ratios.groupby(rows["model"]).mean().items()
+HEADS = {0.5: "½", 1.0: "1", 1.5: "1½", 2.0: "2", 4.0: "4"}
+HEAD = 64  # columns, in both small models
+
+
+def heads_by_block() -> str:
+    """Output projections at 70 % by heads a block: how many are columnar, and SparseGPT's and ROSE's errors."""
+    rows, lines = read("heads.csv").query("sparsity == '0.7'"), []
+    for name, group in rows.groupby("model", sort=False):
+        natural = group[group["sweep"] == "natural/block"]
+        counts = natural.groupby(["block_size", "seed"])["is_columnar"].sum().unstack()
+        of = natural["layer"].nunique()
+        spans = [_count_span(list(counts.loc[size])) for size in counts.index]
+        lines.append([f"{MODELS.get(str(name), str(name))}: columnar of {of}", *spans])
+        wide = group.pivot_table(index=["block_size", "layer", "seed"], columns="sweep", values="held_out_error")
+        base = wide.loc[2 * HEAD, "natural/block"]
+        for label, sweep in (("SparseGPT's error", "natural/block"), ("two-level order's error", "two_level/block")):
+            ratios = [(wide.loc[size, sweep] / base).mean() for size in counts.index]
+            lines.append([label, *(f"{ratio:.3f}" for ratio in ratios)])
+    return table(["heads a block", *HEADS.values()], lines)
+
+
+def _count_span(counts: list[int]) -> str:
+    return f"{min(counts):.0f}" + (f" to {max(counts):.0f}" if max(counts) > min(counts) else "")
+
+
+SPLIT = {
+    "natural/block": "natural / block (SparseGPT)",
+    "two_level/block": "two-level / block (ROSE's order)",
+    "random:0/block": "random / block",
+    "natural/layer": "natural / layer",
+    "global/layer": "global / layer (`rose_global`)",
+    "pivot/layer": "pivot / layer",
+    "rose_admm": "`rose_admm`",
+}
+
+
+def parts_of_sweeps() -> str:
+    """Error, its mask's part and held-out error of each sweep, as parts of SparseGPT's; output projections, others."""
+    rows = read("splits.csv")
+    is_output = rows["layer"].str.endswith("o_proj")
+    base = rows[rows["sweep"] == "natural/block"].set_index("layer")
+    lines = []
+    for sweep, label in SPLIT.items():
+        cells = []
+        for part in (rows[is_output], rows[~is_output]):
+            own = part[part["sweep"] == sweep].set_index("layer")
+            of = base.loc[own.index]
+            ratios = own["mask_error"] / of["error"], own["error"] / of["error"]
+            mask, error = (ratio.mean() for ratio in ratios)
+            held_out = (own["held_out_error"] / of["held_out_error"]).mean()
+            cells += [f"{mask:.2f}", f"{error - mask:.2f}", f"{held_out:.3f}"]
+        lines.append([label, *cells])
+    head = ["mask", "sequence", "held out"]
+    return table(
+        ["order / budget", *(f"outputs: {name}" for name in head), *(f"others: {name}" for name in head)], lines
     )
-    return (
-        f"{np.median(rho[:half]):.2f} on calibration inputs and {np.median(rho[half:]):.2f} held out. The pivot order "
-        f"leaves {pivot} times natural order's held-out error in the two models, `min_pivot` {least}"
-    )
+
+
+WHOLE_BY_HEADS = {
+    "sparsegpt": "SparseGPT",
+    "rose": "ROSE",
+    "sparsegpt@two_level": "ROSE's order, always",
+    "rose_global": "`rose_global`",
+}
+
+
+def whole_by_heads() -> str:
+    """Perplexity of whole models by heads a block, in each draw."""
+    rows, lines = read("heads-whole.csv").query("where == 'all'"), []
+    for heads, group in rows.groupby("heads"):
+        cells = []
+        for method in WHOLE_BY_HEADS:
+            values = group[group["method"] == method].sort_values("seed")["perplexity"]
+            cells.append(", ".join(f"{value:.0f}" for value in values) or "not run")
+        lines.append([HEADS[float(str(heads))], *cells])
+    return table(["heads a block", *WHOLE_BY_HEADS.values()], lines)
+
+
+def rose_by_heads(heads: float) -> str:
+    """ROSE's perplexity with one head a block over SparseGPT's with so many: geometric mean and range of draws."""
+    rows = read("heads-whole.csv").query("where == 'all'")
+    table = rows.pivot_table(index="seed", columns=["method", "heads"], values="perplexity")
+    ratios = table["rose", 1.0] / table["sparsegpt", heads]
+    return f"{np.exp(np.log(ratios).mean()):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
 
 
 @cache
@@ -940,7 +992,11 @@ REGIONS: dict[str, Callable[[], str]] = {
     "memory_of_llamas": memory_of_llamas,
     "method_times": method_times,
     "obs_beside_slimllm": partial(obs_beside, "slimllm@similarity/linear"),
-    "bits_by_price": bits_by_price,
+    "heads_by_block": heads_by_block,
+    "parts_of_sweeps": parts_of_sweeps,
+    "whole_by_heads": whole_by_heads,
+    "rose_at_one_head": partial(rose_by_heads, 1.0),
+    "rose_at_two_heads": partial(rose_by_heads, 2.0),
     "decisions": decisions,
     "forecast_ranks": forecast_ranks,
     "forecast_rank_table": forecast_rank_table,
@@ -954,7 +1010,6 @@ REGIONS: dict[str, Callable[[], str]] = {
     "pivot_by_budget": pivot_by_budget,
     "whole_models": whole_models,
     "orders_by_price": orders_by_price,
-    "pivot_against_global": pivot_against_global,
     "own_model": own_model,
     "qwen_headline": lambda: beside_sparsegpt(_qwen()),
     "programs_that_use_zeros": programs_that_use_zeros,

@@ -186,9 +186,9 @@ def diffuse(shop: Workshop, name: str) -> None:
 # Pages
 
 
-def opened(shop: Workshop, view: str, **query: str) -> AppTest:
-    """The page, which shows no traceback; raises what it says in a red box."""
-    app = open_on(Setup(model=str(shop.folder("dense"))), f"views/{view}.py", **query)
+def opened(shop: Workshop, section: str, **query: str) -> AppTest:
+    """A section of Prune, which shows no traceback; raises what it says in a red box."""
+    app = open_on(Setup(model=str(shop.folder("dense"))), "views/prune.py", prune_section=section, **query)
     if app.error:
         raise Refused(unescaped(app.error[0].value))
     return app
@@ -198,7 +198,7 @@ def runs(shop: Workshop, name: str) -> None:
     """Beside a pruned model; an analysis is one run for each method."""
     beside = "prune, 2:4" if name == "prune, some layers" else "prune, some layers"
     paths = (shop.folder(beside), shop.folder(name))
-    app = opened(shop, "runs", runs_path="; ".join(map(str, paths)), runs_view="Numbers")
+    app = opened(shop, "Compare runs", runs_path="; ".join(map(str, paths)), runs_view="Numbers")
     chosen = app.multiselect(key="runs")
     chosen.set_value([chosen.options[0], chosen.options[-1]]).run()
     numbers = app.table[0].value.set_index("").iloc[:, 1].str.partition(" (")[0]
@@ -211,7 +211,7 @@ def runs(shop: Workshop, name: str) -> None:
 
 def drift(shop: Workshop, name: str) -> None:
     """A curve for each stage that has drift."""
-    app = opened(shop, "runs", runs_path=str(shop.folder(name)), runs_view="Drift")
+    app = opened(shop, "Compare runs", runs_path=str(shop.folder(name)), runs_view="Drift")
     chosen = app.multiselect(key="runs")
     record = rose.RunReport.load(shop.folder(name))
     chosen.set_value(chosen.options[: len(record.runs)]).run()  # without the example's runs
@@ -236,7 +236,7 @@ def decoded(values: Any) -> list[float]:
 def text(shop: Workshop, name: str) -> None:
     """What the page has read is what transformers reads."""
     written = "A rose is a rose."
-    app = opened(shop, "text", text_path=str(shop.folder(name)), text_written=written)
+    app = opened(shop, "Your text", text_path=str(shop.folder(name)), text_written=written)
     app.button(key="text-read").click().run()
     reading: TextReading = run_in(app, "reading")
     while reading.job.status == "running":
