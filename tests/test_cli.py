@@ -22,6 +22,7 @@ from rose import cli
 from rose.commands import shared
 from rose.model import estimate
 from rose.model.measure.comparison import ComparisonFolder, ComparisonRow
+from rose.model.measure.perplexity import plain_english
 from rose.model.network.precision import Precision
 from rose.model.run import one_layer
 from rose.output import check_file
@@ -77,6 +78,20 @@ def test_prune_measures_perplexity_before_and_after(checkpoint, text, tmp_path, 
     model, tokenizer = rose.load_model(checkpoint)
     windows = rose.load_tokens(str(text), tokenizer, samples=3, length=48, seed=None)
     assert summary["perplexity_before"] == pytest.approx(rose.perplexity(model, windows), rel=1e-5)
+
+
+def test_prune_ends_with_what_it_cost_on_two_texts_and_what_to_do_next(checkpoint, tmp_path, capsys):
+    assert prune(checkpoint, tmp_path / "out") == 0
+    report, model = rose.RunReport.load(tmp_path / "out"), rose.load_model(str(tmp_path / "out"))[0]
+    said = printed(capsys, "out")
+    english = plain_english(model, rose.load_model(checkpoint)[1])
+    english = english[: max(1, report.summary["windows"] * report.summary["length"] // english.shape[1])]
+    assert report.summary["perplexity_second_after"] == pytest.approx(rose.perplexity(model, english), rel=1e-5)
+    for text in ("", "_second"):
+        before, after = apart(*(report.summary[f"perplexity{text}_{stage}"] for stage in ("before", "after")))
+        assert f"from {before} to {after}, " in said
+    assert "Perplexity on held-out calibration text" in said
+    assert "Next: rose tune" in said
 
 
 def test_a_model_is_saved_if_its_evaluation_fails(checkpoint, text, tmp_path, monkeypatch):

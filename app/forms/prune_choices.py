@@ -8,11 +8,11 @@ from streamlit.delta_generator import DeltaGenerator
 import rose
 from app import session
 from app.forms.widgets import linked, spec_number, text_input
-from app.runs.pruning import HELD_OUT, PROMPT, WINDOWS, Keep, PruneRequest
+from app.runs.pruning import PROMPT, WINDOWS, Keep, PruneRequest
 from app.study.setup import Setup, patterns_of
 from rose.layer.pattern import BITS as GRID_BITS
 from rose.layer.pattern import GROUP, GROUPS, METHOD, THRESHOLD, Grid, parse_grid
-from rose.model.defaults import SOURCES
+from rose.model.defaults import HELD_OUT, SOURCES
 from rose.model.measure import zero_shot
 from rose.model.settings import PruneSettings
 from rose.recipe.steps import Prune

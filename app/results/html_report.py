@@ -27,12 +27,12 @@ from app.figures.style import Drawing
 from app.results import pairs
 from app.results.naming import name_apart
 from app.runs.checked import CheckpointRun, differs, facts, name_of, record_of
-from app.runs.pruning import HELD_OUT
 from rose import RunReport, verdicts
 from rose.environment import says_versions, versions
 from rose.layer.pattern import THRESHOLD
 from rose.model.check.findings import lines
 from rose.model.check.result import CheckpointCheck, headline
+from rose.model.defaults import HELD_OUT
 from rose.output import check_file, write_file
 from rose.recipe import Recipe
 from rose.report import read_runs

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 import rose
 from app.figures.trust import MaskExcerpt
 from app.jobs import Job, Run, holding
-from app.runs.pruning import HELD_OUT
 from app.study.setup import TOKENS, Setup
 from app.study.study import LoadedModel
 from rose.files import expand
 from rose.model.check.findings import findings
 from rose.model.check.result import CheckpointCheck
+from rose.model.defaults import HELD_OUT
 from rose.model.estimate import Cost, estimate_cost, estimate_evaluation, sweeps_of
 from rose.model.load.tokens import check_text
 from rose.model.network.layers import keep_low_rank

@@ -24,7 +24,7 @@ from app.study.study import LoadedModel
 from rose.files import expand, reachable
 from rose.layer.pattern import Grid
 from rose.layer.settings import describe_grid
-from rose.model.defaults import STUDY
+from rose.model.defaults import HELD_OUT, STUDY
 from rose.model.estimate import Cost, estimate_evaluation, estimate_memory, pruning_cost
 from rose.model.load.models import parse_dtype
 from rose.model.load.tokens import load_apart
@@ -36,7 +36,6 @@ from rose.recipe.steps import Prune
 from rose.report import name_of_run
 
 QUESTION_TOKENS = 250  # with all its answers: between winogrande's 60 and hellaswag's 400
-HELD_OUT = "held out"  # windows of the calibration text, in place of the name of a text
 PROMPT = "Python is a programming language that"
 WINDOWS = 8  # four often leave copies undecided that eight tell apart
 # Which checkpoints are kept: "best" of each sparsity and "all" are temporary files; "folder" keeps them.

@@ -18,9 +18,9 @@ import rose
 from app import words
 from app.jobs import Job, Run, holding
 from app.runs.copies import NEW_TOKENS, CopyRun, Step, as_before, dense_record
-from app.runs.pruning import HELD_OUT
 from app.study.setup import TOKENS, Setup, check_memory
 from app.study.study import LoadedModel
+from rose.model.defaults import HELD_OUT
 from rose.model.estimate import Cost, estimate_cost, estimate_evaluation
 from rose.model.load.models import parse_dtype
 from rose.model.network.layers import count_parameters

@@ -21,10 +21,11 @@ from app.results.pairs import accuracy_table, model_table
 from app.runs import example
 from app.runs.copies import MINUTES, CopyRun, Tuning, file_name, results_in_run
 from app.runs.kept_copies import FileRun, forms
-from app.runs.pruning import HELD_OUT, PruningRun
+from app.runs.pruning import PruningRun
 from app.runs.reading import DENSE, TextReading, losses
 from rose import RoseError, RunReport
 from rose.layer.pattern import parse_sparsity
+from rose.model.defaults import HELD_OUT
 from rose.model.estimate import tuning_memory
 from rose.model.load.tokens import tuning_draw
 from rose.model.network.network import Network

@@ -47,6 +47,7 @@ from rose.wording import count, whole
 
 Texts = tuple[Tensor, Tensor | None]  # to train on, and held out
 TUNED = "tuned"  # folder of --tune inside --checkpoint
+HIGHEST = 5  # layers that are printed; layers.csv has all
 
 
 def prune(spec: Prune, console: Console) -> int:
@@ -60,7 +61,7 @@ def prune(spec: Prune, console: Console) -> int:
     check_layers(network.select(spec.layers), network, spec)
     network.precision(spec.compute)
     memory = partial(estimate_memory, layers=spec.layers, sequential=spec.true_sequential, method=spec.method)
-    seconds = pruning_cost(spec, model, spec.method, spec.target).seconds
+    seconds = pruning_cost(spec, model, spec.method, spec.target).seconds + shared.evaluation_seconds(spec, model)
     estimates = [partial(memory, dense_targets=spec.target == "dense")]
     shared.tell_cost(copy.spec, "Pruning", seconds, estimates, model, console)
     copy.draw()
@@ -71,7 +72,7 @@ def prune(spec: Prune, console: Console) -> int:
 
 
 def _print_pruned(report: rose.RunReport) -> None:
-    """Prints every pruned layer, with errors on held-out tokens if there are any, and a summary."""
+    """Prints the layers of the highest error, on held-out tokens if there are any, and a summary."""
     table, summary = report.layers, report.summary
     errors, is_held_out = ["relative_error", "held_out_error"], summary["mean_held_out_error"] is not None
     if summary["target"] == "dense":
@@ -79,7 +80,8 @@ def _print_pruned(report: rose.RunReport) -> None:
     grid, total = report.grid, "relative_error" if summary["mean_target_error"] is None else "target_error"
     # 80 columns cannot show all; parts stand beside the error that they are parts of
     shown = [total, "pruning_error", "rounding_error"] if grid else ["relative_range", *errors]
-    terminal.print_table(table[["layer", "sparsity", *shown]], "Layers")
+    highest = table.nlargest(HIGHEST, shown[0] if grid else errors[-1])
+    terminal.print_table(highest[["layer", "sparsity", *shown]], "Layers with the highest error")
     kind, tokens = ("held_out", "held-out") if is_held_out else ("relative", "calibration")
     mean = f"Mean relative error on {tokens} tokens: {summary[f'mean_{kind}_error']:.4f} of layers' own outputs"
     to_target = summary["mean_held_out_target_error" if is_held_out else "mean_target_error"]
@@ -233,7 +235,8 @@ class Copy:
     def draw(self) -> None:
         """Draws all windows, and evaluates the model before the change."""
         self.tokens, self.held_out, self.cautions = shared.calibration(self.spec, self.tokenizer)
-        self.evaluation = shared.Evaluation(self.spec, self.spec.model, self.tokenizer, self.console)
+        read = self.spec.model, self.tokenizer, self.console, self.held_out
+        self.evaluation = shared.Evaluation(self.spec, *read)
         self.texts = draw_texts(self.spec, self.model, self.tokenizer, self.evaluation.windows)
         self.evaluation.before = self.evaluation.measure(self.model, "before")
 
@@ -267,6 +270,9 @@ class Copy:
         self.tuned.say()
         shared.say_perplexity(report.summary)
         terminal.say(f"Checkpoint, report.json and layers.csv are in {self.spec.output}{readers}")
+        if self.tuned.found is None and report.grid is None:
+            tuning = f"rose tune {self.spec.output} --dense {self.spec.model} --minutes 10 --output TUNED"
+            terminal.say(f"Next: {tuning} lowers perplexity; rose check {self.spec.model} {self.spec.output} judges it")
         return self.tuned.status()
 
 

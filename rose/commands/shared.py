@@ -13,18 +13,18 @@ import rose
 from rose import output, verdicts
 from rose.commands import terminal
 from rose.environment import versions
-from rose.model.defaults import STORED
-from rose.model.estimate import Memory, check_free, largest
+from rose.model.defaults import HELD_OUT, STORED
+from rose.model.estimate import Memory, check_free, estimate_evaluation, largest
 from rose.model.load.models import parse_dtype, read_as, stored_dtype
 from rose.model.load.tokens import check_text, check_windows, text_file
-from rose.model.measure.perplexity import perplexity_of, window_losses
+from rose.model.measure.perplexity import perplexity_of, plain_english, window_losses
 from rose.model.network.network import Network
 from rose.model.network.precision import name_of
 from rose.model.workers import Workers
 from rose.recipe.file import Recipe
 from rose.recipe.steps import Prune, Slim, Tune
 from rose.spec import Spec
-from rose.wording import count, duration, listing, size
+from rose.wording import apart, count, duration, listing, number, size
 
 logger = logging.getLogger(__name__)
 
@@ -152,16 +152,29 @@ def check_room(spec: Saved, model: nn.Module, removed: float = 0.0) -> None:
     output.check_room(spec.output, round(stored - removed * parameters[0].itemsize))
 
 
+def evaluation_seconds(spec: Any, model: nn.Module) -> float:
+    """Estimated time of an `Evaluation` on held-out windows and on plain English, before and after."""
+    if spec.stream or spec.evaluate:
+        return 0.0
+    return 4 * estimate_evaluation(model, tokens=spec.held_out * spec.length)
+
+
 class Evaluation:
-    """Evaluates a model on the text of --evaluate, if given, and saves it. `source` names the model to change.
+    """Evaluates a model on the text of --evaluate, else on held-out windows, and on plain English, and saves it.
+
+    `source` names the model to change. A model that is streamed is not evaluated.
 
     Attributes:
         before: entries for the report on the model before the change, see `measure`.
     """
 
-    def __init__(self, spec: Saved, source: str, tokenizer: Any, console: Console) -> None:
+    def __init__(
+        self, spec: Saved, source: str, tokenizer: Any, console: Console, held_out: Tensor | None = None
+    ) -> None:
         self.spec, self.tokenizer, self.console = spec, tokenizer, console
-        self.windows = windows(spec, spec.evaluate, tokenizer) if spec.evaluate else None
+        self.windows = windows(spec, spec.evaluate, tokenizer) if spec.evaluate else held_out
+        if getattr(spec, "stream", False):
+            self.windows = None
         self.before: dict[str, Any] = {}
         stored = stored_dtype(source)
         if stored.itemsize < parse_dtype(spec.dtype).itemsize:
@@ -169,12 +182,18 @@ class Evaluation:
             console.print(f"The copy will be in {spec.dtype}, twice the bytes; {keeps}", soft_wrap=True)
 
     def measure(self, model: nn.Module, stage: str, of: str = "") -> dict[str, Any]:
-        """Perplexity and losses by window for a report; None without --evaluate. `of` replaces the stage on the bar."""
+        """Perplexity and losses by window for a report, and perplexity on plain English; None without windows. `of`
+        replaces the stage on the bar."""
         windows, doing = self.windows, f"Perplexity {of or stage}"
         if windows is None:
             return {f"perplexity_{stage}": None, f"losses_{stage}": None}
-        by_window = Workers.here().from_first(lambda: losses(model, windows, self.console, doing))
-        return {f"perplexity_{stage}": perplexity_of(by_window), f"losses_{stage}": by_window.tolist()}
+        english = plain_english(model, self.tokenizer)
+        english = english[: max(1, windows.numel() // english.shape[1])]  # no more tokens than of the first text
+        by_window, second = Workers.here().from_first(
+            lambda: tuple(losses(model, text, self.console, doing) for text in (windows, english))
+        )
+        known = {f"perplexity_{stage}": perplexity_of(by_window), f"losses_{stage}": by_window.tolist()}
+        return known | {f"perplexity_second_{stage}": perplexity_of(second)}
 
     def save(self, model: PreTrainedModel, report: rose.RunReport) -> rose.RunReport:
         """Saves the model with its report, then evaluates it, and returns the report with the perplexity. The saved
@@ -182,7 +201,11 @@ class Evaluation:
         folder, workers = self.spec.output, Workers.here()
         windows = 0 if self.windows is None else len(self.windows)
         report = report.with_summary(
-            evaluated_on=self.spec.evaluate, windows=windows, **self.before, perplexity_after=None, losses_after=None
+            evaluated_on=self.spec.evaluate or (HELD_OUT if windows else None),
+            windows=windows,
+            **self.before,
+            perplexity_after=None,
+            losses_after=None,
         )
         with self.console.status(escape(f"Writing {folder}")):
             workers.from_first(lambda: self._write(model, report))
@@ -210,7 +233,13 @@ def say_perplexity(summary: Mapping[str, Any]) -> None:
     if summary["perplexity_after"] is None:
         return
     moved, *odd = verdicts.says_perplexity(summary)
-    terminal.say(f"Perplexity on {summary['evaluated_on']}, {count(summary['windows'], 'window')}: {moved}")
+    text = "held-out calibration text" if summary["evaluated_on"] == HELD_OUT else summary["evaluated_on"]
+    sentence = f"Perplexity on {text}, {count(summary['windows'], 'window')}: {moved}"
+    dense, copy = (summary.get(f"perplexity_second_{stage}") for stage in ("before", "after"))
+    if dense is not None and copy is not None:
+        before, after = apart(dense, copy)
+        sentence += f"; on plain English from {before} to {after}, {number(copy / dense)} times"
+    terminal.say(sentence)
     if (tuned := summary.get("tuned", {})).get("perplexity_before") is not None:
         terminal.say(f"Tuning took it {verdicts.says_perplexity(summary, tuned)[0]}")
     if odd:

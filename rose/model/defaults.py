@@ -33,6 +33,7 @@ PRUNING = Draw(32, 1024, 4)  # an eighth of that; fewer leave large models no co
 TUNING = Draw(256, 512, 4)  # every window is trained on once, and 256 do better than 64 (docs/tuning.md)
 DAMAGE = Draw(16, 512, 8)  # loss is measured on the held-out ones, for every unit, and its changes are small
 CHECK = Draw(8, 512, 2)  # several methods are run beside the checkpoint
+HELD_OUT = "held out"  # windows of the calibration text, in place of the name of a text
 STUDY = Draw(16, 512, 4)  # somebody waits for it in the app
 SMALLER = Draw(16, 512, 12)  # every row of its table is a whole run
 DRIFT = Draw(16, 256, 4)  # the app's two targets: enough for the correction to pay, and quick
