@@ -68,7 +68,7 @@ def test_a_program_that_ends_during_work_prints_no_error(ended: Ended) -> None:
 
 ROOMS = [
     *("words", "glossary", "jobs", "registry", "figures", "study", "runs", "shared", "session"),
-    *("components", "forms", "lab", "lessons", "results", "views"),
+    *("components", "forms", "lab", "lessons", "results", "sections", "views"),
 ]
 
 

@@ -182,8 +182,8 @@ def section(page: Page, name: str) -> None:
 
 
 def chosen_layer(page: Page) -> Locator:
-    """The select box on Explore."""
-    return page.get_by_test_id("stMain").get_by_role("combobox", name="Layer", exact=True)
+    """The select box on Explore; while a page is drawn anew, the former box stands before it."""
+    return page.get_by_test_id("stMain").get_by_role("combobox", name="Layer", exact=True).last
 
 
 def choose(page: Page, label: str, typed: str) -> None:
