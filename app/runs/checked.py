@@ -16,9 +16,10 @@ from app.jobs import Job, Run, holding
 from app.study.setup import TOKENS, Setup
 from app.study.study import LoadedModel
 from rose.files import expand
+from rose.model.check.check import check_in_stages
 from rose.model.check.findings import findings
 from rose.model.check.result import CheckpointCheck
-from rose.model.defaults import HELD_OUT
+from rose.model.defaults import DECIDING, HELD_OUT
 from rose.model.estimate import Cost, estimate_cost, estimate_evaluation, sweeps_of
 from rose.model.load.tokens import check_text
 from rose.model.network.layers import keep_low_rank
@@ -29,6 +30,7 @@ from rose.verdicts import says_perplexity
 
 PICTURED = 12  # layers that break a pattern and have a picture of their mask
 AROUND = (24, 64)  # rows and columns of that picture
+NEXT = ("Measuring perplexity", "Measuring errors layer by layer")  # after each stage
 UNKNOWN = "checkpoint"  # in place of a method that is not known
 COLUMNS = {"error": "target_error", "held_out_error": "held_out_target_error", "dense_input_error": "relative_error"}
 
@@ -69,12 +71,12 @@ def estimate(request: CheckCopies, skeleton: nn.Module) -> Cost:
     sizes = request.extent
     sweeps = 1 + sweeps_of(request.methods)  # and a refit
     cost = estimate_cost(skeleton, **sizes, passes=2, sweeps=sweeps, target="dense")
-    windows = (request.held_out or request.samples) * request.length
+    windows = (request.held_out + DECIDING) * request.length
     return replace(cost, seconds=cost.seconds + 2 * estimate_evaluation(skeleton, tokens=windows))
 
 
 class CheckpointRun(Run):
-    """One check; `check`, and `excerpts` of masks that break a pattern, by layer, are there once it is done."""
+    """One check, which grows in stages, with `excerpts` of masks that break a pattern, by layer."""
 
     def __init__(self, request: CheckCopies, load: Callable[[], LoadedModel]) -> None:
         super().__init__()
@@ -84,6 +86,7 @@ class CheckpointRun(Run):
         self.excerpts: dict[str, MaskExcerpt] = {}
         self.recorded = ""  # what the report beside the checkpoint says of perplexity, on other windows than this check
         self.seconds = 0.0
+        self.stages = 0  # of the check that are there
 
     @property
     def drawn(self) -> dict[str, Any]:
@@ -95,20 +98,23 @@ class CheckpointRun(Run):
         setup = self.setup
         self._say("Loading the dense model")
         loaded = self._load()
-        tokens = held_out = None
+        tokens = held_out = windows = None
         if self.request.calibration is not None:
             tokens, held_out = setup.draw(loaded.tokenizer, self.cautions.append)
+            windows = self.request.windows(loaded.tokenizer, tokens, held_out)
         self._say("Reading the checkpoint")
         options: Any = {"dtype": setup.dtype, "stream": setup.stream, "tokenizer": setup.model}
         pruned, _ = rose.load_model(self.request.pruned[0], finite=False, **options)
         keep_low_rank(pruned, expand(self.request.pruned[0]))
-        self._say("Comparing layer by layer")
-        with holding(loaded.lock, job):
-            chosen = {"held_out": held_out, **self.request.pick(("methods", "compute"))}
-            check = rose.check_checkpoint(loaded.model, pruned, tokens, progress=self._follow(), **chosen)
-        self.excerpts = _excerpts(check, Network(pruned))
         self.recorded = _recorded(expand(self.request.pruned[0]))
-        self.check, self.fraction, self.seconds = check, 1.0, job.worked
+        self._say("Comparing weights")
+        with holding(loaded.lock, job):
+            chosen = {"held_out": held_out, "windows": windows, **self.request.pick(("methods", "compute"))}
+            for check in check_in_stages(loaded.model, pruned, tokens, progress=self._follow(), **chosen):
+                self.excerpts = _excerpts(check, Network(pruned))
+                self.check, self.stages = check, self.stages + 1
+                job.message = NEXT[min(self.stages, len(NEXT)) - 1]
+        self.fraction, self.seconds = 1.0, job.worked
 
 
 def _excerpts(check: CheckpointCheck, network: Network) -> dict[str, MaskExcerpt]:

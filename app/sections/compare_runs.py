@@ -82,7 +82,7 @@ def _offered(folders: str) -> tuple[list[RunReport], list[pd.DataFrame], bool]:
     checks = [
         checked.record_of(run)
         for run in reversed(list(shared.registry.all(CheckpointRun).values()))
-        if run.check is not None
+        if run.job.status == "done"
     ]
     skip = partial(read_runs, skip=lambda problem: components.warning(f"Left out: {problem}"))
     contents = saved(folders, lambda path: [comparison.read_comparison(path)] if path.endswith(".csv") else skip(path))

@@ -95,7 +95,7 @@ def _written(run: PruningRun, models: list[RunReport]) -> None:
         colour = palette.method_style(model.method).colour if model is not models[0] else "transparent"
         text = " ".join(model.summary.get("continuation", "").split()) or "(nothing: the text ended)"
         text = text if len(text) <= WRITTEN else f"{text[:WRITTEN].rstrip()} …"
-        rows.append(f'<tr><th style="border-left:4px solid {colour};padding-left:0.4rem">{escape(model.name)}</th><td>{escape(text)}</td></tr>')
+        rows.append(f'<tr><th style="border-color:{colour}">{escape(model.name)}</th><td>{escape(text)}</td></tr>')
     title = f"What they write after “{escape(run.request.prompt)}”"
     st.html(f'<div class="written"><b>{title}</b><table>{"".join(rows)}</table></div>')
 

@@ -28,7 +28,16 @@ from rose.layer.registry import label_of
 from rose.model.check.costs import ERROR_OF
 from rose.model.check.findings import lines as check_lines
 from rose.model.check.findings import method_of
-from rose.model.check.result import PARTIAL, SOUND, WORSE, WRONG, CheckpointCheck, headline
+from rose.model.check.result import (
+    PARTIAL,
+    SOUND,
+    UNDECIDED,
+    WORSE,
+    WRONG,
+    CheckpointCheck,
+    headline,
+    so_far,
+)
 from rose.model.check.verdicts import Verdict, says_pattern
 from rose.model.estimate import Cost
 from rose.model.packaged import PACKAGED
@@ -40,9 +49,11 @@ LAYERS, NUMBERS, DRIFT, INSIDE = "Layer by layer", "All numbers", "Drift", "Look
 BOXES = {  # what the headline stands in, by its status; green only over what was measured
     WRONG: (components.error, ":material/error:"),
     WORSE: (components.warning, ":material/warning:"),
+    UNDECIDED: (components.warning, ":material/help:"),
     PARTIAL: (components.info, ":material/info:"),
     SOUND: (components.success, ":material/check_circle:"),
 }
+BEHIND = "No error was measured: the layer is untouched, broken, behind a broken one, or of an expert."
 SHARES = ("sparsity", "moved", "change", "recovered")
 FACTS: dict[str, Any] = {  # columns of the table of all layers, besides errors
     "sparsity": ("Zeros", SHARE),
@@ -62,7 +73,7 @@ def draw() -> None:
     status = None if request is None or run is None else run.job.status
     place = st.container() if status == "done" else _offer(request, running=status == "running")
     if run is not None:
-        follow(run, "checkpoint", ". Nothing was kept.")
+        follow(run, "checkpoint", ". What was measured until then is shown.", state=partial(getattr, run, "stages"))
     elif not pruned:  # or it would stand under the name of another checkpoint
         run = example.check(with_tokens=st.session_state.check_on == "tokens")
     check = None if run is None else run.check
@@ -76,7 +87,7 @@ def draw() -> None:
         look_inside.draw(pruned, dense)
     elif run is not None and check is not None:
         _results(run, check, view)
-    elif run is None or run.job.status != "running":
+    elif run is None:
         st.info("Check gives every layer a verdict here. Look inside shows the tensors without a check.")
 
 
@@ -145,9 +156,9 @@ def _start(request: CheckCopies) -> None:
 
 
 def _results(run: CheckpointRun, check: CheckpointCheck, view: str) -> None:
-    answer = headline(check)
+    answer, is_done = headline(check), run.job.status == "done"
     box, icon = BOXES[answer.status]
-    box(answer.text, icon=icon)
+    box(answer.text if is_done else so_far(check), icon=icon)
     if run.recorded:
         st.caption(words.plain(run.recorded))
     if view == DRIFT:
@@ -155,7 +166,8 @@ def _results(run: CheckpointRun, check: CheckpointCheck, view: str) -> None:
         st.caption(DRIFT_SCALE)
     else:
         (_layers if view == LAYERS else _numbers)(run, check)
-    _further(run, check)
+    if is_done:
+        _further(run, check)
 
 
 def _layers(run: CheckpointRun, check: CheckpointCheck) -> None:
@@ -230,7 +242,8 @@ def _evidence(run: CheckpointRun, check: CheckpointCheck, layer: str) -> None:
     if pd.notna(row.get("error")):
         components.show(figures.compensation_bars(row, **look), "check-bars")
     elif run.request.calibration is not None:
-        st.caption("No error was measured: the layer is untouched, broken, behind a broken one, or of an expert.")
+        reason = "No error was measured yet." if run.job.status == "running" else BEHIND
+        st.caption(reason)
     rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in _compared(row).items())
     st.html(f'<div class="written"><b>What was compared</b><table>{rows}</table></div>')
     if layer in run.excerpts:

@@ -22,9 +22,9 @@ from rose.environment import launched_place
 from rose.files import expand, reachable
 from rose.layer.columnar import WIDEST, paper_figures
 from rose.layer.settings import LayerSettings, SharedSettings
-from rose.model.check.check import EVEN, better_by_layer, check_checkpoint, common_masks
+from rose.model.check.check import EVEN, better_by_layer, check_in_stages, common_masks
 from rose.model.check.findings import FEW, findings, lines
-from rose.model.check.result import CheckpointCheck, headline
+from rose.model.check.result import UNDECIDED, WORSE, WRONG, CheckpointCheck, headline, so_far
 from rose.model.estimate import (
     estimate_cost,
     estimate_damage,
@@ -59,6 +59,8 @@ from rose.rows import csv_text, finite, json_rows, pruned_rows, records_table
 from rose.wording import count, number, percent
 
 MOST = f"the most columnar layer of at most {WIDEST} columns"
+ANSWERED = 2  # stages of a check that have a line each: weights, and perplexity
+UNSOUND = 3  # exit status
 SHOWN = 10  # layers in the table of errors of a check
 ERRORS = {"held_out_error": "held-out error", "error": "error", "mask_error": "mask alone", "possible_error": "refit"}
 ADDED = ("methods", "sparsity", "seeds", "seed")  # may be added to a folder later; all its rows share the others
@@ -334,7 +336,8 @@ def evaluate(spec: Evaluate, console: Console) -> None:
 
 
 def check(spec: CheckCopies, console: Console) -> int:
-    """Looks for faults in a checkpoint that was pruned from a dense model; returns 1 where something is wrong."""
+    """Looks for faults in a checkpoint that was pruned from a dense model; returns 1 where something is wrong, and
+    `UNSOUND` where a perplexity is above twice the dense model's, or may be."""
     if spec.json_file:
         check_file(spec.json_file)
     dense, tokenizer = shared.load(spec, console, spec.dense)
@@ -344,9 +347,13 @@ def check(spec: CheckCopies, console: Console) -> int:
     for name in spec.pruned:
         models[name], _ = shared.load(spec, console, name, finite=False, tokenizer=spec.dense)
         keep_low_rank(models[name], expand(name))
+        windows = None if tokens is None else spec.windows(tokenizer, tokens, held_out)
         with terminal.bar(console, "Checking") as follow:
-            chosen = {"held_out": held_out, "progress": follow, **spec.pick(("methods", "compute"))}
-            checks[name] = check_checkpoint(dense, models[name], tokens, **chosen)
+            chosen = {"held_out": held_out, "windows": windows, **spec.pick(("methods", "compute"))}
+            stages = check_in_stages(dense, models[name], tokens, progress=follow, **chosen)
+            for number, checks[name] in enumerate(stages):
+                if number < ANSWERED and tokens is not None:
+                    console.print(so_far(checks[name]), soft_wrap=True, markup=False, highlight=False)
         if len(spec.pruned) > 1:
             terminal.say(f"{name}:")
         terminal.say(*(f"{about}: {text}" for about, text in lines(checks[name])))
@@ -362,7 +369,8 @@ def check(spec: CheckCopies, console: Console) -> int:
         if spec.json_file and len(wrong) > FEW:
             names = f" {spec.json_file} names all {len(wrong)}."
         terminal.say(f"{name}: {headline(check).text}{names}")
-    return 0 if all(check.is_sane for check in checks.values()) else 1
+    statuses = {headline(check).status for check in checks.values()}
+    return 1 if WRONG in statuses else UNSOUND if statuses & {WORSE, UNDECIDED} else 0
 
 
 def _print_errors(layers: pd.DataFrame) -> None:

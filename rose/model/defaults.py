@@ -34,6 +34,7 @@ TUNING = Draw(256, 512, 4)  # every window is trained on once, and 256 do better
 DAMAGE = Draw(16, 512, 8)  # loss is measured on the held-out ones, for every unit, and its changes are small
 CHECK = Draw(8, 512, 2)  # several methods are run beside the checkpoint
 HELD_OUT = "held out"  # windows of the calibration text, in place of the name of a text
+DECIDING = 12  # more windows that a check reads at most, for perplexity alone, until it is decided
 STUDY = Draw(16, 512, 4)  # somebody waits for it in the app
 SMALLER = Draw(16, 512, 12)  # every row of its table is a whole run
 DRIFT = Draw(16, 256, 4)  # the app's two targets: enough for the correction to pay, and quick

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
@@ -12,7 +13,7 @@ from rose.errors import RoseError
 from rose.layer.pattern import METHOD, Pattern, parse_sparsity
 from rose.layer.registry import get_method
 from rose.layer.settings import Method, SharedSettings, Sparsity, as_sparsity
-from rose.model.defaults import CHECK, CHECKED_AGAINST, COMPARED, DAMAGE, PAPERS, PRUNED, SMALLER, TUNING
+from rose.model.defaults import CHECK, CHECKED_AGAINST, COMPARED, DAMAGE, DECIDING, PAPERS, PRUNED, SMALLER, TUNING
 from rose.model.settings import (
     ChosenLayers,
     Compute,
@@ -28,6 +29,9 @@ from rose.model.settings import (
 from rose.recipe import parts as part
 from rose.spec import Real, Spec, Whole, names_of, one_or_several, setting
 from rose.structured.settings import RATIO, WHOLE_BLOCKS, SlimSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DENSE = "the model before: packaged name, Hub id, folder or .gguf file"
 Json = Annotated[part.File, setting("write all results to this file", changes=False, kept=False, flag="json")]
@@ -229,6 +233,20 @@ class CheckCopies(part.TextPart):
     held_out: part.HeldOut = CHECK.held_out
     methods: Annotated[part.Methods, setting("with --calibration, compare with these methods")] = CHECKED_AGAINST
     json_file: Json | None = None
+
+    def windows(self, tokenizer: Any, tokens: Tensor, held_out: Tensor | None) -> Tensor:
+        """The held-out windows for perplexity, and up to `DECIDING` more of the text; calibration windows, `tokens`,
+        where it has no others."""
+        import torch
+
+        from rose.model.load.tokens import load_apart
+
+        assert self.calibration is not None  # or there were no tokens
+        drawn = [tokens] if held_out is None else [tokens, held_out]
+        options = self.pick(("length", "seed", "bos")) | {"samples": DECIDING, "held_out": 1}
+        with suppress(RoseError):  # the text is too short
+            drawn.append(load_apart(self.calibration, tokenizer, **options, apart_from=torch.cat(drawn))[0])
+        return torch.cat(drawn[1:] or drawn)
 
     @model_validator(mode="after")
     def _check_text(self) -> Self:

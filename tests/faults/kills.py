@@ -11,7 +11,7 @@ import random
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,7 @@ COMMANDS = {
     "diffuse": "diffuse prune --model garments --samples 1 --steps 2 --sparsity 0.5 --layers *attn1* "
     "--output {out}/pipeline",
 }
+AFTER = {f"{name}_after" for name in ("perplexity", "losses", "perplexity_second")}  # measured once a copy is saved
 MOVES = {"seconds", "peak_memory", "command"}  # entries that differ between two equal runs
 
 
@@ -124,7 +125,6 @@ def kill(command: str, folder: Path, kills: int, seed: int) -> Outcome:
 
     status, lines = _call(arguments(folder / "undisturbed"), folder, scopes())
     assert status == 0, f"{command} ended with status {status}"
-    expected = result(folder / "undisturbed")
     draw, killed, ended = random.Random(seed), 0, []
     while killed < kills:
         out = folder / f"run-{len(ended)}"
@@ -137,9 +137,9 @@ def kill(command: str, folder: Path, kills: int, seed: int) -> Outcome:
                 break
             killed += 1
         assert status == 0 or ALREADY in (folder / "said").read_text(), f"{command} ended with status {status}"
-        ended.append(out)
-    same = sum(result(out) == expected for out in ended)
-    leftovers = [path for out in ended for path in out.rglob("*") if is_unfinished(path)]
+        ended.append((out, MOVES | AFTER if status else MOVES))
+    same = sum(result(out, left_out) == result(folder / "undisturbed", left_out) for out, left_out in ended)
+    leftovers = [path for out, _ in ended for path in out.rglob("*") if is_unfinished(path)]
     return Outcome(command, killed, len(ended), same, tuple(str(path.relative_to(folder)) for path in leftovers))
 
 
@@ -174,18 +174,18 @@ def _call(
     return status, json.loads(counted.read_text()) if status == 0 else []
 
 
-def result(folder: Path) -> dict[str, str]:
-    """What a command has left, by file, without what differs between two equal runs."""
+def result(folder: Path, left_out: Set[str]) -> dict[str, str]:
+    """What a command has left, by file, without these entries and columns."""
     files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_dir() or name.startswith("kept/") or path.suffix in (".parquet", ".lock") or is_unfinished(path):
             continue
         if path.suffix == ".json":
-            files[name] = json.dumps(_settled(json.loads(path.read_text()), str(folder)))
+            files[name] = json.dumps(_settled(json.loads(path.read_text()), str(folder), left_out))
         elif path.suffix == ".csv":
             table = pd.read_csv(path)
-            files[name] = table[[column for column in table if column not in MOVES]].to_csv()
+            files[name] = table[[column for column in table if column not in left_out]].to_csv()
         elif path.name not in (".lock", "lock"):
             files[name] = digest({}, {"content": path.read_bytes().hex()})
     return files
@@ -196,10 +196,10 @@ def is_unfinished(path: Path) -> bool:
     return path.suffix == ".tmp" or "partial" in str(path)
 
 
-def _settled(value: Any, place: str) -> Any:
-    """JSON without the entries that differ between two equal runs."""
+def _settled(value: Any, place: str, left_out: Set[str]) -> Any:
+    """JSON without these entries."""
     if isinstance(value, dict):
-        return {name: _settled(entry, place) for name, entry in value.items() if name not in MOVES}
+        return {name: _settled(entry, place, left_out) for name, entry in value.items() if name not in left_out}
     if isinstance(value, list):
-        return [_settled(entry, place) for entry in value]
+        return [_settled(entry, place, left_out) for entry in value]
     return value.replace(place, "") if isinstance(value, str) else value

@@ -5,7 +5,7 @@ on its inputs X_p in the checkpoint a layer should put out X_d Wᵀ, as in the d
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from rose.model.check.change import UNLIKE, WeightChange, same_removed, weight_c
 from rose.model.check.costs import Costs, Recognized, Yardsticks, maker_of, with_inputs
 from rose.model.check.inputs import BlockInputs, Pair, sample, walk_both
 from rose.model.check.others import Gone, Row, others_in_block, others_outside, table_of
-from rose.model.check.result import CheckpointCheck
+from rose.model.check.result import CheckpointCheck, is_decided
 from rose.model.check.verdicts import (
     CLEARLY,
     MOVED,
@@ -36,13 +36,15 @@ from rose.model.defaults import CHECKED_AGAINST
 from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network
-from rose.model.network.precision import DEFAULT
+from rose.model.network.precision import DEFAULT, Precision
 from rose.model.progress import Meter, ProgressCallback
 from rose.model.walk.walk import check_streams
 from rose.wording import number, several
 
 EVEN = "no clear difference"
 ERRORS = ("held_out_error", "error")  # layers are ranked by the first of these that both have
+FIRST_READ = 4  # windows that perplexity is read on at first
+WEIGHED, EVALUATED = 0.03, 0.15  # shares of the work that are done with the weights, and with perplexity, roughly
 MISFITS = 100  # most parts of a layer that the table names
 ROTATED = " Its heads fit those of the dense model after a rotation that changes no output, and are compared after it."
 
@@ -66,6 +68,7 @@ def check_checkpoint(
     tokens: Tensor | None = None,
     *,
     held_out: Tensor | None = None,
+    windows: Tensor | None = None,
     methods: Sequence[str] = CHECKED_AGAINST,
     block_size: int = BLOCK_SIZE,
     compute: str = DEFAULT,
@@ -76,7 +79,9 @@ def check_checkpoint(
     Args:
         dense, pruned: the models before and after, of one shape; neither is changed, and both may be streamed.
         tokens: calibration tokens, (samples, length). None judges the weights only, in seconds.
-        held_out: further tokens for errors, drift and perplexity.
+        held_out: further tokens for errors and drift.
+        windows: tokens for perplexity, read until they tell whether it is above twice the dense model's; `held_out` by
+            default, or `tokens` without these.
         methods: names in the registry; each is tried at each layer's sparsity, and its errors and masks are compared.
         block_size: columns per block of these methods.
         compute: number format of forward passes, gaps and ADMM, as for `prune_model`; perplexity is float32.
@@ -85,6 +90,25 @@ def check_checkpoint(
     Raises:
         RoseError: models of different shapes, or bad tokens.
     """
+    options: Any = {"held_out": held_out, "windows": windows, "methods": methods, "block_size": block_size}
+    *_, check = check_in_stages(dense, pruned, tokens, **options, compute=compute, progress=progress)
+    return check
+
+
+def check_in_stages(
+    dense: nn.Module,
+    pruned: nn.Module,
+    tokens: Tensor | None = None,
+    *,
+    held_out: Tensor | None = None,
+    windows: Tensor | None = None,
+    methods: Sequence[str] = CHECKED_AGAINST,
+    block_size: int = BLOCK_SIZE,
+    compute: str = DEFAULT,
+    progress: ProgressCallback | None = None,
+) -> Iterator[CheckpointCheck]:
+    """What is known so far: the verdicts of the weights, then with perplexity, then with errors after each decoder
+    block. The last check is that of `check_checkpoint`, which has the same arguments and errors."""
     if tokens is not None and dense is pruned:  # the two passes could not be distinguished
         raise RoseError("A model is checked against another one; load the checkpoint and the dense model apart.")
     networks, methods = (Network(dense), Network(pruned)), several(methods)
@@ -97,57 +121,104 @@ def check_checkpoint(
     mu = correction_damping(networks[0].config.hidden_size, 1 if tokens is None else tokens.numel(), blocks)
     precision = networks[0].precision(compute)
     yardsticks = Yardsticks(methods, block_size, mu, precision.products)
-    measured: dict[str, _Measured] = {}
-    tensors: list[Row] = []
-    drifts: list[dict[str, Any]] = []
-    rotated: list[str] = []  # output projections
-    in_basis: set[str] = set()  # and their values
-    meter = Meter(progress, blocks, len(pairs))
-
-    calibrating = partial(meter.tell, "calibrate")
-    for block in walk_both(networks, pairs, streams, precision, calibrating):
-        for place, pair in enumerate(block.pairs):
-            name = pair[0].name
-            measured[name] = _measure(pair, block, yardsticks)
-            meter.layers_done += 1
-            meter.tell("check", block.index, (place + 1) / len(block.pairs), name)
-        if block.aligned is not None:
-            rotated += block.aligned.outputs
-            in_basis |= {*block.aligned.layers}
-        tensors += others_in_block(f"{networks[0].prefix}.{block.index}", block.modules, block.pairs)
-        if block.drift is not None:
-            drifts.append({"block_index": block.index, "drift": block.drift})
-    tensors += others_outside(*networks)
-    changes = {name: (layer.layer, layer.change) for name, layer in measured.items()}
-    missing = Gone.find(changes, networks[0].config)
-    by_weights = _judge_weights(measured)
-    maker = _maker(measured, by_weights)  # before errors are judged, because reasons name the method
-    judged = _judge(measured, by_weights)
-    for name, verdict in judged.items():
-        suffix = ROTATED * (name in in_basis) + missing.says(name, measured[name].change)
-        judged[name] = replace(verdict, reason=verdict.reason + suffix)
-    summary = _summary(measured, judged) | maker | {"drift": drifts, "rotated_heads": rotated}
-    summary |= {"gone": missing.row(layer.change for layer in measured.values())}
-    summary |= {"methods": methods if streams else [], "tokens": 0 if tokens is None else tokens.numel()}
-    summary["bos_token"] = None if tokens is None else networks[0].bos_in_front(tokens)
-    windows, which = (tokens, "calibration") if held_out is None else (held_out, "held-out")
-    if windows is not None:
-        summary["environment"] = precision.environment(networks[0].device)
-        if not any(network.is_streamed for network in networks):
-            summary |= _perplexities(dense, pruned, windows)
-            summary["evaluated_on"] = f"{len(windows)} × {windows.shape[1]} {which} tokens"
+    meter, state = Meter(progress, blocks, len(pairs)), _Checking(networks, pairs)
+    state.compare_weights(meter, 1.0 if tokens is None else WEIGHED)
+    yield state.result()
+    if tokens is None:
+        return
+    state.facts = {"methods": methods, "tokens": tokens.numel(), "bos_token": networks[0].bos_in_front(tokens)}
+    state.facts["environment"] = precision.environment(networks[0].device)
+    if not any(network.is_streamed for network in networks):
+        which = "calibration" if held_out is None and windows is None else "held-out"
+        read = next(each for each in (windows, held_out, tokens) if each is not None)
+        for perplexities, number_read in _perplexities(dense, pruned, read):
+            meter.tell_share("evaluate", 0, WEIGHED + (EVALUATED - WEIGHED) * number_read / len(read))
+            state.facts |= perplexities | {"evaluated_on": f"{number_read} × {read.shape[1]} {which} tokens"}
+        yield state.result()
+    for index in state.measure_errors(streams, precision, yardsticks, meter):
+        if index < blocks - 1:
+            yield state.result()
     meter.tell("done", blocks - 1, 1.0)
-    return CheckpointCheck(_table(measured, judged), table_of(tensors), summary)
+    yield state.result()
 
 
-def _perplexities(dense: nn.Module, pruned: nn.Module, windows: Tensor) -> dict[str, Any]:
-    """Perplexity and losses of windows by both models."""
-    perplexities: dict[str, Any] = {}
-    for stage, model in (("before", dense), ("after", pruned)):
-        losses = window_losses(model, windows)
-        perplexities[f"perplexity_{stage}"] = perplexity_of(losses)
-        perplexities[f"losses_{stage}"] = [] if losses.isnan().any() else losses.tolist()
-    return perplexities
+class _Checking:
+    """What is known of a checkpoint so far."""
+
+    def __init__(self, networks: tuple[Network, Network], pairs: Sequence[Pair]) -> None:
+        self.networks, self.pairs = networks, pairs
+        self.measured: dict[str, _Measured] = {}  # by layer
+        self.tensors: list[Row] = []  # of other tensors
+        self.drifts: list[dict[str, Any]] = []
+        self.rotated: list[str] = []  # output projections
+        self.in_basis: set[str] = set()  # and their values
+        self.facts: dict[str, Any] = {"methods": [], "tokens": 0, "bos_token": None}  # for the summary
+
+    def compare_weights(self, meter: Meter, share: float) -> None:
+        """Compares all weights of both models, which is `share` of the work."""
+        for block in walk_both(self.networks, self.pairs, {}):
+            for pair in block.pairs:
+                weight, after = pair[0].weight, pair[1].weight.to(pair[0].weight.device)
+                rank = pair[1].low_rank[0].shape[1] if pair[1].low_rank else 0
+                measured = _Measured(pair[0], weight_change(weight, after), sample(weight), sample(after), rank)
+                self.measured[pair[0].name] = measured
+                meter.layers_done += share == 1.0
+            if block.aligned is not None:
+                self.rotated += block.aligned.outputs
+                self.in_basis |= {*block.aligned.layers}
+            self.tensors += others_in_block(f"{self.networks[0].prefix}.{block.index}", block.modules, block.pairs)
+            meter.tell_share("check", block.index, share * (block.index + 1) / meter.blocks, block.pairs[-1][0].name)
+        self.tensors += others_outside(*self.networks)
+
+    def measure_errors(
+        self, streams: Mapping[str, Tensor], precision: Precision, yardsticks: Yardsticks, meter: Meter
+    ) -> Iterator[int]:
+        """Measures errors, and yields the index of each decoder block that is done."""
+
+        def tell(stage: str, index: int, within: float, name: str | None = None) -> None:
+            share = EVALUATED + (1 - EVALUATED) * (index + within) / meter.blocks
+            meter.tell_share(stage, index, share, name)
+
+        for block in walk_both(self.networks, self.pairs, streams, precision, partial(tell, "calibrate")):
+            for place, pair in enumerate(block.pairs):
+                name = pair[0].name
+                self.measured[name] = _with_errors(self.measured[name], pair, block, yardsticks)
+                meter.layers_done += 1
+                tell("check", block.index, 0.5 + 0.5 * (place + 1) / len(block.pairs), name)
+            self.drifts.append({"block_index": block.index, "drift": block.drift})
+            yield block.index
+
+    def result(self) -> CheckpointCheck:
+        """The verdicts on what was measured."""
+        changes = {name: (layer.layer, layer.change) for name, layer in self.measured.items()}
+        missing = Gone.find(changes, self.networks[0].config)
+        by_weights = _judge_weights(self.measured)
+        maker, measured = _maker(self.measured, by_weights)  # before errors are judged: reasons name the method
+        judged = _judge(measured, by_weights)
+        for name, verdict in judged.items():
+            suffix = ROTATED * (name in self.in_basis) + missing.says(name, measured[name].change)
+            judged[name] = replace(verdict, reason=verdict.reason + suffix)
+        summary = _summary(measured, judged) | maker | {"drift": [*self.drifts], "rotated_heads": self.rotated}
+        summary |= {"gone": missing.row(layer.change for layer in measured.values())} | self.facts
+        return CheckpointCheck(_table(measured, judged), table_of(self.tensors), summary)
+
+
+def _perplexities(dense: nn.Module, pruned: nn.Module, windows: Tensor) -> Iterator[tuple[dict[str, Any], int]]:
+    """Perplexity and losses by window of both models, and the number of windows, until these decide; each time twice
+    as many."""
+    losses: dict[str, Tensor] = {stage: torch.empty(0, dtype=torch.float64) for stage in ("before", "after")}
+    number_read = 0
+    while number_read < len(windows):
+        more = windows[number_read : max(FIRST_READ, 2 * number_read)]
+        number_read += len(more)
+        perplexities: dict[str, Any] = {}
+        for stage, model in (("before", dense), ("after", pruned)):
+            losses[stage] = torch.cat([losses[stage], window_losses(model, more)])
+            perplexities[f"perplexity_{stage}"] = perplexity_of(losses[stage])
+            perplexities[f"losses_{stage}"] = [] if losses[stage].isnan().any() else losses[stage].tolist()
+        yield perplexities, number_read
+        if is_decided(perplexities):
+            return
 
 
 def pair_layers(dense: Network, pruned: Network) -> list[Pair]:
@@ -175,24 +246,24 @@ def pair_layers(dense: Network, pruned: Network) -> list[Pair]:
     return [(layer, pruned_layers[name]) for name, layer in dense_layers.items()]
 
 
-def _measure(pair: Pair, block: BlockInputs, yardsticks: Yardsticks) -> _Measured:
-    """One layer by its weights and, with tokens, its errors; its decoder block is present."""
-    layer, weight = pair[0], pair[0].weight
+def _with_errors(measured: _Measured, pair: Pair, block: BlockInputs, yardsticks: Yardsticks) -> _Measured:
+    """A layer whose decoder block is present, with its errors."""
+    layer, weight, change = pair[0], pair[0].weight, measured.change
     after = pair[1].weight.to(weight.device)
-    change = weight_change(weight, after)
-    rank = pair[1].low_rank[0].shape[1] if pair[1].low_rank else 0
     inputs, held_out = (block.inputs.get(name, {}).get(layer.name) for name in ("calibration", "held_out"))
     # None if an earlier layer has put out NaN or infinity.
     inputs, held_out = (
         each if each is not None and each.statistics.diagonal.isfinite().all() else None for each in (inputs, held_out)
     )
-    if inputs is not None and change.misfits:
+    if inputs is None:
+        return measured
+    if change.misfits:
         streams = [inputs, held_out] if held_out is not None else [inputs]
         change = replace(change, misfits=with_inputs(change.misfits, weight, after, streams))
-    measured = _Measured(layer, change, sample(weight), sample(after), rank)
-    if inputs is not None and not change.not_finite and not change.is_untouched:
-        measured.costs, measured.nearest = yardsticks.measure(weight, after, change, inputs, held_out)
-    return measured
+    if change.not_finite or change.is_untouched:
+        return replace(measured, change=change)
+    costs, nearest = yardsticks.measure(weight, after, change, inputs, held_out)
+    return replace(measured, change=change, costs=costs, nearest=nearest)
 
 
 def _judge(measured: Mapping[str, _Measured], judged_by_weights: Mapping[str, LayerVerdict]) -> dict[str, LayerVerdict]:
@@ -249,18 +320,22 @@ def _other_layer(name: str, measured: Mapping[str, _Measured], verdict: LayerVer
     return LayerVerdict(Verdict.OTHER_MODEL, reason, True)
 
 
-def _maker(measured: Mapping[str, _Measured], by_weights: Mapping[str, LayerVerdict]) -> dict[str, Any]:
+def _maker(
+    measured: Mapping[str, _Measured], by_weights: Mapping[str, LayerVerdict]
+) -> tuple[dict[str, Any], Mapping[str, _Measured]]:
     """`nearest`: the method with the nearest masks, None without masks or methods; `method`: the same, None where it
     has not made nearly all of them. Layers in which another method does the same get its name."""
     sane = [layer for name, layer in measured.items() if not by_weights[name].is_wrong] or [*measured.values()]
     maker = maker_of([layer.nearest for layer in sane if layer.nearest])  # broken layers say nothing about the method
-    if method := maker["nearest"]:
-        for layer in measured.values():
-            for target in (method["target"], "layer"):
-                if (nearest := layer.nearest) and nearest.tried.get((method["name"], target)) == nearest.shared:
-                    layer.nearest = replace(nearest, method=method["name"], target=target)
-                    break
-    return maker
+    if (method := maker["nearest"]) is None:
+        return maker, measured
+    called = dict(measured)
+    for name, layer in measured.items():
+        for target in (method["target"], "layer"):
+            if (nearest := layer.nearest) and nearest.tried.get((method["name"], target)) == nearest.shared:
+                called[name] = replace(layer, nearest=replace(nearest, method=method["name"], target=target))
+                break
+    return maker, called
 
 
 def _table(measured: Mapping[str, _Measured], judged: Mapping[str, LayerVerdict]) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import nan
@@ -12,11 +13,12 @@ import pandas as pd
 
 from rose.model.check.verdicts import Verdict
 from rose.rows import finite, json_rows
-from rose.verdicts import cautions, says_perplexity
+from rose.verdicts import Interval, cautions, paired_ratio, says_perplexity
 from rose.verdicts.smaller import MUCH_WORSE
 from rose.wording import count, out_of, sentence, word
 
-WRONG, WORSE, PARTIAL, SOUND = "wrong", "worse", "partial", "sound"
+WRONG, WORSE, UNDECIDED, PARTIAL, SOUND = "wrong", "worse", "undecided", "partial", "sound"
+CLOSE = 1.05  # ratio of the bounds of an interval that is narrow enough
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +85,8 @@ class Headline:
     """The answer of a check: on faults, perplexity, and what was not measured."""
 
     # WRONG with a wrong tensor; else WORSE with a perplexity above `MUCH_WORSE` times the dense one, or none that
-    # is finite; else PARTIAL where errors or perplexity were not measured; else SOUND.
+    # is finite; UNDECIDED where the windows do not tell whether it is; else PARTIAL where errors or perplexity were not
+    # measured; else SOUND.
     status: str
     text: str
 
@@ -92,10 +95,10 @@ def headline(check: CheckpointCheck) -> Headline:
     """The answer to whether a checkpoint is what it should be."""
     layers, summary = check.layers, check.summary
     unmeasured = _unmeasured(layers, summary)
-    perplexity, is_worse = "", False
+    perplexity, ratio = "", None
     if "perplexity_after" in summary:
         perplexity = f"The copy's perplexity on {summary['evaluated_on']} goes {says_perplexity(summary)[0]}."
-        is_worse = not summary["perplexity_after"] <= MUCH_WORSE * summary["perplexity_before"]
+        ratio = _ratio(summary)
     if not check.is_sane:
         wrong, number_wrong = check.wrong, int(layers["is_wrong"].sum())
         counts = [out_of(number_wrong, len(layers), "layer")] if number_wrong else []
@@ -105,14 +108,40 @@ def headline(check: CheckpointCheck) -> Headline:
         verb = "is" if len(wrong) == 1 else "are"
         faults = f"{sentence(' and '.join(counts))} {verb} wrong: {', '.join(names)}."
         return Headline(WRONG, " ".join(filter(None, [faults, perplexity, unmeasured])))
-    if is_worse:
+    if ratio is not None and not ratio.high <= MUCH_WORSE:
         tests = f"The tests of single layers find no fault in {count(len(layers), 'layer')}."
-        return Headline(WORSE, " ".join(filter(None, [perplexity, tests, unmeasured])))
+        if ratio.low <= MUCH_WORSE:
+            perplexity += " More windows would tell whether it is above twice the dense model's."
+        status = UNDECIDED if ratio.low <= MUCH_WORSE else WORSE
+        return Headline(status, " ".join(filter(None, [perplexity, tests, unmeasured])))
     by = "" if summary["tokens"] else " by the weights alone"
     pruned = int((layers["verdict"] != Verdict.NOT_PRUNED).sum())
     part = f" ({word(pruned)} pruned)" if 0 < pruned < len(layers) else ""
     faults = f"No fault was found in {count(len(layers), 'layer')}{part}{by}."
     return Headline(PARTIAL if unmeasured else SOUND, " ".join(filter(None, [faults, perplexity, unmeasured])))
+
+
+def so_far(check: CheckpointCheck) -> str:
+    """The answer of a stage of a check that goes on."""
+    return f"So far: {headline(check).text.replace(' not measured', ' not measured yet')}"
+
+
+def is_decided(summary: Mapping[str, Any]) -> bool:
+    """Whether the windows tell if perplexity is above `MUCH_WORSE` times the dense one, and its ratio well enough."""
+    ratio = _ratio(summary)
+    is_narrow = ratio.is_clear or ratio.high <= CLOSE * ratio.low
+    return ratio.low > MUCH_WORSE or (ratio.high <= MUCH_WORSE and is_narrow)
+
+
+def _ratio(summary: Mapping[str, Any]) -> Interval:
+    """The copy's perplexity by the dense model's, with its interval over windows; infinite where it is not finite."""
+    before, after = summary["losses_before"], summary["losses_after"]
+    point = summary["perplexity_after"] / summary["perplexity_before"]
+    if not math.isfinite(point):
+        point = math.inf
+    if point == math.inf or before == after or not before or len(before) != len(after):
+        return Interval(point, point, point)
+    return paired_ratio(after, before)
 
 
 def _unmeasured(layers: pd.DataFrame, summary: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import rose
 from rose import cli
 from rose.model.check.change import weight_change
-from rose.model.check.check import check_checkpoint
+from rose.model.check.check import check_checkpoint, check_in_stages
 from rose.model.check.costs import Costs, Rival
 from rose.model.check.findings import findings, lines, says_other_draw
 from rose.model.check.result import PARTIAL, SOUND, WORSE, WRONG, CheckpointCheck, headline
@@ -140,6 +140,51 @@ def test_other_models_and_torn_ties_are_named(dense, pruned):
 @pytest.fixture(scope="module")
 def tokens(packaged: Any) -> Tensor:
     return rose.load_tokens("packaged", packaged[1], samples=6, length=64, seed=0) % WORDS
+
+
+def test_answers_come_in_stages_the_last_of_which_is_the_check(dense, tokens):
+    dense, model = (first_blocks(dense, 2) for _ in range(2))
+    rose.prune_model(model, tokens[:4], method="sparsegpt", sparsity=0.6, target="layer")
+    broken = rose.prunable_layers(model)[-1]
+    broken.write(-broken.weight)
+    options: dict[str, Any] = {"held_out": tokens[4:], "methods": ("wanda",)}
+    windows, seen = torch.cat([tokens, tokens.flip(1)]), []
+    stages = [*check_in_stages(dense, model, tokens[:4], windows=windows, progress=seen.append, **options)]
+    by_weights, with_perplexity, first_block, last = stages
+    assert [*by_weights.wrong["name"]] == [broken.name]  # convicted before any token is read
+    assert "perplexity_after" not in by_weights.summary
+    assert headline(by_weights).text.endswith("Errors and perplexity were not measured.")
+    assert "error" not in with_perplexity.layers
+    assert with_perplexity.summary["perplexity_after"] == last.summary["perplexity_after"]
+    assert first_block.layers["error"].notna().sum() == len(first_block.layers) / 2
+    assert [done.fraction for done in seen] == sorted(done.fraction for done in seen)
+    check = check_checkpoint(dense, model, tokens[:4], windows=windows, **options)
+    assert check.layers.equals(last.layers)
+    assert check.summary == last.summary
+
+
+def test_perplexity_is_read_until_it_is_decided(dense, tokens):
+    dense, model = (first_blocks(dense, 2) for _ in range(2))
+    layer = rose.prunable_layers(model)[0]
+    read = []
+    for scale in (1.0, 1 + 1e-3, 0.0):
+        layer.write(weight_of(dense, layer.name) * scale)
+        check = check_checkpoint(dense, model, tokens[:1], windows=tokens.repeat(4, 1), methods=())
+        read.append(len(check.summary["losses_after"]))
+    assert read[:2] == [4, 4]  # the first windows decide that these copies are as good
+
+
+@pytest.mark.parametrize(
+    ("losses", "status"),
+    [([2.0, 2.1, 2.2], "sound"), ([2.0, 2.7, 3.4], "undecided"), ([3.0, 3.1, 3.2], "worse"), ([2.5], "undecided")],
+)
+def test_what_too_few_windows_leave_open_is_no_answer(dense, losses, status):
+    check = check_checkpoint(dense, dense)
+    before = [2.0, 2.1, 2.2][: len(losses)]
+    means = {stage: math.exp(sum(each) / len(each)) for stage, each in (("before", before), ("after", losses))}
+    summary = check.summary | {f"perplexity_{stage}": mean for stage, mean in means.items()}
+    summary |= {"tokens": 64, "evaluated_on": "3 × 64 tokens", "losses_before": before, "losses_after": losses}
+    assert headline(replace(check, summary=summary)).status == status
 
 
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])

@@ -473,7 +473,8 @@ def test_what_tuning_would_refuse_is_refused_before_pruning(tmp_path, capsys, mo
 def tiny_task(folder: Path) -> list[str]:
     """Options that say what is pruned, on which windows."""
     tiny, text = str(save_tiny_llama(folder / "dense")), folder / "text.txt"
-    text.write_text(" ".join(f"The quick brown fox jumps over {number} lazy dogs." for number in range(40)))
+    letters = random.Random(0).choices("abcdefghijklmnopqrstuvwxyz ", k=2000)  # no two windows are alike
+    text.write_text("".join(letters))
     return ["--model", tiny, "--calibration", str(text), "--samples", "4", "--length", "48", "--held-out", "2"]
 
 
